@@ -1,0 +1,274 @@
+"""Training of the original model and of the retrained reference: SGD with Nesterov momentum and a one-cycle rate.
+
+Invariant: an epoch is a function of (weights, momentum, seed, epoch), so an interrupted training that goes on from its
+state file ends in the same bits as one that was never interrupted.
+"""
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zspag.config import TrainConfig, to_dict
+from zspag.files import replacing
+from zspag.runtime import derive_seed, device_of, generator_for, progress
+
+RISE = 0.2  # share of all steps in which a one-cycle rate rises
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch measured, on the augmented training images as the weights moved.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        loss: Mean cross-entropy in nats.
+        accuracy: Share of images classified correctly.
+        seconds: Wall-clock time.
+        images_per_second: Throughput.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained copy of the model, in evaluation mode, and one record per epoch."""
+
+    model: nn.Module
+    history: tuple[Epoch, ...]
+
+
+def train(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    config: TrainConfig,
+    seed: int,
+    device: torch.device | str | None = None,
+    state_path: Path | None = None,
+    title: str = "",
+) -> TrainedModel:
+    """Train a copy of ``model`` on labelled images.
+
+    Args:
+        model: Maps images in [0, 1] to logits (n, K); it is left alone.
+        images: Shape (n, C, H, W), uint8 on 0..255 or float on [0, 1]; uint8 images need a quarter of the memory.
+        labels: Shape (n,), int64.
+        config: The recipe.
+        seed: Seed of order, augmentation and dropout; the initial weights are the model's own.
+        device: Where to train; None means where the model is.
+        state_path: File that holds weights, momentum and progress after every epoch. A training that finds its own
+            state there goes on from it.
+        title: Title of the progress bar.
+
+    Returns:
+        The trained copy and its history.
+
+    Raises:
+        ValueError: If the training set is empty or does not fit the model, if the state file belongs to another
+            training or is damaged, or if the loss stops being finite; the message names the value and the remedy.
+    """
+    place = torch.device(device) if device is not None else device_of(model)
+    _check_training_set(model, images, labels, config)
+    identity = None if state_path is None else _identity(model, images, labels, config, seed)
+    model = copy.deepcopy(model).to(place, memory_format=torch.channels_last)
+    optimizer = _optimizer(model, config)
+    history: list[Epoch] = []
+    if state_path is not None and identity is not None and state_path.exists():
+        history = _load_state_(state_path, identity, model, optimizer)
+    images, labels = images.to(place), labels.to(place)
+    per_epoch = math.ceil(len(images) / config.batch_size)
+    remaining = range(len(history) * per_epoch, config.epochs * per_epoch)
+    steps = iter(progress(remaining, total=len(remaining), title=title or "training", unit="step"))
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        for epoch in range(len(history), config.epochs):
+            torch.manual_seed(derive_seed(seed, "dropout", epoch))
+            history.append(_run_epoch_(model, optimizer, images, labels, config, seed, epoch, steps))
+            if state_path is not None and identity is not None:
+                _save_state(state_path, identity, model, optimizer, history)
+    next(steps, None)  # closes the bar
+    return TrainedModel(model.to(memory_format=torch.contiguous_format).eval(), tuple(history))
+
+
+def one_cycle(step: int, total: int, *, peak: float) -> float:
+    """Return the learning rate of ``step``: linear from 0 to ``peak`` in the first fifth, then a half cosine to 0.
+
+    Example:
+        >>> [round(one_cycle(step, 10, peak=1.0), 2) for step in (0, 1, 6, 9)]
+        [0.5, 1.0, 0.4, 0.01]
+    """
+    rise = max(1, round(RISE * total))
+    if step < rise:
+        return peak * (step + 1) / rise
+    return peak * 0.5 * (1 + math.cos(math.pi * (step + 0.5 - rise) / (total - rise)))
+
+
+def augmented(images: Tensor, *, augment: str, pad: int, generator: torch.Generator) -> Tensor:
+    """Shift every image by up to ``pad`` pixels each way, with reflected borders, and flip half of them if asked.
+
+    Args:
+        images: Shape (n, C, H, W), any type.
+        augment: "none", "shift" or "shift_flip".
+        pad: Largest shift in pixels, less than H and W.
+        generator: CPU generator of shifts and flips.
+
+    Returns:
+        Images of the same shape and type; pixels are moved, never blended.
+    """
+    if augment == "none":
+        return images
+    count, _, height, width = images.shape
+    shifts = torch.randint(-pad, pad + 1, (2, count, 1), generator=generator)
+    rows = _reflected(torch.arange(height) + shifts[0], height)  # (n, H)
+    columns = _reflected(torch.arange(width) + shifts[1], width)  # (n, W)
+    if augment == "shift_flip":
+        flipped = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(flipped, columns.flip(1), columns)
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    samples = torch.arange(count, device=images.device)[:, None, None]
+    moved = images[samples, :, rows[:, :, None], columns[:, None, :]]  # (n, H, W, C): one gather does it all
+    return moved.permute(0, 3, 1, 2)
+
+
+def _reflected(positions: Tensor, size: int) -> Tensor:
+    positions = positions.abs()
+    return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
+
+
+def _run_epoch_(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    config: TrainConfig,
+    seed: int,
+    epoch: int,
+    steps: Iterator[int],
+) -> Epoch:
+    started, count = time.perf_counter(), len(images)
+    generator = generator_for(seed, "training", epoch)
+    per_epoch = math.ceil(count / config.batch_size)
+    order = torch.randperm(count, generator=generator).to(images.device)
+    loss_sum, correct = torch.zeros((), device=images.device), torch.zeros((), device=images.device)
+    model.train()
+    # Batches of nearly equal size: a ragged last one would weigh its few images more and upset batch norm.
+    for chosen, step in zip(order.tensor_split(per_epoch), steps, strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = one_cycle(step, config.epochs * per_epoch, peak=config.lr)
+        batch = augmented(images[chosen], augment=config.augment, pad=config.pad, generator=generator)
+        logits = model(_scaled(batch))
+        loss = functional.cross_entropy(logits, labels[chosen], label_smoothing=config.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.detach() * len(chosen)
+        correct += (logits.detach().argmax(1) == labels[chosen]).sum()
+    mean_loss, seconds = loss_sum.item() / count, time.perf_counter() - started
+    if not math.isfinite(mean_loss):
+        raise ValueError(
+            f"the loss became {mean_loss} in epoch {epoch + 1} of {config.epochs}: lower lr (now {config.lr}) or check"
+            " that the images are finite and lie in [0, 1]"
+        )
+    return Epoch(epoch + 1, mean_loss, correct.item() / count, seconds, count / seconds)
+
+
+def _scaled(images: Tensor) -> Tensor:
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+    return scaled.contiguous(memory_format=torch.channels_last)
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},  # biases and norm affine
+    ]
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def _check_training_set(model: nn.Module, images: Tensor, labels: Tensor, config: TrainConfig) -> None:
+    if images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"the training set must hold images of shape (n, C, H, W), n > 0, got {tuple(images.shape)}")
+    if labels.shape != (len(images),) or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 of shape ({len(images)},), got {labels.dtype} {tuple(labels.shape)}")
+    if config.augment != "none" and not 0 < config.pad < min(images.shape[2:]):
+        raise ValueError(f"pad must lie in 1..{min(images.shape[2:]) - 1} pixels for {config.augment!r}, got {config.pad}")
+    probe = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        logits = probe(_scaled(images[:1]).to(device_of(probe)))
+    if logits.ndim != 2:
+        raise ValueError(f"the model must return logits of shape (n, K), got {tuple(logits.shape)} for one image")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"labels must lie in 0..{logits.shape[1] - 1}, the width of the logits, got"
+            f" {int(labels.min())}..{int(labels.max())}"
+        )
+
+
+def _identity(model: nn.Module, images: Tensor, labels: Tensor, config: TrainConfig, seed: int) -> dict[str, object]:
+    def fingerprint(*tensors: Tensor) -> str:
+        digest = hashlib.sha256()
+        for tensor in tensors:
+            digest.update(tensor.detach().cpu().contiguous().numpy())
+        return digest.hexdigest()[:16]
+
+    return {
+        "config": to_dict(config),
+        "seed": seed,
+        "initial weights": fingerprint(*model.state_dict().values()),
+        "training set": fingerprint(images, labels),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _save_state(
+    path: Path, identity: dict[str, object], model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Epoch]
+) -> None:
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        if parameter in optimizer.state:
+            tensors[f"momentum/{name}"] = optimizer.state[parameter]["momentum_buffer"]
+    whole = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    metadata = {"identity": json.dumps(identity), "history": json.dumps([asdict(epoch) for epoch in history])}
+    with replacing(path) as temporary:
+        save_file(whole, temporary, metadata)
+
+
+def _load_state_(
+    path: Path, identity: dict[str, object], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> list[Epoch]:
+    try:
+        with safe_open(path, "pt") as state:
+            metadata = state.metadata()
+            tensors = {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118  not a dict
+    except SafetensorError as error:
+        raise ValueError(f"the training state {path} is damaged ({error}); delete it and train again") from error
+    stored = json.loads(metadata["identity"])
+    for field, value in identity.items():
+        if stored.get(field) != value:
+            raise ValueError(
+                f"{path} belongs to another training: {field} is {value} here and {stored.get(field)} there; delete"
+                " it or give another state_path"
+            )
+    model.load_state_dict({n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")})
+    for name, parameter in model.named_parameters():
+        if f"momentum/{name}" in tensors:
+            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum/{name}"])
+            optimizer.state[parameter]["momentum_buffer"] = buffer
+    return [Epoch(**values) for values in json.loads(metadata["history"])]
