@@ -1,0 +1,212 @@
+"""What enters each convolution, linear and attention layer, as rows of a matrix.
+
+For a weight seen as a matrix ``W`` (d_out x d), the layer computes ``W a`` for each of its input rows ``a``: one row per
+patch position of a convolution, one per leading index of a linear layer. A weight may consist of blocks of output rows
+with separate inputs: the groups of a grouped convolution, or query, key and value of packed attention.
+
+The rows are caught where the arithmetic happens (``F.linear``, ``F.conv*d``, ``F.multi_head_attention_forward``) and
+matched to parameters by identity. So a weight is covered whichever module calls it, a tied weight takes the rows of all
+its uses, padding modes need no special case, and no hook is left on anybody's model.
+
+Invariant: ``as_blocks(W) @ rows^T`` is the layer's output without bias.
+"""
+
+import inspect
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from zspag.runtime import frozen, plain_attention
+
+Visit = Callable[[str, Tensor, Tensor | None], None]
+
+
+def as_blocks(weight: Tensor, blocks: int) -> Tensor:
+    """View a weight (or its gradient) as stacked matrices, shape (blocks, d_out / blocks, d)."""
+    return weight.reshape(blocks, weight.shape[0] // blocks, -1)
+
+
+@contextmanager
+def watching(model: nn.Module, visit: Visit) -> Generator[dict[str, str], None, None]:
+    """Call ``visit(name, rows, outputs)`` for every weight that a forward pass of ``model`` multiplies with something.
+
+    Args:
+        model: Runs in eval mode, frozen, with plain attention; all restored afterwards.
+        visit: Receives the parameter's name, its input rows (blocks, R, d) and, where they can be seen, its outputs
+            (blocks, R, d_out / blocks) without changes to the graph (None inside attention).
+
+    Yields:
+        Weights that cannot be projected, by name, with the reason; complete once the forward passes are done.
+    """
+    watch = _Watch(model, visit)
+    with frozen(model), plain_attention(), watch:
+        yield watch.unprojectable
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, model: nn.Module, visit: Visit) -> None:
+        super().__init__()
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.visit = visit
+        self.blocks: dict[str, int] = {}
+        self.unprojectable = {
+            name: "no forward pass used it" for name, parameter in model.named_parameters() if parameter.dim() > 1
+        }
+        self.other_uses: set[str] = set()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if func is F.linear:
+            bound = _bind(("input", "weight", "bias"), args, kwargs)
+            self._see(bound["weight"], linear_rows(bound["input"])[None], output.reshape(1, -1, output.shape[-1]))
+        elif func in _CONVOLUTIONS:
+            bound = _bind(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, kwargs)
+            self._see_convolution(bound, output)
+        elif func is F.multi_head_attention_forward:
+            self._see_attention(inspect.signature(func).bind(*args, **kwargs).arguments)
+        elif _holds_floats(output):
+            self._see_other_use(func, (args, tuple(kwargs.values())))
+        return output
+
+    def _see(self, weight: Any, rows: Tensor, outputs: Tensor | None) -> None:
+        name = self.names.get(id(weight))
+        if name is None or name in self.other_uses:
+            return
+        if self.blocks.setdefault(name, len(rows)) != len(rows):
+            self._refuse(name, "its uses group the inputs differently")
+            return
+        self.unprojectable.pop(name, None)
+        self.visit(name, rows.detach(), outputs)
+
+    def _refuse(self, name: str, reason: str) -> None:
+        self.other_uses.add(name)
+        self.unprojectable[name] = reason
+
+    def _see_convolution(self, bound: dict[str, Any], output: Tensor) -> None:
+        weight, groups = bound["weight"], bound.get("groups", 1)
+        if id(weight) not in self.names:
+            return
+        rows = convolution_rows(
+            bound["input"],
+            weight.shape[2:],
+            stride=bound.get("stride", 1),
+            padding=bound.get("padding", 0),
+            dilation=bound.get("dilation", 1),
+            groups=groups,
+        )
+        outputs = output if output.dim() == weight.dim() else output[None]
+        outputs = outputs.flatten(2).transpose(1, 2).reshape(-1, groups, weight.shape[0] // groups).transpose(0, 1)
+        self._see(weight, rows, outputs)
+
+    def _see_attention(self, call: dict[str, Any]) -> None:
+        """Take the rows of the packed input projection and, by a second call, of the output projection."""
+        query, key, value = (linear_rows(call[part]) for part in ("query", "key", "value"))
+        if call.get("use_separate_proj_weight"):
+            for part, rows in (("q", query), ("k", key), ("v", value)):
+                self._see(call[f"{part}_proj_weight"], rows[None], None)
+        else:
+            self._see_packed(call["in_proj_weight"], (query, key, value))
+        out_weight = call["out_proj_weight"]
+        if id(out_weight) in self.names:
+            # With the identity as output projection, attention returns the rows that enter the real one.
+            identity = torch.eye(out_weight.shape[1], dtype=out_weight.dtype, device=out_weight.device)
+            inner = {**call, "out_proj_weight": identity, "out_proj_bias": None}
+            rows = linear_rows(F.multi_head_attention_forward(**inner)[0])
+            self._see(out_weight, rows[None], None)
+
+    def _see_packed(self, weight: Any, parts: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Pack query, key and value as three blocks; a shorter one repeats its rows' weight by zero padding."""
+        longest = max(map(len, parts))
+        padded = []
+        for part in parts:
+            scale = (longest / len(part)) ** 0.5  # zero rows dilute the mean of a a^T; this restores it
+            padded.append(F.pad(part * scale, (0, 0, 0, longest - len(part))))
+        self._see(weight, torch.stack(padded), None)
+
+    def _see_other_use(self, func: Callable[..., Any], arguments: Any) -> None:
+        for argument in _flatten(arguments):
+            name = self.names.get(id(argument))
+            if name is not None and argument.dim() > 1:
+                self._refuse(name, f"used by {getattr(func, '__name__', func)}, which is no conv or linear layer")
+
+
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+
+
+def _bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _flatten(value: Any) -> Generator[Any, None, None]:
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _flatten(item)
+    elif isinstance(value, Tensor):
+        yield value
+
+
+def _holds_floats(output: Any) -> bool:
+    return any(item.is_floating_point() for item in _flatten(output))
+
+
+def linear_rows(inputs: Tensor) -> Tensor:
+    """Return what enters a linear layer, any leading dimensions, as shape (R, d)."""
+    return inputs.reshape(-1, inputs.shape[-1])
+
+
+def convolution_rows(
+    inputs: Tensor,
+    kernel: tuple[int, ...],
+    *,
+    stride: int | tuple[int, ...],
+    padding: int | str | tuple[int, ...],
+    dilation: int | tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """Return the patches that a 1-, 2- or 3-d convolution multiplies with its weight.
+
+    Args:
+        inputs: Shape (B, C, *spatial) or (C, *spatial).
+        kernel: Spatial size of the weight.
+        stride: As in ``F.conv2d``.
+        padding: As in ``F.conv2d``, "same" and "valid" included.
+        dilation: As in ``F.conv2d``.
+        groups: Groups of channels.
+
+    Returns:
+        Shape (groups, B * positions, C / groups * prod(kernel)).
+    """
+    rank = len(kernel)
+    x = inputs if inputs.dim() == rank + 2 else inputs[None]
+    strides, dilations = _each(stride, rank), _each(dilation, rank)
+    spans = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
+    if padding == "same":
+        pads = [(span // 2, span - span // 2) for span in spans]
+    else:
+        pads = [(amount, amount) for amount in _each(0 if padding == "valid" else padding, rank)]
+    x = F.pad(x, [amount for pair in reversed(pads) for amount in pair])
+    for axis, (span, step, gap) in enumerate(zip(spans, strides, dilations, strict=True)):
+        x = x.unfold(2 + axis, span + 1, step)[..., ::gap]  # (B, C, *positions, *kernel)
+    x = x.unflatten(1, (groups, -1))  # (B, groups, C / groups, *positions, *kernel)
+    positions, patch = range(3, 3 + rank), range(3 + rank, 3 + 2 * rank)
+    return x.permute(1, 0, *positions, 2, *patch).reshape(groups, -1, x.shape[2] * _product(kernel))
+
+
+def _each(value: Any, rank: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * rank if len(values) == 1 else values
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    return result

@@ -1,0 +1,270 @@
+"""Every option of the package, once: frozen dataclasses per stage and the named profiles.
+
+Invariant: a number that changes results has its default here and nowhere else. ``CHOICE:`` marks what the paper leaves
+open; the experiment that supports the choice stands behind it.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar, get_type_hints
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class ProxyConfig:
+    """How proxies are made: targeted PGD from forget samples to every retained class.
+
+    Attributes:
+        eps: Radius in pixel units on [0, 1] inputs; None doubles from ``eps_start`` until ``hit_rate`` is reached.
+        eps_start: First radius of the doubling, in pixels.
+        eps_max: Largest radius the doubling may try, in pixels.
+        hit_rate: Share of attacked samples that must arrive in each class before the doubling stops.
+        norm: "linf" or "l2". The radius of an L2 attack is ``eps * sqrt(C*H*W)``, so that one eps means one size of
+            change per pixel in both norms.
+        steps: PGD steps.
+        step_share: Step size as a share of eps.
+        random_start: Start from a random point of the ball.
+        confidence: Stop attacking a sample once its target has this probability; None runs every step.
+        per_class: Hits kept per retained class.
+        oversample: Attack this many times ``per_class`` samples per class.
+    """
+
+    eps: float | None = None
+    eps_start: float = 4 / 255
+    eps_max: float = 1.0
+    hit_rate: float = 0.9
+    norm: str = "linf"
+    steps: int = 20
+    step_share: float = 0.125
+    random_start: bool = True
+    confidence: float | None = None
+    per_class: int = 200
+    oversample: float = 1.15
+
+    def __post_init__(self) -> None:
+        _require(self.eps is None or 0 < self.eps <= 1, f"eps must lie in (0, 1] (pixels) or be None, got {self.eps}")
+        _require(0 < self.eps_start <= self.eps_max, f"eps_start must lie in (0, eps_max], got {self.eps_start}")
+        _require(0 < self.hit_rate <= 1, f"hit_rate must lie in (0, 1], got {self.hit_rate}")
+        _require(self.norm in ("linf", "l2"), f"norm must be 'linf' or 'l2', got {self.norm!r}")
+        _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+        _require(0 < self.step_share <= 1, f"step_share must lie in (0, 1], got {self.step_share}")
+        _require(
+            self.confidence is None or 0 < self.confidence < 1,
+            f"confidence must lie in (0, 1) or be None, got {self.confidence}",
+        )
+        _require(self.per_class >= 1, f"per_class must be at least 1, got {self.per_class}")
+        _require(self.oversample >= 1, f"oversample must be at least 1, got {self.oversample}")
+
+
+@dataclass(frozen=True)
+class SubspaceConfig:
+    """Which input directions of a layer are protected.
+
+    Attributes:
+        energy: Share of the trace of a class's second moment that its basis holds.
+        merge_energy: Share of the trace of the summed projectors that the merged basis holds ("merge" only).
+        combine: "merge" per-class bases, or "pool" the trace-normalized moments and cut once at ``energy``.
+        kind: "hard" projector I - U U^T, or "soft" damping * (C + damping * I)^-1.
+        damping: Damping of the soft projector, relative to the mean eigenvalue of C.
+    """
+
+    energy: float = 0.95
+    merge_energy: float = 0.99
+    combine: str = "pool"
+    kind: str = "hard"
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require(0 < self.energy <= 1, f"energy must lie in (0, 1], got {self.energy}")
+        _require(0 < self.merge_energy <= 1, f"merge_energy must lie in (0, 1], got {self.merge_energy}")
+        _require(self.combine in ("merge", "pool"), f"combine must be 'merge' or 'pool', got {self.combine!r}")
+        _require(self.kind in ("hard", "soft"), f"kind must be 'hard' or 'soft', got {self.kind!r}")
+        _require(self.damping > 0, f"damping must be positive, got {self.damping}")
+
+
+STRATEGIES = ("random", "second_best", "soft", "influence", "process")
+SOLVERS = ("identity", "kfac", "cg")
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """What the forget samples are fitted to.
+
+    Attributes:
+        strategy: "random", "second_best" (hard), "soft" (the masked softmax, beta = 0), "influence" (tilted once at
+            the original weights) or "process" (tilted again before every epoch, from the drift on the proxies).
+        beta: Strength of the tilt, in nats per standard deviation of the scores.
+        solver: Curvature for "influence": "identity", "kfac" or "cg".
+        damping: Damping of the curvature, relative to its mean diagonal ("kfac") or absolute ("cg").
+        cg_iterations: Most conjugate-gradient steps.
+    """
+
+    strategy: str = "process"
+    beta: float = 0.5
+    solver: str = "kfac"
+    damping: float = 0.1
+    cg_iterations: int = 20
+
+    def __post_init__(self) -> None:
+        _require(self.strategy in STRATEGIES, f"strategy must be one of {STRATEGIES}, got {self.strategy!r}")
+        _require(self.beta >= 0, f"beta must not be negative, got {self.beta}")
+        _require(self.solver in SOLVERS, f"solver must be one of {SOLVERS}, got {self.solver!r}")
+        _require(self.damping > 0, f"damping must be positive, got {self.damping}")
+        _require(self.cg_iterations >= 1, f"cg_iterations must be at least 1, got {self.cg_iterations}")
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """The projected loop.
+
+    Attributes:
+        lr: Learning rate; None follows the forget-only rule over ``ladder``.
+        ladder: Rates the rule tries, smallest first, a factor of about 3 apart.
+        momentum: Momentum of SGD.
+        optimizer: Only "sgd": an adaptive optimizer rescales the projected gradient back into the protected span.
+        weight_decay: Only 0: decay moves weights inside the protected span.
+        batch_size: Forget samples per step.
+        epochs: Epoch cap.
+        forget_accuracy: Accuracy on the forget set that counts as forgotten, a fraction.
+        stop_accuracy: The run stops at the end of the first epoch with at most this accuracy on the forget set.
+    """
+
+    lr: float | None = None
+    ladder: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    momentum: float = 0.9
+    optimizer: str = "sgd"
+    weight_decay: float = 0.0
+    batch_size: int = 128
+    epochs: int = 8
+    forget_accuracy: float = 0.01
+    stop_accuracy: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.lr is None or self.lr > 0, f"lr must be positive or None, got {self.lr}")
+        _require(
+            len(self.ladder) > 0 and min(self.ladder) > 0 and list(self.ladder) == sorted(set(self.ladder)),
+            f"ladder must hold positive rates in increasing order, got {self.ladder}",
+        )
+        _require(0 <= self.momentum < 1, f"momentum must lie in [0, 1), got {self.momentum}")
+        _require(
+            self.optimizer == "sgd",
+            f"optimizer must be 'sgd', got {self.optimizer!r}: an adaptive optimizer rescales each coordinate after the"
+            " projection and so moves weights back into the protected subspace",
+        )
+        _require(
+            self.weight_decay == 0,
+            f"weight_decay must be 0, got {self.weight_decay}: decay moves weights inside the protected subspace",
+        )
+        _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        _require(0 <= self.forget_accuracy < 1, f"forget_accuracy must lie in [0, 1), got {self.forget_accuracy}")
+        _require(0 <= self.stop_accuracy < 1, f"stop_accuracy must lie in [0, 1), got {self.stop_accuracy}")
+
+
+@dataclass(frozen=True)
+class UnlearnConfig:
+    """All of ZS-PAG; the defaults serve a model nobody has seen before."""
+
+    proxies: ProxyConfig = field(default_factory=ProxyConfig)
+    subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training of the original and of the retrained reference (SGD with Nesterov momentum, one-cycle rate).
+
+    Attributes:
+        epochs: Passes over the training set.
+        batch_size: Samples per step.
+        lr: Peak learning rate.
+        momentum: Nesterov momentum.
+        weight_decay: Decay of weights (not of norm affine parameters or biases).
+        label_smoothing: Share of the target spread over all classes.
+        augment: "none", "shift" (random crop with reflect padding of ``pad`` pixels) or "shift_flip".
+        pad: Padding of the random crop, in pixels.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    augment: str = "none"
+    pad: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        _require(self.lr > 0, f"lr must be positive, got {self.lr}")
+        _require(
+            self.augment in ("none", "shift", "shift_flip"),
+            f"augment must be 'none', 'shift' or 'shift_flip', got {self.augment!r}",
+        )
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large the experiments are: every knob of scale hangs here.
+
+    Attributes:
+        name: Name on the command line and in every path.
+        dataset: Name known to ``zspag.data``, or the path of an image folder.
+        arch: Name known to ``zspag.models``, or ``file.py:factory``.
+        width: Channels of the first block.
+        classes: Forget classes, each in turn; empty means every class.
+        seeds: A seed is a new original and new retrained models.
+        train: Training recipe.
+        unlearn: Configuration of ZS-PAG.
+        ladder: Learning rates every method is run at.
+        methods: Names known to ``zspag.baselines``.
+        forget_samples: Forget images handed to a method; None means all of the class's training images.
+        workers: Processes of the grid.
+        threads: Threads per process; part of every key, since different counts give different bits.
+        demonstration: Marked on every figure; a demonstration supports no claim of the paper's scale.
+    """
+
+    name: str
+    dataset: str
+    arch: str
+    width: int
+    classes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    train: TrainConfig
+    unlearn: UnlearnConfig
+    ladder: tuple[float, ...]
+    methods: tuple[str, ...]
+    forget_samples: int | None = None
+    workers: int = 2
+    threads: int = 1
+    demonstration: bool = False
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration as plain nested dictionaries, ready for JSON."""
+    return asdict(config)
+
+
+def from_dict(kind: type[T], values: dict[str, Any]) -> T:
+    """Build a configuration of type ``kind`` from nested dictionaries.
+
+    Raises:
+        ValueError: If a field is unknown; the message lists the known ones.
+    """
+    hints, known = get_type_hints(kind), {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{kind.__name__} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    built: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if is_dataclass(hint) and isinstance(value, dict):
+            value = from_dict(hint, value)  # type: ignore[arg-type]
+        built[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**built)

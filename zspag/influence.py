@@ -1,0 +1,242 @@
+"""Influence of a label: how much fitting a forget sample to class k helps or hurts the retained loss.
+
+The gradient of cross-entropy with a soft label q is linear in q. With p_i the model's softmax at x_i and J_i v the
+directional derivative of its logits along v,
+
+    s_ik = v^T grad(-log p_k(x_i)) = <p_i, J_i v> - (J_i v)_k
+
+is the first-order *decrease* of the retained loss per unit step when x_i is fitted to label k: positive helps. All K
+scores of a batch come from one forward-mode product. Two estimands, not to be mixed: v = P g_r for one projected step,
+v = H^-1 g_r for the effect of retraining with that label (Koh and Liang, 2017).
+
+Invariant: directions are dictionaries over parameter names; the model and its ``.grad`` are left alone.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from zspag.activations import as_blocks, watching
+from zspag.runtime import frozen, plain_attention
+
+CHUNK = 512  # samples per pass: bounds memory, changes no result
+Direction = dict[str, Tensor]
+
+
+def weights_of(model: nn.Module, names: Iterable[str]) -> Direction:
+    """Return detached parameters by name."""
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach() for name in names}
+
+
+@contextmanager
+def _differentiable(model: nn.Module) -> Any:
+    with frozen(model), plain_attention():
+        yield
+
+
+def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits (n, K) with soft labels (n, K)."""
+    return -(labels * logits.log_softmax(1)).sum(1).mean()
+
+
+def loss_gradient(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    names: Iterable[str],
+    loss: Callable[[Tensor, Tensor], Tensor] = soft_cross_entropy,
+) -> Direction:
+    """Return the gradient of the mean loss over (images, labels) with respect to the named weights.
+
+    Args:
+        model: The classifier.
+        images: Shape (m, C, H, W).
+        labels: What ``loss`` expects, first axis m.
+        names: Parameter names.
+        loss: Maps logits and labels to their mean loss.
+    """
+    weights = {name: weight.clone().requires_grad_(True) for name, weight in weights_of(model, names).items()}
+    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    with _differentiable(model):
+        for x, q in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
+            share = loss(functional_call(model, weights, (x,)), q) * (len(x) / len(images))
+            for name, part in zip(weights, torch.autograd.grad(share, list(weights.values())), strict=True):
+                total[name] += part
+    return total
+
+
+def logit_derivatives(model: nn.Module, images: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
+    """Return logits and their directional derivatives J_i v, both (n, K), by forward mode."""
+    weights = weights_of(model, direction)
+    parts = []
+    with _differentiable(model), torch.no_grad():
+        for x in images.split(CHUNK):
+            parts.append(jvp(lambda w, x=x: functional_call(model, w, (x,)), (weights,), (direction,)))
+    logits, tangents = zip(*parts, strict=True)
+    return torch.cat(logits), torch.cat(tangents)
+
+
+def label_scores(model: nn.Module, images: Tensor, direction: Direction) -> Tensor:
+    """Return s_ik = <p_i, J_i v> - (J_i v)_k for all samples and classes, shape (n, K); positive helps what v descends."""
+    logits, tangents = logit_derivatives(model, images, direction)
+    return (logits.softmax(1) * tangents).sum(1, keepdim=True) - tangents
+
+
+def gauss_newton_product(
+    model: nn.Module, images: Tensor, direction: Direction, *, damping: float, squared_loss: bool = False
+) -> Direction:
+    """Return (G + damping I) v with G the mean of J_i^T H_i J_i over the images.
+
+    H_i is the Hessian of the loss in the logits: diag(p) - p p^T for cross-entropy (G is then the Fisher matrix), I for
+    half the squared error. G is positive semidefinite by construction; the exact Hessian is not.
+    """
+    weights = {name: weight.clone().requires_grad_(True) for name, weight in weights_of(model, direction).items()}
+    product = {name: damping * part for name, part in direction.items()}
+    logits, tangents = logit_derivatives(model, images, direction)
+    curved = tangents if squared_loss else _softmax_hessian(logits, tangents)
+    with _differentiable(model):
+        for x, u in zip(images.split(CHUNK), curved.split(CHUNK), strict=True):
+            share = (functional_call(model, weights, (x,)) * u).sum() / len(images)
+            for name, part in zip(weights, torch.autograd.grad(share, list(weights.values())), strict=True):
+                product[name] = product[name] + part
+    return product
+
+
+def _softmax_hessian(logits: Tensor, vectors: Tensor) -> Tensor:
+    p = logits.softmax(1)
+    return p * vectors - p * (p * vectors).sum(1, keepdim=True)
+
+
+def conjugate_gradients(
+    product: Callable[[Direction], Direction], target: Direction, *, iterations: int, tolerance: float = 1e-8
+) -> Direction:
+    """Solve product(v) = target for a symmetric positive definite product.
+
+    Args:
+        product: v -> H v.
+        target: Right-hand side.
+        iterations: Most steps.
+        tolerance: Stops when the residual has this share of the target's norm.
+    """
+    solution = {name: torch.zeros_like(part) for name, part in target.items()}
+    residual, search = dict(target), dict(target)
+    norm = goal = dot(target, target)
+    for _ in range(iterations):
+        if norm <= tolerance**2 * goal:
+            break
+        image = product(search)
+        step = norm / dot(search, image)
+        solution = add(solution, search, step)
+        residual = add(residual, image, -step)
+        norm, before = dot(residual, residual), norm
+        search = add(residual, search, norm / before)
+    return solution
+
+
+def dot(first: Direction, second: Direction) -> float:
+    """Return the inner product of two directions, in float64."""
+    return sum(float((first[name].double() * second[name].double()).sum()) for name in first)
+
+
+def add(first: Direction, second: Direction, factor: float) -> Direction:
+    """Return first + factor * second."""
+    return {name: first[name] + factor * second[name] for name in first}
+
+
+@dataclass(frozen=True)
+class Kfac:
+    """Kronecker factors of the Gauss-Newton matrix, one pair per weight and block: G ~ B (x) A.
+
+    Attributes:
+        inputs: A, rows per sample times E[a a^T], float64, shape (blocks, d, d).
+        outputs: B, mean over rows of the outputs' curvature, float64, shape (blocks, d_out / blocks, same).
+    """
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    def solve(self, direction: Direction, *, damping: float) -> Direction:
+        """Return (B (x) A + lambda I)^-1 v exactly, lambda = damping * mean diagonal of B (x) A, per weight and block."""
+        return {name: self._solve_weight(name, part, damping) for name, part in direction.items()}
+
+    def _solve_weight(self, name: str, part: Tensor, damping: float) -> Tensor:
+        a, left = torch.linalg.eigh(self.inputs[name])
+        b, right = torch.linalg.eigh(self.outputs[name])
+        spectrum = b.clamp_min(0)[:, :, None] * a.clamp_min(0)[:, None, :]  # (blocks, o, d)
+        level = damping * spectrum.mean((1, 2), keepdim=True).clamp_min(1e-300)
+        stacked = as_blocks(part.double(), len(a))
+        rotated = right.transpose(1, 2) @ stacked @ left / (spectrum + level)
+        return (right @ rotated @ left.transpose(1, 2)).reshape(part.shape).to(part.dtype)
+
+
+def kfac_factors(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    second: dict[str, Tensor],
+    rows_per_sample: dict[str, float],
+    squared_loss: bool = False,
+) -> Kfac:
+    """Return Kronecker factors, reusing the input moments of the subspace stage.
+
+    Args:
+        model: The classifier.
+        images: Samples for the output factors, shape (m, C, H, W).
+        second: E[a a^T] per weight, as in ``Moments.second``.
+        rows_per_sample: As in ``Moments.rows_per_sample``.
+        squared_loss: Curvature I in the logits instead of diag(p) - p p^T.
+
+    Note:
+        Exact for one linear layer under squared loss. For a convolution it is the usual approximation that treats
+        positions as independent. Projections inside attention do not show their outputs; their B is the identity.
+    """
+    sums: dict[str, Tensor] = {}
+    for x in images.split(CHUNK):
+        for name, gram in _output_grams(model, x, squared_loss=squared_loss).items():
+            sums[name] = sums[name] + gram if name in sums else gram
+    parameters = dict(model.named_parameters())
+    outputs = {}
+    for name, inputs in second.items():
+        width = parameters[name].shape[0] // len(inputs)
+        if name in sums:
+            outputs[name] = sums[name] / (len(images) * rows_per_sample[name])
+        else:
+            outputs[name] = torch.eye(width, dtype=inputs.dtype, device=inputs.device).expand(len(inputs), -1, -1)
+    return Kfac({name: rows_per_sample[name] * inputs for name, inputs in second.items()}, outputs)
+
+
+def _output_grams(model: nn.Module, x: Tensor, *, squared_loss: bool) -> dict[str, Tensor]:
+    """Sum g g^T over rows, g the rows' gradients of sqrt(H)^T logits, one backward pass per class."""
+    seen: list[tuple[str, Tensor]] = []
+
+    def keep(name: str, _rows: Tensor, outputs: Tensor | None) -> None:
+        if outputs is not None:
+            seen.append((name, outputs))
+
+    grams: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        watch: AbstractContextManager[Any] = watching(model, keep)
+        stack.enter_context(watch)
+        logits = model(x.detach().requires_grad_(True))
+    for root in _curvature_roots(logits.detach(), squared_loss=squared_loss):
+        gradients = torch.autograd.grad((logits * root).sum(), [out for _, out in seen], retain_graph=True)
+        for (name, _), g in zip(seen, gradients, strict=True):
+            gram = g.double().transpose(1, 2) @ g.double()
+            grams[name] = grams[name] + gram if name in grams else gram
+    return grams
+
+
+def _curvature_roots(logits: Tensor, *, squared_loss: bool) -> Iterable[Tensor]:
+    """Yield K tensors (n, K) whose outer products add up to the Hessian of the loss in the logits."""
+    p = logits.softmax(1)
+    for k in range(logits.shape[1]):
+        root = torch.zeros_like(logits)
+        root[:, k] = 1
+        yield root if squared_loss else p[:, k : k + 1].sqrt() * (root - p)

@@ -1,0 +1,185 @@
+"""Pseudo-labels: what the forget samples are fitted to.
+
+The influence-tilted label maximizes <q, s_i> - (1 / beta) KL(q || p_masked(x_i)) over the simplex without the forget
+classes. The answer is softmax(log p_masked + beta s): beta = 0 is the model's own second opinion, beta -> infinity the most
+helpful hard label.
+
+Invariant: a pseudo-label is a distribution with no mass on a forget class.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zspag.config import LabelConfig
+from zspag.influence import (
+    Direction,
+    conjugate_gradients,
+    gauss_newton_product,
+    kfac_factors,
+    label_scores,
+    loss_gradient,
+)
+from zspag.proxies import ProxySet
+from zspag.runtime import frozen
+from zspag.subspaces import Moments, Projector
+
+CHUNK = 512  # samples per pass: bounds memory, changes no result
+Relabel = Callable[[nn.Module], Tensor]
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Return logits (n, K) in eval mode."""
+    with frozen(model):
+        return torch.cat([model(chunk) for chunk in images.split(CHUNK)])
+
+
+def masked_log_probabilities(logits: Tensor, *, forget: Sequence[int]) -> Tensor:
+    """Return log softmax of logits (n, K) with the forget classes at -inf."""
+    masked = logits.clone()
+    masked[:, list(forget)] = -torch.inf
+    return masked.log_softmax(1)
+
+
+def random_labels(count: int, *, num_classes: int, forget: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return one-hot labels (count, K), uniform over the retained classes."""
+    retained = torch.tensor([label for label in range(num_classes) if label not in forget])
+    drawn = torch.randint(len(retained), (count,), generator=generator)
+    return F.one_hot(retained[drawn], num_classes).float()
+
+
+def second_best_labels(masked: Tensor) -> Tensor:
+    """Return the one-hot argmax (n, K) of masked log-probabilities."""
+    return F.one_hot(masked.argmax(1), masked.shape[1]).to(masked.dtype)
+
+
+def tilted_labels(masked: Tensor, scores: Tensor, *, beta: float) -> Tensor:
+    """Return softmax(masked + beta * scores), the closed form of the KL-regularized optimum.
+
+    Args:
+        masked: log p_masked, -inf on forget classes, shape (n, K).
+        scores: Influence of fitting sample i to class k, positive helps, shape (n, K).
+        beta: Strength of the tilt; 0 returns exp(masked).
+    """
+    return (masked + beta * scores).softmax(1)
+
+
+def standardized(scores: Tensor, *, forget: Sequence[int]) -> Tensor:
+    """Center each sample's scores over the retained classes and scale all of them to standard deviation 1.
+
+    Raw influences span orders of magnitude between models, so that no beta would mean the same twice.
+    """
+    retained = [label for label in range(scores.shape[1]) if label not in forget]
+    centered = scores - scores[:, retained].mean(1, keepdim=True)
+    return centered / centered[:, retained].std().clamp_min(1e-12)
+
+
+def relabeler(
+    model: nn.Module,
+    forget_images: Tensor,
+    *,
+    forget: Sequence[int],
+    proxies: ProxySet | None,
+    moments: Moments | None,
+    projector: Projector | None,
+    names: Sequence[str],
+    config: LabelConfig,
+    generator: torch.Generator,
+) -> Relabel:
+    """Return a function from the current model to pseudo-labels (n, K), called before every epoch.
+
+    All strategies but "process" ignore the current model.
+
+    Args:
+        model: The original model.
+        forget_images: Shape (n, C, H, W).
+        forget: Forget classes.
+        proxies: Stand-ins of the retained classes; needed by "influence" and "process".
+        moments: Pooled input moments of the proxies; needed by the "kfac" solver.
+        projector: Projects the direction of "process"; None leaves it as it is.
+        names: Weights that the update may move.
+        config: Strategy, beta and solver.
+        generator: CPU generator of "random".
+
+    Raises:
+        ValueError: If the strategy needs proxies or moments and there are none.
+    """
+    logits = predict(model, forget_images)
+    masked = masked_log_probabilities(logits, forget=forget)
+    if config.strategy == "random":
+        fixed = random_labels(len(logits), num_classes=logits.shape[1], forget=forget, generator=generator).to(logits)
+    elif config.strategy == "second_best":
+        fixed = second_best_labels(masked)
+    elif config.strategy == "soft":
+        fixed = masked.exp()
+    elif proxies is None:
+        raise ValueError(f"strategy {config.strategy!r} measures influence on proxies, but there are none")
+    else:
+        teacher = masked_log_probabilities(predict(model, proxies.images), forget=forget).exp()
+        if config.strategy == "process":
+            return _process(forget_images, masked, teacher, forget, proxies, projector, names, config)
+        direction = _retraining_direction(model, teacher, proxies, moments, names, config)
+        fixed = _tilt(model, forget_images, masked, direction, forget, config)
+    return lambda _current: fixed
+
+
+def _process(
+    images: Tensor,
+    masked: Tensor,
+    teacher: Tensor,
+    forget: Sequence[int],
+    proxies: ProxySet,
+    projector: Projector | None,
+    names: Sequence[str],
+    config: LabelConfig,
+) -> Relabel:
+    """Tilt by the drift at the current weights: v = P g_r, the estimand of one projected step."""
+
+    def relabel(current: nn.Module) -> Tensor:
+        direction = loss_gradient(current, proxies.images, teacher, names=names)
+        if projector is not None:
+            direction = {name: projector(name, part) for name, part in direction.items()}
+        return _tilt(current, images, masked, direction, forget, config)
+
+    return relabel
+
+
+def _retraining_direction(
+    model: nn.Module,
+    teacher: Tensor,
+    proxies: ProxySet,
+    moments: Moments | None,
+    names: Sequence[str],
+    config: LabelConfig,
+) -> Direction:
+    """Return v = H^-1 g_r by the configured solver: the estimand of retraining with that label."""
+    gradient = loss_gradient(model, proxies.images, teacher, names=names)
+    if config.solver == "identity":
+        return gradient
+    if config.solver == "cg":
+        return conjugate_gradients(
+            lambda v: gauss_newton_product(model, proxies.images, v, damping=config.damping),
+            gradient,
+            iterations=config.cg_iterations,
+        )
+    if moments is None:
+        raise ValueError("solver 'kfac' reuses the proxies' input moments, but there are none")
+    factors = kfac_factors(
+        model, proxies.images, second=moments.second, rows_per_sample=moments.rows_per_sample
+    )
+    return factors.solve(gradient, damping=config.damping)
+
+
+def _tilt(
+    model: nn.Module,
+    images: Tensor,
+    masked: Tensor,
+    direction: Direction,
+    forget: Sequence[int],
+    config: LabelConfig,
+) -> Tensor:
+    scores = standardized(label_scores(model, images, direction), forget=forget)
+    return tilted_labels(masked, scores, beta=config.beta)

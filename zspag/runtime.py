@@ -1,0 +1,156 @@
+"""What a run stands on: seeds, device, threads, a pool of one-thread processes, and models given back as found.
+
+Invariant: whatever these context managers change they restore, also after an exception.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
+
+
+def derive_seed(*parts: object) -> int:
+    """Return a 63-bit seed that is a function of ``parts`` alone, so that no stream depends on what ran before it.
+
+    Example:
+        >>> derive_seed(0, "proxies") == derive_seed(0, "proxies") != derive_seed(1, "proxies")
+        True
+    """
+    digest = hashlib.sha256("/".join(map(repr, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator_for(*parts: object) -> torch.Generator:
+    """Return a CPU generator seeded by ``parts``; draw on the CPU and move, so that all devices see the same numbers."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """Return the device called ``name``, or the first CUDA device if there is one, else the CPU."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter (the CPU for a model without parameters)."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None, None, None]:
+    """Put ``model`` in eval mode and give every submodule its own mode back afterwards."""
+    was_training = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in was_training.items():
+            part.training = mode
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Generator[None, None, None]:
+    """Eval mode and no parameter requires grad: gradients reach the input only. Both are restored afterwards."""
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    with evaluating(model):
+        try:
+            for parameter in required:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter, flag in required.items():
+                parameter.requires_grad_(flag)
+
+
+@contextmanager
+def plain_attention() -> Generator[None, None, None]:
+    """Switch attention to its plain math form, in which forward mode and double backward work; restored afterwards.
+
+    Note:
+        Both switches are needed: the fused path of ``nn.MultiheadAttention`` hides its projections, and the fused
+        kernels of ``scaled_dot_product_attention`` have no forward-mode rule.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def threads(count: int) -> Generator[None, None, None]:
+    """Run with ``count`` intra-op threads (different counts give different bits); the old count is restored."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def progress(items: Iterable[Job], *, total: int | None = None, title: str, unit: str = "run") -> Iterable[Job]:
+    """Wrap ``items`` in a bar with an ETA; silent where nobody watches (notebooks under test, logs)."""
+    watched = sys.stderr.isatty() or os.environ.get("ZSPAG_PROGRESS") == "1"
+    return tqdm(items, total=total, desc=title, unit=unit, disable=not watched, leave=False, dynamic_ncols=True)
+
+
+def _one_worker(count: int) -> None:
+    torch.set_num_threads(count)
+
+
+def pool_map(
+    function: Callable[[Job], Answer],
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    threads_each: int,
+    title: str,
+) -> Iterator[tuple[Job, Answer | Exception]]:
+    """Apply ``function`` to every job on a pool of processes, each with ``threads_each`` threads; yield as they finish.
+
+    Args:
+        function: A module-level function (it is pickled by name).
+        jobs: Picklable jobs.
+        workers: Processes; 1 runs in this process.
+        threads_each: Intra-op threads per process.
+        title: Title of the progress bar.
+
+    Yields:
+        Each job with its answer, or with the exception it raised; the other jobs go on.
+    """
+    if workers == 1 or len(jobs) <= 1:
+        with threads(threads_each):
+            for job in progress(jobs, total=len(jobs), title=title):
+                yield job, _attempt(function, job)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked child inherits torch's thread pools in a broken state
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_one_worker, initargs=(threads_each,)
+    ) as executor:
+        futures = {executor.submit(_attempt, function, job): job for job in jobs}
+        try:
+            for future in progress(as_completed(futures), total=len(jobs), title=title):
+                error = future.exception()
+                yield futures[future], error if isinstance(error, Exception) else future.result()
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _attempt(function: Callable[[Any], Any], job: Any) -> Any:
+    try:
+        return function(job)
+    except Exception as error:  # noqa: BLE001  the caller decides what a failed job means
+        return error

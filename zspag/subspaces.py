@@ -1,0 +1,303 @@
+"""Activation subspaces: which input directions of each layer the proxies use, and updates that stay out of them.
+
+For rows ``a`` entering a weight ``W`` (d_out x d), an update ``dW`` leaves every output on ``span(U)`` unchanged exactly
+when ``dW U = 0``. ``C = E[a a^T]`` is the second moment of the rows; ``U`` (d x k) holds its leading eigenvectors.
+
+Layout: everything is keyed by parameter name and carries a leading axis of blocks (groups of a grouped convolution,
+query/key/value of packed attention; otherwise one block), as in ``zspag.activations.as_blocks``.
+
+Invariant: a projector is symmetric, and the hard one idempotent, in float64 as in float32.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zspag.activations import as_blocks, watching
+from zspag.config import SubspaceConfig
+
+CHUNK = 128  # samples per forward pass: bounds memory, changes no result
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of the rows that enter each weight.
+
+    Attributes:
+        second: Per weight, E[a a^T] over all rows, float64, shape (blocks, d, d).
+        rows_per_sample: Per weight, rows (patches, tokens, uses) that one sample contributes.
+        unprojectable: Weights without usable rows, by name, with the reason; they must stay frozen.
+    """
+
+    second: dict[str, Tensor]
+    rows_per_sample: dict[str, float]
+    unprojectable: dict[str, str]
+
+
+class MomentAccumulator:
+    """Adds up a a^T row by row in float64; memory does not depend on how many rows pass."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, rows: Tensor, outputs: Tensor | None = None) -> None:  # noqa: ARG002  (a Visit)
+        """Add rows of shape (blocks, R, d) entering the weight ``name``; outputs are not needed here."""
+        exact = rows.double()
+        gram = exact.transpose(1, 2) @ exact
+        self.sums[name] = self.sums[name] + gram if name in self.sums else gram
+        self.counts[name] = self.counts.get(name, 0) + rows.shape[1]
+
+    def moments(self, *, samples: int, unprojectable: dict[str, str]) -> Moments:
+        """Return the means; ``samples`` is the number of images that were passed."""
+        seen = {name: total for name, total in self.sums.items() if name not in unprojectable}
+        return Moments(
+            {name: total / self.counts[name] for name, total in seen.items()},
+            {name: self.counts[name] / samples for name in seen},
+            dict(unprojectable),
+        )
+
+
+@torch.no_grad()
+def second_moments(model: nn.Module, images: Tensor) -> Moments:
+    """Return the second moments of what enters each weight when ``images`` (n, C, H, W) pass through ``model``."""
+    accumulator = MomentAccumulator()
+    with watching(model, accumulator.add) as unprojectable:
+        for chunk in images.split(CHUNK):
+            model(chunk)
+    return accumulator.moments(samples=len(images), unprojectable=unprojectable)
+
+
+def pooled(moments: Sequence[Moments]) -> Moments:
+    """Return the mean of the trace-normalized moments, so that a class counts once however large its activations are."""
+    _require_any(moments)
+    first = moments[0]
+    mean = {
+        name: torch.stack([_normalized(part.second[name]) for part in moments]).mean(0) for name in first.second
+    }
+    return Moments(mean, first.rows_per_sample, first.unprojectable)
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """An orthonormal basis of protected input directions per weight and block.
+
+    Attributes:
+        bases: Per weight, shape (blocks, d, k_max), float64; blocks of lower rank end in zero columns.
+        ranks: Per weight, the rank of each block.
+    """
+
+    bases: dict[str, Tensor]
+    ranks: dict[str, tuple[int, ...]]
+
+    def free_dimension(self) -> dict[str, int]:
+        """Return d - k per weight, summed over its blocks: the directions an update may still use."""
+        return {name: basis.shape[0] * basis.shape[1] - sum(self.ranks[name]) for name, basis in self.bases.items()}
+
+
+def energy_rank(spectrum: Tensor, *, energy: float) -> int:
+    """Return the smallest rank whose leading eigenvalues hold ``energy`` of the trace.
+
+    Args:
+        spectrum: Eigenvalues, largest first, shape (d,).
+        energy: Share of the trace to keep, in (0, 1].
+
+    Raises:
+        ValueError: If energy lies outside (0, 1] or the spectrum sums to zero.
+
+    Example:
+        >>> energy_rank(torch.tensor([8.0, 2.0]), energy=0.9)
+        2
+    """
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy must lie in (0, 1], got {energy}")
+    total = spectrum.sum()
+    if total <= 0:
+        raise ValueError("the spectrum sums to zero: no activation reached this layer")
+    kept = (spectrum.clamp_min(0) / total).cumsum(0)
+    short = int((kept < energy - 1e-12).sum())  # 1e-12: energy 1 must not chase rounding through zero eigenvalues
+    return min(short + 1, len(spectrum))
+
+
+def leading_eigenvectors(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (d,) largest first, and eigenvectors as columns (d, d), of a symmetric matrix."""
+    values, vectors = torch.linalg.eigh(symmetric)
+    return values.flip(-1), vectors.flip(-1)
+
+
+def by_energy(moments: Moments, *, energy: float) -> Subspace:
+    """Keep, per weight and block, the leading eigenvectors that hold ``energy`` of the trace."""
+    decomposed = {name: [leading_eigenvectors(block) for block in second] for name, second in moments.second.items()}
+    return _cut(
+        {name: [(vectors, energy_rank(values, energy=energy)) for values, vectors in blocks]
+         for name, blocks in decomposed.items()}
+    )  # fmt: skip
+
+
+def by_rank(moments: Moments, *, ranks: Mapping[str, Sequence[int]]) -> Subspace:
+    """Keep the given number of leading eigenvectors per weight and block: what controls of equal rank need."""
+    return _cut(
+        {
+            name: [(leading_eigenvectors(block)[1], rank) for block, rank in zip(second, ranks[name], strict=True)]
+            for name, second in moments.second.items()
+        }
+    )
+
+
+def random_like(subspace: Subspace, *, generator: torch.Generator) -> Subspace:
+    """Return uniformly random directions with the ranks of ``subspace``, on the CPU generator's stream."""
+    drawn = {}
+    for name, basis in subspace.bases.items():
+        blocks, d, _ = basis.shape
+        noise = torch.randn(blocks, d, d, generator=generator, dtype=torch.float64).to(basis.device)
+        drawn[name] = [(torch.linalg.qr(noise[i]).Q, rank) for i, rank in enumerate(subspace.ranks[name])]
+    return _cut(drawn)
+
+
+def merged(moments: Sequence[Moments], *, energy: float, merge_energy: float) -> Subspace:
+    """Cut each class at ``energy``, then keep the leading eigenvectors of the mean of U U^T.
+
+    Note:
+        CHOICE: ``merge_energy`` is a share of the trace of the sum. An absolute cut on its eigenvalues would drop a
+        direction that one class of many owns.
+    """
+    _require_any(moments)
+    parts = [by_energy(part, energy=energy) for part in moments]
+    total = {
+        name: torch.stack([part.bases[name] @ part.bases[name].transpose(1, 2) for part in parts]).mean(0)
+        for name in parts[0].bases
+    }
+    return by_energy(Moments(total, moments[0].rows_per_sample, {}), energy=merge_energy)
+
+
+def combine(moments: Sequence[Moments], *, config: SubspaceConfig) -> Subspace:
+    """Return the subspace of all retained classes by ``config.combine``: "merge" or "pool"."""
+    if config.combine == "merge":
+        return merged(moments, energy=config.energy, merge_energy=config.merge_energy)
+    return by_energy(pooled(moments), energy=config.energy)
+
+
+@dataclass(frozen=True)
+class Projector:
+    """Takes the protected part out of weight gradients: G -> G P with one symmetric P per weight and block.
+
+    Attributes:
+        factors: Per weight a pair (form, matrix): "remove" U gives G - (G U) U^T, "keep" V gives (G V) V^T with V the
+            complement of U (the cheaper of the two is stored), "times" S gives G S. Matrices (blocks, d, .).
+    """
+
+    factors: dict[str, tuple[str, Tensor]]
+
+    def __call__(self, name: str, gradient: Tensor) -> Tensor:
+        """Project the gradient of the weight ``name``; same shape as ``gradient``.
+
+        Raises:
+            KeyError: If the weight has no rows of its own; such a weight must stay frozen.
+        """
+        form, matrix = self.factors[name]
+        matrix = matrix.to(gradient.dtype)
+        stacked = as_blocks(gradient, len(matrix))
+        if form == "times":
+            return (stacked @ matrix).reshape(gradient.shape)
+        inside = (stacked @ matrix) @ matrix.transpose(1, 2)
+        return (inside if form == "keep" else stacked - inside).reshape(gradient.shape)
+
+
+def hard_projector(subspace: Subspace) -> Projector:
+    """Return P = I - U U^T per block, kept as U, or as its complement where that is smaller (k > d / 2)."""
+    factors = {}
+    for name, basis in subspace.bases.items():
+        d, ranks = basis.shape[1], subspace.ranks[name]
+        if max(ranks) <= d / 2:
+            factors[name] = ("remove", basis)
+        else:
+            factors[name] = ("keep", _stack([_complement(basis[i, :, :k]) for i, k in enumerate(ranks)]))
+    return Projector(factors)
+
+
+def soft_projector(moments: Moments, *, damping: float) -> Projector:
+    """Return P = lambda (C + lambda I)^-1 with lambda = damping * mean eigenvalue of C.
+
+    It is the closed form of argmin_D ||D - G||_F^2 + (1 / lambda) E||D a||^2, and the inverse of the damped input
+    factor of K-FAC. A damping near 0 protects every direction the proxies use at all.
+    """
+    factors = {}
+    for name, second in moments.second.items():
+        identity = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
+        level = damping * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)[:, None, None]
+        factors[name] = ("times", torch.linalg.solve(second + level * identity, level * identity))
+    return Projector(factors)
+
+
+def projector(moments: Sequence[Moments], *, config: SubspaceConfig) -> Projector:
+    """Return the projector of all retained classes by ``config.kind``: "hard" or "soft"."""
+    if config.kind == "soft":
+        return soft_projector(pooled(moments), damping=config.damping)
+    return hard_projector(combine(moments, config=config))
+
+
+def captured(subspace: Subspace, moments: Moments) -> dict[str, float]:
+    """Return, per weight, the share of the trace of ``moments`` that lies inside ``subspace``: tr(U^T C U) / tr(C)."""
+    shares = {}
+    for name, basis in subspace.bases.items():
+        second = moments.second[name].to(basis)
+        inside = (basis * (second @ basis)).sum()
+        shares[name] = (inside / second.diagonal(dim1=1, dim2=2).sum()).item()
+    return shares
+
+
+def selectivity(subspace: Subspace, *, forget: Moments, retain: Moments) -> dict[str, float]:
+    """Return tr(P C_f) / tr(P C_r) per weight, moments trace-normalized: how much more forget than retain stays free."""
+    free_forget, free_retain = captured(subspace, forget), captured(subspace, retain)
+    return {name: (1 - free_forget[name]) / max(1 - free_retain[name], 1e-12) for name in subspace.bases}
+
+
+def principal_angles(first: Tensor, second: Tensor) -> Tensor:
+    """Return the principal angles between the column spans of two orthonormal bases.
+
+    Args:
+        first: Shape (d, k).
+        second: Shape (d, l).
+
+    Returns:
+        min(k, l) angles in radians, smallest first.
+
+    Note:
+        The cosine alone loses small angles to rounding (a cosine of 1 - 1e-16 is an angle of 1e-8), so small angles
+        are taken from the sine.
+    """
+    if first.shape[1] < second.shape[1]:
+        first, second = second, first
+    cosines = torch.linalg.svdvals(first.T @ second).clamp(max=1)
+    sines = torch.linalg.svdvals(second - first @ (first.T @ second)).flip(0).clamp(max=1)
+    return torch.where(cosines**2 > 0.5, sines.asin(), cosines.acos())
+
+
+def _normalized(second: Tensor) -> Tensor:
+    trace = second.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+    return second / trace.clamp_min(torch.finfo(second.dtype).tiny)
+
+
+def _require_any(moments: Sequence[Moments]) -> None:
+    if not moments:
+        raise ValueError("no moments to combine: pass at least one retained class")
+
+
+def _complement(basis: Tensor) -> Tensor:
+    """Return an orthonormal basis (d, d - k) of the complement of the columns of ``basis`` (d, k)."""
+    return torch.linalg.qr(basis, mode="complete").Q[:, basis.shape[1] :]
+
+
+def _cut(chosen: dict[str, list[tuple[Tensor, int]]]) -> Subspace:
+    return Subspace(
+        {name: _stack([vectors[:, :rank] for vectors, rank in blocks]) for name, blocks in chosen.items()},
+        {name: tuple(rank for _, rank in blocks) for name, blocks in chosen.items()},
+    )
+
+
+def _stack(columns: list[Tensor]) -> Tensor:
+    """Stack bases (d, k_i) as (blocks, d, k_max), zero columns behind the shorter ones (they project nothing)."""
+    widest = max(part.shape[1] for part in columns)
+    return torch.stack([nn.functional.pad(part, (0, widest - part.shape[1])) for part in columns])

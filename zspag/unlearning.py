@@ -1,0 +1,389 @@
+"""Projected unlearning, and ZS-PAG on one page: ``zero_shot_unlearn``.
+
+The forget samples are fitted to their pseudo-labels by plain SGD, every weight gradient G replaced by G P. Biases, norm
+affine parameters and norm statistics stay frozen and dropout is off, so nothing else moves.
+
+Invariant: the caller's model is only read; all work happens on a copy. Nothing here can be handed retain data.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from zspag.config import UnlearnConfig, UpdateConfig
+from zspag.influence import soft_cross_entropy
+from zspag.proxies import ProxySet, generate
+from zspag.pseudo_labels import Relabel, predict, relabeler
+from zspag.runtime import evaluating, frozen, generator_for
+from zspag.subspaces import Moments, Projector, pooled, projector, second_moments
+
+BatchLoss = Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the forget set: mean loss, accuracy on the forget set afterwards (a fraction), seconds."""
+
+    loss: float
+    forget_accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What a run of SGD left behind.
+
+    Attributes:
+        model: The changed copy.
+        lr: Learning rate of the run.
+        history: One entry per epoch.
+        diverged: The loss stopped being finite; the model is the one before that step.
+    """
+
+    model: nn.Module
+    lr: float
+    history: tuple[Epoch, ...]
+    diverged: bool
+
+    def reached(self, accuracy: float) -> bool:
+        """Tell whether the run ended at or below this accuracy on the forget set."""
+        return not self.diverged and self.history[-1].forget_accuracy <= accuracy
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the method derives from model and forget set before the first update.
+
+    Attributes:
+        proxies: Stand-ins of the retained classes.
+        moments: Input moments of the proxies, one per retained class.
+        seconds: Wall-clock seconds per stage ("proxies", "subspaces").
+    """
+
+    proxies: ProxySet
+    moments: tuple[Moments, ...]
+    seconds: dict[str, float]
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """Weights that cannot be projected and stay frozen, by name, with the reason."""
+        return self.moments[0].unprojectable
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a result came about.
+
+    Attributes:
+        forget_classes: Classes that were forgotten.
+        eps: Radius of the attack, in pixels.
+        lr: Learning rate used.
+        reached: Whether the forget set's accuracy fell to ``forget_accuracy`` or below.
+        tried: Every rate the rule tried, with the forget-set accuracy it ended at.
+        history: One entry per epoch of the run that was kept.
+        free_dimension: Directions left to the update, per weight.
+        frozen: Weights that could not be projected, with the reason.
+        seconds: Wall-clock seconds per stage.
+    """
+
+    forget_classes: tuple[int, ...]
+    eps: float
+    lr: float
+    reached: bool
+    tried: dict[float, float]
+    history: tuple[Epoch, ...]
+    free_dimension: dict[str, int]
+    frozen: dict[str, str]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """The unlearned model and how it came about."""
+
+    model: nn.Module
+    report: Report
+
+
+def zero_shot_unlearn(
+    model: nn.Module,
+    forget_images: Tensor,
+    forget_labels: Tensor,
+    *,
+    num_classes: int,
+    config: UnlearnConfig | None = None,
+    seed: int = 0,
+) -> Unlearned:
+    """Make a classifier forget whole classes, given nothing but the model and samples of those classes.
+
+    Args:
+        model: Any module of convolution, linear and attention layers that maps [0, 1] images to logits; if it expects
+            normalized input, put ``Normalize`` in front. It is not changed.
+        forget_images: Shape (n, C, H, W), values in [0, 1].
+        forget_labels: Their classes, shape (n,); these classes are forgotten.
+        num_classes: Width K of the logits.
+        config: Options of every stage; the defaults search the attack's radius and the learning rate.
+        seed: Same seed, same threads, same result.
+
+    Returns:
+        The unlearned copy and a report.
+
+    Raises:
+        ValueError: If the input cannot work; the message says what, where, the value and the remedy.
+
+    Example:
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> images, labels = torch.rand(12, 1, 4, 4), torch.zeros(12, dtype=torch.long)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        >>> result = zero_shot_unlearn(model, images, labels, num_classes=3)
+        >>> result.report.forget_classes
+        (0,)
+    """
+    config = config or UnlearnConfig()
+    check_inputs(model, forget_images, forget_labels, num_classes=num_classes)
+    forget = tuple(sorted(set(forget_labels.tolist())))
+    material = prepare(
+        model, forget_images, forget=forget, num_classes=num_classes, config=config,
+        generator=generator_for(seed, "material"),
+    )  # fmt: skip
+    started = time.perf_counter()
+    keep_out = projector(material.moments, config=config.subspace)
+    names = tuple(keep_out.factors)
+    relabel = relabeler(
+        model, forget_images, forget=forget, proxies=material.proxies, moments=pooled(material.moments),
+        projector=keep_out, names=names, config=config.labels, generator=generator_for(seed, "labels"),
+    )  # fmt: skip
+    labels_done = time.perf_counter()
+    run, tried = by_forget_rule(
+        lambda lr: fit_labels(
+            model, forget_images, forget_labels, relabel=relabel, project=keep_out, names=names,
+            update=replace(config.update, lr=lr), generator=generator_for(seed, "update"),
+        ),
+        update=config.update,
+    )  # fmt: skip
+    seconds = material.seconds | {"labels": labels_done - started, "update": time.perf_counter() - labels_done}
+    report = Report(
+        forget, material.proxies.eps, run.lr, run.reached(config.update.forget_accuracy), tried, run.history,
+        free_dimension(keep_out), material.frozen, seconds,
+    )  # fmt: skip
+    return Unlearned(run.model, report)
+
+
+def prepare(
+    model: nn.Module,
+    forget_images: Tensor,
+    *,
+    forget: Sequence[int],
+    num_classes: int,
+    config: UnlearnConfig,
+    generator: torch.Generator,
+) -> Material:
+    """Make proxies of every retained class and collect what they feed into each layer.
+
+    Raises:
+        ValueError: If a class cannot be reached by the attack, or no layer can be projected.
+    """
+    retained = [label for label in range(num_classes) if label not in forget]
+    started = time.perf_counter()
+    proxies = generate(model, forget_images, retained=retained, config=config.proxies, generator=generator)
+    attacked = time.perf_counter()
+    moments = tuple(second_moments(model, proxies.of_class(label)) for label in retained)
+    if not moments[0].second:
+        reasons = "; ".join(f"{name}: {why}" for name, why in moments[0].unprojectable.items()) or "it has no weights"
+        raise ValueError(f"the model has no convolution, linear or attention layer to project ({reasons})")
+    return Material(
+        proxies, moments, {"proxies": attacked - started, "subspaces": time.perf_counter() - attacked}
+    )
+
+
+def fit_labels(
+    model: nn.Module,
+    forget_images: Tensor,
+    forget_labels: Tensor,
+    *,
+    relabel: Relabel,
+    project: Projector | None,
+    names: Sequence[str],
+    update: UpdateConfig,
+    generator: torch.Generator,
+) -> Descent:
+    """Fit the forget samples to pseudo-labels that ``relabel`` gives before every epoch."""
+    labels = torch.empty(0)
+
+    def before_epoch(current: nn.Module) -> None:
+        nonlocal labels
+        labels = relabel(current)
+
+    def loss(current: nn.Module, batch: Tensor) -> Tensor:
+        return soft_cross_entropy(current(forget_images[batch]), labels[batch])
+
+    return descend(
+        model, forget_images, forget_labels, loss=loss, names=names, project=project, update=update,
+        generator=generator, before_epoch=before_epoch,
+    )  # fmt: skip
+
+
+def descend(
+    model: nn.Module,
+    forget_images: Tensor,
+    forget_labels: Tensor,
+    *,
+    loss: BatchLoss,
+    names: Sequence[str],
+    project: Projector | None,
+    update: UpdateConfig,
+    generator: torch.Generator,
+    before_epoch: Callable[[nn.Module], None] | None = None,
+) -> Descent:
+    """Run SGD with momentum on a copy of ``model``, over the forget set, gradients projected.
+
+    Args:
+        model: Not changed.
+        forget_images: Shape (n, C, H, W).
+        forget_labels: Shape (n,); read by the stopping rule only.
+        loss: Maps the current model and the indices of a batch to a scalar.
+        names: Parameters that may move; all others stay frozen.
+        project: Applied to every gradient before momentum (projection is linear, so momentum stays projected too).
+        update: Rate, momentum, batch size, epoch cap and stop accuracy.
+        generator: CPU generator of the batch order.
+        before_epoch: Called with the current model, in eval mode, before every epoch.
+
+    Returns:
+        The copy after the last epoch, with its history.
+    """
+    if update.lr is None:
+        raise ValueError("descend needs a learning rate: set update.lr, or use the forget-only rule")
+    changed = copy.deepcopy(model)
+    parameters = dict(changed.named_parameters())
+    flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    moving = {name: parameters[name] for name in names}
+    velocity = {name: torch.zeros_like(parameter) for name, parameter in moving.items()}
+    history: list[Epoch] = []
+    diverged = False
+    with evaluating(changed):
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in moving)
+        while len(history) < update.epochs and not diverged:
+            started, total = time.perf_counter(), 0.0
+            if before_epoch is not None:
+                before_epoch(changed)
+            order = torch.randperm(len(forget_images), generator=generator).to(forget_images.device)
+            for batch in order.split(update.batch_size):
+                value = loss(changed, batch)
+                if diverged := not bool(torch.isfinite(value)):
+                    break
+                _step_(moving, velocity, value, project=project, lr=update.lr, momentum=update.momentum)
+                total += value.item() * len(batch)
+            remaining = accuracy(changed, forget_images, forget_labels)
+            mean = total / len(order)
+            history.append(Epoch(mean if math.isfinite(mean) else 0.0, remaining, time.perf_counter() - started))
+            if remaining <= update.stop_accuracy:
+                break
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(flags[name])
+    return Descent(changed, update.lr, tuple(history), diverged)
+
+
+def _step_(
+    moving: dict[str, nn.Parameter],
+    velocity: dict[str, Tensor],
+    value: Tensor,
+    *,
+    project: Projector | None,
+    lr: float,
+    momentum: float,
+) -> None:
+    """Move the parameters in place by one projected step of SGD with momentum."""
+    gradients = torch.autograd.grad(value, list(moving.values()), allow_unused=True)
+    with torch.no_grad():
+        for (name, parameter), gradient in zip(moving.items(), gradients, strict=True):
+            if gradient is None:
+                continue
+            step = gradient if project is None else project(name, gradient)
+            velocity[name].mul_(momentum).add_(step)
+            parameter.sub_(lr * velocity[name])
+
+
+def by_forget_rule(run: Callable[[float], Descent], *, update: UpdateConfig) -> tuple[Descent, dict[float, float]]:
+    """Return the run at the smallest rate of the ladder that forgets, and the accuracy each tried rate ended at.
+
+    The rule sees the forget set only: no forget-only signal sees retained damage, so the gentlest rate that does the job
+    is taken. If none does, the last run is returned and ``reached`` is false.
+    """
+    tried: dict[float, float] = {}
+    for lr in (update.lr,) if update.lr is not None else update.ladder:
+        latest = run(lr)
+        tried[lr] = latest.history[-1].forget_accuracy
+        if latest.reached(update.forget_accuracy):
+            break
+    return latest, tried
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Return the share of images (n, C, H, W) classified as their labels (n,), in eval mode."""
+    return (predict(model, images).argmax(1) == labels).double().mean().item()
+
+
+def free_dimension(project: Projector) -> dict[str, int]:
+    """Return, per weight, the directions a projector leaves free (its trace, rounded down for a soft one)."""
+    free = {}
+    for name, (form, matrix) in project.factors.items():
+        if form == "times":
+            trace = matrix.diagonal(dim1=1, dim2=2).sum().item()
+        else:
+            used = matrix.square().sum().item()
+            trace = used if form == "keep" else len(matrix) * matrix.shape[1] - used
+        free[name] = int(trace + 1e-6)
+    return free
+
+
+def check_inputs(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int) -> None:
+    """Refuse what cannot work, with the value and the remedy.
+
+    Raises:
+        ValueError: See the messages below.
+    """
+    if len(forget_images) == 0:
+        raise ValueError("the forget set is empty: pass at least one image of each class to forget")
+    if not forget_images.is_floating_point():
+        raise ValueError(f"forget_images must be float in [0, 1], got {forget_images.dtype}: divide uint8 by 255")
+    if len(forget_labels) != len(forget_images):
+        raise ValueError(f"{len(forget_images)} forget images but {len(forget_labels)} labels: pass one label per image")
+    if not bool(torch.isfinite(forget_images).all()):
+        bad = int((~torch.isfinite(forget_images.flatten(1)).all(1)).nonzero()[0])
+        raise ValueError(f"forget_images[{bad}] holds NaN or infinity: clean the images first")
+    low, high = forget_images.min().item(), forget_images.max().item()
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"forget_images must lie in [0, 1], got [{low:.4g}, {high:.4g}]: pass unnormalized images and put"
+            " Normalize(mean, std) in front of the model"
+        )
+    if forget_labels.is_floating_point() or forget_labels.dim() != 1:
+        raise ValueError(
+            f"forget_labels must be integers of shape (n,), got {forget_labels.dtype} of shape {tuple(forget_labels.shape)}"
+        )
+    outside = forget_labels[(forget_labels < 0) | (forget_labels >= num_classes)]
+    if len(outside):
+        raise ValueError(f"forget_labels holds class {int(outside[0])}, outside 0..{num_classes - 1} (num_classes={num_classes})")
+    if len(forget_labels.unique()) == num_classes:
+        raise ValueError(f"the forget set holds all {num_classes} classes: at least one class must be retained")
+    _check_logits(model, forget_images[:1], num_classes=num_classes)
+
+
+@torch.no_grad()
+def _check_logits(model: nn.Module, image: Tensor, *, num_classes: int) -> None:
+    with frozen(model):
+        logits = model(image)
+    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"the model must map one image to logits of shape (1, {num_classes}), got {shape}: check num_classes"
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError("the model's logits for the first forget image are not finite: check its weights")
