@@ -1,0 +1,62 @@
+# Two commands for a reader: `make figures` and `make test`. Both set the environment up first, once.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help figures test lint format lab notebooks clean
+
+PYTHON ?= python3
+PROFILE ?= digits
+RECORDED ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+STARTED := $(VENV)/.installing
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo "  Options: PROFILE=digits|cpu|paper  RECORDED=1 (redraw from recorded results)  PYTHON=python3.12"
+
+figures: $(STAMP) ## Run the notebooks and draw every figure into figures/PROFILE
+	@$(RUN) -m zspag reproduce --profile $(PROFILE) $(if $(filter 1,$(RECORDED)),--recorded)
+
+test: lint ## Lint, then the tests, the doctests and every notebook in the smoke profile
+	@$(RUN) -m pytest
+	@if compgen -G 'notebooks/*.ipynb' > /dev/null; then \
+	  ZSPAG_PROFILE=smoke $(RUN) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300; fi
+
+lint: $(STAMP) ## Check format, style and types
+	@$(RUN) -m ruff format --check --quiet .
+	@$(RUN) -m ruff check --quiet .
+	@$(RUN) -m mypy
+
+format: $(STAMP) ## Format the code and repair what can be repaired
+	@$(RUN) -m ruff check --quiet --fix .
+	@$(RUN) -m ruff format .
+
+lab: $(STAMP) ## Open the notebooks in JupyterLab
+	@$(RUN) -m jupyterlab notebooks
+
+notebooks: $(STAMP) ## Run the notebooks and write them back with their outputs
+	@$(RUN) -m zspag reproduce --profile digits --write-back
+
+clean: ## Remove the environment and all caches; runs, data and results stay
+	@rm -rf $(VENV) build dist zspag.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@find zspag tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is there only after a complete installation. STARTED without it means that an installation was interrupted,
+# perhaps between the files of a package, which pip would not notice: such an environment is made anew.
+# pip's output is cut down to the downloads that take time.
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@command -v "$(PYTHON)" > /dev/null || \
+	  { echo "$(PYTHON) was not found: install Python 3.11, 3.12 or 3.13, or name one, as in make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit("zspag needs Python 3.11, 3.12 or \
+	3.13, and $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.12" % v[:2])'
+	@if test -e $(STARTED); then echo "The last installation was interrupted; starting it anew."; rm -rf $(VENV); fi
+	@echo "Installing into $(VENV) (once; a few minutes, mostly the download of torch) ..."
+	@mkdir -p $(VENV) && touch $(STARTED) && rm -f $(STAMP)
+	@"$(PYTHON)" -m venv $(VENV)
+	@set -o pipefail; $(RUN) -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' \
+	  | awk '/Downloading .*( MB| GB)/ {sub(/^ */, "  "); print; fflush()}'
+	@mv $(STARTED) $(STAMP)
+	@echo "Installed."

@@ -1,0 +1,53 @@
+"""ZS-PAG: zero-shot machine unlearning with proxy adversarial data.
+
+Invariant: ``import zspag`` is lazy (PEP 562): it loads nothing but the standard library, and torch comes with the first
+name that needs it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
+    from zspag.models import Normalize
+    from zspag.unlearning import Unlearned, zero_shot_unlearn
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LabelConfig",
+    "Normalize",
+    "ProxyConfig",
+    "SubspaceConfig",
+    "UnlearnConfig",
+    "Unlearned",
+    "UpdateConfig",
+    "__version__",
+    "zero_shot_unlearn",
+]
+
+_HOME = {
+    "LabelConfig": "config",
+    "Normalize": "models",
+    "ProxyConfig": "config",
+    "SubspaceConfig": "config",
+    "UnlearnConfig": "config",
+    "Unlearned": "unlearning",
+    "UpdateConfig": "config",
+    "zero_shot_unlearn": "unlearning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that defines ``name`` on first use.
+
+    Raises:
+        AttributeError: If the package has no such name.
+    """
+    if name not in _HOME:
+        raise AttributeError(f"module 'zspag' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"zspag.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
