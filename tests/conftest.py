@@ -1,0 +1,25 @@
+"""What holds for every test: one thread, no window, no options from outside, no random state carried over."""
+
+import os
+
+import pytest
+
+os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
+for option in ("ZSPAG_PROFILE", "ZSPAG_ROOT", "ZSPAG_PROGRESS"):
+    os.environ.pop(option, None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_random_state_carried_over():
+    """A test may seed torch's global generator; the next one finds it as it was, so that order is irrelevant."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        yield

@@ -1,0 +1,76 @@
+"""A file is whole or absent, whatever happens to its writer."""
+
+import json
+import math
+import os
+import stat
+
+import pytest
+
+from zspag.files import read_json, replacing, write_json
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "deep" / "result.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("first")
+        assert not path.exists()
+    with replacing(path) as temporary:
+        temporary.write_text("second")
+        assert path.read_text() == "first"
+    assert path.read_text() == "second"
+
+
+def test_a_failing_writer_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "result.txt"
+    path.write_text("old")
+
+    def half():
+        with replacing(path) as temporary:
+            temporary.write_text("ha")
+            raise RuntimeError("no space left")
+
+    with pytest.raises(RuntimeError, match="no space left"):
+        half()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["result.txt"]
+
+
+def test_the_temporary_file_lies_beside_its_target_and_keeps_the_suffix(tmp_path):
+    with replacing(tmp_path / "figure.png") as temporary:
+        assert temporary.parent == tmp_path  # a rename across file systems would not be atomic
+        assert temporary.suffix == ".png"  # matplotlib chooses the format by it
+        assert temporary.name.startswith(".")
+
+
+def test_files_are_for_everybody_that_the_umask_admits(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "result.json", {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "result.json").stat().st_mode) == 0o640
+
+
+def test_json_comes_back_equal_and_readable(tmp_path):
+    value = {"name": "Größe", "numbers": {"acc": [0.125, 1e-9]}, "none": None}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert "Größe" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_json_refuses_what_json_cannot_say_and_keeps_the_old_file(tmp_path, value):
+    path = tmp_path / "a.json"
+    write_json(path, [1.0])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, [value])
+    assert json.loads(path.read_text()) == [1.0]
+
+
+@pytest.mark.parametrize("content", [b'{"half": ', b"\xff\xfe\x00"])
+def test_a_damaged_json_file_is_named(tmp_path, content):
+    path = tmp_path / "damaged.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged\.json is not readable as JSON .*delete it and run again"):
+        read_json(path)
