@@ -173,6 +173,8 @@ def _from_png(path: Path) -> Any:
     offset = 8
     while offset < len(chunks):
         length, kind = struct.unpack_from(">I4s", chunks, offset)
+        if offset + 12 + length > len(chunks):
+            raise ValueError(f"{path} is damaged (it ends within a chunk); make it again")
         body = chunks[offset + 8 : offset + 8 + length]
         if kind in (b"tEXt", b"iTXt") and body.split(b"\0", 1)[0] == KEY.encode():
             return json.loads(_png_text(kind, body))
