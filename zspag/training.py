@@ -208,7 +208,9 @@ def _check_training_set(model: nn.Module, images: Tensor, labels: Tensor, config
     if labels.shape != (len(images),) or labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64 of shape ({len(images)},), got {labels.dtype} {tuple(labels.shape)}")
     if config.augment != "none" and not 0 < config.pad < min(images.shape[2:]):
-        raise ValueError(f"pad must lie in 1..{min(images.shape[2:]) - 1} pixels for {config.augment!r}, got {config.pad}")
+        raise ValueError(
+            f"pad must lie in 1..{min(images.shape[2:]) - 1} pixels for {config.augment!r}, got {config.pad}"
+        )
     probe = copy.deepcopy(model).eval()
     with torch.no_grad():
         logits = probe(_scaled(images[:1]).to(device_of(probe)))
@@ -244,7 +246,9 @@ def _save_state(
     for name, parameter in model.named_parameters():
         if parameter in optimizer.state:
             tensors[f"momentum/{name}"] = optimizer.state[parameter]["momentum_buffer"]
-    whole = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    whole = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     metadata = {"identity": json.dumps(identity), "history": json.dumps([asdict(epoch) for epoch in history])}
     with replacing(path) as temporary:
         save_file(whole, temporary, metadata)

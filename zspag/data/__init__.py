@@ -1,0 +1,11 @@
+"""Data sets, their splits, and the guard that counts every sample a method reads beyond its forget set.
+
+Invariant: the same source gives the same tensors in the same order, and ``Dataset.sha256`` names them.
+"""
+
+from zspag.data.guard import Guard
+from zspag.data.loading import data_root, load
+from zspag.data.sources import gaussians2d
+from zspag.data.splits import Dataset, Split, channel_statistics
+
+__all__ = ["Dataset", "Guard", "Split", "channel_statistics", "data_root", "gaussians2d", "load"]
