@@ -1,0 +1,452 @@
+"""The driver on tiny notebooks: it says yes to one that is whole, and no to every way of being less than that."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from zspag import files, reproduce as driver
+from zspag.reproduce import KernelMissing, NotebookFailed, add_arguments, reproduce, run
+from zspag.reproduce.pages import MACHINE_PATH, MAX_BYTES, strip, write_back
+from zspag.reproduce.parameters import check_parameters, declared_parameters, find_notebooks, parse_parameters
+from zspag.reproduce.progress import Clock
+from zspag.reproduce.report import TIMES, compare, record
+
+PAGE = "from zspag.notebook import Page\npage = Page('{name}', profile)"
+RESULT = "page.result('{number}_sum', {{'parts': [1, 2, 4]}}, numbers={{'sum': ({value}, 0.5)}})"
+SEAL = "page.seal()"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    monkeypatch.delenv("ZSPAG_PROFILE", raising=False)
+    return tmp_path
+
+
+def write(root, name, *cells, parameters=("profile = None\nfactor = 3",), tags=None):
+    """Write a notebook whose code cells are ``cells``; its first cells are a title and the parameters."""
+    head = [new_markdown_cell(f"# {name}")]
+    head += [new_code_cell(source, metadata={"tags": ["parameters"]}) for source in parameters]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    path = root / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=head + [new_code_cell(cell) for cell in cells], metadata=kernel), path)
+    return path
+
+
+def write_good(root, name, *, value=7):
+    return write(root, name, PAGE.format(name=name), RESULT.format(number=name[:2], value=value), SEAL)
+
+
+def go(root, **options):
+    return reproduce(profile="smoke", notebooks=root / "notebooks", **options)
+
+
+def executed(root):
+    return sorted(path.name for path in (root / "runs" / "smoke" / "executed").iterdir())
+
+
+def test_good_notebooks_run_in_order_and_are_compared_with_what_was_recorded(root):
+    write_good(root, "01_later", value="2 * factor")
+    write_good(root, "00_first")
+    lines = []
+    report = go(root, say=lines.append)
+
+    assert [line.split()[1] for line in lines if line.startswith("[")] == ["00_first", "01_later"]
+    assert executed(root) == ["00_first.ipynb", "01_later.ipynb"]
+    assert (report.numbers, report.unrecorded) == (0, ("00_sum", "01_sum"))
+    assert "no recorded results of profile smoke" in str(report)
+    copy = nbformat.read(root / "runs/smoke/executed/00_first.ipynb", as_version=4)
+    assert copy.metadata.zspag.provenance.config.name == "smoke"
+
+    lines.clear()
+    go(root, record=True, say=lines.append)
+    assert "left in all" in lines[0]  # the first run has timed them
+    times = files.read_json(root / "results/smoke" / TIMES)["notebooks"]
+    assert set(times) == {"00_first", "01_later"}
+    assert all(cost["seconds"] > 0 and cost["peak_memory_mib"]["self"] > 10 and cost["cold"] for cost in times.values())
+
+    write_good(root, "00_first", value=8)  # recorded 7, tolerance 0.5
+    report = go(root, parameters={"factor": 3})
+    assert (report.numbers, report.agreed, report.values, report.identical) == (2, 1, 6, 6)
+    assert "1 of 2 recorded numbers" in str(report)
+    assert "00_sum: sum: recorded 7, now 8, tolerance 0.5" in str(report)
+    assert files.read_json(root / "runs/smoke/report.json")["disagreements"][0]["now"] == 8
+
+
+def test_kernel_is_this_interpreter_whatever_the_user_has_installed(root, monkeypatch):
+    foreign = root / "elsewhere" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    (foreign / "kernel.json").write_text(
+        json.dumps({"argv": ["/no/such/python", "{connection_file}"], "display_name": "x", "language": "python"})
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(foreign.parents[1]))
+    body = f"import os, sys, zspag\nassert (sys.executable, zspag.__file__) == {(sys.executable, driver_file())!r}"
+    cwd = f"assert os.getcwd() == {str(root / 'notebooks')!r}"
+    write(root, "00_where", body, cwd, PAGE.format(name="00_where"), SEAL)
+    go(root)
+    assert executed(root) == ["00_where.ipynb"]
+    assert os.environ["JUPYTER_PATH"] == str(foreign.parents[1])
+
+
+def driver_file():
+    return str(Path(driver.__file__).parents[1] / "__init__.py")
+
+
+FAILURES = {
+    "failing cell": (["x = 1", "y = 2\n1 / 0", SEAL], r"in cell 5 of 6: y = 2\n(.*\n)*  ZeroDivisionError: division"),
+    "sys.exit(0)": (["import sys\nsys.exit(0)", SEAL], r"in cell 4 of 5: import sys\n(.*\n)*  .*SystemExit: 0"),
+    "sys.exit(0) at the end": ([SEAL, "import sys; sys.exit(0)"], r"in cell 5 of 5(.*\n)*  .*SystemExit: 0"),
+    "killed kernel": (["import os\nos.kill(os.getpid(), 9)", SEAL], r"in cell 4 of 5: import os\n  the kernel died"),
+    "timeout": (
+        ["import time", "time.sleep(60)", SEAL],
+        r"cell 5 of 6: time.sleep\(60\)\n  .* running after 2 s.*--cell",
+    ),
+    "no seal": (["x = 1"], r"it wrote no seal \(runs/smoke/seals/00_bad.json\).*page.seal\(\)"),
+    "output missing": (
+        ["page.result('00_gone', {})", SEAL, "(page._root / 'runs/smoke/results/00_gone.json').unlink()"],
+        "declared runs/smoke/results/00_gone.json, which is not there",
+    ),
+    "output changed": (
+        ["page.result('00_odd', {})", SEAL, "(page._root / 'runs/smoke/results/00_odd.json').write_text('{}')"],
+        "declared runs/smoke/results/00_odd.json, which has changed since its seal",
+    ),
+    "stale output": (
+        [
+            "page.result('00_old', {})",
+            SEAL,
+            "import os; os.utime(page._root / 'runs/smoke/results/00_old.json', (1, 1))",
+        ],
+        "declared runs/smoke/results/00_old.json, which is older than this run",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_whatever_is_less_than_success_is_a_failure(root, case):
+    cells, message = FAILURES[case]
+    write(root, "00_bad", PAGE.format(name="00_bad"), *cells)
+    write_good(root, "01_after")
+    seal = root / "runs/smoke/seals/00_bad.json"
+    files.write_json(seal, {"outputs": {}, "seconds": 1.0, "provenance": {}})  # of an earlier run: must not count
+
+    with pytest.raises(NotebookFailed, match=rf"^00_bad failed (.*\n)*.*{message}") as caught:
+        go(root, cell_timeout=2 if case == "timeout" else 0)
+
+    assert str(caught.value).endswith("executed copy: runs/smoke/executed/00_bad.failed.ipynb")
+    assert executed(root) == ["00_bad.failed.ipynb"]  # the notebook after it was not run, and no file is half-written
+    nbformat.validate(nbformat.read(root / "runs/smoke/executed/00_bad.failed.ipynb", as_version=4))
+
+
+def test_a_success_removes_the_failed_copy(root):
+    failed = root / "runs/smoke/executed/00_good.failed.ipynb"
+    files.write_json(failed, {})
+    write_good(root, "00_good")
+    go(root)
+    assert executed(root) == ["00_good.ipynb"]
+
+
+def test_missing_kernel_says_how_to_get_one(root):
+    write_good(root, "00_good")
+    with pytest.raises(KernelMissing, match="no Jupyter kernel called 'fortran'.*use 'python3'"):
+        go(root, kernel_name="fortran")
+    assert not (root / "runs").exists()
+
+
+def test_unknown_parameters_are_refused_before_a_kernel_starts(root, monkeypatch):
+    write_good(root, "00_good")
+    monkeypatch.setattr(driver, "own_kernel", lambda name: pytest.fail("a kernel was about to start"))
+    with pytest.raises(ValueError, match="00_good.ipynb has no parameter facter; it has profile, factor"):
+        go(root, parameters={"facter": 4})
+    with pytest.raises(TypeError, match="factor of 00_good.ipynb is 3, so it cannot become 'many'"):
+        go(root, parameters={"factor": "many"})
+    with pytest.raises(ValueError, match=r"there is no profile 'huge'; choose one of .*smoke"):
+        reproduce(profile="huge", notebooks=root / "notebooks")
+    with pytest.raises(ValueError, match="factor changed are not the profile's"):
+        go(root, parameters={"factor": 4}, record=True)
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (("profile = None", "factor = 1"), "00_odd.ipynb has 2 cells tagged 'parameters'; it must have exactly one"),
+        ((), "has 0 cells tagged"),
+        (("profile = None\nwidth = 2 * 8",), r"must hold only name = literal lines"),
+        (("profile = None\nprint(profile)",), r"line 2: print\(profile\)"),
+    ],
+)
+def test_a_parameters_cell_is_one_and_holds_literals(root, cells, message):
+    with pytest.raises(ValueError, match=message):
+        declared_parameters(write(root, "00_odd", parameters=cells))
+
+
+def test_parameters_over_several_lines_are_read(root):
+    path = write(root, "00_odd", parameters=("profile = None  # which\nseeds = [\n    0,\n    1,\n]\nrate = -0.1",))
+    assert declared_parameters(path) == {"profile": None, "seeds": [0, 1], "rate": -0.1}
+    check_parameters([path], {"rate": 1, "seeds": [2], "profile": "smoke"})
+    with pytest.raises(TypeError, match="rate of 00_odd.ipynb is -0.1, so it cannot become True"):
+        check_parameters([path], {"rate": True})
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"), [(["epochs"], "name=value, got 'epochs'"), (["profile=digits"], "chosen with --profile")]
+)
+def test_parameters_of_the_command_line_are_checked(pairs, message):
+    with pytest.raises(ValueError, match=message):
+        parse_parameters(pairs)
+
+
+def test_values_of_the_command_line_are_literals():
+    assert parse_parameters(["a=false", "b=1e-2", "c=x y", "d=(1, 2)", "e=null"]) == {
+        "a": False,
+        "b": 0.01,
+        "c": "x y",
+        "d": [1, 2],
+        "e": None,
+    }
+
+
+def test_notebooks_are_found_by_number(root):
+    for name in ("02_two", "00_nought", "notes", "01_one"):
+        write(root, name)
+    folder = root / "notebooks"
+    assert [path.stem for path in find_notebooks(folder, None)] == ["00_nought", "01_one", "02_two"]
+    assert [path.stem for path in find_notebooks(folder, ["02", "00"])] == ["00_nought", "02_two"]
+    with pytest.raises(ValueError, match="there is no notebook 07; there are 00, 01, 02"):
+        find_notebooks(folder, ["07"])
+    write(root, "01_another")
+    with pytest.raises(ValueError, match="share the number 01"):
+        find_notebooks(folder, None)
+    with pytest.raises(ValueError, match="no notebook called like 00_name.ipynb"):
+        find_notebooks(root, None)
+
+
+def result(numbers, data=(), **provenance):
+    return {"numbers": numbers, "data": {"y": list(data)}, "provenance": {"threads": 1, **provenance}, "draw": None}
+
+
+def test_report_counts_and_names_every_disagreement():
+    recorded = {
+        "00_a": result({"inside": [1.0, 0.1], "outside": [1.0, 0.1], "seconds": [3.0, None]}, [1, 2, 3]),
+        "00_b": result({"gone": [2.0, 9.0]}, [5], versions={"torch": "2.14.1"}),
+        "00_c": result({"lost": [4.0, 9.0]}, [5, 6]),
+    }
+    fresh = {
+        "00_a": result(
+            {"inside": [1.1, 0.1], "outside": [1.1001, 5.0], "seconds": [900.0, None]}, [1, 2, 4, 4], threads=4
+        ),
+        "00_b": result({}, [5], versions={"torch": "2.13.0"}),
+        "00_d": result({}),
+    }
+    report = compare(recorded, fresh, profile="digits")
+    assert (report.numbers, report.agreed, report.values, report.identical) == (4, 1, 6, 3)
+    assert [(item.name, item.now) for item in report.disagreements] == [
+        ("outside", 1.1001),
+        ("gone", None),
+        ("lost", None),
+    ]
+    assert report.unrecorded == ("00_d",)
+    assert report.environment == ("threads: recorded 1, now 4", "torch: recorded 2.14.1, now 2.13.0")
+    text = str(report)
+    assert text.startswith("1 of 4 recorded numbers came out again within their tolerance; 3 of 6 plotted values")
+    assert "00_c: lost: recorded 4, not computed, tolerance 9" in text
+    assert "Not recorded yet: 00_d." in text
+    assert json.loads(json.dumps(report.to_dict()))["agreed"] == 1
+
+
+def test_report_of_the_same_results_has_nothing_to_say():
+    same = {"00_a": result({"n": [0.1 + 0.2, 0.0]}, [1.5])}
+    report = compare(same, same, profile="digits")
+    assert (report.agreed, report.identical, report.disagreements, report.environment) == (1, 1, (), ())
+    assert str(report).count("\n") == 0
+
+
+def test_recording_replaces_one_notebook_and_leaves_the_others(root):
+    for name in ("00_stale", "00_kept", "01_other"):
+        files.write_json(root / "results/smoke" / f"{name}.json", result({"n": [1.0, 0.0]}))
+    files.write_json(root / "results/smoke" / TIMES, {"notebooks": {"00_old_name": {}, "01_x": {"seconds": 5.0}}})
+    files.write_json(root / "results/smoke/cifar.json", {"from": "another command"})
+    files.write_json(root / "runs/smoke/results/00_kept.json", result({"n": [2.0, 0.0]}))
+    seal = {
+        "outputs": {"runs/smoke/results/00_kept.json": "", "figures/smoke/00_kept.png": ""},
+        "seconds": 1.5,
+        "peak_memory_mib": {"self": 90.0, "largest_child": 0.0},
+        "peak_device_memory_mib": None,
+        "device": "cpu",
+        "threads": 1,
+        "provenance": {"versions": {}, "started": "now"},
+    }
+    record({"00_new_name": seal}, profile="smoke", root=root, cold=False)
+    names = sorted(path.stem for path in (root / "results/smoke").iterdir())
+    assert names == ["00_kept", "01_other", "cifar", "time_and_memory"]
+    assert files.read_json(root / "results/smoke/00_kept.json")["numbers"] == {"n": [2.0, 0.0]}
+    assert list(files.read_json(root / "results/smoke" / TIMES)["notebooks"]) == ["00_new_name", "01_x"]
+
+
+def executed_page(text="fine", *, stderr="", size=0):
+    shown = nbformat.v4.new_output("display_data", data={"image/png": "A" * size, "text/plain": text})
+    seen = nbformat.v4.new_output("execute_result", data={"text/plain": "7"}, execution_count=12)
+    warning = nbformat.v4.new_output("stream", name="stderr", text=stderr or "a warning for the reader\n")
+    cells = [
+        new_markdown_cell("# 00", metadata={"tags": [], "papermill": {"duration": 1}}),
+        new_code_cell("profile = None", metadata={"tags": ["parameters"]}, execution_count=10),
+        new_code_cell("profile = 'smoke'", metadata={"tags": ["injected-parameters"]}, execution_count=11),
+        new_code_cell("page", metadata={"papermill": {}}, execution_count=12, outputs=[shown, warning, seen]),
+    ]
+    return new_notebook(cells=cells, metadata={"papermill": {"input_path": "x"}, "zspag": {"provenance": {"seed": 3}}})
+
+
+def test_pages_are_committed_without_what_differs_from_run_to_run():
+    page = strip(executed_page(stderr="/home/someone/.venv/lib/thing.py:3: UserWarning: beware\n"))
+    assert [cell.source for cell in page.cells] == ["# 00", "profile = None", "page"]
+    assert [cell.execution_count for cell in page.cells[1:]] == [1, 2]
+    assert [output.output_type for output in page.cells[2].outputs] == ["display_data", "execute_result"]
+    assert page.cells[2].outputs[1].execution_count == 2
+    assert "papermill" not in json.dumps(page)
+    assert page.metadata.zspag.provenance.seed == 3
+    assert strip(executed_page()).cells[2].outputs[1].text == "a warning for the reader\n"
+    nbformat.validate(page)
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        (
+            executed_page("saved to /home/someone/zspag/x.png"),
+            "01_odd.ipynb, cell 3: .*names /home/someone/zspag/x.png",
+        ),
+        (executed_page(size=MAX_BYTES), "01_odd.ipynb would have 1.5 MB, and 1.5 MB is the most"),
+    ],
+)
+def test_an_unfit_page_stops_all_from_being_written_back(root, page, message):
+    copies = [root / "00_good.ipynb", root / "01_odd.ipynb"]
+    nbformat.write(executed_page(), copies[0])
+    nbformat.write(page, copies[1])
+    (root / "notebooks").mkdir()
+    with pytest.raises(ValueError, match=message):
+        write_back(copies, root / "notebooks")
+    assert list((root / "notebooks").iterdir()) == []
+    assert write_back(copies[:1], root / "notebooks") == [root / "notebooks/00_good.ipynb"]
+
+
+@pytest.mark.parametrize(
+    "text", ["retain/forget/both", "<b>a</b> <td>1/2</td>", "https://a.org/b/c", "1 / 2 / 3", "x -> y"]
+)
+def test_what_is_no_machine_path_is_left_alone(text):
+    assert MACHINE_PATH.search(text) is None
+
+
+def test_the_clock_adds_up_what_is_left():
+    lines = []
+    clock = Clock({"00_a": 5.0, "01_b": 70.0, "02_c": None}, say=lines.append)
+    for name in ("00_a", "01_b", "02_c"):
+        with clock.running(name):
+            pass
+    assert lines[0] == "[1/3] 00_a (not timed before)"
+    with Clock({"00_a": 5.0, "01_b": 70.0}, say=lines.append).running("00_a"):
+        assert lines[-1] == "[1/2] 00_a (about 1 min 15 s left in all)"
+
+
+def command(root, *words):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    lines = []
+    code = run(parser.parse_args(["--profile", "smoke", *words]), say=lines.append)
+    return code, "\n".join(lines)
+
+
+def test_command_line_exit_codes(root):
+    write_good(root, "00_good")
+    assert command(root, "--only", "05") == (2, "zspag reproduce: there is no notebook 05; there are 00")
+    assert command(root, "--recorded", "--record")[0] == 2
+    code, said = command(root, "--record", "--write-back")
+    assert code == 0
+    assert "wrote 1 executed notebooks back" in said
+    page = nbformat.read(root / "notebooks/00_good.ipynb", as_version=4)
+    assert [cell.get("execution_count") for cell in page.cells] == [None, 1, 2, 3, 4]
+    recorded = root / "results/smoke/00_sum.json"
+    files.write_json(recorded, files.read_json(recorded) | {"numbers": {"sum": [700.0, 0.5]}})
+    code, said = command(root)
+    assert code == 3
+    assert "0 of 1 recorded numbers" in said
+    write(root, "00_good", "1 / 0")
+    code, said = command(root)
+    assert code == 1
+    assert "00_good failed in cell 3 of 3: 1 / 0" in said
+
+
+def test_recorded_figures_are_redrawn_without_torch_or_a_kernel(root):
+    script = (
+        "import sys, types, argparse\n"
+        "plots = types.ModuleType('zspag.plots')\n"
+        "plots.render = lambda content, path: path.write_bytes(content['draw'].encode())\n"
+        "sys.modules['zspag.plots'] = plots\n"
+        "import zspag; zspag.plots = plots\n"
+        "from zspag.reproduce import add_arguments, run\n"
+        "parser = argparse.ArgumentParser(); add_arguments(parser)\n"
+        "code = run(parser.parse_args(['--profile', 'smoke', '--recorded']))\n"
+        "assert not {'torch', 'papermill'} & set(sys.modules), 'heavy imports'\n"
+        "sys.exit(code)\n"
+    )
+    empty = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert empty.returncode == 2, empty.stderr
+    assert "no figure is recorded in results/smoke" in empty.stdout
+    files.write_json(root / "results/smoke/00_a.json", result({}) | {"draw": "bars"})
+    files.write_json(root / "results/smoke/00_b.json", result({}))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (root / "figures/smoke").iterdir()) == ["00_a.json", "00_a.png"]
+    assert (root / "figures/smoke/00_a.png").read_bytes() == b"bars"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_no_kernel_no_worker_and_no_half_file(root, number):
+    busy = (
+        "import os, subprocess, time, pathlib\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        "pathlib.Path('pids.tmp').write_text(f'{os.getpid()} {child.pid}'); os.rename('pids.tmp', 'pids')\n"
+        "time.sleep(60)"
+    )
+    write(root, "00_busy", PAGE.format(name="00_busy"), busy, SEAL)
+    script = (
+        "import argparse, sys\nfrom zspag.reproduce import add_arguments, run\n"
+        "parser = argparse.ArgumentParser(); add_arguments(parser)\n"
+        "sys.exit(run(parser.parse_args(['--profile', 'smoke'])))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    pids = root / "notebooks/pids"
+    wait_for(pids.exists)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert said.splitlines()[1:] == [
+        "Interrupted: nothing half-written was left behind, and the same command goes on from the cache in runs/."
+    ]
+    wait_for(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()))
+    assert executed(root) == []
+
+
+def wait_for(condition, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # a zombie has ended; whoever adopted it has not asked yet

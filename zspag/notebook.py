@@ -1,0 +1,292 @@
+"""What every notebook uses: the profile, and a page that saves figures and numbers and seals what it made.
+
+Invariant: a figure is drawn from the file that holds its numbers, never from memory, and a seal names only files that
+exist, each with its SHA-256. A notebook without a seal has not finished.
+"""
+
+import base64
+import hashlib
+import math
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zspag import config, files, provenance
+
+SCHEMA = 1
+_NAME = re.compile(r"\d\d_[a-z0-9_]+")
+_SCREEN_DPI = 96  # CSS pixels per inch: a figure is shown at its own size, whatever resolution its file has
+_MIB = 2**20
+
+
+def repository_root() -> Path:
+    """Return the folder that holds runs/, results/ and figures/: ``ZSPAG_ROOT``, or the one above the package."""
+    return Path(os.environ.get("ZSPAG_ROOT") or Path(__file__).parents[1])
+
+
+def resolve_profile(profile: str | None) -> config.Profile:
+    """Return the profile to work with: the papermill parameter, then ``ZSPAG_PROFILE``, then "digits".
+
+    Args:
+        profile: Value of the notebook's ``profile`` parameter; None leaves the choice to the environment.
+
+    Raises:
+        ValueError: If no profile has this name; the message lists those that exist.
+    """
+    name = profile or os.environ.get("ZSPAG_PROFILE") or "digits"
+    if name not in config.PROFILES:
+        raise ValueError(f"there is no profile {name!r}; choose one of {', '.join(sorted(config.PROFILES))}")
+    return config.PROFILES[name]
+
+
+def plain(value: Any, where: str) -> Any:
+    """Return ``value`` as plain Python for JSON, floats rounded to 6 significant digits.
+
+    Args:
+        value: Numbers, strings, None, or mappings, sequences, arrays and tensors of them.
+        where: Path of ``value`` in the whole, for messages, such as ``data.accuracy``.
+
+    Raises:
+        ValueError: If a number is NaN or infinite; the message names its path.
+        TypeError: If something has no place in JSON; the message names its path.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, torch tensors, without importing either
+        return plain(value.tolist(), where)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}: a result holds finite numbers only, write None where there is none")
+        return float(f"{value:.6g}")
+    raise TypeError(f"{where} is a {type(value).__name__}: a result holds numbers, strings, lists and mappings only")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A saved figure as a notebook shows it: the bytes of the file itself, so that page and folder never differ.
+
+    Attributes:
+        path: The PNG file.
+        title: What stands for the picture where none can be shown.
+        width: Width on screen in CSS pixels.
+    """
+
+    path: Path
+    title: str
+    width: int
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[dict, dict]:
+        content = base64.b64encode(self.path.read_bytes()).decode("ascii")
+        return {"image/png": content, "text/plain": repr(self)}, {"image/png": {"width": self.width}}
+
+    def __repr__(self) -> str:
+        return f"<{self.title}>"
+
+
+class Page:
+    """One notebook's outputs, from its first number to its seal.
+
+    Args:
+        name: Name of the notebook without ending, such as ``02_proxy_generation``.
+        profile: The profile the notebook runs, or its name.
+        data_sha256: Hash of the data set the numbers come from, for their provenance; may be set later.
+
+    Raises:
+        ValueError: If the name does not start with two digits, or the profile is unknown.
+    """
+
+    def __init__(self, name: str, profile: config.Profile | str, *, data_sha256: str | None = None) -> None:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"a notebook is called like 02_proxy_generation, got {name!r}")
+        self.name = name
+        self.profile = resolve_profile(profile) if isinstance(profile, str) else profile
+        self.data_sha256 = data_sha256
+        self._root = repository_root()
+        self._started = time.time()
+        self._outputs: dict[str, tuple[Path, ...]] = {}  # by result name: a cell that runs twice declares once
+
+    def figure(
+        self,
+        name: str,
+        draw: str,
+        data: Mapping[str, Any],
+        *,
+        caption: str,
+        numbers: Mapping[str, tuple[Any, float | None]] | None = None,
+        seed: int | None = None,
+    ) -> Picture:
+        """Write the numbers of a figure, draw it from that file, and return it for display.
+
+        Args:
+            name: Name of the figure; starts with the notebook's number.
+            draw: Name of a function of ``zspag.plots``.
+            data: The plotted numbers, whatever ``draw`` expects.
+            caption: One or two sentences that say what is seen.
+            numbers: Headline numbers as ``{name: (value, tolerance)}``; the reproduction report compares them.
+                A tolerance of None marks a number that differs from run to run, such as a time.
+            seed: Seed behind the numbers, if there is one.
+
+        Raises:
+            ValueError: If the name belongs to another notebook, or a number is not finite.
+        """
+        from zspag import plots  # late: matplotlib takes a second, and a page without figures does not need it
+
+        saved = self._save(name, draw=draw, data=data, caption=caption, numbers=numbers, seed=seed)
+        content = files.read_json(saved)
+        target = self._root / "figures" / self.profile.name / f"{name}.png"
+        with files.replacing(target) as temporary:
+            drawn = plots.render(content, temporary)
+        files.write_json(target.with_suffix(".json"), content)
+        width = round(drawn.get_figwidth() * _SCREEN_DPI)
+        if pyplot := sys.modules.get("matplotlib.pyplot"):
+            pyplot.close(drawn)  # a figure left open is shown a second time at the end of the cell
+        self._outputs[name] = (saved, target, target.with_suffix(".json"))
+        return Picture(target, f"figure {name}", width)
+
+    def result(
+        self,
+        name: str,
+        data: Mapping[str, Any],
+        *,
+        numbers: Mapping[str, tuple[Any, float | None]] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Write numbers that no figure shows; arguments as in ``figure``."""
+        self._outputs[name] = (self._save(name, draw=None, data=data, caption="", numbers=numbers, seed=seed),)
+
+    def seal(self) -> str:
+        """Write down what this notebook made and what it cost; return one line about it.
+
+        Raises:
+            FileNotFoundError: If a declared output is no longer there.
+        """
+        paths = [path for group in self._outputs.values() for path in group]
+        if missing := [str(path.relative_to(self._root)) for path in paths if not path.is_file()]:
+            raise FileNotFoundError(
+                f"{self.name} declared {', '.join(missing)}, which is not there; run its cell again"
+            )
+        record = self._record(seed=None)
+        device_memory = _device_memory_mib()
+        seal = {
+            "schema": SCHEMA,
+            "notebook": self.name,
+            "profile": self.profile.name,
+            "outputs": {path.relative_to(self._root).as_posix(): sha256(path) for path in paths},
+            "seconds": plain(time.time() - self._started, "seconds"),
+            "peak_memory_mib": _peak_memory_mib(),
+            "peak_device_memory_mib": device_memory,
+            "device": record["device"],
+            "threads": record["threads"],
+            "provenance": record,
+        }
+        files.write_json(self._runs("seals") / f"{self.name}.json", seal)
+        figures = sum(len(group) > 1 for group in self._outputs.values())
+        counts = f"{_count(figures, 'figure')}, {_count(len(self._outputs) - figures, 'result')}"
+        return f"{self.name}: {counts}, {seal['seconds']:.0f} s"
+
+    def _runs(self, folder: str) -> Path:
+        return self._root / "runs" / self.profile.name / folder
+
+    def _record(self, *, seed: int | None) -> dict[str, Any]:
+        device, threads = _device_and_threads(self.profile)
+        return provenance.record(
+            config=config.to_dict(self.profile),
+            seed=seed,
+            data_sha256=self.data_sha256,
+            device=device,
+            threads=threads,
+            started=self._started,
+        )
+
+    def _save(
+        self,
+        name: str,
+        *,
+        draw: str | None,
+        data: Mapping[str, Any],
+        caption: str,
+        numbers: Mapping[str, tuple[Any, float | None]] | None,
+        seed: int | None,
+    ) -> Path:
+        if not _NAME.fullmatch(name) or name[:2] != self.name[:2]:
+            raise ValueError(f"results of {self.name} are called {self.name[:2]}_..., got {name!r}")
+        path = self._runs("results") / f"{name}.json"
+        content = {
+            "schema": SCHEMA,
+            "name": name,
+            "profile": self.profile.name,
+            "draw": draw,
+            "caption": caption,
+            "numbers": _checked_numbers(numbers or {}),
+            "data": plain(data, "data"),
+            "provenance": self._record(seed=seed),
+        }
+        files.write_json(path, content)
+        return path
+
+
+def _checked_numbers(numbers: Mapping[str, tuple[Any, float | None]]) -> dict[str, list[Any]]:
+    checked: dict[str, list[Any]] = {}
+    for name, pair in numbers.items():
+        answer = plain(pair, f"numbers.{name}")
+        if not isinstance(answer, list) or len(answer) != 2:
+            raise ValueError(f"numbers.{name} must be a pair (value, tolerance), got {pair!r}")
+        value, tolerance = answer
+        if not isinstance(value, (int, float)):
+            raise ValueError(f"the value of numbers.{name} must be a number, got {value!r}")
+        if tolerance is not None and (not isinstance(tolerance, (int, float)) or tolerance < 0):
+            raise ValueError(f"the tolerance of numbers.{name} must be a number from 0 or None, got {tolerance!r}")
+        checked[name] = answer
+    return checked
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _device_and_threads(profile: config.Profile) -> tuple[str, int]:
+    """Ask torch if this process has loaded it; a page without torch computed on the CPU."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return "cpu", profile.threads
+    return ("cuda" if torch.cuda.is_available() else "cpu"), torch.get_num_threads()
+
+
+def _device_memory_mib() -> float | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return round(torch.cuda.max_memory_allocated() / _MIB, 1)
+
+
+def _peak_memory_mib() -> dict[str, float]:
+    """Peak resident memory of this process and of its largest finished child, in MiB.
+
+    Note:
+        After fork and exec Linux starts a child's ``ru_maxrss`` at its parent's peak, so the child's number is an
+        upper bound; for this process the kernel's own high-water mark, which starts at zero, is read where it exists.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes on macOS, KiB on Linux
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))):
+        own = int(found[1]) * 1024
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    return {"self": round(own / _MIB, 1), "largest_child": round(child / _MIB, 1)}
