@@ -13,7 +13,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from zspag import files, reproduce as driver
+from zspag import files
+from zspag import reproduce as driver
 from zspag.reproduce import KernelMissing, NotebookFailed, add_arguments, reproduce, run
 from zspag.reproduce.pages import MACHINE_PATH, MAX_BYTES, strip, write_back
 from zspag.reproduce.parameters import check_parameters, declared_parameters, find_notebooks, parse_parameters

@@ -92,7 +92,9 @@ class Picture:
     title: str
     width: int
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[dict, dict]:
+    def _repr_mimebundle_(
+        self, include: object = None, exclude: object = None
+    ) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
         content = base64.b64encode(self.path.read_bytes()).decode("ascii")
         return {"image/png": content, "text/plain": repr(self)}, {"image/png": {"width": self.width}}
 

@@ -22,7 +22,8 @@ from zspag.reproduce.execution import KERNEL, KernelMissing, NotebookFailed, exe
 from zspag.reproduce.pages import write_back as write_pages_back
 from zspag.reproduce.parameters import check_parameters, find_notebooks, parse_parameters
 from zspag.reproduce.progress import Clock, duration
-from zspag.reproduce.report import TIMES, Report, compare, read_fresh, read_recorded, record as record_results
+from zspag.reproduce.report import TIMES, Report, compare, read_fresh, read_recorded
+from zspag.reproduce.report import record as record_results
 
 __all__ = ["KernelMissing", "NotebookFailed", "Report", "add_arguments", "redraw", "reproduce", "run"]
 

@@ -111,7 +111,9 @@ def _require_kernel(name: str) -> None:
         ) from error
 
 
-def execute(source: Path, *, profile: str, parameters: Mapping[str, Any], cell_timeout: int, kernel_name: str) -> dict:
+def execute(
+    source: Path, *, profile: str, parameters: Mapping[str, Any], cell_timeout: int, kernel_name: str
+) -> dict[str, Any]:
     """Execute one notebook inside ``own_kernel`` and return its seal.
 
     Args:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from nbformat import NotebookNode
 
 _NUMBERED = re.compile(r"\d\d_\w+\.ipynb")
 _WORDS = {"true": True, "false": False, "none": None, "null": None}  # papermill's own -p makes "false" a true string
@@ -40,7 +41,16 @@ def find_notebooks(folder: Path, only: Sequence[str] | None) -> list[Path]:
 
 
 def declared_parameters(path: Path) -> dict[str, Any]:
+    """Return the parameters of the notebook at ``path`` with their defaults; see ``literal_parameters``."""
+    return literal_parameters(nbformat.read(path, as_version=4), path.name)
+
+
+def literal_parameters(notebook: NotebookNode, name: str) -> dict[str, Any]:
     """Return the parameters of a notebook with their defaults, read from its source without a kernel.
+
+    Args:
+        notebook: The notebook.
+        name: What to call it in messages.
 
     Note:
         papermill's own ``inspect_notebook`` reads the cell with regular expressions and misses values that span lines.
@@ -48,17 +58,16 @@ def declared_parameters(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If not exactly one cell is tagged ``parameters``, or it holds anything but ``name = literal``.
     """
-    cells = nbformat.read(path, as_version=4).cells
-    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
-        raise ValueError(f"{path.name} has {len(tagged)} cells tagged 'parameters'; it must have exactly one")
+        raise ValueError(f"{name} has {len(tagged)} cells tagged 'parameters'; it must have exactly one")
     defaults: dict[str, Any] = {}
     try:
         for statement in ast.parse(tagged[0].source).body:
-            name, value = _assignment(statement)
-            defaults[name] = ast.literal_eval(value)
+            target, value = _assignment(statement)
+            defaults[target] = ast.literal_eval(value)
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f"the parameters cell of {path.name} must hold only name = literal lines ({error})") from error
+        raise ValueError(f"the parameters cell of {name} must hold only name = literal lines ({error})") from error
     return defaults
 
 

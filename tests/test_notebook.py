@@ -1,0 +1,185 @@
+"""A page writes numbers first, draws from their file, and seals only what is there."""
+
+import base64
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import zspag
+from zspag import config, files
+from zspag.notebook import Page, Picture, plain, repository_root, resolve_profile, sha256
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Replace the plots, so that what a page hands over can be seen; the list holds the contents it was given."""
+    contents = []
+
+    def render(content, path):
+        contents.append(content)
+        path.write_bytes(b"png of " + content["name"].encode())
+        return types.SimpleNamespace(get_figwidth=lambda: 7.5)
+
+    fake = types.ModuleType("zspag.plots")
+    fake.render = render
+    monkeypatch.setitem(sys.modules, "zspag.plots", fake)
+    monkeypatch.setattr(zspag, "plots", fake, raising=False)
+    return contents
+
+
+def test_profile_is_the_parameter_then_the_environment_then_digits(monkeypatch):
+    monkeypatch.delenv("ZSPAG_PROFILE", raising=False)
+    assert resolve_profile(None) is config.PROFILES["digits"]
+    monkeypatch.setenv("ZSPAG_PROFILE", "smoke")
+    assert resolve_profile(None).name == "smoke"
+    assert resolve_profile("cpu").name == "cpu"
+    with pytest.raises(ValueError, match=r"no profile 'large'; choose one of .*digits.*smoke"):
+        resolve_profile("large")
+
+
+def test_root_is_the_repository_unless_the_environment_names_another(monkeypatch, tmp_path):
+    monkeypatch.delenv("ZSPAG_ROOT", raising=False)
+    assert (repository_root() / "zspag" / "notebook.py").is_file()
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    assert repository_root() == tmp_path
+
+
+def test_numbers_of_every_library_become_plain_and_short():
+    value = {
+        "third": np.float32(1) / 3,
+        "count": np.int64(7),
+        "flag": np.bool_(True),
+        "matrix": torch.tensor([[1, 2, 3]]),
+        "loss": torch.tensor(2 / 3, requires_grad=True),
+        3: (1234567.8, None, "word", False),
+    }
+    found = plain(value, "data")
+    assert found == {
+        "third": 0.333333,
+        "count": 7,
+        "flag": True,
+        "matrix": [[1, 2, 3]],
+        "loss": 0.666667,
+        "3": [1234570.0, None, "word", False],
+    }
+    assert json.loads(json.dumps(found)) == found
+    assert type(found["flag"]) is bool
+    assert type(found["count"]) is int
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ({"a": [0.5, float("nan")]}, ValueError, r"data\.a\[1\] is nan"),
+        (np.array([1.0, np.inf]), ValueError, r"data\[1\] is inf"),
+        ({"a": {"b": object()}}, TypeError, r"data\.a\.b is a object"),
+        ({"a": {1, 2}}, TypeError, r"data\.a is a set"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_with_its_path(value, error, message):
+    with pytest.raises(error, match=message):
+        plain(value, "data")
+
+
+def test_figure_is_drawn_from_the_file_that_holds_its_numbers(root, drawn):
+    page = Page("02_proxies", "smoke", data_sha256="d" * 64)
+    shown = page.figure(
+        "02_budget", "curve", {"x": np.arange(3)}, caption="Rate.", numbers={"rate": (np.float64(0.75), 0.1)}, seed=4
+    )
+
+    saved = files.read_json(root / "runs/smoke/results/02_budget.json")
+    assert {key: saved[key] for key in ("schema", "name", "profile", "draw", "caption", "numbers", "data")} == {
+        "schema": 1,
+        "name": "02_budget",
+        "profile": "smoke",
+        "draw": "curve",
+        "caption": "Rate.",
+        "numbers": {"rate": [0.75, 0.1]},
+        "data": {"x": [0, 1, 2]},
+    }
+    assert (saved["provenance"]["seed"], saved["provenance"]["data_sha256"]) == (4, "d" * 64)
+    assert drawn == [saved]
+    assert files.read_json(root / "figures/smoke/02_budget.json") == saved
+    bundle, metadata = shown._repr_mimebundle_()
+    assert base64.b64decode(bundle["image/png"]) == (root / "figures/smoke/02_budget.png").read_bytes()
+    assert bundle["text/plain"] == "<figure 02_budget>"  # no path: pages are committed
+    assert metadata["image/png"]["width"] == 720
+    assert isinstance(shown, Picture)
+
+
+def test_figure_that_cannot_be_drawn_leaves_no_file_and_is_not_sealed(root, drawn, monkeypatch):
+    def broken(content, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(sys.modules["zspag.plots"], "render", broken)
+    page = Page("02_proxies", "smoke")
+    with pytest.raises(RuntimeError, match="no ink"):
+        page.figure("02_budget", "curve", {}, caption="Rate.")
+    assert list((root / "figures/smoke").iterdir()) == []
+    assert page.seal().startswith("02_proxies: 0 figures, 0 results")
+
+
+def test_seal_names_every_output_with_its_hash(root, drawn):
+    page = Page("02_proxies", "smoke")
+    page.figure("02_budget", "curve", {"x": [1]}, caption="Rate.")
+    page.figure("02_budget", "curve", {"x": [1]}, caption="Rate.")  # a reader runs a cell twice
+    page.result("02_counts", {"hits": 5})
+    line = page.seal()
+
+    assert line.startswith("02_proxies: 1 figure, 1 result, ")
+    seal = files.read_json(root / "runs/smoke/seals/02_proxies.json")
+    assert set(seal["outputs"]) == {
+        "runs/smoke/results/02_budget.json",
+        "figures/smoke/02_budget.png",
+        "figures/smoke/02_budget.json",
+        "runs/smoke/results/02_counts.json",
+    }
+    assert all(sha256(root / name) == digest for name, digest in seal["outputs"].items())
+    assert seal["peak_memory_mib"]["self"] > 50  # this process holds torch
+    assert (seal["device"], seal["threads"]) == (seal["provenance"]["device"], torch.get_num_threads())
+    assert 0 <= seal["seconds"] < 60
+
+
+def test_seal_refuses_an_output_that_is_gone(root):
+    page = Page("02_proxies", "smoke")
+    page.result("02_counts", {})
+    (root / "runs/smoke/results/02_counts.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"02_proxies declared runs/smoke/results/02_counts\.json"):
+        page.seal()
+    assert not (root / "runs/smoke/seals").exists()
+
+
+def test_names_belong_to_their_notebook(root):
+    with pytest.raises(ValueError, match="called like 02_proxy_generation, got 'proxies'"):
+        Page("proxies", "smoke")
+    page = Page("02_proxies", "smoke")
+    for name in ("03_counts", "02-counts", "counts"):
+        with pytest.raises(ValueError, match=f"results of 02_proxies are called 02_..., got '{name}'"):
+            page.result(name, {})
+    assert not (root / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (0.5, r"numbers\.rate must be a pair \(value, tolerance\), got 0.5"),
+        ((0.5, -0.1), r"tolerance of numbers\.rate must be a number from 0 or None, got -0.1"),
+        (("high", 0.1), r"value of numbers\.rate must be a number, got 'high'"),
+        ((float("nan"), 0.1), r"numbers\.rate\[0\] is nan"),
+    ],
+)
+def test_numbers_come_with_a_tolerance(root, pair, message):
+    with pytest.raises(ValueError, match=message):
+        Page("02_proxies", "smoke").result("02_counts", {}, numbers={"rate": pair})
+    assert not (root / "runs").exists()
