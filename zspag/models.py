@@ -149,7 +149,8 @@ def _factory(arch: str) -> Callable[..., object]:
     if not path.is_file():
         raise ValueError(f"no file {file} for the architecture {arch!r}; give the path of a Python file before ':'")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
+    assert spec is not None  # a file with the suffix .py always has a spec
+    assert spec.loader is not None  # and that a loader
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -28,7 +28,7 @@ DAMAGE = (
 )
 
 
-class UnsafeArchive(ValueError):
+class UnsafeArchiveError(ValueError):
     """An archive that tries to write outside its folder."""
 
 
@@ -41,7 +41,7 @@ def files_in(archive: Path) -> Iterator[tuple[str, bytes]]:
     """Yield path and contents of every file, in the order of the archive; nothing is written.
 
     Raises:
-        UnsafeArchive: If a member's path is absolute or leaves the archive, or is a link or a device.
+        UnsafeArchiveError: If a member's path is absolute or leaves the archive, or is a link or a device.
         ValueError: If the archive is damaged.
     """
     with _naming_damage(archive):
@@ -70,7 +70,7 @@ def unpack(archive: Path, target: Path) -> None:
         target: Folder that does not exist yet; the archive holds a folder of the same name at its top.
 
     Raises:
-        UnsafeArchive: If a member's path is absolute or leaves the archive, or is a link or a device.
+        UnsafeArchiveError: If a member's path is absolute or leaves the archive, or is a link or a device.
         ValueError: If the archive is damaged or lacks the folder.
     """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as folder:
@@ -107,21 +107,21 @@ def _naming_damage(archive: Path) -> Generator[None, None, None]:
 def _check_name(archive: Path, name: str) -> None:
     windows = PureWindowsPath(name)
     if PurePosixPath(name).is_absolute() or windows.is_absolute() or windows.drive:
-        raise UnsafeArchive(f"{archive} is refused: its member {name!r} has an absolute path")
+        raise UnsafeArchiveError(f"{archive} is refused: its member {name!r} has an absolute path")
     if ".." in windows.parts:  # splits at both kinds of slashes
-        raise UnsafeArchive(f"{archive} is refused: its member {name!r} leaves the folder through '..'")
+        raise UnsafeArchiveError(f"{archive} is refused: its member {name!r} leaves the folder through '..'")
 
 
 def _check_tar_kind(archive: Path, member: tarfile.TarInfo) -> None:
     if member.issym() or member.islnk():
-        raise UnsafeArchive(f"{archive} is refused: its member {member.name!r} is a link to {member.linkname!r}")
+        raise UnsafeArchiveError(f"{archive} is refused: its member {member.name!r} is a link to {member.linkname!r}")
     if not (member.isfile() or member.isdir()):
-        raise UnsafeArchive(f"{archive} is refused: its member {member.name!r} is a device or a pipe")
+        raise UnsafeArchiveError(f"{archive} is refused: its member {member.name!r} is a device or a pipe")
 
 
 def _check_zip_kind(archive: Path, info: zipfile.ZipInfo) -> None:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind == stat.S_IFLNK:
-        raise UnsafeArchive(f"{archive} is refused: its member {info.filename!r} is a link")
+        raise UnsafeArchiveError(f"{archive} is refused: its member {info.filename!r} is a link")
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):  # 0: written by a system without Unix modes
-        raise UnsafeArchive(f"{archive} is refused: its member {info.filename!r} is a device or a pipe")
+        raise UnsafeArchiveError(f"{archive} is refused: its member {info.filename!r} is a device or a pipe")

@@ -115,7 +115,7 @@ def download_mnist(root: Path) -> None:
     from torchvision.datasets import MNIST  # seconds of import that a cached set does not need
 
     remedy = f"put {', '.join(MNIST_FILES)} into {root / 'MNIST' / 'raw'}, or mnist.tar.xz with MNIST/raw/ into {root}"
-    _download(lambda folder: MNIST(folder, download=True), root / "MNIST", remedy=f"MNIST: {remedy}")
+    _download(lambda folder: MNIST(folder, download=True), root / "MNIST", name="MNIST", remedy=remedy)
 
 
 def download_cifar(root: Path) -> None:
@@ -130,7 +130,7 @@ def download_cifar(root: Path) -> None:
         f"put cifar-10-python.tar.gz, or the image folder cifar10/{{train,test}}/<class>/ or its archive"
         f" cifar10.tar.xz, into {root}"
     )
-    _download(lambda folder: CIFAR10(folder, download=True), root / CIFAR_BATCHES, remedy=f"CIFAR-10: {remedy}")
+    _download(lambda folder: CIFAR10(folder, download=True), root / CIFAR_BATCHES, name="CIFAR-10", remedy=remedy)
 
 
 def _ordered(root: Path, part: "CIFAR10") -> Split:
@@ -143,7 +143,7 @@ def _ordered(root: Path, part: "CIFAR10") -> Split:
     return Split(images, torch.tensor(part.targets)[order])
 
 
-def _download(fetch: Callable[[str], object], target: Path, *, remedy: str) -> None:
+def _download(fetch: Callable[[str], object], target: Path, *, name: str, remedy: str) -> None:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +153,8 @@ def _download(fetch: Callable[[str], object], target: Path, *, remedy: str) -> N
             (Path(folder) / target.name).rename(target)
     except (RuntimeError, OSError, http.client.HTTPException) as error:
         reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
-        raise FileNotFoundError(f"{remedy}, for it is not there and cannot be downloaded ({reason})") from error
+        raise FileNotFoundError(
+            f"{name} is not in {target.parent} and cannot be downloaded ({reason}); {remedy}"
+        ) from error
     finally:
         socket.setdefaulttimeout(before)

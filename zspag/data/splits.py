@@ -98,8 +98,8 @@ def content_hash(classes: tuple[str, ...], train: Split, test: Split) -> str:
     shapes = [list(split.images.shape) for split in (train, test)]
     digest = hashlib.sha256(json.dumps([list(classes), shapes]).encode())
     for split in (train, test):
-        digest.update(split.images.contiguous().numpy())
-        digest.update(split.labels.contiguous().numpy())
+        digest.update(split.images.contiguous().numpy().data)
+        digest.update(split.labels.contiguous().numpy().data)
     return digest.hexdigest()
 
 
