@@ -57,6 +57,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@mkdir -p $(VENV) && touch $(STARTED) && rm -f $(STAMP)
 	@"$(PYTHON)" -m venv $(VENV)
 	@set -o pipefail; $(RUN) -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' \
-	  | awk '/Downloading .*( MB| GB)/ {sub(/^ */, "  "); print; fflush()}'
+	  | awk '/Downloading .*( MB| GB)/ {sub(/^ */, "  "); print; fflush()} \
+	         /^Installing collected/ {print "  Unpacking ..."; fflush()}'
 	@mv $(STARTED) $(STAMP)
 	@echo "Installed."
