@@ -113,6 +113,8 @@ def build(
     """
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std come together, got mean={mean} and std={std}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)

@@ -169,8 +169,9 @@ def _run_epoch_(
     model.train()
     # Batches of nearly equal size: a ragged last one would weigh its few images more and upset batch norm.
     for chosen, step in zip(order.tensor_split(per_epoch), steps, strict=False):
+        rate = one_cycle(step, config.epochs * per_epoch, peak=config.lr)
         for group in optimizer.param_groups:
-            group["lr"] = one_cycle(step, config.epochs * per_epoch, peak=config.lr)
+            group["lr"] = rate
         batch = augmented(images[chosen], augment=config.augment, pad=config.pad, generator=generator)
         logits = model(_scaled(batch))
         loss = functional.cross_entropy(logits, labels[chosen], label_smoothing=config.label_smoothing)

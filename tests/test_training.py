@@ -1,0 +1,281 @@
+"""Training is a function of its arguments: the same bits again, also after an interrupt."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from zspag import training
+from zspag.config import TrainConfig
+from zspag.models import build
+from zspag.training import augmented, one_cycle, train
+
+CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.1, augment="shift_flip", pad=2)
+
+
+def make_model(*, dropout=0.3):
+    body = build("digits", num_classes=3, in_channels=2, image_size=6, width=3, seed=0)
+    return nn.Sequential(*body[:-1], nn.Dropout(dropout), body[-1])
+
+
+@pytest.fixture
+def samples():
+    """Three classes that differ in where a 6x6 image of two channels is bright; 50 is no multiple of the batch."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(50) % 3
+    images = torch.rand(50, 2, 6, 6, generator=generator) * 100
+    images[:, 0] += 50 * labels[:, None, None]
+    return images.to(torch.uint8), labels
+
+
+def run(samples, *, config=CONFIG, seed=1, model=None, **options):
+    return train(make_model() if model is None else model, *samples, config=config, seed=seed, **options)
+
+
+def assert_same_bits(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_training_learns_and_records_every_epoch(samples):
+    trained = run(samples, config=replace(CONFIG, epochs=10, augment="none", pad=0))
+    assert [epoch.epoch for epoch in trained.history] == list(range(1, 11))
+    assert trained.history[-1].loss < 0.7 * trained.history[0].loss
+    assert trained.history[-1].accuracy > 0.8 > trained.history[0].accuracy
+    assert all(epoch.images_per_second == pytest.approx(50 / epoch.seconds) for epoch in trained.history)
+    assert not any(part.training for part in trained.model.modules())
+
+
+def test_the_model_passed_in_is_left_alone(samples):
+    model = make_model().train()
+    model[1].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    run(samples, model=model)
+    assert_same_bits(model.state_dict(), before)
+    assert model.training
+    assert not model[1].training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_same_arguments_give_the_same_bits_and_another_seed_does_not(samples):
+    torch.manual_seed(3)
+    first = run(samples).model.state_dict()
+    torch.manual_seed(4)  # the global stream must not matter, dropout included
+    assert_same_bits(first, run(samples).model.state_dict())
+    other = run(samples, seed=2).model.state_dict()
+    assert not torch.equal(first["0.weight"], other["0.weight"])
+
+
+def test_the_global_stream_is_left_as_it_was(samples):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    run(samples)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_uint8_and_float_images_give_the_same_bits(samples):
+    images, labels = samples
+    as_float = run((images.float() / 255, labels)).model.state_dict()
+    assert_same_bits(as_float, run(samples).model.state_dict())
+
+
+def interrupt_after(monkeypatch, epochs):
+    save, saved = training._save_state, []
+
+    def save_then_interrupt(*arguments):
+        save(*arguments)
+        saved.append(1)
+        if len(saved) == epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_save_state", save_then_interrupt)
+
+
+def test_two_epochs_and_two_more_after_an_interrupt_are_four_epochs_bit_for_bit(samples, tmp_path, monkeypatch):
+    whole = run(samples)
+    state = tmp_path / "state.safetensors"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(samples, state_path=state)
+    resumed = run(samples, state_path=state)
+
+    assert_same_bits(resumed.model.state_dict(), whole.model.state_dict())
+    assert [(e.epoch, e.loss, e.accuracy) for e in resumed.history] == [
+        (e.epoch, e.loss, e.accuracy) for e in whole.history
+    ]
+
+
+def test_resuming_without_the_momentum_would_end_elsewhere(samples, tmp_path, monkeypatch):
+    whole, state = run(samples), tmp_path / "state.safetensors"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(samples, state_path=state)
+    with safe_open(state, "pt") as opened:
+        metadata = opened.metadata()
+        kept = {name: opened.get_tensor(name) for name in list(opened.keys()) if not name.startswith("momentum/")}
+    save_file(kept, state, metadata)
+    resumed = run(samples, state_path=state)
+    assert not torch.equal(resumed.model.state_dict()["0.weight"], whole.model.state_dict()["0.weight"])
+
+
+def test_an_interrupt_inside_an_epoch_goes_on_from_the_last_whole_one(samples, tmp_path, monkeypatch):
+    state, steps = tmp_path / "state.safetensors", []
+    whole = run(samples)
+
+    def rate(step, total, *, peak):
+        steps.append(step)
+        if step == 9:  # four batches an epoch: the second batch of the third
+            raise KeyboardInterrupt
+        return one_cycle(step, total, peak=peak)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "one_cycle", rate)
+        with pytest.raises(KeyboardInterrupt):
+            run(samples, state_path=state)
+    resumed = run(samples, state_path=state)
+    assert steps == list(range(10))
+    assert_same_bits(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def test_a_finished_training_is_not_run_again(samples, tmp_path, monkeypatch):
+    state = tmp_path / "state.safetensors"
+    first = run(samples, state_path=state)
+    monkeypatch.setattr(training, "_run_epoch_", None)  # calling it would fail
+    again = run(samples, state_path=state)
+    assert_same_bits(first.model.state_dict(), again.model.state_dict())
+    assert again.history == first.history
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 2}, "belongs to another training: seed is 2 here and 1 there"),
+        ({"config": replace(CONFIG, lr=0.2)}, "belongs to another training: config"),
+        ({"model": build("digits", num_classes=3, in_channels=2, image_size=6, width=2, seed=0)}, "initial weights"),
+    ],
+)
+def test_the_state_of_another_training_is_refused(samples, tmp_path, changes, message):
+    state = tmp_path / "state.safetensors"
+    run(samples, state_path=state)
+    with pytest.raises(ValueError, match=message):
+        run(samples, state_path=state, **changes)
+
+
+def test_the_state_of_other_images_is_refused(samples, tmp_path):
+    state = tmp_path / "state.safetensors"
+    run(samples, state_path=state)
+    images, labels = samples
+    with pytest.raises(ValueError, match="belongs to another training: training set"):
+        run((images.flip(3), labels), state_path=state)
+
+
+def test_a_damaged_state_is_named(samples, tmp_path):
+    state = tmp_path / "state.safetensors"
+    run(samples, state_path=state)
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"state.safetensors is damaged .*delete it"):
+        run(samples, state_path=state)
+
+
+def test_weights_decay_but_biases_and_norms_do_not():
+    model = make_model()
+    groups = training._optimizer(model, replace(CONFIG, weight_decay=0.1)).param_groups
+    decaying = {parameter for group in groups if group["weight_decay"] == 0.1 for parameter in group["params"]}
+    weights = {part.weight for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)}
+    assert decaying == weights
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters())) > len(weights)
+    assert all(group["nesterov"] for group in groups)
+
+
+def test_a_frozen_parameter_stays(samples):
+    model = make_model()
+    model[0].weight.requires_grad_(False)
+    trained = run(samples, model=model).model
+    assert torch.equal(trained[0].weight, model[0].weight)
+    assert not torch.equal(trained[-1].weight, model[-1].weight)
+
+
+def test_one_cycle_rises_to_its_peak_and_falls_to_zero():
+    rates = [one_cycle(step, 50, peak=0.3) for step in range(50)]
+    assert max(rates) == rates[9] == pytest.approx(0.3)
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+    assert one_cycle(0, 1, peak=0.3) == pytest.approx(0.3)
+
+
+def shifted_by_padding(image, rows, columns, pad):
+    """The slow version: pad with reflection, then cut the window out."""
+    padded = nn.functional.pad(image[None].double(), (pad,) * 4, mode="reflect")[0]
+    height, width = image.shape[1:]
+    return padded[:, pad + rows : pad + rows + height, pad + columns : pad + columns + width]
+
+
+@pytest.mark.parametrize("augment", ["shift", "shift_flip"])
+def test_every_augmented_image_is_a_window_of_the_reflected_image(augment):
+    images = torch.randint(0, 256, (40, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    moved = augmented(images, augment=augment, pad=2, generator=torch.Generator().manual_seed(1))
+    assert moved.dtype == torch.uint8
+    assert moved.shape == images.shape
+    flips, places = 0, set()
+    for before, after in zip(images, moved, strict=True):
+        windows = {
+            (rows, columns, flip): window.flip(2) if flip else window
+            for rows in range(-2, 3)
+            for columns in range(-2, 3)
+            for flip in ((False, True) if augment == "shift_flip" else (False,))
+            for window in [shifted_by_padding(before, rows, columns, 2)]
+        }
+        found = [place for place, window in windows.items() if torch.equal(window, after.double())]
+        assert len(found) == 1
+        flips += found[0][2]
+        places.add(found[0][:2])
+    assert len(places) > 10
+    assert (10 < flips < 30) if augment == "shift_flip" else flips == 0
+
+
+def test_no_augmentation_returns_the_images():
+    images = torch.rand(3, 1, 4, 4)
+    assert augmented(images, augment="none", pad=0, generator=torch.Generator()) is images
+
+
+BAD = {
+    "empty": (lambda images, labels: (images[:0], labels[:0]), "must hold images of shape .* n > 0"),
+    "flat": (lambda images, labels: (images.flatten(1), labels), r"got \(50, 72\)"),
+    "short labels": (lambda images, labels: (images, labels[:-1]), r"int64 of shape \(50,\), got torch.int64 \(49,\)"),
+    "float labels": (lambda images, labels: (images, labels.float()), "got torch.float32"),
+    "label 5": (lambda images, labels: (images, labels + 3), r"labels must lie in 0..2, .*got 3..5"),
+    "label -1": (lambda images, labels: (images, labels - 1), r"got -1..1"),
+    "pixels to 99": (lambda images, labels: (images.float(), labels), r"images must lie in \[0, 1\], got"),
+    "nan pixels": (lambda images, labels: (images.float() * float("nan"), labels), r"got nan..nan"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BAD))
+def test_bad_training_sets_are_named_with_their_value(samples, case):
+    spoil, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        run(spoil(*samples))
+
+
+@pytest.mark.parametrize("pad", [0, 6])
+def test_a_shift_needs_a_pad_inside_the_image(samples, pad):
+    with pytest.raises(ValueError, match=f"pad must lie in 1..5 pixels for 'shift', got {pad}"):
+        run(samples, config=replace(CONFIG, augment="shift", pad=pad))
+
+
+def test_a_model_without_flat_logits_is_named(samples):
+    with pytest.raises(ValueError, match=r"logits of shape \(n, K\), got \(1, 4, 6, 6\)"):
+        run(samples, model=nn.Conv2d(2, 4, 3, padding=1))
+
+
+def test_a_loss_that_explodes_names_epoch_and_remedy(samples):
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(72, 3))
+    with pytest.raises(ValueError, match=r"the loss became (nan|inf) in epoch \d of 4: lower lr \(now 1e\+30\)"):
+        run(samples, model=linear, config=replace(CONFIG, lr=1e30))
