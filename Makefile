@@ -44,7 +44,7 @@ clean: ## Remove the environment and all caches; runs, data and results stay
 	@rm -rf $(VENV) build dist zspag.egg-info .mypy_cache .pytest_cache .ruff_cache
 	@find zspag tests notebooks -name __pycache__ -prune -exec rm -rf {} +
 
-# The stamp is there only after a complete installation. STARTED without it means that an installation was interrupted,
+# The stamp is there only after a complete installation. STARTED without it means that an installation did not finish,
 # perhaps between the files of a package, which pip would not notice: such an environment is made anew.
 # pip's output is cut down to the downloads that take time.
 $(STAMP): pyproject.toml constraints.txt Makefile
@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	  { echo "$(PYTHON) was not found: install Python 3.11, 3.12 or 3.13, or name one, as in make PYTHON=python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit("zspag needs Python 3.11, 3.12 or \
 	3.13, and $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.12" % v[:2])'
-	@if test -e $(STARTED); then echo "The last installation was interrupted; starting it anew."; rm -rf $(VENV); fi
+	@if test -e $(STARTED); then echo "The last installation did not finish; starting it anew."; rm -rf $(VENV); fi
 	@echo "Installing into $(VENV) (once; a few minutes, mostly the download of torch) ..."
 	@mkdir -p $(VENV) && touch $(STARTED) && rm -f $(STAMP)
 	@"$(PYTHON)" -m venv $(VENV)
