@@ -28,19 +28,20 @@ SEAL = "page.seal()"
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    folder = tmp_path / "a {strange} place"  # papermill formats every path it is given
+    folder.mkdir()
+    monkeypatch.setenv("ZSPAG_ROOT", str(folder))
     monkeypatch.delenv("ZSPAG_PROFILE", raising=False)
-    return tmp_path
+    return folder
 
 
 def write(root, name, *cells, parameters=("profile = None\nfactor = 3",), tags=None):
     """Write a notebook whose code cells are ``cells``; its first cells are a title and the parameters."""
     head = [new_markdown_cell(f"# {name}")]
     head += [new_code_cell(source, metadata={"tags": ["parameters"]}) for source in parameters]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     path = root / "notebooks" / f"{name}.ipynb"
     path.parent.mkdir(exist_ok=True)
-    nbformat.write(new_notebook(cells=head + [new_code_cell(cell) for cell in cells], metadata=kernel), path)
+    nbformat.write(new_notebook(cells=head + [new_code_cell(cell) for cell in cells]), path)
     return path
 
 
@@ -407,6 +408,16 @@ def test_recorded_figures_are_redrawn_without_torch_or_a_kernel(root):
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (root / "figures/smoke").iterdir()) == ["00_a.json", "00_a.png"]
     assert (root / "figures/smoke/00_a.png").read_bytes() == b"bars"
+
+
+def test_times_of_a_run_from_the_cache_say_so(root):
+    write_good(root, "00_good")
+    (root / "runs/smoke/checkpoints").mkdir(parents=True)  # an empty folder is no cache
+    go(root, record=True)
+    assert files.read_json(root / "results/smoke" / TIMES)["notebooks"]["00_good"]["cold"] is True
+    (root / "runs/smoke/checkpoints/original.safetensors").write_bytes(b"")
+    go(root, record=True)
+    assert files.read_json(root / "results/smoke" / TIMES)["notebooks"]["00_good"]["cold"] is False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -165,6 +165,7 @@ def _papermill(
             _literal(working),
             dict(parameters),
             kernel_name=kernel_name,
+            language="python",  # a notebook written by a program may not say so
             cwd=str(source.parent),
             progress_bar=False,
             # Not interrupt_on_timeout: it waits without end for a cell that ignores the interrupt.

@@ -19,7 +19,7 @@ def duration(seconds: float) -> str:
 
     Example:
         >>> duration(7.2), duration(80), duration(7300)
-        ('7 s', '1 min 20 s', '2 h 2 min')
+        ('7 s', '1 min 20 s', '2 h 1 min')
     """
     whole = round(seconds)
     if whole < 60:
