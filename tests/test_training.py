@@ -46,7 +46,13 @@ def test_training_learns_and_records_every_epoch(samples):
     assert trained.history[-1].loss < 0.7 * trained.history[0].loss
     assert trained.history[-1].accuracy > 0.8 > trained.history[0].accuracy
     assert all(epoch.images_per_second == pytest.approx(50 / epoch.seconds) for epoch in trained.history)
-    assert not any(part.training for part in trained.model.modules())
+
+
+def test_the_trained_model_is_ready_to_use_and_to_save(samples):
+    trained = run(samples).model
+    assert not any(part.training for part in trained.modules())
+    assert all(parameter.grad is None for parameter in trained.parameters())
+    assert all(tensor.is_contiguous() for tensor in trained.state_dict().values())
 
 
 def test_the_model_passed_in_is_left_alone(samples):

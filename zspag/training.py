@@ -103,6 +103,7 @@ def train(
             if state_path is not None and identity is not None:
                 _save_state(state_path, identity, model, optimizer, history)
     next(steps, None)  # closes the bar
+    optimizer.zero_grad()
     return TrainedModel(model.to(memory_format=torch.contiguous_format).eval(), tuple(history))
 
 
