@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "influence": {"runtime", "activations"},
     "pseudo_labels": {"config", "runtime", "proxies", "subspaces", "influence"},
     "unlearning": {"config", "runtime", "proxies", "activations", "subspaces", "influence", "pseudo_labels"},
-    "baselines": {"config", "runtime", "proxies", "activations", "subspaces", "pseudo_labels", "unlearning"},
+    "baselines": {"config", "runtime", *METHOD},
     "data": {"runtime", "files"},
     "models": set(),
     "training": {"config", "runtime", "files"},
