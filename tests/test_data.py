@@ -472,7 +472,7 @@ ATTACKS = {
     "parent": ("data/../../evil", "leaves the folder through '..'"),
     "plain parent": ("../evil", "leaves the folder through '..'"),
     "windows parent": ("data\\..\\..\\evil", "leaves the folder through '..'"),
-    "absolute": ("/tmp/evil", "has an absolute path"),
+    "absolute": ("/etc/evil", "has an absolute path"),
     "drive": ("C:\\evil", "has an absolute path"),
 }
 LINKS = {

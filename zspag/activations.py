@@ -14,6 +14,7 @@ Invariant: ``as_blocks(W) @ rows^T`` is the layer's output without bias.
 import inspect
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +24,22 @@ from torch.overrides import TorchFunctionMode
 
 from zspag.runtime import frozen, plain_attention
 
-Visit = Callable[[str, Tensor, Tensor | None], None]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a layer returned for its rows.
+
+    Attributes:
+        raw: The layer's output as the model goes on with it, part of the graph.
+        rows: Brings ``raw``, or its gradient, to the layout of the rows, shape (blocks, R, d_out / blocks).
+    """
+
+    raw: Tensor
+    rows: Callable[[Tensor], Tensor]
+
+
+Visit = Callable[[str, Tensor, Outputs | None], None]
 
 
 def as_blocks(weight: Tensor, blocks: int) -> Tensor:
@@ -37,8 +53,8 @@ def watching(model: nn.Module, visit: Visit) -> Generator[dict[str, str], None, 
 
     Args:
         model: Runs in eval mode, frozen, with plain attention; all restored afterwards.
-        visit: Receives the parameter's name, its input rows (blocks, R, d) and, where they can be seen, its outputs
-            (blocks, R, d_out / blocks) without changes to the graph (None inside attention).
+        visit: Receives the parameter's name, its input rows (blocks, R, d) and its outputs (None inside attention,
+            where they cannot be seen).
 
     Yields:
         Weights that cannot be projected, by name, with the reason; complete once the forward passes are done.
@@ -66,7 +82,8 @@ class _Watch(TorchFunctionMode):
         output = func(*args, **kwargs)
         if func is F.linear:
             bound = _bind(("input", "weight", "bias"), args, kwargs)
-            self._see(bound["weight"], linear_rows(bound["input"])[None], output.reshape(1, -1, output.shape[-1]))
+            outputs = Outputs(output, lambda raw: linear_rows(raw)[None])
+            self._see(bound["weight"], linear_rows(bound["input"])[None], outputs)
         elif func in _CONVOLUTIONS:
             bound = _bind(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, kwargs)
             self._see_convolution(bound, output)
@@ -76,7 +93,7 @@ class _Watch(TorchFunctionMode):
             self._see_other_use(func, (args, tuple(kwargs.values())))
         return output
 
-    def _see(self, weight: Any, rows: Tensor, outputs: Tensor | None) -> None:
+    def _see(self, weight: Any, rows: Tensor, outputs: Outputs | None) -> None:
         name = self.names.get(id(weight))
         if name is None or name in self.other_uses:
             return
@@ -102,9 +119,13 @@ class _Watch(TorchFunctionMode):
             dilation=bound.get("dilation", 1),
             groups=groups,
         )
-        outputs = output if output.dim() == weight.dim() else output[None]
-        outputs = outputs.flatten(2).transpose(1, 2).reshape(-1, groups, weight.shape[0] // groups).transpose(0, 1)
-        self._see(weight, rows, outputs)
+
+        def output_rows(raw: Tensor) -> Tensor:
+            batched = raw if raw.dim() == weight.dim() else raw[None]
+            positions = batched.flatten(2).transpose(1, 2)  # (B, positions, d_out)
+            return positions.reshape(-1, groups, weight.shape[0] // groups).transpose(0, 1)
+
+        self._see(weight, rows, Outputs(output, output_rows))
 
     def _see_attention(self, call: dict[str, Any]) -> None:
         """Take the rows of the packed input projection and, by a second call, of the output projection."""

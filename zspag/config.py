@@ -128,7 +128,9 @@ class UpdateConfig:
         momentum: Momentum of SGD.
         optimizer: Only "sgd": an adaptive optimizer rescales the projected gradient back into the protected span.
         weight_decay: Only 0: decay moves weights inside the protected span.
-        batch_size: Forget samples per step.
+        whole_ladder: Run the rates above the chosen one too (curves need them; they change no other result).
+        batch_size: Most forget samples per step.
+        min_steps: Least steps per epoch; small forget sets are cut into smaller batches.
         epochs: Epoch cap.
         forget_accuracy: Accuracy on the forget set that counts as forgotten, a fraction.
         stop_accuracy: The run stops at the end of the first epoch with at most this accuracy on the forget set.
@@ -136,10 +138,12 @@ class UpdateConfig:
 
     lr: float | None = None
     ladder: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    momentum: float = 0.9
+    whole_ladder: bool = False
+    momentum: float = 0.0
     optimizer: str = "sgd"
     weight_decay: float = 0.0
     batch_size: int = 128
+    min_steps: int = 10
     epochs: int = 8
     forget_accuracy: float = 0.01
     stop_accuracy: float = 0.0
@@ -161,6 +165,7 @@ class UpdateConfig:
             f"weight_decay must be 0, got {self.weight_decay}: decay moves weights inside the protected subspace",
         )
         _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        _require(self.min_steps >= 1, f"min_steps must be at least 1, got {self.min_steps}")
         _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         _require(0 <= self.forget_accuracy < 1, f"forget_accuracy must lie in [0, 1), got {self.forget_accuracy}")
         _require(0 <= self.stop_accuracy < 1, f"stop_accuracy must lie in [0, 1), got {self.stop_accuracy}")
@@ -268,3 +273,80 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
             value = from_dict(hint, value)  # type: ignore[arg-type]
         built[name] = tuple(value) if isinstance(value, list) else value
     return kind(**built)
+
+
+# CHOICE: seven rates a factor of about 3 apart for projected runs and the three below them that unprojected runs need.
+RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+_DIGITS_TRAINING = TrainConfig(epochs=15, batch_size=64, lr=0.3)
+_DIGITS_PROXIES = ProxyConfig(per_class=50)
+
+_CORE = (
+    "zs_pag",
+    "unprojected",
+    "soft_labels",
+    "second_best_labels",
+    "random_labels",
+    "gradient_ascent",
+    "random_relabeling",
+    "delete",
+    "rehearsal",
+    "head_only",
+)
+
+PROFILES: dict[str, Profile] = {
+    "smoke": Profile(
+        name="smoke",
+        dataset="digits",
+        arch="digits",
+        width=8,
+        classes=(3,),
+        seeds=(0,),
+        train=replace(_DIGITS_TRAINING, epochs=4),
+        unlearn=UnlearnConfig(proxies=ProxyConfig(per_class=12, steps=10), update=UpdateConfig(epochs=3)),
+        ladder=(0.03, 0.3),
+        methods=_CORE,
+        workers=1,
+        demonstration=True,
+    ),
+    "digits": Profile(
+        name="digits",
+        dataset="digits",
+        arch="digits",
+        width=16,
+        classes=tuple(range(10)),
+        seeds=(0, 1, 2),
+        train=_DIGITS_TRAINING,
+        unlearn=UnlearnConfig(proxies=_DIGITS_PROXIES),
+        ladder=RATES,
+        methods=_CORE,
+        demonstration=True,
+    ),
+    "cpu": Profile(
+        name="cpu",
+        dataset="cifar10",
+        arch="conv7",
+        width=20,
+        classes=(3, 7),
+        seeds=(0,),
+        train=TrainConfig(epochs=16, batch_size=128, lr=0.2, augment="shift_flip", pad=4),
+        unlearn=UnlearnConfig(),
+        ladder=RATES,
+        methods=_CORE,
+        forget_samples=1500,
+    ),
+    "paper": Profile(
+        name="paper",
+        dataset="cifar10",
+        arch="conv7",
+        width=64,
+        classes=tuple(range(10)),
+        seeds=(0, 1, 2),
+        train=TrainConfig(epochs=40, batch_size=256, lr=0.3, augment="shift_flip", pad=4),
+        unlearn=UnlearnConfig(),
+        ladder=RATES,
+        methods=_CORE,
+        workers=1,
+        threads=4,
+    ),
+}

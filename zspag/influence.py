@@ -13,15 +13,16 @@ Invariant: directions are dictionaries over parameter names; the model and its `
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, jvp
 
-from zspag.activations import as_blocks, watching
+from zspag.activations import Outputs, as_blocks, watching
 from zspag.runtime import frozen, plain_attention
 
 CHUNK = 512  # samples per pass: bounds memory, changes no result
@@ -214,22 +215,24 @@ def kfac_factors(
 
 def _output_grams(model: nn.Module, x: Tensor, *, squared_loss: bool) -> dict[str, Tensor]:
     """Sum g g^T over rows, g the rows' gradients of sqrt(H)^T logits, one backward pass per class."""
-    seen: list[tuple[str, Tensor]] = []
+    seen: list[tuple[str, GradientEdge, Callable[[Tensor], Tensor]]] = []
 
-    def keep(name: str, _rows: Tensor, outputs: Tensor | None) -> None:
-        if outputs is not None:
-            seen.append((name, outputs))
+    def keep(name: str, _rows: Tensor, outputs: Outputs | None) -> None:
+        if outputs is not None and outputs.raw.requires_grad:
+            # The edge, not the tensor: an in-place activation behind the layer would change what the tensor stands for.
+            seen.append((name, get_gradient_edge(outputs.raw), outputs.rows))
 
-    grams: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        watch: AbstractContextManager[Any] = watching(model, keep)
-        stack.enter_context(watch)
+    with watching(model, keep):
         logits = model(x.detach().requires_grad_(True))
+    grams: dict[str, Tensor] = {}
+    edges = [edge for _, edge, _ in seen]
     for root in _curvature_roots(logits.detach(), squared_loss=squared_loss):
-        gradients = torch.autograd.grad((logits * root).sum(), [out for _, out in seen], retain_graph=True)
-        for (name, _), g in zip(seen, gradients, strict=True):
-            gram = g.double().transpose(1, 2) @ g.double()
-            grams[name] = grams[name] + gram if name in grams else gram
+        gradients = torch.autograd.grad((logits * root).sum(), edges, retain_graph=True, allow_unused=True)
+        for (name, _, as_rows), raw in zip(seen, gradients, strict=True):
+            if raw is not None:  # None: the output does not reach the logits
+                g = as_rows(raw).double()
+                gram = g.transpose(1, 2) @ g
+                grams[name] = grams[name] + gram if name in grams else gram
     return grams
 
 

@@ -238,22 +238,6 @@ def projector(moments: Sequence[Moments], *, config: SubspaceConfig) -> Projecto
     return hard_projector(combine(moments, config=config))
 
 
-def captured(subspace: Subspace, moments: Moments) -> dict[str, float]:
-    """Return, per weight, the share of the trace of ``moments`` that lies inside ``subspace``: tr(U^T C U) / tr(C)."""
-    shares = {}
-    for name, basis in subspace.bases.items():
-        second = moments.second[name].to(basis)
-        inside = (basis * (second @ basis)).sum()
-        shares[name] = (inside / second.diagonal(dim1=1, dim2=2).sum()).item()
-    return shares
-
-
-def selectivity(subspace: Subspace, *, forget: Moments, retain: Moments) -> dict[str, float]:
-    """Return tr(P C_f) / tr(P C_r) per weight, moments trace-normalized: how much more forget than retain stays free."""
-    free_forget, free_retain = captured(subspace, forget), captured(subspace, retain)
-    return {name: (1 - free_forget[name]) / max(1 - free_retain[name], 1e-12) for name in subspace.bases}
-
-
 def principal_angles(first: Tensor, second: Tensor) -> Tensor:
     """Return the principal angles between the column spans of two orthonormal bases.
 

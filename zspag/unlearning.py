@@ -56,6 +56,24 @@ class Descent:
 
 
 @dataclass(frozen=True)
+class Ladder:
+    """Runs at increasing learning rates, and the one that the forget-only rule takes.
+
+    Attributes:
+        runs: One per rate that was tried, smallest rate first.
+        chosen: Index of the first run that forgets; of the last run if none does.
+    """
+
+    runs: tuple[Descent, ...]
+    chosen: int
+
+    @property
+    def kept(self) -> Descent:
+        """The chosen run."""
+        return self.runs[self.chosen]
+
+
+@dataclass(frozen=True)
 class Material:
     """What the method derives from model and forget set before the first update.
 
@@ -160,7 +178,7 @@ def zero_shot_unlearn(
         projector=keep_out, names=names, config=config.labels, generator=generator_for(seed, "labels"),
     )  # fmt: skip
     labels_done = time.perf_counter()
-    run, tried = by_forget_rule(
+    ladder = climb(
         lambda lr: fit_labels(
             model, forget_images, forget_labels, relabel=relabel, project=keep_out, names=names,
             update=replace(config.update, lr=lr), generator=generator_for(seed, "update"),
@@ -168,6 +186,8 @@ def zero_shot_unlearn(
         update=config.update,
     )  # fmt: skip
     seconds = material.seconds | {"labels": labels_done - started, "update": time.perf_counter() - labels_done}
+    run = ladder.kept
+    tried = {one.lr: one.history[-1].forget_accuracy for one in ladder.runs}
     report = Report(
         forget, material.proxies.eps, run.lr, run.reached(config.update.forget_accuracy), tried, run.history,
         free_dimension(keep_out), material.frozen, seconds,
@@ -274,7 +294,7 @@ def descend(
             if before_epoch is not None:
                 before_epoch(changed)
             order = torch.randperm(len(forget_images), generator=generator).to(forget_images.device)
-            for batch in order.split(update.batch_size):
+            for batch in order.split(batch_size(len(order), update)):
                 value = loss(changed, batch)
                 if diverged := not bool(torch.isfinite(value)):
                     break
@@ -288,6 +308,11 @@ def descend(
         for name, parameter in parameters.items():
             parameter.requires_grad_(flags[name])
     return Descent(changed, update.lr, tuple(history), diverged)
+
+
+def batch_size(count: int, update: UpdateConfig) -> int:
+    """Return the batch size for ``count`` samples: small forget sets are cut into at least ``min_steps`` batches."""
+    return max(1, min(update.batch_size, math.ceil(count / update.min_steps)))
 
 
 def _step_(
@@ -310,19 +335,22 @@ def _step_(
             parameter.sub_(lr * velocity[name])
 
 
-def by_forget_rule(run: Callable[[float], Descent], *, update: UpdateConfig) -> tuple[Descent, dict[float, float]]:
-    """Return the run at the smallest rate of the ladder that forgets, and the accuracy each tried rate ended at.
+def climb(run: Callable[[float], Descent], *, update: UpdateConfig) -> Ladder:
+    """Run at ``update.lr``, or by the forget-only rule at the rates of ``update.ladder``.
 
-    The rule sees the forget set only: no forget-only signal sees retained damage, so the gentlest rate that does the job
-    is taken. If none does, the last run is returned and ``reached`` is false.
+    The rule takes the smallest rate whose run ends with at most ``forget_accuracy`` on the forget set. No forget-only
+    signal sees retained damage, so the gentlest rate that does the job is the safe choice. ``whole_ladder`` runs the
+    rates above it too, which trade-off curves need.
     """
-    tried: dict[float, float] = {}
+    runs: list[Descent] = []
+    chosen = None
     for lr in (update.lr,) if update.lr is not None else update.ladder:
-        latest = run(lr)
-        tried[lr] = latest.history[-1].forget_accuracy
-        if latest.reached(update.forget_accuracy):
-            break
-    return latest, tried
+        runs.append(run(lr))
+        if chosen is None and runs[-1].reached(update.forget_accuracy):
+            chosen = len(runs) - 1
+            if not update.whole_ladder:
+                break
+    return Ladder(tuple(runs), len(runs) - 1 if chosen is None else chosen)
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -1,0 +1,211 @@
+"""What is measured about an unlearned model, against the original and the retrained one.
+
+The *masked original*, the original with the forget logits at a finite floor, is the yardstick for everything retained: it
+is free, and it already has the accuracy that comes from removing a competitor.
+
+Invariant: every figure is defined here once, as a function of logits; accuracies are fractions, divergences nats.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zspag.runtime import frozen
+from zspag.subspaces import Moments, Subspace
+
+CHUNK = 512  # images per pass: bounds memory, changes no result
+FLOOR = -30.0  # log-probability of a masked class: -inf would break every divergence
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Return logits (n, K) in eval mode."""
+    with frozen(model):
+        return torch.cat([model(chunk) for chunk in images.split(CHUNK)])
+
+
+def masked(logits: Tensor, *, forget: Sequence[int]) -> Tensor:
+    """Return log-probabilities (n, K) of the masked original: forget classes at the floor, the rest renormalized."""
+    hidden = logits.double().clone()
+    hidden[:, list(forget)] = -torch.inf
+    return hidden.log_softmax(1).clamp_min(FLOOR).log_softmax(1)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of rows whose argmax is the label (micro accuracy)."""
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
+def macro_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the mean over the classes present of each class's accuracy."""
+    return sum(per_class_accuracy(logits, labels).values()) / len(labels.unique())
+
+
+def per_class_accuracy(logits: Tensor, labels: Tensor) -> dict[int, float]:
+    """Return each present class's accuracy."""
+    hit = (logits.argmax(1) == labels).double()
+    return {int(label): hit[labels == label].mean().item() for label in labels.unique()}
+
+
+def mean_kl(reference: Tensor, logits: Tensor) -> float:
+    """Return mean KL(p || q) with p = softmax(reference), q = softmax(logits), in nats."""
+    log_p, log_q = reference.double().log_softmax(1), logits.double().log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1).mean().item()
+
+
+def mean_js(first: Tensor, second: Tensor) -> float:
+    """Return the mean Jensen-Shannon divergence of two sets of logits, in nats (at most log 2)."""
+    log_p, log_q = first.double().log_softmax(1), second.double().log_softmax(1)
+    log_mean = torch.stack([log_p, log_q]).logsumexp(0) - torch.log(torch.tensor(2.0, dtype=torch.float64))
+    sides = [(log_side.exp() * (log_side - log_mean)).sum(1) for log_side in (log_p, log_q)]
+    return ((sides[0] + sides[1]) / 2).mean().item()
+
+
+def agreement(first: Tensor, second: Tensor) -> float:
+    """Return the share of rows on which two sets of logits have the same argmax."""
+    return (first.argmax(1) == second.argmax(1)).double().mean().item()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One tensor per part of the data: what a model is judged on.
+
+    Attributes:
+        forget_train: Forget training samples.
+        forget_test: Forget test samples.
+        retain_test: Retained test samples.
+    """
+
+    forget_train: Tensor
+    forget_test: Tensor
+    retain_test: Tensor
+
+    def map_logits(self, model: nn.Module) -> "Parts":
+        """Return the model's logits on every part."""
+        return Parts(*(logits_of(model, part) for part in (self.forget_train, self.forget_test, self.retain_test)))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Everything a score needs of one (class, seed): labels, and the logits of the two reference models.
+
+    Attributes:
+        images: Images of every part.
+        labels: Labels of every part.
+        original: Logits of the original.
+        retrained: Logits of the retrained model.
+        forget: Forget classes.
+    """
+
+    images: Parts
+    labels: Parts
+    original: Parts
+    retrained: Parts
+    forget: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What evaluation.md asks of one model; accuracies are fractions, divergences nats.
+
+    Attributes:
+        acc_forget: Test accuracy on the forget classes.
+        acc_retain: Test accuracy on the retained classes, macro.
+        acc_retain_micro: The same, micro.
+        acc_forget_train: Accuracy on the forget training samples.
+        over_unlearning: acc_retain of the masked original minus acc_retain.
+        drift: Mean KL(masked original, model) on retained test images.
+        gap: Mean absolute difference in accuracy to the retrained model over forget train, forget test, retain test.
+        agreement_forget: Share of forget test images on which model and retrained model agree.
+        agreement_retain: The same on retained test images.
+        js_forget: Jensen-Shannon divergence to the retrained model on forget test images.
+        js_retain: The same on retained test images.
+    """
+
+    acc_forget: float
+    acc_retain: float
+    acc_retain_micro: float
+    acc_forget_train: float
+    over_unlearning: float
+    drift: float
+    gap: float
+    agreement_forget: float
+    agreement_retain: float
+    js_forget: float
+    js_retain: float
+
+
+def score(logits: Parts, panel: Panel) -> Scores:
+    """Return the scores of a model given its logits on the panel's images.
+
+    Args:
+        logits: Logits (or log-probabilities) on every part.
+        panel: Labels and reference models.
+
+    Returns:
+        The scores. Non-finite logits count as wrong and their divergences are cut at a large finite value.
+    """
+    clean = Parts(*(_finite(part) for part in (logits.forget_train, logits.forget_test, logits.retain_test)))
+    yardstick = masked(panel.original.retain_test, forget=panel.forget)
+    acc_retain = macro_accuracy(clean.retain_test, panel.labels.retain_test)
+    differences = [
+        abs(accuracy(own, labels) - accuracy(other, labels))
+        for own, other, labels in (
+            (clean.forget_train, panel.retrained.forget_train, panel.labels.forget_train),
+            (clean.forget_test, panel.retrained.forget_test, panel.labels.forget_test),
+            (clean.retain_test, panel.retrained.retain_test, panel.labels.retain_test),
+        )
+    ]
+    return Scores(
+        acc_forget=accuracy(clean.forget_test, panel.labels.forget_test),
+        acc_retain=acc_retain,
+        acc_retain_micro=accuracy(clean.retain_test, panel.labels.retain_test),
+        acc_forget_train=accuracy(clean.forget_train, panel.labels.forget_train),
+        over_unlearning=macro_accuracy(yardstick, panel.labels.retain_test) - acc_retain,
+        drift=mean_kl(yardstick, clean.retain_test),
+        gap=sum(differences) / len(differences),
+        agreement_forget=agreement(clean.forget_test, panel.retrained.forget_test),
+        agreement_retain=agreement(clean.retain_test, panel.retrained.retain_test),
+        js_forget=mean_js(clean.forget_test, panel.retrained.forget_test),
+        js_retain=mean_js(clean.retain_test, panel.retrained.retain_test),
+    )
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """A ruined model has infinite logits; it is judged as what it is, very wrong, without breaking the table."""
+    return logits.nan_to_num(nan=0.0, posinf=1e6, neginf=-1e6).clamp(-1e6, 1e6)
+
+
+def masked_parts(panel: Panel) -> Parts:
+    """Return the masked original's log-probabilities on every part."""
+    parts = (panel.original.forget_train, panel.original.forget_test, panel.original.retain_test)
+    return Parts(*(masked(part, forget=panel.forget) for part in parts))
+
+
+def captured(subspace: Subspace, moments: Moments) -> dict[str, float]:
+    """Return, per weight, the share of the trace of ``moments`` that lies inside ``subspace``: tr(U^T C U) / tr(C)."""
+    shares = {}
+    for name, basis in subspace.bases.items():
+        second = moments.second[name].to(basis)
+        inside = (basis * (second @ basis)).sum()
+        shares[name] = (inside / second.diagonal(dim1=1, dim2=2).sum()).item()
+    return shares
+
+
+def selectivity(subspace: Subspace, *, forget: Moments, retain: Moments) -> dict[str, float]:
+    """Return tr(P C_f) / tr(P C_r) per weight, moments trace-normalized: how much more forget than retain stays free."""
+    free_forget, free_retain = captured(subspace, forget), captured(subspace, retain)
+    return {name: (1 - free_forget[name]) / max(1 - free_retain[name], 1e-12) for name in subspace.bases}
+
+
+def confusion(logits: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:
+    """Return counts (K, K): rows are labels, columns predictions."""
+    index = labels * num_classes + logits.argmax(1)
+    return torch.bincount(index, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def mean_over_layers(values: Mapping[str, float]) -> float:
+    """Return the plain mean over layers."""
+    return sum(values.values()) / len(values)

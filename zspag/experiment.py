@@ -1,0 +1,408 @@
+"""From a profile to files: trained models, material, every method on every class and seed.
+
+A finished run is a file named by everything that determines it, so an interrupted grid goes on where it stopped and a
+second call computes nothing.
+
+Invariant: this is the laboratory. It may read retain data; a method it runs may not, and the data guard counts.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from zspag import checkpoints, files, models, provenance
+from zspag.baselines import METHODS, Method, retain_subspace
+from zspag.config import Profile, UnlearnConfig, to_dict
+from zspag.data import Dataset, Guard, Split, channel_statistics, load
+from zspag.evaluation import Panel, Parts, captured, masked_parts, score, selectivity
+from zspag.notebook import repository_root
+from zspag.proxies import ProxySet
+from zspag.runtime import generator_for, pick_device, pool_map
+from zspag.subspaces import Moments, combine, pooled, second_moments
+from zspag.training import train
+from zspag.unlearning import Ladder, Material, prepare
+
+_TRAINING_CODE = ("zspag.models", "zspag.training")
+_MATERIAL_CODE = (*_TRAINING_CODE, "zspag.proxies", "zspag.activations", "zspag.subspaces")
+_METHOD_CODE = tuple(
+    f"zspag.{name}" for name in ("influence", "pseudo_labels", "unlearning", "baselines", "evaluation")
+)
+REFERENCES = ("original", "masked", "retrained")
+TITLES = {"original": "original", "masked": "masked original", "retrained": "retrained"} | {
+    name: method.title for name, method in METHODS.items()
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One forget class of one seed, under one profile: the unit that a worker computes."""
+
+    profile: Profile
+    seed: int
+    forget: int
+
+
+class RetainDataRead(RuntimeError):  # noqa: N818  reads as a fact
+    """A forget-only method read samples it may not see."""
+
+
+@lru_cache(maxsize=2)
+def dataset_of(name: str) -> Dataset:
+    """Load a data set once per process."""
+    return load(name)
+
+
+def store() -> checkpoints.Store:
+    """Return the checkpoint store of this checkout."""
+    return checkpoints.Store(repository_root() / "runs" / "checkpoints")
+
+
+def _surroundings(profile: Profile, code: Sequence[str]) -> dict[str, Any]:
+    return {
+        "torch": torch.__version__,
+        "device": pick_device().type,
+        "threads": profile.threads,
+        "code": provenance.code_hash(code),
+    }
+
+
+def training_key(profile: Profile, seed: int, without: int | None) -> dict[str, Any]:
+    """Return everything that determines a trained model; ``without`` is the class that was left out."""
+    architecture = profile.arch
+    if ".py:" in architecture:  # the file's content counts, not where it lies
+        file, _, factory = architecture.rpartition(":")
+        architecture = f"{provenance.digest(Path(file).read_text(encoding='utf-8'))}:{factory}"
+    return {
+        "data": dataset_of(profile.dataset).sha256,
+        "arch": architecture,
+        "width": profile.width,
+        "train": to_dict(profile.train),
+        "seed": seed,
+        "without": without,
+    } | _surroundings(profile, _TRAINING_CODE)
+
+
+def trained(profile: Profile, seed: int, without: int | None = None, *, recorded: bool = False) -> nn.Module:
+    """Return the original of a seed, or the model retrained without a class; train it if it is not in the store.
+
+    Args:
+        profile: Says data, architecture and recipe.
+        seed: Seed of initial weights, order and augmentation.
+        without: Class left out of the training set; None trains the original.
+        recorded: Take a committed checkpoint of the same recipe from results/, if there is one.
+    """
+    data, key = dataset_of(profile.dataset), training_key(profile, seed, without)
+    kind = "original" if without is None else "retrained"
+    kept = data.train if without is None else data.train.select(data.train.labels != without)
+    found = store().get(kind, key) or (_recorded_checkpoint(profile, key) if recorded else None)
+    model = _build(profile, data, kept, seed)
+    if found is not None:
+        model.load_state_dict(found[0])
+        return model.eval().to(pick_device())
+    started, path = time.time(), store().path(kind, key)
+    state = path.with_suffix(".state.safetensors")
+    result = train(
+        model, kept.images, kept.labels, config=profile.train, seed=seed, device=pick_device(), state_path=state,
+        title=f"{kind} {profile.dataset} seed {seed}" + ("" if without is None else f" without {without}"),
+    )  # fmt: skip
+    record = provenance.record(
+        config=key, seed=seed, data_sha256=data.sha256, device=pick_device().type, threads=profile.threads,
+        started=started,
+    )  # fmt: skip
+    store().put(kind, key, result.model.state_dict(), record | {"history": [asdict(epoch) for epoch in result.history]})
+    state.unlink(missing_ok=True)
+    return result.model
+
+
+def _build(profile: Profile, data: Dataset, kept: Split, seed: int) -> nn.Module:
+    mean, std = channel_statistics(kept.images)
+    return models.build(
+        profile.arch, num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size,
+        width=profile.width, mean=mean, std=std, seed=seed,
+    )  # fmt: skip
+
+
+def recorded_folder(profile: Profile) -> Path:
+    """Return where a profile's committed checkpoints lie."""
+    return repository_root() / "results" / profile.name / "checkpoints"
+
+
+def _recorded_checkpoint(profile: Profile, key: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Find a committed checkpoint of the same recipe; a later edit of the code or another torch does not void it."""
+    ignored = {"code", "torch", "device", "threads"}
+    for path in sorted(recorded_folder(profile).glob("*.safetensors")):
+        tensors, record = checkpoints.load(path)
+        if all(record["config"].get(name) == _jsoned(value) for name, value in key.items() if name not in ignored):
+            return tensors, record
+    return None
+
+
+def _jsoned(value: Any) -> Any:
+    return {name: _jsoned(part) for name, part in value.items()} if isinstance(value, dict) else value
+
+
+def guard_of(case: Case) -> Guard:
+    """Return a fresh data guard for the case."""
+    return Guard(dataset_of(case.profile.dataset), (case.forget,))
+
+
+def forget_set(case: Case, guard: Guard) -> tuple[Tensor, Tensor]:
+    """Return the forget samples a method is handed, on the profile's device."""
+    images, labels = guard.forget_train(case.profile.forget_samples)
+    return images.to(pick_device()), labels.to(pick_device())
+
+
+def material_of(case: Case) -> Material:
+    """Return proxies and their input moments for a case, from the store or computed (and stored)."""
+    config = case.profile.unlearn
+    key = training_key(case.profile, case.seed, None) | {
+        "forget": case.forget,
+        "forget_samples": case.profile.forget_samples,
+        "proxies": to_dict(config.proxies),
+        "code": provenance.code_hash(_MATERIAL_CODE),
+    }
+    found = store().get("material", key)
+    if found is not None:
+        return _unpack(*found)
+    started, guard = time.time(), guard_of(case)
+    images, _ = forget_set(case, guard)
+    material = prepare(
+        trained(case.profile, case.seed), images, forget=(case.forget,),
+        num_classes=dataset_of(case.profile.dataset).num_classes, config=config,
+        generator=generator_for(case.seed, "material"),
+    )  # fmt: skip
+    tensors, facts = _pack(material)
+    record = provenance.record(
+        config=key, seed=case.seed, data_sha256=key["data"], device=pick_device().type,
+        threads=case.profile.threads, started=started,
+    )  # fmt: skip
+    store().put("material", key, tensors, record | {"material": facts})
+    return material
+
+
+def _pack(material: Material) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    proxies, first = material.proxies, material.moments[0]
+    tensors = {"images": proxies.images, "labels": proxies.labels, "sources": proxies.sources}
+    for index, part in enumerate(material.moments):
+        tensors |= {f"moment/{index}/{name}": second for name, second in part.second.items()}
+    facts = {
+        "hits": list(proxies.hits.items()),
+        "eps": proxies.eps,
+        "weights": list(first.second),
+        "rows_per_sample": first.rows_per_sample,
+        "unprojectable": first.unprojectable,
+        "seconds": material.seconds,
+    }
+    return {name: tensor.cpu() for name, tensor in tensors.items()}, facts
+
+
+def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> Material:
+    facts, device = record["material"], pick_device()
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    proxies = ProxySet(
+        tensors["images"], tensors["labels"], tensors["sources"], {int(k): v for k, v in facts["hits"]}, facts["eps"]
+    )
+    moments = tuple(
+        Moments(
+            {name: tensors[f"moment/{index}/{name}"] for name in facts["weights"]},
+            facts["rows_per_sample"],
+            facts["unprojectable"],
+        )
+        for index in range(len(proxies.hits))
+    )
+    return Material(proxies, moments, facts["seconds"])
+
+
+def panel_of(case: Case, *, recorded: bool = False) -> Panel:
+    """Return what a case's models are judged on: images, labels and the logits of original and retrained model."""
+    guard, device = guard_of(case), pick_device()
+    parts = [guard.forget_train(case.profile.forget_samples), guard.forget_test(), guard.retain_test()]
+    images = Parts(*(part[0].to(device) for part in parts))
+    labels = Parts(*(part[1].to(device) for part in parts))
+    original = trained(case.profile, case.seed, recorded=recorded)
+    retrained = trained(case.profile, case.seed, case.forget, recorded=recorded)
+    return Panel(images, labels, images.map_logits(original), images.map_logits(retrained), (case.forget,))
+
+
+def whole_ladder(profile: Profile) -> UnlearnConfig:
+    """Return the profile's configuration with every rate of its ladder run, as trade-off curves need."""
+    update = replace(profile.unlearn.update, lr=None, ladder=profile.ladder, whole_ladder=True)
+    return replace(profile.unlearn, update=update)
+
+
+def run_method(case: Case, name: str, *, model: nn.Module, material: Material) -> tuple[Ladder, Guard]:
+    """Run one method over the ladder under the data guard.
+
+    Raises:
+        RetainDataRead: If a forget-only method read anything but its forget set.
+    """
+    method, guard = METHODS[name], guard_of(case)
+    images, labels = forget_set(case, guard)
+    shared: dict[str, Any] = {
+        "num_classes": dataset_of(case.profile.dataset).num_classes,
+        "config": whole_ladder(case.profile),
+        "generator": generator_for(case.seed, "method"),  # the same stream for all: methods differ, luck does not
+        "material": material,
+    }
+    with guard.method():
+        ladder = _call(method, guard, model, images, labels, shared)
+    if method.oracle is None and guard.retain_samples_read:
+        raise RetainDataRead(f"{name} read {guard.retain_samples_read} samples beyond its forget set")
+    return ladder, guard
+
+
+def _call(
+    method: Method, guard: Guard, model: nn.Module, images: Tensor, labels: Tensor, shared: dict[str, Any]
+) -> Ladder:
+    if method.run is not None:
+        return method.run(model, images, labels, **shared)
+    assert method.oracle is not None
+    retain_images, retain_labels = guard.retain_train()
+    return method.oracle(
+        model, images, labels, retain_images=retain_images.to(images.device),
+        retain_labels=retain_labels.to(images.device), **shared,
+    )  # fmt: skip
+
+
+def compute_grid(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
+    """Run methods on every class and seed of a profile, and return one row per run.
+
+    Args:
+        profile: Says classes, seeds, rates and workers.
+        methods: Names of ``baselines.METHODS``.
+
+    Returns:
+        Rows of all references and methods: method, forget, seed, lr, chosen, epochs, seconds, retain_samples_read
+        and the fields of ``Scores``. References have no rate.
+
+    Raises:
+        RuntimeError: If runs failed; the others are finished and kept. The message names each.
+    """
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise ValueError(f"unknown method {', '.join(unknown)}; known are {', '.join(METHODS)}")
+    dataset_of(profile.dataset)  # a missing data set is said once, not by every worker
+    _finish(profile, _train_original, [(profile, seed) for seed in profile.seeds], "originals")
+    cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
+    jobs = [(case, tuple(methods)) for case in cases]
+    missing = [job for job in jobs if not all(_run_path(job[0], name).exists() for name in ("references", *methods))]
+    _finish(profile, _compute_case, missing, "classes and seeds")
+    rows = [
+        row
+        for case in cases
+        for name in ("references", *methods)
+        for row in files.read_json(_run_path(case, name))["rows"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def _finish(profile: Profile, function: Callable[[Any], None], jobs: Sequence[Any], title: str) -> None:
+    answers = pool_map(function, jobs, workers=profile.workers, threads_each=profile.threads, title=title)
+    failures = [(job, answer) for job, answer in answers if isinstance(answer, Exception)]
+    if failures:
+        lines = "\n".join(f"  {_name(job)}: {type(error).__name__}: {error}" for job, error in failures)
+        raise RuntimeError(f"{len(failures)} of {len(jobs)} {title} failed; the others are kept:\n{lines}")
+
+
+def _name(job: Any) -> str:
+    first = job[0]
+    return f"seed {first.seed}, class {first.forget}" if isinstance(first, Case) else f"seed {job[1]}"
+
+
+def _train_original(job: tuple[Profile, int]) -> None:
+    trained(*job)
+
+
+def _run_path(case: Case, name: str) -> Path:
+    key = training_key(case.profile, case.seed, None) | {
+        "forget": case.forget,
+        "forget_samples": case.profile.forget_samples,
+        "config": to_dict(whole_ladder(case.profile)),
+        "method": name,
+        "code": provenance.code_hash((*_MATERIAL_CODE, *_METHOD_CODE)),
+    }
+    folder = repository_root() / "runs" / case.profile.name / "grid"
+    return folder / f"{name}-class{case.forget}-seed{case.seed}-{provenance.digest(key)[:16]}.json"
+
+
+def _compute_case(job: tuple[Case, tuple[str, ...]]) -> None:
+    """Compute what is missing of one case; every finished method is a file."""
+    case, methods = job
+    panel = panel_of(case)
+    references = dict(zip(REFERENCES, (panel.original, masked_parts(panel), panel.retrained), strict=True))
+    _write_run(case, "references", [_row(case, name, parts, panel) for name, parts in references.items()], time.time())
+    model, material = trained(case.profile, case.seed), material_of(case)
+    for name in methods:
+        if _run_path(case, name).exists():
+            continue
+        started = time.time()
+        ladder, guard = run_method(case, name, model=model, material=material)
+        rows = [
+            _row(case, name, panel.images.map_logits(run.model), panel)
+            | {
+                "lr": run.lr,
+                "chosen": index == ladder.chosen,
+                "reached": run.reached(case.profile.unlearn.update.forget_accuracy),
+                "epochs": len(run.history),
+                "seconds": sum(epoch.seconds for epoch in run.history),
+                "retain_samples_read": guard.retain_samples_read,
+            }
+            for index, run in enumerate(ladder.runs)
+        ]
+        _write_run(case, name, rows, started)
+
+
+def _row(case: Case, name: str, logits: Parts, panel: Panel) -> dict[str, Any]:
+    return {"method": name, "forget": case.forget, "seed": case.seed} | asdict(score(logits, panel))
+
+
+def _write_run(case: Case, name: str, rows: Iterable[dict[str, Any]], started: float) -> None:
+    record = provenance.record(
+        config=to_dict(case.profile), seed=case.seed, data_sha256=dataset_of(case.profile.dataset).sha256,
+        device=pick_device().type, threads=case.profile.threads, started=started,
+    )  # fmt: skip
+    files.write_json(_run_path(case, name), {"schema": 1, "rows": list(rows), "provenance": record})
+
+
+def subspace_table(case: Case) -> pd.DataFrame:
+    """Compare subspaces of equal rank per layer on true retain data (a laboratory measurement, not part of the method).
+
+    Returns:
+        One row per subspace ("proxies", "forget", "noise", "random", "oracle") and weight: capture, its ratio to the
+        oracle's, selectivity, rank and free dimension.
+    """
+    from zspag.baselines import forget_subspace, noise_subspace, random_subspace
+
+    guard, model, material = guard_of(case), trained(case.profile, case.seed), material_of(case)
+    images, _ = forget_set(case, guard)
+    retain_images, retain_labels = guard.retain_train()
+    own = combine(material.moments, config=case.profile.unlearn.subspace)
+    draws = [generator_for(case.seed, "subspace", index) for index in range(3)]
+    subspaces = {
+        "proxies": own,
+        "forget": forget_subspace(model, images, material, own, draws[0]),
+        "noise": noise_subspace(model, images, material, own, draws[1]),
+        "random": random_subspace(model, images, material, own, draws[2]),
+        "oracle": retain_subspace(model, retain_images, retain_labels, own=own),
+    }
+    forget = second_moments(model, images)
+    retain = pooled([second_moments(model, retain_images[retain_labels == c]) for c in retain_labels.unique()])
+    best = captured(subspaces["oracle"], retain)
+    rows = []
+    for name, subspace in subspaces.items():
+        inside, free = captured(subspace, retain), subspace.free_dimension()
+        choosy = selectivity(subspace, forget=forget, retain=retain)
+        rows += [
+            {"subspace": name, "forget": case.forget, "seed": case.seed, "weight": weight, "capture": inside[weight],
+             "of_oracle": inside[weight] / best[weight], "selectivity": choosy[weight],
+             "rank": sum(subspace.ranks[weight]), "free": free[weight]}
+            for weight in own.bases
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
