@@ -1,8 +1,8 @@
 """What enters each convolution, linear and attention layer, as rows of a matrix.
 
-For a weight seen as a matrix ``W`` (d_out x d), the layer computes ``W a`` for each of its input rows ``a``: one row per
-patch position of a convolution, one per leading index of a linear layer. A weight may consist of blocks of output rows
-with separate inputs: the groups of a grouped convolution, or query, key and value of packed attention.
+For a weight seen as a matrix ``W`` (d_out x d), the layer computes ``W a`` for each of its input rows ``a``: one row
+per patch position of a convolution, one per leading index of a linear layer. A weight may consist of blocks of output
+rows with separate inputs: the groups of a grouped convolution, or query, key and value of packed attention.
 
 The rows are caught where the arithmetic happens (``F.linear``, ``F.conv*d``, ``F.multi_head_attention_forward``) and
 matched to parameters by identity. So a weight is covered whichever module calls it, a tied weight takes the rows of all
@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from zspag.runtime import frozen, plain_attention
-
 
 
 @dataclass(frozen=True)
@@ -135,6 +134,9 @@ class _Watch(TorchFunctionMode):
                 self._see(call[f"{part}_proj_weight"], rows[None], None)
         else:
             self._see_packed(call["in_proj_weight"], (query, key, value))
+        for part in ("bias_k", "bias_v"):
+            if (name := self.names.get(id(call.get(part)))) is not None:
+                self._refuse(name, "a token that attention appends, which multiplies nothing")
         out_weight = call["out_proj_weight"]
         if id(out_weight) in self.names:
             # With the identity as output projection, attention returns the rows that enter the real one.

@@ -12,10 +12,9 @@ v = H^-1 g_r for the effect of retraining with that label (Koh and Liang, 2017).
 Invariant: directions are dictionaries over parameter names; the model and its ``.grad`` are left alone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,7 @@ def weights_of(model: nn.Module, names: Iterable[str]) -> Direction:
 
 
 @contextmanager
-def _differentiable(model: nn.Module) -> Any:
+def _differentiable(model: nn.Module) -> Generator[None, None, None]:
     with frozen(model), plain_attention():
         yield
 
@@ -68,7 +67,8 @@ def loss_gradient(
     with _differentiable(model):
         for x, q in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
             share = loss(functional_call(model, weights, (x,)), q) * (len(x) / len(images))
-            for name, part in zip(weights, torch.autograd.grad(share, list(weights.values())), strict=True):
+            parts = torch.autograd.grad(share, list(weights.values()), materialize_grads=True)
+            for name, part in zip(weights, parts, strict=True):
                 total[name] += part
     return total
 
@@ -85,7 +85,10 @@ def logit_derivatives(model: nn.Module, images: Tensor, direction: Direction) ->
 
 
 def label_scores(model: nn.Module, images: Tensor, direction: Direction) -> Tensor:
-    """Return s_ik = <p_i, J_i v> - (J_i v)_k for all samples and classes, shape (n, K); positive helps what v descends."""
+    """Return s_ik = <p_i, J_i v> - (J_i v)_k for all samples and classes, shape (n, K).
+
+    With v the gradient of a loss, a positive score means that fitting sample i to class k lowers that loss.
+    """
     logits, tangents = logit_derivatives(model, images, direction)
     return (logits.softmax(1) * tangents).sum(1, keepdim=True) - tangents
 
@@ -105,7 +108,8 @@ def gauss_newton_product(
     with _differentiable(model):
         for x, u in zip(images.split(CHUNK), curved.split(CHUNK), strict=True):
             share = (functional_call(model, weights, (x,)) * u).sum() / len(images)
-            for name, part in zip(weights, torch.autograd.grad(share, list(weights.values())), strict=True):
+            parts = torch.autograd.grad(share, list(weights.values()), materialize_grads=True)
+            for name, part in zip(weights, parts, strict=True):
                 product[name] = product[name] + part
     return product
 
@@ -164,7 +168,7 @@ class Kfac:
     outputs: dict[str, Tensor]
 
     def solve(self, direction: Direction, *, damping: float) -> Direction:
-        """Return (B (x) A + lambda I)^-1 v exactly, lambda = damping * mean diagonal of B (x) A, per weight and block."""
+        """Return (B (x) A + lambda I)^-1 v, lambda = damping * mean diagonal of B (x) A, per weight and block."""
         return {name: self._solve_weight(name, part, damping) for name, part in direction.items()}
 
     def _solve_weight(self, name: str, part: Tensor, damping: float) -> Tensor:

@@ -106,7 +106,7 @@ def _unit(gradient: Tensor, *, norm: str) -> Tensor:
 
 
 def _into_ball(moved: Tensor, origin: Tensor, *, eps: float, norm: str) -> Tensor:
-    """Project onto the eps ball around ``origin``, then onto [0, 1] (which only brings a point closer to ``origin``)."""
+    """Project onto the eps ball around ``origin``, then onto [0, 1], which only brings a point closer to ``origin``."""
     delta = moved - origin
     if norm == "linf":
         delta = delta.clamp(-eps, eps)
@@ -169,8 +169,8 @@ def find_eps(
         The radius in pixels; ``eps_max`` if none below it suffices.
 
     Note:
-        CHOICE: the paper's budget is unknown. Doubling from 4/255 until 90 % of every class is hit needs no knowledge of
-        the data; notebook 02 shows the hit rate against the radius.
+        CHOICE: the paper's budget is unknown. Doubling from 4/255 until 90 % of every class is hit needs no knowledge
+        of the data; notebook 02 shows the hit rate against the radius.
     """
     sources = _draw_sources(len(forget_images), min(PROBE, len(forget_images)), len(retained), generator)
     sources = sources.to(forget_images.device)
@@ -186,9 +186,13 @@ def find_eps(
 
 
 def _draw_sources(count: int, wanted: int, classes: int, generator: torch.Generator) -> Tensor:
-    """Return ``wanted`` source indices per class: shuffled passes over the samples, shape (classes * wanted,)."""
-    passes = math.ceil(classes * wanted / count)
-    return torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])[: classes * wanted]
+    """Return ``wanted`` source indices per class, shape (classes * wanted,).
+
+    Each class has shuffled passes over the samples of its own, so that a source repeats only after all were used.
+    """
+    passes = math.ceil(wanted / count)
+    own = [torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)]) for _ in range(classes)]
+    return torch.cat([order[:wanted] for order in own])
 
 
 @torch.no_grad()

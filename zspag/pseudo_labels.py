@@ -1,8 +1,8 @@
 """Pseudo-labels: what the forget samples are fitted to.
 
 The influence-tilted label maximizes <q, s_i> - (1 / beta) KL(q || p_masked(x_i)) over the simplex without the forget
-classes. The answer is softmax(log p_masked + beta s): beta = 0 is the model's own second opinion, beta -> infinity the most
-helpful hard label.
+classes. The answer is softmax(log p_masked + beta s): beta = 0 is the model's own second opinion, beta -> infinity the
+most helpful hard label.
 
 Invariant: a pseudo-label is a distribution with no mass on a forget class.
 """
@@ -74,7 +74,7 @@ def standardized(scores: Tensor, *, forget: Sequence[int]) -> Tensor:
     """
     retained = [label for label in range(scores.shape[1]) if label not in forget]
     centered = scores - scores[:, retained].mean(1, keepdim=True)
-    return centered / centered[:, retained].std().clamp_min(1e-12)
+    return centered / centered[:, retained].std(correction=0).clamp_min(1e-12)
 
 
 def relabeler(
@@ -98,7 +98,7 @@ def relabeler(
         forget_images: Shape (n, C, H, W).
         forget: Forget classes.
         proxies: Stand-ins of the retained classes; needed by "influence" and "process".
-        moments: Pooled input moments of the proxies; needed by the "kfac" solver.
+        moments: Averaged input moments of the proxies, in their own size; needed by the "kfac" solver.
         projector: Projects the direction of "process"; None leaves it as it is.
         names: Weights that the update may move.
         config: Strategy, beta and solver.
@@ -155,7 +155,11 @@ def _retraining_direction(
     names: Sequence[str],
     config: LabelConfig,
 ) -> Direction:
-    """Return v = H^-1 g_r by the configured solver: the estimand of retraining with that label."""
+    """Return v = H^-1 g_r by the configured solver: the estimand of retraining with that label.
+
+    Raises:
+        ValueError: If the solver is "kfac" and there are no moments.
+    """
     gradient = loss_gradient(model, proxies.images, teacher, names=names)
     if config.solver == "identity":
         return gradient
@@ -167,9 +171,7 @@ def _retraining_direction(
         )
     if moments is None:
         raise ValueError("solver 'kfac' reuses the proxies' input moments, but there are none")
-    factors = kfac_factors(
-        model, proxies.images, second=moments.second, rows_per_sample=moments.rows_per_sample
-    )
+    factors = kfac_factors(model, proxies.images, second=moments.second, rows_per_sample=moments.rows_per_sample)
     return factors.solve(gradient, damping=config.damping)
 
 

@@ -33,7 +33,7 @@ def derive_seed(*parts: object) -> int:
 
 
 def generator_for(*parts: object) -> torch.Generator:
-    """Return a CPU generator seeded by ``parts``; draw on the CPU and move, so that all devices see the same numbers."""
+    """Return a CPU generator seeded by ``parts``; draw on the CPU and move: all devices then see the same numbers."""
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 

@@ -1,7 +1,8 @@
 """Activation subspaces: which input directions of each layer the proxies use, and updates that stay out of them.
 
-For rows ``a`` entering a weight ``W`` (d_out x d), an update ``dW`` leaves every output on ``span(U)`` unchanged exactly
-when ``dW U = 0``. ``C = E[a a^T]`` is the second moment of the rows; ``U`` (d x k) holds its leading eigenvectors.
+For rows ``a`` entering a weight ``W`` (d_out x d), an update ``dW`` leaves every output on ``span(U)`` unchanged
+exactly when ``dW U = 0``. ``C = E[a a^T]`` is the second moment of the rows; ``U`` (d x k) holds its leading
+eigenvectors.
 
 Layout: everything is keyed by parameter name and carries a leading axis of blocks (groups of a grouped convolution,
 query/key/value of packed attention; otherwise one block), as in ``zspag.activations.as_blocks``.
@@ -9,13 +10,13 @@ query/key/value of packed attention; otherwise one block), as in ``zspag.activat
 Invariant: a projector is symmetric, and the hard one idempotent, in float64 as in float32.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from zspag.activations import as_blocks, watching
+from zspag.activations import Outputs, as_blocks, watching
 from zspag.config import SubspaceConfig
 
 CHUNK = 128  # samples per forward pass: bounds memory, changes no result
@@ -43,7 +44,7 @@ class MomentAccumulator:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
-    def add(self, name: str, rows: Tensor, outputs: Tensor | None = None) -> None:  # noqa: ARG002  (a Visit)
+    def add(self, name: str, rows: Tensor, outputs: Outputs | None = None) -> None:  # noqa: ARG002  (a Visit)
         """Add rows of shape (blocks, R, d) entering the weight ``name``; outputs are not needed here."""
         exact = rows.double()
         gram = exact.transpose(1, 2) @ exact
@@ -71,13 +72,13 @@ def second_moments(model: nn.Module, images: Tensor) -> Moments:
 
 
 def pooled(moments: Sequence[Moments]) -> Moments:
-    """Return the mean of the trace-normalized moments, so that a class counts once however large its activations are."""
-    _require_any(moments)
-    first = moments[0]
-    mean = {
-        name: torch.stack([_normalized(part.second[name]) for part in moments]).mean(0) for name in first.second
-    }
-    return Moments(mean, first.rows_per_sample, first.unprojectable)
+    """Return the mean of the trace-normalized moments: a class counts once however large its activations are."""
+    return _mean(moments, _normalized)
+
+
+def averaged(moments: Sequence[Moments]) -> Moments:
+    """Return the plain mean of the moments, whose size per layer the curvature needs."""
+    return _mean(moments, lambda second: second)
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,16 @@ def leading_eigenvectors(symmetric: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_energy(moments: Moments, *, energy: float) -> Subspace:
-    """Keep, per weight and block, the leading eigenvectors that hold ``energy`` of the trace."""
-    decomposed = {name: [leading_eigenvectors(block) for block in second] for name, second in moments.second.items()}
-    return _cut(
-        {name: [(vectors, energy_rank(values, energy=energy)) for values, vectors in blocks]
-         for name, blocks in decomposed.items()}
-    )  # fmt: skip
+    """Keep, per weight and block, the leading eigenvectors that hold ``energy`` of the trace.
+
+    A block that only zeros enter (a dead channel of a depthwise convolution) has nothing to protect: its rank is 0.
+    """
+    return _cut({name: [_leading(block, energy=energy) for block in second] for name, second in moments.second.items()})
+
+
+def _leading(block: Tensor, *, energy: float) -> tuple[Tensor, int]:
+    values, vectors = leading_eigenvectors(block)
+    return vectors, energy_rank(values, energy=energy) if bool(block.any()) else 0
 
 
 def by_rank(moments: Moments, *, ranks: Mapping[str, Sequence[int]]) -> Subspace:
@@ -262,6 +267,13 @@ def principal_angles(first: Tensor, second: Tensor) -> Tensor:
 def _normalized(second: Tensor) -> Tensor:
     trace = second.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
     return second / trace.clamp_min(torch.finfo(second.dtype).tiny)
+
+
+def _mean(moments: Sequence[Moments], view: Callable[[Tensor], Tensor]) -> Moments:
+    _require_any(moments)
+    first = moments[0]
+    mean = {name: torch.stack([view(part.second[name]) for part in moments]).mean(0) for name in first.second}
+    return Moments(mean, first.rows_per_sample, first.unprojectable)
 
 
 def _require_any(moments: Sequence[Moments]) -> None:

@@ -20,7 +20,7 @@ from zspag.influence import soft_cross_entropy
 from zspag.proxies import ProxySet, generate
 from zspag.pseudo_labels import Relabel, predict, relabeler
 from zspag.runtime import evaluating, frozen, generator_for
-from zspag.subspaces import Moments, Projector, pooled, projector, second_moments
+from zspag.subspaces import Moments, Projector, averaged, projector, second_moments
 
 BatchLoss = Callable[[nn.Module, Tensor], Tensor]
 
@@ -42,7 +42,7 @@ class Descent:
         model: The changed copy.
         lr: Learning rate of the run.
         history: One entry per epoch.
-        diverged: The loss stopped being finite; the model is the one before that step.
+        diverged: The loss or the logits stopped being finite; such a run never counts as having forgotten.
     """
 
     model: nn.Module
@@ -174,7 +174,7 @@ def zero_shot_unlearn(
     keep_out = projector(material.moments, config=config.subspace)
     names = tuple(keep_out.factors)
     relabel = relabeler(
-        model, forget_images, forget=forget, proxies=material.proxies, moments=pooled(material.moments),
+        model, forget_images, forget=forget, proxies=material.proxies, moments=averaged(material.moments),
         projector=keep_out, names=names, config=config.labels, generator=generator_for(seed, "labels"),
     )  # fmt: skip
     labels_done = time.perf_counter()
@@ -217,9 +217,7 @@ def prepare(
     if not moments[0].second:
         reasons = "; ".join(f"{name}: {why}" for name, why in moments[0].unprojectable.items()) or "it has no weights"
         raise ValueError(f"the model has no convolution, linear or attention layer to project ({reasons})")
-    return Material(
-        proxies, moments, {"proxies": attacked - started, "subspaces": time.perf_counter() - attacked}
-    )
+    return Material(proxies, moments, {"proxies": attacked - started, "subspaces": time.perf_counter() - attacked})
 
 
 def fit_labels(
@@ -276,6 +274,9 @@ def descend(
 
     Returns:
         The copy after the last epoch, with its history.
+
+    Raises:
+        ValueError: If ``update.lr`` is None.
     """
     if update.lr is None:
         raise ValueError("descend needs a learning rate: set update.lr, or use the forget-only rule")
@@ -300,9 +301,10 @@ def descend(
                     break
                 _step_(moving, velocity, value, project=project, lr=update.lr, momentum=update.momentum)
                 total += value.item() * len(batch)
-            remaining = accuracy(changed, forget_images, forget_labels)
-            mean = total / len(order)
-            history.append(Epoch(mean if math.isfinite(mean) else 0.0, remaining, time.perf_counter() - started))
+            logits = predict(changed, forget_images)
+            diverged = diverged or not bool(torch.isfinite(logits).all())  # the last step may have blown up unseen
+            remaining = (logits.argmax(1) == forget_labels).double().mean().item()
+            history.append(Epoch(total / len(order), remaining, time.perf_counter() - started))
             if remaining <= update.stop_accuracy:
                 break
         for name, parameter in parameters.items():
@@ -353,11 +355,6 @@ def climb(run: Callable[[float], Descent], *, update: UpdateConfig) -> Ladder:
     return Ladder(tuple(runs), len(runs) - 1 if chosen is None else chosen)
 
 
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of images (n, C, H, W) classified as their labels (n,), in eval mode."""
-    return (predict(model, images).argmax(1) == labels).double().mean().item()
-
-
 def free_dimension(project: Projector) -> dict[str, int]:
     """Return, per weight, the directions a projector leaves free (its trace, rounded down for a soft one)."""
     free = {}
@@ -382,7 +379,9 @@ def check_inputs(model: nn.Module, forget_images: Tensor, forget_labels: Tensor,
     if not forget_images.is_floating_point():
         raise ValueError(f"forget_images must be float in [0, 1], got {forget_images.dtype}: divide uint8 by 255")
     if len(forget_labels) != len(forget_images):
-        raise ValueError(f"{len(forget_images)} forget images but {len(forget_labels)} labels: pass one label per image")
+        raise ValueError(
+            f"{len(forget_images)} forget images but {len(forget_labels)} labels: pass one label per image"
+        )
     if not bool(torch.isfinite(forget_images).all()):
         bad = int((~torch.isfinite(forget_images.flatten(1)).all(1)).nonzero()[0])
         raise ValueError(f"forget_images[{bad}] holds NaN or infinity: clean the images first")
@@ -394,11 +393,14 @@ def check_inputs(model: nn.Module, forget_images: Tensor, forget_labels: Tensor,
         )
     if forget_labels.is_floating_point() or forget_labels.dim() != 1:
         raise ValueError(
-            f"forget_labels must be integers of shape (n,), got {forget_labels.dtype} of shape {tuple(forget_labels.shape)}"
+            f"forget_labels must be integers of shape (n,), got {forget_labels.dtype} of shape"
+            f" {tuple(forget_labels.shape)}"
         )
     outside = forget_labels[(forget_labels < 0) | (forget_labels >= num_classes)]
     if len(outside):
-        raise ValueError(f"forget_labels holds class {int(outside[0])}, outside 0..{num_classes - 1} (num_classes={num_classes})")
+        raise ValueError(
+            f"forget_labels holds class {int(outside[0])}, outside 0..{num_classes - 1} (num_classes={num_classes})"
+        )
     if len(forget_labels.unique()) == num_classes:
         raise ValueError(f"the forget set holds all {num_classes} classes: at least one class must be retained")
     _check_logits(model, forget_images[:1], num_classes=num_classes)
