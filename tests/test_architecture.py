@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "__init__": {"config", "models", "unlearning"},
 }
 MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {"plots", "tables", "notebook", "reproduce", "claims", "__init__"}
+MAY_IMPORT["runs"] = MAY_IMPORT["experiment"] | {"experiment", "plots"}
 MAY_IMPORT["__main__"] = set(MAY_IMPORT) - set(METHOD) - {"__init__"} | {"unlearning"}
 
 CLASS_NUMBERS = {"int", "Sequence[int]", "tuple[int, ...]"}

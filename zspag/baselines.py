@@ -1,7 +1,7 @@
 """Every method under one signature: ZS-PAG, its ablations and controls, and what it is compared with.
 
-A method maps ``(model, forget_images, forget_labels, *, num_classes, config, generator, material)`` to a ``Ladder`` of runs
-over the same learning rates, with the same epochs and batches, so that none is starved of tuning. ``material`` is what
+A method maps ``(model, forget_images, forget_labels, *, num_classes, config, generator, material)`` to a ``Ladder`` of
+runs over the same learning rates, with the same epochs and batches, so that none is starved of tuning. ``material`` is what
 ``unlearning.prepare`` derives from the first two arguments alone. An oracle takes retain images through a separate
 argument and is marked in every table.
 
@@ -193,8 +193,8 @@ def _descend_all(
     moving = [name for name, _ in model.named_parameters()] if names is None else names
     return climb(
         lambda lr: descend(
-            model, forget_images, forget_labels, loss=make_loss(generator_for(seed, "loss")), names=moving, project=None,
-            update=replace(update, lr=lr), generator=generator_for(seed, "update"),
+            model, forget_images, forget_labels, loss=make_loss(generator_for(seed, "loss")), names=moving,
+            project=None, update=replace(update, lr=lr), generator=generator_for(seed, "update"),
         ),
         update=update,
     )  # fmt: skip
@@ -261,7 +261,7 @@ def _distil(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, c
 
 def rehearsal(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
               config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
-    """DELETE plus cross-entropy to the masked original on the proxies, no projection: are proxies enough by themselves?"""
+    """DELETE plus cross-entropy to the masked original on the proxies, no projection: are proxies alone enough?"""
     forget, proxies = _forget(forget_labels), material.proxies.images
     teacher = masked_log_probabilities(predict(model, forget_images), forget=forget).exp()
     kept = masked_log_probabilities(predict(model, proxies), forget=forget).exp()

@@ -75,7 +75,7 @@ class SubspaceConfig:
 
     energy: float = 0.95
     merge_energy: float = 0.99
-    combine: str = "pool"
+    combine: str = "merge"
     kind: str = "hard"
     damping: float = 0.01
 
@@ -131,7 +131,9 @@ class UpdateConfig:
         whole_ladder: Run the rates above the chosen one too (curves need them; they change no other result).
         batch_size: Most forget samples per step.
         min_steps: Least steps per epoch; small forget sets are cut into smaller batches.
-        epochs: Epoch cap.
+        epochs: Epochs within which a rate must forget.
+        settle: Epochs that a run which has forgotten by then may add, until ``stop_accuracy``: the rule takes runs at
+            the edge of the threshold, and test samples of the forget class lag a little behind the training ones.
         forget_accuracy: Accuracy on the forget set that counts as forgotten, a fraction.
         stop_accuracy: The run stops at the end of the first epoch with at most this accuracy on the forget set.
     """
@@ -145,6 +147,7 @@ class UpdateConfig:
     batch_size: int = 128
     min_steps: int = 10
     epochs: int = 8
+    settle: int = 8
     forget_accuracy: float = 0.01
     stop_accuracy: float = 0.0
 
@@ -167,6 +170,7 @@ class UpdateConfig:
         _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
         _require(self.min_steps >= 1, f"min_steps must be at least 1, got {self.min_steps}")
         _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        _require(self.settle >= 0, f"settle must not be negative, got {self.settle}")
         _require(0 <= self.forget_accuracy < 1, f"forget_accuracy must lie in [0, 1), got {self.forget_accuracy}")
         _require(0 <= self.stop_accuracy < 1, f"stop_accuracy must lie in [0, 1), got {self.stop_accuracy}")
 

@@ -1,7 +1,7 @@
 """What is measured about an unlearned model, against the original and the retrained one.
 
-The *masked original*, the original with the forget logits at a finite floor, is the yardstick for everything retained: it
-is free, and it already has the accuracy that comes from removing a competitor.
+The *masked original*, the original with the forget logits at a finite floor, is the yardstick for everything retained:
+it is free, and it already has the accuracy that comes from removing a competitor.
 
 Invariant: every figure is defined here once, as a function of logits; accuracies are fractions, divergences nats.
 """
@@ -195,7 +195,7 @@ def captured(subspace: Subspace, moments: Moments) -> dict[str, float]:
 
 
 def selectivity(subspace: Subspace, *, forget: Moments, retain: Moments) -> dict[str, float]:
-    """Return tr(P C_f) / tr(P C_r) per weight, moments trace-normalized: how much more forget than retain stays free."""
+    """Return tr(P C_f) / tr(P C_r) per weight, trace-normalized: how much more forget than retain stays free."""
     free_forget, free_retain = captured(subspace, forget), captured(subspace, retain)
     return {name: (1 - free_forget[name]) / max(1 - free_retain[name], 1e-12) for name in subspace.bases}
 

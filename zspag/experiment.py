@@ -22,7 +22,7 @@ from zspag.baselines import METHODS, Method, retain_subspace
 from zspag.config import Profile, UnlearnConfig, to_dict
 from zspag.data import Dataset, Guard, Split, channel_statistics, load
 from zspag.evaluation import Panel, Parts, captured, masked_parts, score, selectivity
-from zspag.notebook import repository_root
+from zspag.files import repository_root
 from zspag.proxies import ProxySet
 from zspag.runtime import generator_for, pick_device, pool_map
 from zspag.subspaces import Moments, combine, pooled, second_moments
@@ -283,6 +283,7 @@ def compute_grid(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
         and the fields of ``Scores``. References have no rate.
 
     Raises:
+        ValueError: If a method is unknown.
         RuntimeError: If runs failed; the others are finished and kept. The message names each.
     """
     unknown = [name for name in methods if name not in METHODS]

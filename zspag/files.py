@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 
+def repository_root() -> Path:
+    """Return the folder that holds runs/, results/ and figures/: ``ZSPAG_ROOT``, or the one above the package."""
+    return Path(os.environ.get("ZSPAG_ROOT") or Path(__file__).parents[1])
+
+
 @contextmanager
 def replacing(path: str | Path) -> Generator[Path, None, None]:
     """Yield a temporary path beside ``path``; on success it is synced and renamed over ``path``, on failure removed.

@@ -12,6 +12,7 @@ v = H^-1 g_r for the effect of retraining with that label (Koh and Liang, 2017).
 Invariant: directions are dictionaries over parameter names; the model and its ``.grad`` are left alone.
 """
 
+import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ def weights_of(model: nn.Module, names: Iterable[str]) -> Direction:
 
 @contextmanager
 def _differentiable(model: nn.Module) -> Generator[None, None, None]:
-    with frozen(model), plain_attention():
+    with frozen(model), plain_attention(), warnings.catch_warnings():
+        # torch's own forward-mode rules are compiled by torch.jit.script, which torch itself calls deprecated
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         yield
 
 

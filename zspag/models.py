@@ -129,12 +129,26 @@ def build(
     return nn.Sequential(normalize, body)
 
 
+def from_file(place: str) -> nn.Module:
+    """Build a model of somebody else's: ``path/to/file.py:factory``, called without arguments.
+
+    Raises:
+        ValueError: If the file or the factory is missing, or what it returns is no module.
+    """
+    if ".py:" not in place:
+        raise ValueError(f"a model is given as path/to/file.py:factory, got {place!r}")
+    return _module(_factory(place)(), place)
+
+
+def _module(model: object, place: str) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{place} returned {type(model).__name__}; a factory must return a torch.nn.Module")
+    return model
+
+
 def _body(arch: str, *, num_classes: int, in_channels: int, image_size: int, width: int) -> nn.Module:
     if ".py:" in arch:
-        model = _factory(arch)(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"{arch} returned {type(model).__name__}; a factory must return a torch.nn.Module")
-        return model
+        return _module(_factory(arch)(num_classes=num_classes, in_channels=in_channels, image_size=image_size), arch)
     if arch not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ValueError(f"unknown architecture {arch!r}; known are {known}, or path/to/file.py:factory")

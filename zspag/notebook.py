@@ -18,16 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from zspag import config, files, provenance
+from zspag.files import repository_root
 
 SCHEMA = 1
 _NAME = re.compile(r"\d\d_[a-z0-9_]+")
 _SCREEN_DPI = 96  # CSS pixels per inch: a figure is shown at its own size, whatever resolution its file has
 _MIB = 2**20
-
-
-def repository_root() -> Path:
-    """Return the folder that holds runs/, results/ and figures/: ``ZSPAG_ROOT``, or the one above the package."""
-    return Path(os.environ.get("ZSPAG_ROOT") or Path(__file__).parents[1])
 
 
 def resolve_profile(profile: str | None) -> config.Profile:

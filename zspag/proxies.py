@@ -18,7 +18,7 @@ from zspag.config import ProxyConfig
 from zspag.runtime import frozen
 
 CHUNK = 512  # samples attacked at once: bounds memory, changes no result
-PROBE = 48  # forget samples per class that the search for eps attacks
+PROBE = 20  # forget samples per class that the search for eps attacks
 
 
 @dataclass(frozen=True)

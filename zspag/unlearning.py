@@ -290,7 +290,7 @@ def descend(
     with evaluating(changed):
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in moving)
-        while len(history) < update.epochs and not diverged:
+        while not diverged:
             started, total = time.perf_counter(), 0.0
             if before_epoch is not None:
                 before_epoch(changed)
@@ -305,11 +305,17 @@ def descend(
             diverged = diverged or not bool(torch.isfinite(logits).all())  # the last step may have blown up unseen
             remaining = (logits.argmax(1) == forget_labels).double().mean().item()
             history.append(Epoch(total / len(order), remaining, time.perf_counter() - started))
-            if remaining <= update.stop_accuracy:
+            if _finished(len(history), remaining, update):
                 break
         for name, parameter in parameters.items():
             parameter.requires_grad_(flags[name])
     return Descent(changed, update.lr, tuple(history), diverged)
+
+
+def _finished(epochs: int, remaining: float, update: UpdateConfig) -> bool:
+    """Stop at ``stop_accuracy``, or at the cap; a run that has forgotten by then may settle for a few epochs more."""
+    cap = update.epochs + (update.settle if remaining <= update.forget_accuracy else 0)
+    return remaining <= update.stop_accuracy or epochs >= cap
 
 
 def batch_size(count: int, update: UpdateConfig) -> int:

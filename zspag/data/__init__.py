@@ -3,9 +3,10 @@
 Invariant: the same source gives the same tensors in the same order, and ``Dataset.sha256`` names them.
 """
 
+from zspag.data.folders import labelled_folder
 from zspag.data.guard import Guard
 from zspag.data.loading import data_root, load
 from zspag.data.sources import gaussians2d
 from zspag.data.splits import Dataset, Split, channel_statistics
 
-__all__ = ["Dataset", "Guard", "Split", "channel_statistics", "data_root", "gaussians2d", "load"]
+__all__ = ["Dataset", "Guard", "Split", "channel_statistics", "data_root", "gaussians2d", "labelled_folder", "load"]

@@ -56,6 +56,30 @@ def read_image_folder(source: Path, *, name: str, image_size: int | None) -> Dat
     return assemble(name, classes, train, test, augment_hint="shift_flip")
 
 
+def labelled_folder(source: Path) -> tuple[Tensor, Tensor]:
+    """Read images to forget from ``source/<label>/*``, the label's number as folder name.
+
+    Returns:
+        Images (n, C, H, W) float on [0, 1] and labels (n,).
+
+    Raises:
+        ValueError: If the folder is missing or empty, a label is no number, a file is broken, or sizes differ.
+    """
+    decoded: dict[tuple[str, str, str], Pixels] = {}
+    for path in sorted(source.glob("*/*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+            if not path.parent.name.isdigit():
+                raise ValueError(f"{path.parent} must be named by the label's number, such as {source / '3'}")
+            place = ("forget", path.parent.name, path.name)
+            decoded[place] = _decode(path.read_bytes(), place="/".join(place[1:]), source=source, image_size=None)
+    if not decoded:
+        raise ValueError(f"{source} holds no image: put the images to forget under {source / '<label>'}/")
+    _check_sizes(source, decoded)
+    labels = tuple(sorted({place[1] for place in decoded}, key=int))
+    split = _stack(decoded, "forget", labels, coloured=any(pixels.ndim == 3 for pixels in decoded.values()))
+    return split.float(), torch.tensor([int(labels[index]) for index in split.labels.tolist()])
+
+
 def signature(paths: Iterable[Path], *, base: Path) -> dict[str, int | str]:
     """Return count, size in bytes and a hash of names, sizes and times of change, without reading the files."""
     facts = [(path, path.stat()) for path in paths]

@@ -17,7 +17,8 @@ from typing import Any
 from tqdm import tqdm
 
 from zspag import files
-from zspag.notebook import repository_root, resolve_profile
+from zspag.files import repository_root
+from zspag.notebook import resolve_profile
 from zspag.reproduce.execution import KERNEL, KernelMissing, NotebookFailed, execute, own_kernel
 from zspag.reproduce.pages import write_back as write_pages_back
 from zspag.reproduce.parameters import check_parameters, find_notebooks, parse_parameters

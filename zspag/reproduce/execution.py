@@ -21,7 +21,8 @@ import nbformat
 from nbformat import NotebookNode
 
 from zspag import files
-from zspag.notebook import repository_root, sha256
+from zspag.files import repository_root
+from zspag.notebook import sha256
 
 KERNEL = "python3"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -1,0 +1,128 @@
+"""The command line: ``zspag reproduce | run | unlearn | env | provenance``.
+
+Invariant: thin; every sub-command imports what it needs when it is called, so that ``zspag --help`` answers at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from zspag import config
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command and return its exit code; what cannot work is said in one sentence, with exit code 2."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    action: Callable[[argparse.Namespace], int] = chosen.action
+    try:
+        return action(chosen)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"zspag {chosen.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            f"\nzspag {chosen.command}: interrupted; what was finished is kept, the same command goes on",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from zspag import reproduce
+
+    parser = argparse.ArgumentParser(
+        prog="zspag", description="Zero-shot machine unlearning with proxy adversarial data."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    one = commands.add_parser("reproduce", help="run the notebooks and draw every figure")
+    reproduce.add_arguments(one)
+    one.set_defaults(action=reproduce.run)
+
+    one = commands.add_parser("run", help="train, forget and evaluate; write result files, a figure and checkpoints")
+    one.add_argument("--profile", default="cpu", choices=sorted(config.PROFILES))
+    one.add_argument("--dataset", help="data set, or the path of an image folder (default: the profile's)")
+    one.add_argument("--arch", help="architecture, or file.py:factory for a model of your own (default: the profile's)")
+    one.add_argument("--classes", help="forget classes, names or numbers, comma-separated (default: the profile's)")
+    one.add_argument("--seeds", help="seeds, comma-separated (default: the profile's)")
+    one.add_argument("--epochs", type=int, help="training epochs (default: the profile's)")
+    one.add_argument("--recorded-models", action="store_true", help="take committed checkpoints instead of training")
+    one.add_argument("--record", action="store_true", help="write results, figure and checkpoints to results/PROFILE")
+    one.set_defaults(action=_run)
+
+    one = commands.add_parser("unlearn", help="make a model of your own forget the classes of an image folder")
+    one.add_argument(
+        "--model", required=True, metavar="FILE.py:FACTORY", help="builds the model, called without arguments"
+    )
+    one.add_argument("--weights", required=True, type=Path, help="its state dict, as .safetensors")
+    one.add_argument("--forget", required=True, type=Path, metavar="FOLDER", help="images to forget: FOLDER/<label>/*")
+    one.add_argument("--num-classes", required=True, type=int, help="width of the logits")
+    one.add_argument("--out", required=True, type=Path, help="where the unlearned state dict goes, .safetensors")
+    one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(action=_unlearn)
+
+    one = commands.add_parser("env", help="print versions, device and threads")
+    one.set_defaults(action=_env)
+
+    one = commands.add_parser("provenance", help="print how a result, figure, notebook or checkpoint was made")
+    one.add_argument("file", type=Path)
+    one.set_defaults(action=_provenance)
+    return parser
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    from zspag import runs
+
+    profile = config.PROFILES[chosen.profile]
+    changes: dict[str, object] = {name: getattr(chosen, name) for name in ("dataset", "arch") if getattr(chosen, name)}
+    if chosen.seeds:
+        changes["seeds"] = tuple(int(seed) for seed in chosen.seeds.split(","))
+    if chosen.epochs:
+        changes["train"] = replace(profile.train, epochs=chosen.epochs)
+    profile = replace(profile, **changes)  # type: ignore[arg-type]
+    if chosen.classes:
+        profile = replace(profile, classes=runs.class_numbers(profile.dataset, chosen.classes.split(",")))
+    for line in runs.run(profile, recorded_models=chosen.recorded_models, record=chosen.record):
+        print(line, flush=True)
+    return 0
+
+
+def _unlearn(chosen: argparse.Namespace) -> int:
+    from zspag import runs
+
+    for line in runs.unlearn_files(
+        factory=chosen.model, weights=chosen.weights, forget=chosen.forget, num_classes=chosen.num_classes,
+        out=chosen.out, seed=chosen.seed,
+    ):  # fmt: skip
+        print(line, flush=True)
+    return 0
+
+
+def _env(_chosen: argparse.Namespace) -> int:
+    import time
+
+    import torch
+
+    from zspag import provenance
+    from zspag.runtime import pick_device
+
+    record = provenance.record(
+        config={}, seed=None, data_sha256=None, device=pick_device().type, threads=torch.get_num_threads(),
+        started=time.time(),
+    )  # fmt: skip
+    print(provenance.describe(record))
+    return 0
+
+
+def _provenance(chosen: argparse.Namespace) -> int:
+    from zspag import provenance
+
+    print(provenance.describe(provenance.read_record(chosen.file)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

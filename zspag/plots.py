@@ -1,0 +1,268 @@
+"""Figures from files: a figure is a list of panels, each a few lists of plain numbers.
+
+Every result file names one kind of panel in ``draw`` and holds ``{"panels": [...], "columns": n}`` in ``data``; each
+function below draws one kind on an axis and says in its docstring what a panel holds.
+
+Invariant: nothing here computes a result or imports torch, so anyone redraws every figure from the files. Series are
+told apart by colour *and* by marker or hatch, which survives a black-and-white print.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from zspag import provenance
+
+Panel = dict[str, Any]
+
+# seaborn's colour-blind palette; a name has the same colour in every figure, whatever stands beside it.
+_COLOURS = sns.color_palette("colorblind", 10).as_hex()
+_MARKERS = "osD^vP*X<>"
+_HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++", "oo", "**", "||")
+_KNOWN = {
+    "ZS-PAG": 0, "proxies": 0, "unlearned": 0, "process": 0,
+    "original": 7, "before": 7,
+    "masked original": 9, "soft": 9, "ZS-PAG, soft labels": 9,
+    "retrained": 2, "retain data": 2, "oracle": 2, "subspace of retain data": 2,
+    "ZS-PAG without projection": 3, "without projection": 3, "forget samples": 3, "forget": 3,
+    "subspace of forget samples": 3,
+    "DELETE": 1, "noise": 1, "subspace of noise": 1, "second_best": 1, "ZS-PAG, second-best labels": 1,
+    "random": 4, "random subspace": 4, "ZS-PAG, random labels": 4,
+    "gradient ascent": 5, "random relabeling": 6, "influence": 6, "ZS-PAG, labels tilted once": 6,
+    "rehearsal on proxies": 8, "head only": 7,
+}  # fmt: skip
+
+
+def render(result: dict[str, Any], path: Path) -> Figure:
+    """Draw the figure of a result file and save it as PNG, its provenance in the file's text chunk.
+
+    Args:
+        result: Content of a result file: ``draw``, ``data``, ``profile`` and ``provenance`` are used.
+        path: Where the PNG goes.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If ``draw`` names no kind of panel.
+    """
+    if result["draw"] not in KINDS:
+        raise ValueError(
+            f"{result['name']}: there is no kind of panel {result['draw']!r}; kinds are {', '.join(KINDS)}"
+        )
+    figure = draw(result)
+    figure.savefig(path, dpi=140, metadata=provenance.png_metadata(result["provenance"]))
+    return figure
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Return the figure of a result file, all panels on one grid, the profile named in the footer."""
+    panels, kind = result["data"]["panels"], KINDS[result["draw"]]
+    columns = min(result["data"].get("columns", 2), len(panels))
+    rows = -(-len(panels) // columns)
+    width, height = result["data"].get("size", (4.6, 3.4))
+    with sns.axes_style("ticks", {"axes.grid": True, "grid.color": "#e6e6e6"}), mpl.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(width * columns, height * rows + 0.35), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).flat
+        for axis, panel in zip(axes, panels, strict=False):
+            kind(axis, panel)
+            axis.set_title(panel.get("title", ""), fontsize=10)
+        for axis in list(axes)[len(panels) :]:
+            axis.set_axis_off()
+        _legend(figure)
+        figure.supxlabel(_footer(result), fontsize=7, color="#666666", x=0.99, ha="right")
+    return figure
+
+
+def _footer(result: dict[str, Any]) -> str:
+    config = result["provenance"].get("config") or {}
+    kind = f"{result['profile']}: a demonstration" if config.get("demonstration") else f"profile {result['profile']}"
+    commit = result["provenance"].get("commit")
+    return f"{kind} · {config.get('dataset', '')} · zspag {commit[:7] if commit else ''}".rstrip(" ·")
+
+
+def _legend(figure: Figure) -> None:
+    """One legend for all panels, under them; a name that stands in several panels is listed once."""
+    found: dict[str, Any] = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        columns = min(len(found), max(2, int(figure.get_figwidth() // 2)))
+        figure.legend(
+            found.values(), found.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+        )
+
+
+def _style(name: str, index: int) -> int:
+    return _KNOWN.get(name, index) % len(_COLOURS)
+
+
+def _finish(axis: Axes, panel: Panel) -> None:
+    """Apply labels, scales, limits and reference lines, which all kinds share.
+
+    ``lines`` maps a label to a height; labels, log scales and limits mean what they say.
+    """
+    for index, (label, height) in enumerate((panel.get("lines") or {}).items()):
+        axis.axhline(
+            height, color="#333333", linewidth=1, linestyle=("--", ":", "-.")[index % 3], label=label, zorder=1
+        )
+    axis.set_xlabel(panel.get("xlabel", ""))
+    axis.set_ylabel(panel.get("ylabel", ""))
+    if panel.get("xlog"):
+        axis.set_xscale("log")
+    if panel.get("ylog"):
+        axis.set_yscale("log")
+    if panel.get("xlim"):
+        axis.set_xlim(*panel["xlim"])
+    if panel.get("ylim"):
+        axis.set_ylim(*panel["ylim"])
+    sns.despine(ax=axis)
+
+
+def bars(axis: Axes, panel: Panel) -> None:
+    """Grouped bars: ``groups`` (names), ``series`` {name: heights}, optional ``errors`` {name: half-widths}."""
+    groups, series = panel["groups"], panel["series"]
+    width = 0.8 / len(series)
+    for index, (name, heights) in enumerate(series.items()):
+        style = _style(name, index)
+        places = np.arange(len(groups)) + (index - (len(series) - 1) / 2) * width
+        axis.bar(
+            places, heights, width, label=name if len(series) > 1 else None, color=_COLOURS[style],
+            hatch=_HATCHES[style] if len(series) > 1 else "", edgecolor="white", linewidth=0.5,
+            yerr=(panel.get("errors") or {}).get(name), error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
+        )  # fmt: skip
+    long = max(len(str(group)) for group in groups) * len(groups) > 60
+    axis.set_xticks(
+        range(len(groups)),
+        [str(group) for group in groups],
+        rotation=35 if long else 0,
+        ha="right" if long else "center",
+    )  # noqa: E501
+    axis.grid(visible=False, axis="x")
+    _finish(axis, panel)
+
+
+def ranked(axis: Axes, panel: Panel) -> None:
+    """Horizontal bars: ``names``, ``values``, optional ``errors``; the order is the caller's, first on top."""
+    names, values = panel["names"], panel["values"]
+    places = np.arange(len(names))[::-1]
+    colours = [_COLOURS[_style(name, index)] for index, name in enumerate(names)]
+    axis.barh(places, values, 0.7, color=colours, xerr=panel.get("errors"), error_kw={"elinewidth": 0.8})
+    axis.set_yticks(places, names)
+    axis.grid(visible=False, axis="y")
+    _finish(axis, panel)
+
+
+def stacked(axis: Axes, panel: Panel) -> None:
+    """Horizontal stacked bars: ``groups`` (names), ``series`` {part: lengths}."""
+    left = np.zeros(len(panel["groups"]))
+    places = np.arange(len(panel["groups"]))[::-1]
+    for index, (name, lengths) in enumerate(panel["series"].items()):
+        axis.barh(
+            places, lengths, 0.6, left=left, label=name, color=_COLOURS[index], hatch=_HATCHES[index], edgecolor="white"
+        )  # noqa: E501
+        left = left + np.asarray(lengths)
+    axis.set_yticks(places, panel["groups"])
+    axis.grid(visible=False, axis="y")
+    _finish(axis, panel)
+
+
+def curves(axis: Axes, panel: Panel) -> None:
+    """Lines with markers: ``series`` {name: {x, y, optional low and high}}; ``plain`` draws without markers."""
+    for index, (name, points) in enumerate(panel["series"].items()):
+        style = _style(name, index)
+        marker = None if panel.get("plain") else _MARKERS[style]
+        axis.plot(
+            points["x"], points["y"], color=_COLOURS[style], marker=marker, markersize=4.5, linewidth=1.5,
+            linestyle=("-", "--", "-.", ":")[style % 4] if panel.get("plain") else "-", label=name,
+        )  # fmt: skip
+        if points.get("low") is not None:
+            axis.fill_between(
+                points["x"], points["low"], points["high"], color=_COLOURS[style], alpha=0.18, linewidth=0
+            )
+    _finish(axis, panel)
+
+
+def scatter(axis: Axes, panel: Panel) -> None:
+    """Points: ``series`` {name: {x, y}}; ``diagonal`` draws y = x behind them."""
+    for index, (name, points) in enumerate(panel["series"].items()):
+        style = _style(name, index)
+        axis.scatter(points["x"], points["y"], s=panel.get("dot", 14), color=_COLOURS[style], marker=_MARKERS[style],
+                     alpha=0.7, linewidths=0, label=name if len(panel["series"]) > 1 else None)  # fmt: skip
+    _finish(axis, panel)
+    if panel.get("diagonal"):
+        low, high = min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])
+        axis.plot([low, high], [low, high], color="#333333", linewidth=1, linestyle="--", label="y = x", zorder=1)
+
+
+def heatmaps(axis: Axes, panel: Panel) -> None:
+    """A matrix: ``values`` (rows x columns), ``rows``, ``columns``; ``annotate`` prints the numbers, ``vmax`` caps."""
+    values = np.asarray(panel["values"], dtype=float)
+    sns.heatmap(values, ax=axis, cmap="cividis", vmin=panel.get("vmin"), vmax=panel.get("vmax"),
+                cbar=bool(panel.get("bar", True)), annot=bool(panel.get("annotate")), fmt=panel.get("format", ".2f"), annot_kws={"fontsize": 7},
+                xticklabels=panel["columns"], yticklabels=panel["rows"], linewidths=0.3)  # fmt: skip
+    axis.set_xlabel(panel.get("xlabel", ""))
+    axis.set_ylabel(panel.get("ylabel", ""))
+    axis.tick_params(length=0)
+
+
+def gallery(axis: Axes, panel: Panel) -> None:
+    """Small images in a grid: ``rows`` [{label, images}], ``headings`` above the columns.
+
+    An image is (H, W) or (H, W, 3), values on [0, 1], or on [-1, 1] where the row is ``signed``.
+    """
+    rows = panel["rows"]
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row["images"]):
+            pixels = np.asarray(image, dtype=float)
+            signed = row.get("signed", False)
+            axis.imshow(pixels, extent=(j, j + 0.92, -i - 0.92, -i), cmap="RdBu_r" if signed else "gray",
+                        vmin=-1 if signed else 0, vmax=1, interpolation="nearest")  # fmt: skip
+        axis.text(-0.12, -i - 0.46, row["label"], ha="right", va="center", fontsize=8)
+    for j, heading in enumerate(panel.get("headings", ())):
+        axis.text(j + 0.46, 0.1, heading, ha="center", va="bottom", fontsize=8)
+    axis.set_xlim(-0.1, max(len(row["images"]) for row in rows))
+    axis.set_ylim(-len(rows), 0.35)
+    axis.set_aspect("equal")
+    axis.set_axis_off()
+
+
+def regions(axis: Axes, panel: Panel) -> None:
+    """Decision regions in the plane: ``x`` and ``y`` of a grid, ``classes`` (rows y, columns x).
+
+    ``points`` {name: {x, y}} lie on it, ``arrows`` {name: (dx, dy)} start at the origin.
+    """
+    shade = mpl.colors.ListedColormap(["#cfe3f3", "#f6dfc0", "#cfeadf", "#f3d4e6", "#eeeeee"])
+    axis.pcolormesh(panel["x"], panel["y"], np.asarray(panel["classes"]), cmap=shade, vmin=-0.5, vmax=4.5,
+                    shading="nearest", rasterized=True)  # fmt: skip
+    for index, (name, points) in enumerate(panel["points"].items()):
+        axis.scatter(points["x"], points["y"], s=14, marker=_MARKERS[index], color=_COLOURS[index], edgecolor="white",
+                     linewidths=0.4, label=name)  # fmt: skip
+    for index, (name, (dx, dy)) in enumerate((panel.get("arrows") or {}).items()):
+        colour = ("#111111", "#b2182b")[index % 2]
+        axis.annotate(
+            "", xy=(dx, dy), xytext=(0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.8}
+        )
+        axis.annotate(name, xy=(dx, dy), fontsize=8, color=colour, xytext=(4, 4), textcoords="offset points")
+    axis.set_aspect("equal")
+    axis.grid(visible=False)
+    _finish(axis, panel)
+
+
+KINDS: dict[str, Callable[[Axes, Panel], None]] = {
+    "bars": bars,
+    "ranked": ranked,
+    "stacked": stacked,
+    "curves": curves,
+    "scatter": scatter,
+    "heatmaps": heatmaps,
+    "gallery": gallery,
+    "regions": regions,
+}

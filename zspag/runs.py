@@ -1,0 +1,254 @@
+"""One data set, one architecture, one class after another: train, forget, evaluate, write files.
+
+``run`` is the engineer's experiment (``zspag run``): the defaults of ``zero_shot_unlearn`` on a trained net, timed stage
+by stage. ``unlearn_files`` is the engineer's tool (``zspag unlearn``): a model, its weights and images to forget.
+
+Invariant: the method is handed forget samples only, the guard counts everything else, and the count is in the file.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zspag import data, experiment, files, models, plots, provenance
+from zspag.config import Profile, to_dict
+from zspag.evaluation import masked_parts, per_class_accuracy, score
+from zspag.experiment import Case
+from zspag.runtime import pick_device, pool_map, threads
+from zspag.unlearning import Unlearned, zero_shot_unlearn
+
+
+def class_numbers(dataset: str, names: Sequence[str]) -> tuple[int, ...]:
+    """Return class numbers for names or numbers given as text.
+
+    Raises:
+        ValueError: If a name is no class of the data set; the message lists the classes.
+    """
+    classes = experiment.dataset_of(dataset).classes
+    numbers = []
+    for name in names:
+        if name in classes:
+            numbers.append(classes.index(name))
+        elif name.isdigit() and int(name) < len(classes):
+            numbers.append(int(name))
+        else:
+            raise ValueError(f"{dataset} has no class {name!r}; its classes are {', '.join(classes)}")
+    return tuple(numbers)
+
+
+def run(profile: Profile, *, recorded_models: bool, record: bool) -> Iterator[str]:
+    """Train what is missing, forget every class of the profile with every seed, and write results.
+
+    Args:
+        profile: Data, architecture, classes, seeds and configuration.
+        recorded_models: Take committed checkpoints of the same recipe instead of training.
+        record: Write results and checkpoints to ``results/<profile>`` too.
+
+    Yields:
+        Lines for the reader.
+    """
+    cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
+    _train_missing(profile, cases, recorded_models)
+    rows = []
+    for case in cases:
+        row = forget_class(case, recorded_models=recorded_models)
+        rows.append(row)
+        yield _line(row)
+    name = f"run_{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}"
+    root = files.repository_root()
+    result = _result(profile, name, rows)
+    folders = [root / "runs" / profile.name / "results"] + ([root / "results" / profile.name] if record else [])
+    for folder in folders:
+        files.write_json(folder / f"{name}.json", result)
+        yield f"wrote {(folder / name).relative_to(root)}.json"
+    figure = root / "figures" / profile.name / f"{name}.png"
+    with files.replacing(figure) as temporary:
+        plots.render(result, temporary)
+    yield f"wrote {figure.relative_to(root)}"
+    if record:
+        for case in cases:
+            for without in (None, case.forget):
+                yield f"wrote {_record_checkpoint(case, without).relative_to(root)}"
+
+
+def _train_missing(profile: Profile, cases: Sequence[Case], recorded_models: bool) -> None:
+    """Train in parallel, one thread each: single-threaded trainings side by side use the cores best."""
+    wanted = dict.fromkeys(
+        (profile, case.seed, without, recorded_models) for case in cases for without in (None, case.forget)
+    )
+    answers = pool_map(_train, list(wanted), workers=profile.workers, threads_each=profile.threads, title="trainings")
+    for _, answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+
+
+def _train(job: tuple[Profile, int, int | None, bool]) -> None:
+    profile, seed, without, recorded = job
+    experiment.trained(profile, seed, without, recorded=recorded)
+
+
+def forget_class(case: Case, *, recorded_models: bool) -> dict[str, Any]:
+    """Forget one class with all cores and the profile's configuration, and return the scores, stages and counts."""
+    profile, guard = case.profile, experiment.guard_of(case)
+    model = experiment.trained(profile, case.seed, recorded=recorded_models)
+    images, labels = experiment.forget_set(case, guard)
+    all_cores = profile.workers * profile.threads
+    with threads(all_cores), guard.method():
+        started = time.perf_counter()
+        unlearned = zero_shot_unlearn(
+            model, images, labels, num_classes=experiment.dataset_of(profile.dataset).num_classes,
+            config=profile.unlearn, seed=case.seed,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+    return _judge(case, unlearned, recorded_models) | {
+        "forget_samples": len(images),
+        "retain_samples_read": guard.retain_samples_read,
+        "threads": all_cores,
+        "seconds": {"total": seconds} | unlearned.report.seconds,
+    }
+
+
+def _judge(case: Case, unlearned: Unlearned, recorded_models: bool) -> dict[str, Any]:
+    panel = experiment.panel_of(case, recorded=recorded_models)
+    logits = panel.images.map_logits(unlearned.model)
+    references = {
+        "original": panel.original,
+        "masked": masked_parts(panel),
+        "retrained": panel.retrained,
+        "unlearned": logits,
+    }
+    truth = torch.cat([panel.labels.forget_test, panel.labels.retain_test])
+    per_class = {
+        name: list(per_class_accuracy(torch.cat([parts.forget_test, parts.retain_test]), truth).values())
+        for name, parts in references.items()
+    }
+    report = unlearned.report
+    return {
+        "forget": case.forget,
+        "class_name": experiment.dataset_of(case.profile.dataset).classes[case.forget],
+        "seed": case.seed,
+        "scores": {name: asdict(score(parts, panel)) for name, parts in references.items()},
+        "per_class": per_class,
+        "eps": report.eps,
+        "lr": report.lr,
+        "reached": report.reached,
+        "tried": {f"{lr:g}": accuracy for lr, accuracy in report.tried.items()},
+        "epochs": len(report.history),
+        "free_dimension": report.free_dimension,
+        "frozen": report.frozen,
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    scores = row["scores"]
+    return (
+        f"{row['class_name']}, seed {row['seed']}: forget {100 * scores['original']['acc_forget']:.1f} ->"
+        f" {100 * scores['unlearned']['acc_forget']:.1f} %, retain {100 * scores['unlearned']['acc_retain']:.2f} %"
+        f" (masked original {100 * scores['masked']['acc_retain']:.2f}), drift {scores['unlearned']['drift']:.4f} nats,"
+        f" eps {row['eps']:.3f}, rate {row['lr']:g}, {row['seconds']['total']:.1f} s on {row['threads']} threads,"
+        f" {row['retain_samples_read']} retain samples read"
+    )
+
+
+def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return a result file: the rows, headline numbers, and the figure's panels (one per class)."""
+    numbers: dict[str, list[float | None]] = {}
+    for row in rows:
+        tag = f"{row['class_name']} seed {row['seed']}"
+        numbers[f"{tag} acc_forget"] = [row["scores"]["unlearned"]["acc_forget"], 0.01]
+        numbers[f"{tag} over_unlearning"] = [row["scores"]["unlearned"]["over_unlearning"], 0.01]
+        numbers[f"{tag} seconds"] = [row["seconds"]["total"], None]
+    names = list(experiment.dataset_of(profile.dataset).classes)
+    labels = {"original": "original", "masked": "masked original", "retrained": "retrained", "unlearned": "ZS-PAG"}
+    panels = [
+        {
+            "title": f"forget {row['class_name']} (seed {row['seed']})",
+            "groups": names,
+            "series": {labels[key]: [100 * value for value in values] for key, values in row["per_class"].items()},
+            "ylabel": "test accuracy (%)",
+            "ylim": [0, 100],
+        }
+        for row in rows
+    ]
+    return {
+        "schema": 1,
+        "name": name,
+        "profile": profile.name,
+        "draw": "bars",
+        "caption": "Test accuracy per class before and after forgetting one class.",
+        "numbers": numbers,
+        "data": {"panels": panels, "columns": 1, "size": [9, 3.2], "rows": list(rows)},
+        "provenance": provenance.record(
+            config=to_dict(profile), seed=profile.seeds[0], data_sha256=experiment.dataset_of(profile.dataset).sha256,
+            device=pick_device().type, threads=profile.workers * profile.threads, started=time.time(),
+        ),
+    }  # fmt: skip
+
+
+def _record_checkpoint(case: Case, without: int | None) -> Path:
+    """Copy a trained model to the committed folder; its record holds the recipe and the file its own SHA-256."""
+    kind = "original" if without is None else "retrained"
+    source = experiment.store().path(kind, experiment.training_key(case.profile, case.seed, without))
+    name = f"{kind}-{Path(case.profile.dataset).name}-seed{case.seed}" + (
+        "" if without is None else f"-without{without}"
+    )
+    target = experiment.recorded_folder(case.profile) / f"{name}.safetensors"
+    if source.exists():
+        with files.replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+    return target
+
+
+def unlearn_files(
+    *, factory: str, weights: Path, forget: Path, num_classes: int, out: Path, seed: int
+) -> Iterator[str]:
+    """Forget the classes of an image folder with somebody's own model.
+
+    Args:
+        factory: ``file.py:function`` that returns the model, whose input are images in [0, 1].
+        weights: Its state dict as safetensors.
+        forget: Folder ``<forget>/<label>/*`` with the label's number as folder name.
+        num_classes: Width of the logits.
+        out: Where the unlearned state dict goes.
+        seed: Seed of the method.
+
+    Yields:
+        Lines for the reader.
+
+    Raises:
+        ValueError: If a file or folder does not fit; nothing is written then.
+    """
+    from safetensors.torch import load_file, save_file
+
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out must end in .safetensors, got {out}")
+    model = models.from_file(factory)
+    if not weights.is_file():
+        raise ValueError(
+            f"there is no file {weights}: give the model's state dict, saved by safetensors.torch.save_file"
+        )
+    try:
+        model.load_state_dict(load_file(weights))
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit the model of {factory}: {error}") from error
+    images, labels = data.labelled_folder(forget)
+    result = zero_shot_unlearn(model.to(pick_device()), images.to(pick_device()), labels.to(pick_device()),
+                               num_classes=num_classes, seed=seed)  # fmt: skip
+    report = result.report
+    with files.replacing(out) as temporary:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in result.model.state_dict().items()}, temporary)
+    files.write_json(
+        out.with_suffix(".json"), {"report": asdict(report) | {"tried": {f"{k:g}": v for k, v in report.tried.items()}}}
+    )
+    forgotten = ", ".join(map(str, report.forget_classes))
+    yield f"forgot {forgotten} with {len(images)} images (eps {report.eps:.3f}, rate {report.lr:g})"
+    if not report.reached:
+        yield "warning: part of the forget set is still recognized; call zero_shot_unlearn with more update.epochs"
+    for name, reason in report.frozen.items():
+        yield f"kept frozen: {name} ({reason})"
+    yield f"wrote {out} and {out.with_suffix('.json')}"
