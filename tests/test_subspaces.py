@@ -1,0 +1,457 @@
+"""A projected update moves nothing inside the protected span, and does move what lies outside."""
+
+import math
+
+import pytest
+import reference
+import torch
+from torch import nn
+
+from zspag.activations import as_blocks
+from zspag.config import SubspaceConfig
+from zspag.subspaces import (
+    MomentAccumulator,
+    Moments,
+    Projector,
+    Subspace,
+    averaged,
+    by_energy,
+    by_rank,
+    combine,
+    energy_rank,
+    hard_projector,
+    leading_eigenvectors,
+    merged,
+    pooled,
+    principal_angles,
+    projector,
+    random_like,
+    second_moments,
+    soft_projector,
+)
+
+D, D_OUT = 7, 5
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def orthonormal(d, k):
+    return torch.linalg.qr(randn(d, k)).Q
+
+
+def moments_of(*blocks):
+    """Moments of one weight "w" from matrices (d, d)."""
+    return Moments({"w": torch.stack(blocks)}, {"w": 1.0}, {})
+
+
+def spread(d=D, decay=0.5):
+    """A second moment with full rank and a decaying spectrum."""
+    basis = orthonormal(d, d)
+    return basis @ torch.diag(decay ** torch.arange(d, dtype=torch.float64)) @ basis.T
+
+
+def dense(project, name, d):
+    """The matrix that a projector multiplies with, read off from unit gradients, (blocks, d, d)."""
+    blocks = len(project.factors[name][1])
+    return project(name, torch.eye(d, dtype=torch.float64).repeat(blocks, 1)).reshape(blocks, d, d)
+
+
+# ---- T1: an update in the complement leaves the whole network unchanged on the span, and only there
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", groups=2)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return x + torch.relu(self.norm(self.conv(x)))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(12, 12), nn.Linear(12, 12, bias=False), nn.Linear(12, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x.flatten(1))))))
+
+
+class Cross(nn.Module):
+    """Attention from two of an image's channels to all three, keys and values of widths of their own."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.query = nn.Linear(36, 4)
+        self.attention = nn.MultiheadAttention(4, 2, kdim=36, vdim=30, **options)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        channels = x.flatten(2)  # (n, 3, 36)
+        query, key, value = self.query(channels[:, :2]), channels, channels[..., :30]
+        if not self.attention.batch_first:
+            query, key, value = (part.transpose(0, 1) for part in (query, key, value))
+        answer = self.attention(query, key, value)[0]
+        return self.head(answer if self.attention.batch_first else answer.transpose(0, 1)).mean(1)
+
+
+def sequence(*layers):
+    return lambda: nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
+
+
+NETS = {
+    "stride": (sequence(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(inplace=True)), (3, 6, 6)),
+    "padding": (sequence(nn.Conv2d(3, 4, (3, 2), padding=(2, 1)), nn.Tanh()), (3, 6, 6)),
+    "same": (sequence(nn.Conv2d(3, 4, 3, padding="same", padding_mode="circular"), nn.MaxPool2d(2)), (3, 6, 6)),
+    "dilation": (sequence(nn.Conv2d(3, 4, 2, dilation=(2, 3)), nn.GELU()), (3, 6, 6)),
+    "groups": (sequence(nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.ReLU()), (4, 5, 6)),
+    "residual": (sequence(Residual(), Residual()), (4, 5, 6)),
+    "conv1d": (sequence(nn.Conv1d(4, 6, 3, stride=2, groups=2), nn.ReLU()), (4, 9)),
+    "conv3d": (sequence(nn.Conv3d(2, 3, 2), nn.ReLU()), (2, 3, 4, 3)),
+    "linear with leading dimensions": (sequence(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 5)), (3, 5, 6)),
+    "self-attention": (lambda: reference.Attending(classes=3), (3, 4, 6)),
+    "cross-attention": (lambda: Cross(batch_first=True), (3, 6, 6)),
+    "cross-attention, batch second": (Cross, (3, 6, 6)),
+    "tied": (Tied, (3, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("case", NETS)
+def test_a_projected_update_moves_outputs_only_outside_the_span(case):
+    make, shape = NETS[case]
+    net = make().double().eval()
+    inside, outside = torch.rand(2, *shape, dtype=torch.float64), torch.rand(9, *shape, dtype=torch.float64)
+    net(inside)  # sizes of lazy layers
+    before = net(inside), net(outside)
+    moments = second_moments(net, inside)
+    project = hard_projector(by_energy(moments, energy=1.0))
+    assert moments.unprojectable == {}
+
+    steps = {
+        name: project(name, randn(*weight.shape)) for name, weight in net.named_parameters() if name in moments.second
+    }
+    assert max(step.abs().max() for step in steps.values()) > 0.1  # some room is left to move in
+    with torch.no_grad():
+        for name, weight in net.named_parameters():
+            if name in steps:
+                weight += steps[name]
+
+    torch.testing.assert_close(net(inside), before[0], rtol=0, atol=1e-9)
+    assert (net(outside) - before[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("case", ["groups", "self-attention", "tied"])
+def test_the_same_update_without_projection_moves_the_span(case):
+    make, shape = NETS[case]
+    net = make().double().eval()
+    inside = torch.rand(2, *shape, dtype=torch.float64)
+    before = net(inside)
+    with torch.no_grad():
+        for weight in net.parameters():
+            if weight.dim() > 1:
+                weight += randn(*weight.shape)
+    assert (net(inside) - before).abs().max() > 1e-3
+
+
+def test_moving_a_bias_as_well_would_break_the_guarantee():
+    net = NETS["groups"][0]().double().eval()
+    inside = torch.rand(2, 4, 5, 6, dtype=torch.float64)
+    before = net(inside)
+    with torch.no_grad():
+        net[-1].bias += 0.1
+    assert not torch.allclose(net(inside), before)
+
+
+# ---- Moments
+
+
+def test_moments_are_the_sum_of_outer_products_over_all_patches():
+    net = nn.Sequential(nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, groups=2)).double()
+    images = torch.rand(3, 4, 5, 7, dtype=torch.float64)
+    moments = second_moments(net, images)
+    rows = reference.convolution_rows(
+        images, (3, 2), stride=(2, 2), padding=[(1, 1), (1, 1)], dilation=(1, 1), groups=2
+    )
+    expected = torch.stack([reference.second_moment(block) for block in rows])
+    torch.testing.assert_close(moments.second["0.weight"], expected)
+    assert moments.rows_per_sample == {"0.weight": rows.shape[1] / 3}
+
+
+def test_streaming_equals_one_batch_and_the_order_is_irrelevant(monkeypatch):
+    net = reference.Attending().double()
+    images = torch.rand(7, 3, 4, 6, dtype=torch.float64)
+    whole = second_moments(net, images)
+    monkeypatch.setattr("zspag.subspaces.CHUNK", 3)
+    for streamed in (second_moments(net, images), second_moments(net, images[torch.randperm(7)])):
+        assert streamed.rows_per_sample == whole.rows_per_sample
+        for name, second in whole.second.items():
+            torch.testing.assert_close(streamed.second[name], second)
+    other = second_moments(net, images[:6])
+    assert not torch.allclose(other.second["head.weight"], whole.second["head.weight"])
+
+
+def test_the_state_of_the_accumulator_does_not_grow_with_the_samples():
+    accumulator = MomentAccumulator()
+
+    def size():
+        return sum(total.numel() * total.element_size() for total in accumulator.sums.values())
+
+    accumulator.add("w", torch.randn(2, 3, D))
+    first = size()
+    for _ in range(50):
+        accumulator.add("w", torch.randn(2, 100, D))
+    assert size() == first == 2 * D * D * 8
+    assert accumulator.counts == {"w": 5003}
+
+
+def test_float32_rows_are_added_up_in_float64():
+    accumulator = MomentAccumulator()
+    accumulator.add("w", torch.full((1, 1, 1), 4096.0))
+    accumulator.add("w", torch.full((1, 1, 1), 1.0))
+    assert accumulator.sums["w"].item() == 4096.0**2 + 1  # float32 would lose the 1
+
+
+def test_a_weight_that_cannot_be_projected_has_no_moments():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(D, D_OUT)
+
+        def forward(self, x):
+            return self.layer(x) + self.layer.weight.sum()
+
+    moments = second_moments(Odd().double(), randn(3, D))
+    assert moments.second == {}
+    assert list(moments.unprojectable) == ["layer.weight"]
+
+
+def test_pooled_moments_count_every_class_once_however_large_its_activations_are():
+    first, second = spread(), spread()
+    expected = (first / first.trace() + second / second.trace()) / 2
+    torch.testing.assert_close(pooled([moments_of(first), moments_of(1000 * second)]).second["w"][0], expected)
+    torch.testing.assert_close(
+        averaged([moments_of(first), moments_of(3 * second)]).second["w"][0], (first + 3 * second) / 2
+    )
+
+
+@pytest.mark.parametrize("function", [pooled, averaged, lambda m: merged(m, energy=0.9, merge_energy=0.9)])
+def test_nothing_to_combine_is_an_error(function):
+    with pytest.raises(ValueError, match="no moments to combine: pass at least one retained class"):
+        function([])
+
+
+# ---- Bases
+
+
+@pytest.mark.parametrize(("energy", "rank"), [(0.5, 1), (0.79, 1), (0.8, 1), (0.81, 2), (0.95, 2), (0.96, 3), (1.0, 3)])
+def test_energy_rank_is_the_smallest_rank_that_reaches_the_energy(energy, rank):
+    assert energy_rank(torch.tensor([8.0, 1.5, 0.5, 0.0], dtype=torch.float64), energy=energy) == rank
+
+
+@pytest.mark.parametrize("energy", [0.0, -0.5, 1.5])
+def test_energy_rank_names_the_bad_value(energy):
+    with pytest.raises(ValueError, match=rf"energy must lie in \(0, 1\], got {energy}"):
+        energy_rank(torch.ones(4), energy=energy)
+
+
+def test_an_empty_spectrum_is_an_error():
+    with pytest.raises(ValueError, match="sums to zero: no activation reached this layer"):
+        energy_rank(torch.zeros(4), energy=0.9)
+
+
+def test_eigenvectors_come_largest_first():
+    second = spread()
+    values, vectors = leading_eigenvectors(second)
+    assert (values[:-1] >= values[1:]).all()
+    torch.testing.assert_close(second @ vectors, vectors * values)
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.9, 0.99, 1.0])
+def test_a_basis_by_energy_spans_what_the_reference_spans(energy):
+    blocks = spread(), spread(decay=0.2)
+    subspace = by_energy(moments_of(*blocks), energy=energy)
+    for i, block in enumerate(blocks):
+        expected = reference.energy_basis(block, energy=energy)
+        basis, rank = subspace.bases["w"][i], subspace.ranks["w"][i]
+        assert rank == expected.shape[1]
+        torch.testing.assert_close(basis @ basis.T, expected @ expected.T)
+        torch.testing.assert_close(basis[:, :rank].T @ basis[:, :rank], torch.eye(rank, dtype=torch.float64))
+    assert subspace.free_dimension() == {"w": 2 * D - sum(subspace.ranks["w"])}
+
+
+def test_a_block_that_only_zeros_enter_has_nothing_to_protect():
+    subspace = by_energy(moments_of(spread(), torch.zeros(D, D, dtype=torch.float64)), energy=0.9)
+    assert subspace.ranks["w"][0] > subspace.ranks["w"][1] == 0
+    gradient = randn(2 * D_OUT, D)
+    projected = hard_projector(subspace)("w", gradient)
+    assert torch.equal(projected[D_OUT:], gradient[D_OUT:])
+    assert not torch.allclose(projected[:D_OUT], gradient[:D_OUT])
+
+
+def test_bases_by_rank_keep_the_ranks_asked_for_and_the_leading_directions():
+    blocks = spread(), spread()
+    subspace = by_rank(moments_of(*blocks), ranks={"w": (3, 5)})
+    assert subspace.ranks == {"w": (3, 5)}
+    for i, (block, rank) in enumerate(zip(blocks, (3, 5), strict=True)):
+        expected = torch.linalg.eigh(block).eigenvectors[:, -rank:]
+        torch.testing.assert_close(subspace.bases["w"][i] @ subspace.bases["w"][i].T, expected @ expected.T)
+
+
+def test_random_directions_have_the_same_ranks_and_nothing_else_in_common():
+    own = by_rank(moments_of(spread(), spread()), ranks={"w": (3, 5)})
+    drawn, again, other = (random_like(own, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert drawn.ranks == own.ranks
+    assert drawn.bases["w"].shape == own.bases["w"].shape
+    torch.testing.assert_close(
+        drawn.bases["w"][0].T @ drawn.bases["w"][0], torch.diag(torch.tensor([1.0, 1, 1, 0, 0]).double())
+    )
+    assert torch.equal(drawn.bases["w"], again.bases["w"])
+    assert not torch.allclose(drawn.bases["w"], other.bases["w"])
+    assert principal_angles(drawn.bases["w"][0, :, :3], own.bases["w"][0, :, :3]).max() > 0.1
+
+
+def test_merged_bases_are_the_leading_directions_of_the_summed_projectors():
+    parts = [spread(), spread(), spread(decay=0.1)]
+    bases = [reference.energy_basis(part, energy=0.9) for part in parts]
+    expected = reference.energy_basis(sum(basis @ basis.T for basis in bases), energy=0.95)
+    found = merged([moments_of(part) for part in parts], energy=0.9, merge_energy=0.95)
+    torch.testing.assert_close(found.bases["w"][0] @ found.bases["w"][0].T, expected @ expected.T)
+
+
+def test_a_merge_keeps_the_direction_that_one_class_of_many_owns():
+    shared, own = torch.eye(D, dtype=torch.float64)[:2]
+    many = [moments_of(torch.outer(shared, shared))] * 9 + [moments_of(torch.outer(own, own))]
+    assert merged(many, energy=0.95, merge_energy=0.99).ranks == {"w": (2,)}
+    assert merged(many, energy=0.95, merge_energy=0.9).ranks == {"w": (1,)}
+
+
+def test_the_configuration_chooses_between_merge_and_pool():
+    parts = [moments_of(spread()), moments_of(spread(decay=0.1))]
+    pool = combine(parts, config=SubspaceConfig(combine="pool", energy=0.8))
+    merge = combine(parts, config=SubspaceConfig(combine="merge", energy=0.8, merge_energy=0.9))
+    assert torch.equal(pool.bases["w"], by_energy(pooled(parts), energy=0.8).bases["w"])
+    assert torch.equal(merge.bases["w"], merged(parts, energy=0.8, merge_energy=0.9).bases["w"])
+    assert principal_angles(pool.bases["w"][0], merge.bases["w"][0]).max() > 0.01
+
+
+# ---- Projectors
+
+
+@pytest.mark.parametrize("ranks", [(1, 3), (3, 3), (2, 6), (6, 6), (0, 2), (7, 5), (7, 7)])
+def test_the_hard_projector_is_the_dense_one_in_both_forms(ranks):
+    subspace = by_rank(moments_of(spread(), spread()), ranks={"w": ranks})
+    project = hard_projector(subspace)
+    assert project.factors["w"][0] == ("remove" if max(ranks) <= D / 2 else "keep")
+    expected = torch.stack([reference.complement_projector(basis) for basis in subspace.bases["w"]])
+    found = dense(project, "w", D)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found @ found, found)
+    torch.testing.assert_close(found, found.transpose(1, 2))
+    gradient = randn(2 * D_OUT, D)
+    torch.testing.assert_close(project("w", gradient).view(2, D_OUT, D), gradient.view(2, D_OUT, D) @ expected)
+
+
+def test_removing_the_span_and_keeping_the_complement_are_one():
+    subspace = by_rank(moments_of(spread()), ranks={"w": (5,)})
+    keep = hard_projector(subspace)
+    remove = Projector({"w": ("remove", subspace.bases["w"])})
+    gradient = randn(D_OUT, D)
+    assert keep.factors["w"][1].shape == (1, D, 2)
+    torch.testing.assert_close(keep("w", gradient), remove("w", gradient))
+
+
+def test_a_projector_with_a_basis_that_is_not_orthonormal_is_not_idempotent():
+    crooked = Projector({"w": ("remove", randn(1, D, 3))})
+    found = dense(crooked, "w", D)
+    assert not torch.allclose(found @ found, found)
+
+
+def test_a_float32_gradient_stays_float32_and_is_projected_to_its_precision():
+    subspace = by_rank(moments_of(spread()), ranks={"w": (3,)})
+    once = hard_projector(subspace)("w", torch.randn(D_OUT, D))
+    assert once.dtype == torch.float32
+    assert (once.double() @ subspace.bases["w"][0]).abs().max() < 1e-6
+
+
+def test_gradients_keep_their_shape_and_a_weight_without_rows_is_refused():
+    project = hard_projector(by_rank(moments_of(spread(8), spread(8)), ranks={"w": (3, 4)}))
+    gradient = randn(6, 2, 2, 2)
+    projected = project("w", gradient)
+    assert projected.shape == gradient.shape
+    inside = as_blocks(projected, 2) @ by_rank(moments_of(spread(8), spread(8)), ranks={"w": (3, 4)}).bases["w"]
+    assert inside.shape == (2, 3, 4)
+    with pytest.raises(KeyError, match="other"):
+        project("other", gradient)
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.5])
+def test_the_soft_projector_is_the_dense_inverse_and_minimizes_its_objective(damping):
+    second = spread()
+    level = damping * second.trace() / D
+    found = dense(soft_projector(moments_of(second), damping=damping), "w", D)[0]
+    torch.testing.assert_close(found, level * torch.linalg.inv(second + level * torch.eye(D, dtype=torch.float64)))
+    torch.testing.assert_close(found, found.T)
+
+    gradient = randn(D_OUT, D)
+    best = gradient @ found
+
+    def objective(step):
+        return ((step - gradient) ** 2).sum() + (step @ second * step).sum() / level
+
+    for _ in range(300):
+        other = best + randn(D_OUT, D) * 10 ** (-4 * torch.rand(1).double())
+        assert objective(other) > objective(best)
+
+
+def test_a_soft_projector_shrinks_every_direction_and_a_hard_one_only_the_span():
+    second = spread()
+    soft = torch.linalg.eigvalsh(dense(soft_projector(moments_of(second), damping=0.1), "w", D)[0])
+    hard = torch.linalg.eigvalsh(dense(hard_projector(by_rank(moments_of(second), ranks={"w": (3,)})), "w", D)[0])
+    assert soft.min() > 0
+    assert soft.max() < 1
+    torch.testing.assert_close(hard, torch.tensor([0, 0, 0, 1, 1, 1, 1]).double())
+
+
+def test_the_configuration_chooses_between_hard_and_soft():
+    parts = [moments_of(spread()), moments_of(spread())]
+    soft = projector(parts, config=SubspaceConfig(kind="soft", damping=0.2))
+    hard = projector(parts, config=SubspaceConfig(kind="hard", combine="pool", energy=0.8))
+    assert torch.equal(soft.factors["w"][1], soft_projector(pooled(parts), damping=0.2).factors["w"][1])
+    torch.testing.assert_close(dense(hard, "w", D), dense(hard_projector(by_energy(pooled(parts), energy=0.8)), "w", D))
+    assert soft.factors["w"][0] == "times"
+
+
+# ---- Angles
+
+
+def test_principal_angles_are_those_of_the_reference():
+    first, second = orthonormal(D, 4), orthonormal(D, 2)
+    found = principal_angles(first, second)
+    torch.testing.assert_close(found, reference.principal_angles(first, second))
+    torch.testing.assert_close(principal_angles(second, first), found)
+
+
+def test_a_known_angle_comes_back_and_a_tiny_one_is_not_lost_to_rounding():
+    e = torch.eye(D, dtype=torch.float64)
+    for angle in (1e-12, 0.3, 1.2, math.pi / 2):
+        turned = torch.stack([e[0], math.cos(angle) * e[1] + math.sin(angle) * e[2]], 1)
+        expected = torch.tensor([0.0, angle], dtype=torch.float64)
+        torch.testing.assert_close(principal_angles(e[:, :2], turned), expected, rtol=1e-9, atol=1e-15)
+    naive = torch.linalg.svdvals(e[:, :2].T @ torch.stack([e[0], e[1] + 1e-12 * e[2]], 1)).clamp(max=1).acos()
+    assert naive.max() != pytest.approx(1e-12, rel=0.1, abs=0)
+
+
+def test_a_subspace_without_directions_protects_nothing():
+    empty = Subspace({"w": torch.zeros(1, D, 0, dtype=torch.float64)}, {"w": (0,)})
+    gradient = randn(D_OUT, D)
+    assert torch.equal(hard_projector(empty)("w", gradient), gradient)
+    assert empty.free_dimension() == {"w": D}
