@@ -117,8 +117,8 @@ def _could_carry(argument):
 
 def _late(source):
     """Return the zspag modules imported at the top level, that is, before any function runs."""
-    top = ast.Module(body=[node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)])
-    return _ours(ast.unparse(top))
+    top = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return _ours("\n".join(map(ast.unparse, top)))
 
 
 @pytest.mark.parametrize(("component", "path"), SOURCES)

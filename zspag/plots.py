@@ -206,8 +206,9 @@ def heatmaps(axis: Axes, panel: Panel) -> None:
     """A matrix: ``values`` (rows x columns), ``rows``, ``columns``; ``annotate`` prints the numbers, ``vmax`` caps."""
     values = np.asarray(panel["values"], dtype=float)
     sns.heatmap(values, ax=axis, cmap="cividis", vmin=panel.get("vmin"), vmax=panel.get("vmax"),
-                cbar=bool(panel.get("bar", True)), annot=bool(panel.get("annotate")), fmt=panel.get("format", ".2f"), annot_kws={"fontsize": 7},
-                xticklabels=panel["columns"], yticklabels=panel["rows"], linewidths=0.3)  # fmt: skip
+                cbar=bool(panel.get("bar", True)), annot=bool(panel.get("annotate")), fmt=panel.get("format", ".2f"),
+                annot_kws={"fontsize": 7}, xticklabels=panel["columns"], yticklabels=panel["rows"],
+                linewidths=0.3)  # fmt: skip
     axis.set_xlabel(panel.get("xlabel", ""))
     axis.set_ylabel(panel.get("ylabel", ""))
     axis.tick_params(length=0)

@@ -1,7 +1,7 @@
 """One data set, one architecture, one class after another: train, forget, evaluate, write files.
 
-``run`` is the engineer's experiment (``zspag run``): the defaults of ``zero_shot_unlearn`` on a trained net, timed stage
-by stage. ``unlearn_files`` is the engineer's tool (``zspag unlearn``): a model, its weights and images to forget.
+``run`` is the engineer's experiment (``zspag run``): the defaults of ``zero_shot_unlearn`` on a trained net, timed by
+stage. ``unlearn_files`` is the engineer's tool (``zspag unlearn``): a model, its weights and images to forget.
 
 Invariant: the method is handed forget samples only, the guard counts everything else, and the count is in the file.
 """
