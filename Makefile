@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help figures test lint format lab notebooks clean
+.PHONY: help figures test lint format lab notebooks readme clean
 
 PYTHON ?= python3
 PROFILE ?= digits
@@ -39,6 +39,9 @@ lab: $(STAMP) ## Open the notebooks in JupyterLab
 
 notebooks: $(STAMP) ## Run the notebooks and write them back with their outputs
 	@$(RUN) -m zspag reproduce --profile digits --write-back
+
+readme: $(STAMP) ## Write the README's tables from the recorded results
+	@$(RUN) -m zspag.readme
 
 clean: ## Remove the environment and all caches; runs, data and results stay
 	@rm -rf $(VENV) build dist zspag.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -24,6 +24,7 @@ from zspag.runtime import generator_for
 from zspag.subspaces import (
     Projector,
     Subspace,
+    averaged,
     by_rank,
     combine,
     hard_projector,
@@ -91,8 +92,8 @@ def _fit(
     seed, names = _seed(generator), tuple(material.moments[0].second)
     labels = config.labels if strategy is None else replace(config.labels, strategy=strategy)
     relabel = relabeler(
-        model, forget_images, forget=_forget(forget_labels), proxies=material.proxies, moments=pooled(material.moments),
-        projector=project, names=names, config=labels, generator=generator_for(seed, "labels"),
+        model, forget_images, forget=_forget(forget_labels), proxies=material.proxies,
+        moments=averaged(material.moments), projector=project, names=names, config=labels, generator=generator_for(seed, "labels"),
     )  # fmt: skip
     return climb(
         lambda lr: fit_labels(

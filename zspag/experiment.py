@@ -6,6 +6,7 @@ second call computes nothing.
 Invariant: this is the laboratory. It may read retain data; a method it runs may not, and the data guard counts.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ from zspag import checkpoints, files, models, provenance
 from zspag.baselines import METHODS, Method, retain_subspace
 from zspag.config import Profile, UnlearnConfig, to_dict
 from zspag.data import Dataset, Guard, Split, channel_statistics, load
-from zspag.evaluation import Panel, Parts, captured, masked_parts, score, selectivity
+from zspag.evaluation import Panel, Parts, agreement, captured, masked_parts, mean_js, score, selectivity
 from zspag.files import repository_root
 from zspag.proxies import ProxySet
 from zspag.runtime import generator_for, pick_device, pool_map
@@ -406,4 +407,52 @@ def subspace_table(case: Case) -> pd.DataFrame:
              "rank": sum(subspace.ranks[weight]), "free": free[weight]}
             for weight in own.bases
         ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def stage_seconds(profile: Profile, frame: pd.DataFrame) -> dict[str, float]:
+    """Return mean wall-clock seconds per stage of ZS-PAG and of retraining, over the profile's classes and seeds.
+
+    Args:
+        profile: The profile whose grid was computed.
+        frame: Rows of ``compute_grid``, "zs_pag" among them.
+
+    Returns:
+        Seconds of "proxies", "subspaces", "update" (every rate the rule tried, labels included) and "retraining".
+    """
+    cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
+    stages = [material_of(case).seconds for case in cases]
+    own = frame[frame["method"] == "zs_pag"]
+    chosen = own[own["chosen"].eq(True)].set_index(["forget", "seed"])["lr"]
+    tried = own[own["lr"] <= own.set_index(["forget", "seed"]).index.map(chosen)]
+    trainings = [store().get("retrained", training_key(profile, case.seed, case.forget)) for case in cases]
+    return {
+        "proxies": sum(part["proxies"] for part in stages) / len(stages),
+        "subspaces": sum(part["subspaces"] for part in stages) / len(stages),
+        "update": float(tried["seconds"].sum()) / len(cases),
+        "retraining": sum(found[1]["seconds"] for found in trainings if found) / len(cases),
+    }
+
+
+def retraining_noise(profile: Profile) -> pd.DataFrame:
+    """Compare retrained models of neighbouring seeds: the floor below which a distance to retraining means nothing.
+
+    Returns:
+        One row per class and pair of seeds: agreement and Jensen-Shannon divergence (nats) on forget and retained test
+        images. No rows with fewer than two seeds.
+    """
+    rows = []
+    for forget in profile.classes:
+        panels = [panel_of(Case(profile, seed, forget)) for seed in profile.seeds]
+        for first, second in itertools.pairwise(panels):
+            ours, theirs = first.retrained, second.retrained
+            rows.append(
+                {
+                    "forget": forget,
+                    "agreement_forget": agreement(ours.forget_test, theirs.forget_test),
+                    "agreement_retain": agreement(ours.retain_test, theirs.retain_test),
+                    "js_forget": mean_js(ours.forget_test, theirs.forget_test),
+                    "js_retain": mean_js(ours.retain_test, theirs.retain_test),
+                }
+            )
     return pd.DataFrame(rows)

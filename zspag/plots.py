@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.ticker
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -109,14 +110,14 @@ def _finish(axis: Axes, panel: Panel) -> None:
 
     ``lines`` maps a label to a height; labels, log scales and limits mean what they say.
     """
-    for index, (label, height) in enumerate((panel.get("lines") or {}).items()):
-        axis.axhline(
-            height, color="#333333", linewidth=1, linestyle=("--", ":", "-.")[index % 3], label=label, zorder=1
-        )
+    for label, height in (panel.get("lines") or {}).items():
+        axis.axhline(height, color="#333333", linewidth=1, linestyle="--", zorder=1)
+        axis.text(0.99, height, label, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=7)
     axis.set_xlabel(panel.get("xlabel", ""))
     axis.set_ylabel(panel.get("ylabel", ""))
     if panel.get("xlog"):
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())  # or labels run into each other
     if panel.get("ylog"):
         axis.set_yscale("log")
     if panel.get("xlim"):

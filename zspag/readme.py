@@ -1,0 +1,136 @@
+"""The README's tables and numbers, written from committed result files: ``make readme``.
+
+Text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` belongs to this module, the rest to people. A test fails when a block no longer says what the files say.
+
+Invariant: no number is typed; a block without its files says that it was not measured.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zspag import files
+
+_BLOCK = re.compile(r"(<!-- begin (?P<name>[a-z_]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
+NOT_YET = "_not yet measured_\n"
+
+
+def render(text: str, root: Path) -> str:
+    """Return a README text with every block written anew from ``root / results``.
+
+    Raises:
+        ValueError: If a block has a name that nothing writes.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in BLOCKS:
+            raise ValueError(f"README block {name!r} is written by nothing; blocks are {', '.join(BLOCKS)}")
+        return match[1] + BLOCKS[name](root / "results") + match[3]
+
+    return _BLOCK.sub(block, text)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return files.read_json(path) if path.is_file() else None
+
+
+def chapters(results: Path) -> str:
+    """Return the table of notebooks: title, what it answers, seconds and memory of the recorded run."""
+    found = _read(results / "digits" / "time_and_memory.json")
+    lines = ["| chapter | answers | seconds | peak memory |", "| --- | --- | --- | --- |"]
+    for name, question in CHAPTERS.items():
+        cost = (found or {}).get("notebooks", {}).get(name)
+        spent = ["not yet measured", ""]
+        if cost is not None:
+            memory = cost["peak_memory_mib"]
+            spent = [f"{cost['seconds']:.0f}", f"{max(memory.values()) / 1024:.1f} GiB per process"]
+        lines.append(f"| [{name}](notebooks/{name}.ipynb) | {question} | {' | '.join(spent)} |")
+    if found is not None:
+        total = sum(cost["seconds"] for cost in found["notebooks"].values())
+        lines.append(f"| all | | {total:.0f} | |")
+    return "\n".join(lines) + "\n"
+
+
+CHAPTERS = {
+    "00_quickstart": "What happens to a model that is made to forget a class?",
+    "01_theory": "Why does projecting an update keep what is retained, and how far does the guarantee reach?",
+    "02_proxy_generation": "What stands in for the retain data nobody has?",
+    "03_subspace_construction": "Which directions are protected, and are they the right ones?",
+    "04_pseudo_labeling": "What should a forgotten image become, and does the influence of a label matter?",
+    "05_experiments": "Does it hold for every class and seed, and would something simpler have done?",
+}
+
+
+def _table(name: str) -> Callable[[Path], str]:
+    def block(results: Path) -> str:
+        found = _read(results / "digits" / f"{name}.json")
+        return NOT_YET if found is None else found["data"]["markdown"] + "\n"
+
+    return block
+
+
+def headline(results: Path) -> str:
+    """Return the digits headline in one sentence per number."""
+    found, hindsight = _read(results / "digits" / "05_headline.json"), _read(results / "digits" / "05_hindsight.json")
+    ladder, capture = _read(results / "digits" / "05_ladder.json"), _read(results / "digits" / "03_capture.json")
+    if found is None or hindsight is None or ladder is None:
+        return NOT_YET
+    points = {name: 100 * value for name, (value, _) in found["numbers"].items()}
+    safe = {name.removeprefix("safe rates "): int(value) for name, (value, _) in ladder["numbers"].items()}
+    classes, seeds = len(found["data"]["classes"]), len(found["data"]["seeds"])
+    lines = [
+        f"* {classes} classes x {seeds} seeds, the rate chosen on forget images alone: forget accuracy"
+        f" {points['acc_forget']:.2f} %, over-unlearning {points['over_unlearning']:+.2f} points against the masked"
+        " original, negative meaning better (without class 3, the class of the trials:"
+        f" {points['acc_forget without class 3']:.2f} %, {points['over_unlearning without class 3']:+.2f}).",
+        f"* Safe learning rates on the ladder: {safe['zs_pag']} with the projection, {safe['unprojected']} with the"
+        " same labels without it (neighbouring rates lie a factor of about 3 apart).",
+        "* Drift on retained images at each arm's best rate in hindsight:"
+        f" {hindsight['numbers']['drift ratio'][0]:.2f} of the unprojected run's.",
+    ]
+    if capture is not None:
+        lines += [f"* {name}: {value:.3f}." for name, (value, _) in capture["numbers"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def runs(results: Path) -> str:
+    """Return one line per recorded ``zspag run``: scores, rate, time, and the retain samples read (last)."""
+    header = "data, net|class|seed|forget % before|after|retain %|masked|retrained|drift|rate|seconds (threads)|read"
+    lines = []
+    for path in sorted(results.glob("*/run_*.json")):
+        found = files.read_json(path)
+        config = found["provenance"]["config"]
+        for row in found["data"]["rows"]:
+            score = row["scores"]
+            forgot = [f"{100 * score[name]['acc_forget']:.1f}" for name in ("original", "unlearned")]
+            kept = [f"{100 * score[name]['acc_retain']:.2f}" for name in ("unlearned", "masked", "retrained")]
+            cost = [f"{row['lr']:g}", f"{row['seconds']['total']:.0f} ({row['threads']})", row["retain_samples_read"]]
+            place = [f"{config['dataset']}, {Path(config['arch']).name}", row["class_name"], row["seed"]]
+            lines.append([*place, *forgot, *kept, f"{score['unlearned']['drift']:.4f}", *cost])
+    if not lines:
+        return NOT_YET
+    table = [header.split("|"), ["---"] * len(lines[0]), *lines]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in table) + "\n"
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "chapters": chapters,
+    "headline": headline,
+    "main_table": _table("05_main"),
+    "hindsight_table": _table("05_hindsight"),
+    "runs": runs,
+}
+
+
+def main() -> None:
+    """Rewrite the README's blocks in place."""
+    root = files.repository_root()
+    path = root / "README.md"
+    with files.replacing(path) as temporary:
+        temporary.write_text(render(path.read_text(encoding="utf-8"), root), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
