@@ -93,7 +93,8 @@ def _fit(
     labels = config.labels if strategy is None else replace(config.labels, strategy=strategy)
     relabel = relabeler(
         model, forget_images, forget=_forget(forget_labels), proxies=material.proxies,
-        moments=averaged(material.moments), projector=project, names=names, config=labels, generator=generator_for(seed, "labels"),
+        moments=averaged(material.moments), projector=project, names=names, config=labels,
+        generator=generator_for(seed, "labels"),
     )  # fmt: skip
     return climb(
         lambda lr: fit_labels(

@@ -1,6 +1,7 @@
 """The README's tables and numbers, written from committed result files: ``make readme``.
 
-Text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` belongs to this module, the rest to people. A test fails when a block no longer says what the files say.
+Text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` belongs to this module, the rest to people. A test
+fails when a block no longer says what the files say.
 
 Invariant: no number is typed; a block without its files says that it was not measured.
 """
