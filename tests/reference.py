@@ -74,7 +74,7 @@ def undense(vector, like):
 def gradient(model, loss, names):
     """The gradient of one number with respect to the named parameters, in one vector."""
     parameters = dict(model.named_parameters())
-    parts = torch.autograd.grad(loss, [parameters[name] for name in names], materialize_grads=True)
+    parts = torch.autograd.grad(loss, [parameters[name] for name in names], retain_graph=True, materialize_grads=True)
     return torch.cat([part.flatten() for part in parts])
 
 
