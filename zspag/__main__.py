@@ -78,16 +78,23 @@ def _run(chosen: argparse.Namespace) -> int:
 
     profile = config.PROFILES[chosen.profile]
     changes: dict[str, object] = {name: getattr(chosen, name) for name in ("dataset", "arch") if getattr(chosen, name)}
-    if chosen.seeds:
-        changes["seeds"] = tuple(int(seed) for seed in chosen.seeds.split(","))
-    if chosen.epochs:
+    if chosen.seeds is not None:
+        changes["seeds"] = _seeds(chosen.seeds)
+    if chosen.epochs is not None:
         changes["train"] = replace(profile.train, epochs=chosen.epochs)
     profile = replace(profile, **changes)  # type: ignore[arg-type]
-    if chosen.classes:
+    if chosen.classes is not None:
         profile = replace(profile, classes=runs.class_numbers(profile.dataset, chosen.classes.split(",")))
     for line in runs.run(profile, recorded_models=chosen.recorded_models, record=chosen.record):
         print(line, flush=True)
     return 0
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(seed) for seed in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--seeds takes whole numbers, comma-separated, got {text!r}") from error
 
 
 def _unlearn(chosen: argparse.Namespace) -> int:

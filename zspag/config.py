@@ -228,7 +228,7 @@ class Profile:
         dataset: Name known to ``zspag.data``, or the path of an image folder.
         arch: Name known to ``zspag.models``, or ``file.py:factory``.
         width: Channels of the first block.
-        classes: Forget classes, each in turn; empty means every class.
+        classes: Forget classes, each in turn.
         seeds: A seed is a new original and new retrained models.
         train: Training recipe.
         unlearn: Configuration of ZS-PAG.

@@ -70,8 +70,14 @@ def _surroundings(profile: Profile, code: Sequence[str]) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": pick_device().type,
         "threads": profile.threads,
-        "code": provenance.code_hash(code),
+        "code": _code_hash(tuple(code)),
     }
+
+
+@lru_cache(maxsize=8)
+def _code_hash(code: tuple[str, ...]) -> str:
+    """Hash once per process: the code that runs is the code that was there when it started, and parsing takes time."""
+    return provenance.code_hash(code)
 
 
 def training_key(profile: Profile, seed: int, without: int | None) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def material_of(case: Case) -> Material:
         "forget": case.forget,
         "forget_samples": case.profile.forget_samples,
         "proxies": to_dict(config.proxies),
-        "code": provenance.code_hash(_MATERIAL_CODE),
+        "code": _code_hash(_MATERIAL_CODE),
     }
     found = store().get("material", key)
     if found is not None:
@@ -328,7 +334,7 @@ def _run_path(case: Case, name: str) -> Path:
         "forget_samples": case.profile.forget_samples,
         "config": to_dict(whole_ladder(case.profile)),
         "method": name,
-        "code": provenance.code_hash((*_MATERIAL_CODE, *_METHOD_CODE)),
+        "code": _code_hash((*_MATERIAL_CODE, *_METHOD_CODE)),
     }
     folder = repository_root() / "runs" / case.profile.name / "grid"
     return folder / f"{name}-class{case.forget}-seed{case.seed}-{provenance.digest(key)[:16]}.json"
@@ -337,9 +343,10 @@ def _run_path(case: Case, name: str) -> Path:
 def _compute_case(job: tuple[Case, tuple[str, ...]]) -> None:
     """Compute what is missing of one case; every finished method is a file."""
     case, methods = job
-    panel = panel_of(case)
-    references = dict(zip(REFERENCES, (panel.original, masked_parts(panel), panel.retrained), strict=True))
-    _write_run(case, "references", [_row(case, name, parts, panel) for name, parts in references.items()], time.time())
+    started, panel = time.time(), panel_of(case)
+    if not _run_path(case, "references").exists():
+        references = dict(zip(REFERENCES, (panel.original, masked_parts(panel), panel.retrained), strict=True))
+        _write_run(case, "references", [_row(case, name, parts, panel) for name, parts in references.items()], started)
     model, material = trained(case.profile, case.seed), material_of(case)
     for name in methods:
         if _run_path(case, name).exists():

@@ -6,6 +6,7 @@ stage. ``unlearn_files`` is the engineer's tool (``zspag unlearn``): a model, it
 Invariant: the method is handed forget samples only, the guard counts everything else, and the count is in the file.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
+from torch import nn
 
 from zspag import data, experiment, files, models, plots, provenance
-from zspag.config import Profile, to_dict
+from zspag.config import Profile, UnlearnConfig, to_dict
 from zspag.evaluation import masked_parts, per_class_accuracy, score
 from zspag.experiment import Case
 from zspag.runtime import pick_device, pool_map, threads
@@ -34,7 +38,7 @@ def class_numbers(dataset: str, names: Sequence[str]) -> tuple[int, ...]:
     for name in names:
         if name in classes:
             numbers.append(classes.index(name))
-        elif name.isdigit() and int(name) < len(classes):
+        elif name.isdecimal() and int(name) < len(classes):
             numbers.append(int(name))
         else:
             raise ValueError(f"{dataset} has no class {name!r}; its classes are {', '.join(classes)}")
@@ -52,6 +56,7 @@ def run(profile: Profile, *, recorded_models: bool, record: bool) -> Iterator[st
     Yields:
         Lines for the reader.
     """
+    started = time.time()
     cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
     _train_missing(profile, cases, recorded_models)
     rows = []
@@ -61,7 +66,7 @@ def run(profile: Profile, *, recorded_models: bool, record: bool) -> Iterator[st
         yield _line(row)
     name = f"run_{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}"
     root = files.repository_root()
-    result = _result(profile, name, rows)
+    result = _result(profile, name, rows, started)
     folders = [root / "runs" / profile.name / "results"] + ([root / "results" / profile.name] if record else [])
     for folder in folders:
         files.write_json(folder / f"{name}.json", result)
@@ -71,9 +76,9 @@ def run(profile: Profile, *, recorded_models: bool, record: bool) -> Iterator[st
         plots.render(result, temporary)
     yield f"wrote {figure.relative_to(root)}"
     if record:
-        for case in cases:
-            for without in (None, case.forget):
-                yield f"wrote {_record_checkpoint(case, without).relative_to(root)}"
+        wanted = dict.fromkeys((profile, case.seed, without) for case in cases for without in (None, case.forget))
+        for job in wanted:
+            yield _record_checkpoint(*job)
 
 
 def _train_missing(profile: Profile, cases: Sequence[Case], recorded_models: bool) -> None:
@@ -155,7 +160,7 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started: float) -> dict[str, Any]:
     """Return a result file: the rows, headline numbers, and the figure's panels (one per class)."""
     numbers: dict[str, list[float | None]] = {}
     for row in rows:
@@ -185,23 +190,23 @@ def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]]) -> dict
         "data": {"panels": panels, "columns": 1, "size": [9, 3.2], "rows": list(rows)},
         "provenance": provenance.record(
             config=to_dict(profile), seed=profile.seeds[0], data_sha256=experiment.dataset_of(profile.dataset).sha256,
-            device=pick_device().type, threads=profile.workers * profile.threads, started=time.time(),
+            device=pick_device().type, threads=profile.workers * profile.threads, started=started,
         ),
     }  # fmt: skip
 
 
-def _record_checkpoint(case: Case, without: int | None) -> Path:
+def _record_checkpoint(profile: Profile, seed: int, without: int | None) -> str:
     """Copy a trained model to the committed folder; its record holds the recipe and the file its own SHA-256."""
     kind = "original" if without is None else "retrained"
-    source = experiment.store().path(kind, experiment.training_key(case.profile, case.seed, without))
-    name = f"{kind}-{Path(case.profile.dataset).name}-seed{case.seed}" + (
-        "" if without is None else f"-without{without}"
-    )
-    target = experiment.recorded_folder(case.profile) / f"{name}.safetensors"
-    if source.exists():
-        with files.replacing(target) as temporary:
-            shutil.copyfile(source, temporary)
-    return target
+    source = experiment.store().path(kind, experiment.training_key(profile, seed, without))
+    name = f"{kind}-{Path(profile.dataset).name}-seed{seed}" + ("" if without is None else f"-without{without}")
+    target = experiment.recorded_folder(profile) / f"{name}.safetensors"
+    place = target.relative_to(files.repository_root())
+    if not source.exists():
+        return f"left {place} as it was: this run took a recorded model"
+    with files.replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return f"wrote {place}"
 
 
 def unlearn_files(
@@ -223,28 +228,25 @@ def unlearn_files(
     Raises:
         ValueError: If a file or folder does not fit; nothing is written then.
     """
-    from safetensors.torch import load_file, save_file
-
     if out.suffix != ".safetensors":
         raise ValueError(f"--out must end in .safetensors, got {out}")
-    model = models.from_file(factory)
-    if not weights.is_file():
-        raise ValueError(
-            f"there is no file {weights}: give the model's state dict, saved by safetensors.torch.save_file"
-        )
-    try:
-        model.load_state_dict(load_file(weights))
-    except RuntimeError as error:
-        raise ValueError(f"{weights} does not fit the model of {factory}: {error}") from error
+    started, device = time.time(), pick_device()
+    model = _with_weights(models.from_file(factory), weights, factory)
     images, labels = data.labelled_folder(forget)
-    result = zero_shot_unlearn(model.to(pick_device()), images.to(pick_device()), labels.to(pick_device()),
-                               num_classes=num_classes, seed=seed)  # fmt: skip
-    report = result.report
-    with files.replacing(out) as temporary:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in result.model.state_dict().items()}, temporary)
-    files.write_json(
-        out.with_suffix(".json"), {"report": asdict(report) | {"tried": {f"{k:g}": v for k, v in report.tried.items()}}}
+    result = zero_shot_unlearn(
+        model.to(device), images.to(device), labels.to(device), num_classes=num_classes, seed=seed
     )
+    report = result.report
+    record = provenance.record(
+        config=to_dict(UnlearnConfig()), seed=seed, data_sha256=None, device=device.type,
+        threads=torch.get_num_threads(), started=started,
+    )  # fmt: skip
+    # Cloned, for the format refuses tensors that share memory (tied weights); loading ties them again.
+    state = {name: tensor.cpu().contiguous().clone() for name, tensor in result.model.state_dict().items()}
+    with files.replacing(out) as temporary:
+        safetensors.torch.save_file(state, temporary, metadata={provenance.KEY: json.dumps(record)})
+    facts = asdict(report) | {"tried": {f"{lr:g}": accuracy for lr, accuracy in report.tried.items()}}
+    files.write_json(out.with_suffix(".json"), {"report": facts, "provenance": record})
     forgotten = ", ".join(map(str, report.forget_classes))
     yield f"forgot {forgotten} with {len(images)} images (eps {report.eps:.3f}, rate {report.lr:g})"
     if not report.reached:
@@ -252,3 +254,17 @@ def unlearn_files(
     for name, reason in report.frozen.items():
         yield f"kept frozen: {name} ({reason})"
     yield f"wrote {out} and {out.with_suffix('.json')}"
+
+
+def _with_weights(model: nn.Module, weights: Path, factory: str) -> nn.Module:
+    if not weights.is_file():
+        raise ValueError(
+            f"there is no file {weights}: give the model's state dict, saved by safetensors.torch.save_file"
+        )
+    try:
+        model.load_state_dict(safetensors.torch.load_file(weights))
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is no readable safetensors file ({error}): save the weights again") from error
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit the model of {factory}: {' '.join(str(error).split())}") from error
+    return model
