@@ -7,7 +7,8 @@ Invariant: nothing here computes a result or imports torch, so anyone redraws ev
 told apart by colour *and* by marker or hatch, which survives a black-and-white print.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from zspag import provenance
 
 Panel = dict[str, Any]
 
-# seaborn's colour-blind palette; a name has the same colour in every figure, whatever stands beside it.
+# seaborn's colour-blind palette; a name listed here has the same colour in every figure, whatever stands beside it.
 _COLOURS = sns.color_palette("colorblind", 10).as_hex()
 _MARKERS = "osD^vP*X<>"
 _HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++", "oo", "**", "||")
@@ -71,8 +72,9 @@ def draw(result: dict[str, Any]) -> Figure:
     with sns.axes_style("ticks", {"axes.grid": True, "grid.color": "#e6e6e6"}), mpl.rc_context({"font.size": 9}):
         figure = Figure(figsize=(width * columns, height * rows + 0.35), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).flat
+        styles = _styles(panels)
         for axis, panel in zip(axes, panels, strict=False):
-            kind(axis, panel)
+            kind(axis, panel | {"styles": styles})
             axis.set_title(panel.get("title", ""), fontsize=10)
         for axis in list(axes)[len(panels) :]:
             axis.set_axis_off()
@@ -101,8 +103,23 @@ def _legend(figure: Figure) -> None:
         )
 
 
-def _style(name: str, index: int) -> int:
-    return _KNOWN.get(name, index) % len(_COLOURS)
+def _styles(panels: Sequence[Panel]) -> dict[str, tuple[int, int]]:
+    """Return each name's colour and mark (marker, hatch or dash), the same in all panels of a figure.
+
+    Colours run out before names do, so two names may share one, but never colour and mark.
+    """
+    names = dict.fromkeys(
+        name for panel in panels for part in ("series", "points", "names") for name in panel.get(part) or ()
+    )
+    known = {_KNOWN[name] for name in names if name in _KNOWN}
+    every = range(len(_COLOURS))
+    fresh = itertools.cycle([colour for colour in every if colour not in known] or every)
+    styles: dict[str, tuple[int, int]] = {}
+    for name in names:
+        colour = _KNOWN[name] if name in _KNOWN else next(fresh)
+        marks = [(colour + shift) % len(_MARKERS) for shift in every]
+        styles[name] = next(((colour, mark) for mark in marks if (colour, mark) not in styles.values()), (colour, 0))
+    return styles
 
 
 def _finish(axis: Axes, panel: Panel) -> None:
@@ -132,11 +149,11 @@ def bars(axis: Axes, panel: Panel) -> None:
     groups, series = panel["groups"], panel["series"]
     width = 0.8 / len(series)
     for index, (name, heights) in enumerate(series.items()):
-        style = _style(name, index)
+        colour, mark = panel["styles"][name]
         places = np.arange(len(groups)) + (index - (len(series) - 1) / 2) * width
         axis.bar(
-            places, heights, width, label=name if len(series) > 1 else None, color=_COLOURS[style],
-            hatch=_HATCHES[style] if len(series) > 1 else "", edgecolor="white", linewidth=0.5,
+            places, heights, width, label=name if len(series) > 1 else None, color=_COLOURS[colour],
+            hatch=_HATCHES[mark] if len(series) > 1 else "", edgecolor="white", linewidth=0.5,
             yerr=(panel.get("errors") or {}).get(name), error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
         )  # fmt: skip
     long = max(len(str(group)) for group in groups) * len(groups) > 60
@@ -145,7 +162,7 @@ def bars(axis: Axes, panel: Panel) -> None:
         [str(group) for group in groups],
         rotation=35 if long else 0,
         ha="right" if long else "center",
-    )  # noqa: E501
+    )
     axis.grid(visible=False, axis="x")
     _finish(axis, panel)
 
@@ -154,7 +171,7 @@ def ranked(axis: Axes, panel: Panel) -> None:
     """Horizontal bars: ``names``, ``values``, optional ``errors``; the order is the caller's, first on top."""
     names, values = panel["names"], panel["values"]
     places = np.arange(len(names))[::-1]
-    colours = [_COLOURS[_style(name, index)] for index, name in enumerate(names)]
+    colours = [_COLOURS[panel["styles"][name][0]] for name in names]
     axis.barh(places, values, 0.7, color=colours, xerr=panel.get("errors"), error_kw={"elinewidth": 0.8})
     axis.set_yticks(places, names)
     axis.grid(visible=False, axis="y")
@@ -165,10 +182,11 @@ def stacked(axis: Axes, panel: Panel) -> None:
     """Horizontal stacked bars: ``groups`` (names), ``series`` {part: lengths}."""
     left = np.zeros(len(panel["groups"]))
     places = np.arange(len(panel["groups"]))[::-1]
-    for index, (name, lengths) in enumerate(panel["series"].items()):
+    for name, lengths in panel["series"].items():
+        colour, mark = panel["styles"][name]
         axis.barh(
-            places, lengths, 0.6, left=left, label=name, color=_COLOURS[index], hatch=_HATCHES[index], edgecolor="white"
-        )  # noqa: E501
+            places, lengths, 0.6, left=left, label=name, color=_COLOURS[colour], hatch=_HATCHES[mark], edgecolor="white"
+        )
         left = left + np.asarray(lengths)
     axis.set_yticks(places, panel["groups"])
     axis.grid(visible=False, axis="y")
@@ -177,25 +195,25 @@ def stacked(axis: Axes, panel: Panel) -> None:
 
 def curves(axis: Axes, panel: Panel) -> None:
     """Lines with markers: ``series`` {name: {x, y, optional low and high}}; ``plain`` draws without markers."""
-    for index, (name, points) in enumerate(panel["series"].items()):
-        style = _style(name, index)
-        marker = None if panel.get("plain") else _MARKERS[style]
+    for name, points in panel["series"].items():
+        colour, mark = panel["styles"][name]
+        marker = None if panel.get("plain") else _MARKERS[mark]
         axis.plot(
-            points["x"], points["y"], color=_COLOURS[style], marker=marker, markersize=4.5, linewidth=1.5,
-            linestyle=("-", "--", "-.", ":")[style % 4] if panel.get("plain") else "-", label=name,
+            points["x"], points["y"], color=_COLOURS[colour], marker=marker, markersize=4.5, linewidth=1.5,
+            linestyle=("-", "--", "-.", ":")[mark % 4] if panel.get("plain") else "-", label=name,
         )  # fmt: skip
         if points.get("low") is not None:
             axis.fill_between(
-                points["x"], points["low"], points["high"], color=_COLOURS[style], alpha=0.18, linewidth=0
+                points["x"], points["low"], points["high"], color=_COLOURS[colour], alpha=0.18, linewidth=0
             )
     _finish(axis, panel)
 
 
 def scatter(axis: Axes, panel: Panel) -> None:
     """Points: ``series`` {name: {x, y}}; ``diagonal`` draws y = x behind them."""
-    for index, (name, points) in enumerate(panel["series"].items()):
-        style = _style(name, index)
-        axis.scatter(points["x"], points["y"], s=panel.get("dot", 14), color=_COLOURS[style], marker=_MARKERS[style],
+    for name, points in panel["series"].items():
+        colour, mark = panel["styles"][name]
+        axis.scatter(points["x"], points["y"], s=panel.get("dot", 14), color=_COLOURS[colour], marker=_MARKERS[mark],
                      alpha=0.7, linewidths=0, label=name if len(panel["series"]) > 1 else None)  # fmt: skip
     _finish(axis, panel)
     if panel.get("diagonal"):
@@ -244,8 +262,9 @@ def regions(axis: Axes, panel: Panel) -> None:
     shade = mpl.colors.ListedColormap(["#cfe3f3", "#f6dfc0", "#cfeadf", "#f3d4e6", "#eeeeee"])
     axis.pcolormesh(panel["x"], panel["y"], np.asarray(panel["classes"]), cmap=shade, vmin=-0.5, vmax=4.5,
                     shading="nearest", rasterized=True)  # fmt: skip
-    for index, (name, points) in enumerate(panel["points"].items()):
-        axis.scatter(points["x"], points["y"], s=14, marker=_MARKERS[index], color=_COLOURS[index], edgecolor="white",
+    for name, points in panel["points"].items():
+        colour, mark = panel["styles"][name]
+        axis.scatter(points["x"], points["y"], s=14, marker=_MARKERS[mark], color=_COLOURS[colour], edgecolor="white",
                      linewidths=0.4, label=name)  # fmt: skip
     for index, (name, (dx, dy)) in enumerate((panel.get("arrows") or {}).items()):
         colour = ("#111111", "#b2182b")[index % 2]
