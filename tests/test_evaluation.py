@@ -1,0 +1,285 @@
+"""Every figure of merit against its definition, worked by hand or by the slowest way there is."""
+
+import math
+from dataclasses import astuple, replace
+
+import pytest
+import torch
+from torch import nn
+
+from zspag.evaluation import (
+    FLOOR,
+    Panel,
+    Parts,
+    accuracy,
+    agreement,
+    captured,
+    confusion,
+    logits_of,
+    macro_accuracy,
+    masked,
+    masked_parts,
+    mean_js,
+    mean_kl,
+    mean_over_layers,
+    per_class_accuracy,
+    score,
+    selectivity,
+)
+from zspag.subspaces import Moments, Subspace
+
+N, K = 11, 5
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def votes(*classes, width=K):
+    """Logits whose argmax are ``classes``, with a margin of 3 nats."""
+    return 3 * torch.nn.functional.one_hot(torch.tensor(classes), width).double()
+
+
+# The masked original
+
+
+def test_masked_original_never_answers_a_forget_class_and_keeps_the_odds_of_the_others():
+    logits, kept = randn(N, K) + 9 * torch.eye(K, dtype=torch.float64)[1], [0, 2, 3]
+    before, after = logits.softmax(1), masked(logits, forget=(1, 4)).exp()
+
+    assert (logits.argmax(1) == 1).all()  # otherwise masking would have nothing to do
+    assert after[:, [1, 4]].max() < 1e-12
+    torch.testing.assert_close(after.sum(1), torch.ones(N, dtype=torch.float64))
+    torch.testing.assert_close(after[:, kept], before[:, kept] / before[:, kept].sum(1, keepdim=True))
+    assert set(masked(logits, forget=(1, 4)).argmax(1).tolist()) <= set(kept)
+
+
+def test_masked_original_is_finite_where_the_plain_mask_is_not():
+    logits = randn(N, K) * 200
+    assert torch.isfinite(masked(logits, forget=(2,))).all()
+    assert masked(logits, forget=(2,)).min() >= FLOOR - 1e-6
+    logits[:, 2] = -torch.inf
+    assert torch.isinf(logits.log_softmax(1)).any()
+
+
+def test_masking_leaves_its_argument_alone_and_answers_in_float64():
+    logits = torch.randn(N, K)
+    before = logits.clone()
+    assert masked(logits, forget=(0,)).dtype == torch.float64
+    assert torch.equal(logits, before)
+
+
+# Accuracies
+
+
+def test_macro_weighs_classes_and_micro_weighs_samples():
+    labels = torch.tensor([0, 0, 0, 0, 2, 2, 3])
+    logits = votes(0, 0, 0, 1, 2, 0, 1)  # 3 of 4, 1 of 2, 0 of 1
+    assert per_class_accuracy(logits, labels) == {0: 0.75, 2: 0.5, 3: 0.0}
+    assert accuracy(logits, labels) == pytest.approx(4 / 7)
+    assert macro_accuracy(logits, labels) == pytest.approx((0.75 + 0.5 + 0.0) / 3)
+
+
+def test_macro_equals_micro_for_classes_of_equal_size_only():
+    equal, unequal = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1])
+    logits = votes(0, 1, 1, 1)
+    assert macro_accuracy(logits, equal) == pytest.approx(accuracy(logits, equal))
+    assert macro_accuracy(logits, unequal) != pytest.approx(accuracy(logits, unequal))
+
+
+def test_confusion_counts_every_pair():
+    labels, logits = torch.randint(K, (N * 3,)), randn(N * 3, K)
+    counts = confusion(logits, labels, num_classes=K)
+    guesses = logits.argmax(1)
+    for truth in range(K):
+        for guess in range(K):
+            assert counts[truth, guess] == sum(
+                int(a == truth and b == guess) for a, b in zip(labels.tolist(), guesses.tolist(), strict=True)
+            )
+    assert counts.diagonal().sum() / len(labels) == pytest.approx(accuracy(logits, labels))
+
+
+def test_logits_do_not_depend_on_dropout_and_the_mode_comes_back():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, K), nn.Dropout(0.9)).train()
+    images = torch.rand(N, 3, 2, 2)
+    assert torch.equal(logits_of(model, images), logits_of(model, images))
+    assert all(part.training for part in model.modules())
+    assert not torch.equal(model(images), model(images))
+
+
+def test_logits_do_not_depend_on_the_size_of_a_chunk(monkeypatch):
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(12, K)).double(), randn(N, 3, 2, 2)
+    whole = logits_of(model, images)
+    monkeypatch.setattr("zspag.evaluation.CHUNK", 4)
+    torch.testing.assert_close(logits_of(model, images), whole)
+
+
+# Divergences
+
+
+def kl(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def test_divergences_match_their_sums_by_hand():
+    first, second = randn(N, K), randn(N, K)
+    pairs = list(zip(first.softmax(1).tolist(), second.softmax(1).tolist(), strict=True))
+    assert mean_kl(first, second) == pytest.approx(sum(kl(p, q) for p, q in pairs) / N)
+    halves = [([(a + b) / 2 for a, b in zip(p, q, strict=True)], p, q) for p, q in pairs]
+    assert mean_js(first, second) == pytest.approx(sum((kl(p, m) + kl(q, m)) / 2 for m, p, q in halves) / N)
+
+
+def test_kl_of_two_classes_worked_out():
+    p, q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    assert mean_kl(p, q) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), abs=1e-6)
+    assert mean_kl(q, p) == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), abs=1e-6)
+    assert mean_kl(p, q) != pytest.approx(mean_kl(q, p), abs=1e-3)
+
+
+def test_divergences_vanish_for_equal_distributions_only():
+    logits = randn(N, K)
+    assert mean_kl(logits, logits + 7) == pytest.approx(0, abs=1e-12)  # a constant moves no distribution
+    assert mean_js(logits, logits + 7) == pytest.approx(0, abs=1e-12)
+    other = logits.clone()
+    other[0, 0] += 0.1
+    assert mean_kl(logits, other) > 1e-6
+    assert mean_js(logits, other) > 1e-7
+
+
+def test_js_is_symmetric_and_at_most_log_2():
+    first, second = randn(N, K) * 3, randn(N, K) * 3
+    assert mean_js(first, second) == pytest.approx(mean_js(second, first))
+    assert 0 < mean_js(first, second) < math.log(2)
+    assert mean_js(votes(0) * 100, votes(1) * 100) == pytest.approx(math.log(2))
+
+
+def test_agreement_compares_answers_and_not_labels():
+    assert agreement(votes(0, 1, 2, 3), votes(0, 1, 3, 3)) == 0.75
+    assert agreement(votes(0, 1), votes(0, 1) / 50) == 1.0
+
+
+# Scores
+
+
+def panel_of(*, original=None, retrained=None):
+    """Forget class 4; two forget training, two forget test and three retained samples."""
+    labels = Parts(torch.tensor([4, 4]), torch.tensor([4, 4]), torch.tensor([0, 0, 1]))
+    images = Parts(*(torch.zeros(len(part), 1, 2, 2) for part in (labels.forget_train, labels.forget_test)), labels)
+    original = original or Parts(votes(4, 4), votes(4, 4), votes(0, 0, 1))
+    retrained = retrained or Parts(votes(0, 1), votes(1, 1), votes(0, 0, 0))
+    return Panel(images, labels, original, retrained, (4,))
+
+
+def test_gap_is_the_mean_of_three_absolute_differences():
+    logits = Parts(votes(4, 0), votes(4, 4), votes(1, 0, 1))  # 1/2, 1, 2/3; retrained: 0, 0, 2/3
+    scores = score(logits, panel_of())
+    assert scores.gap == pytest.approx((0.5 + 1 + 0) / 3)
+    assert (scores.acc_forget_train, scores.acc_forget) == (0.5, 1.0)
+    assert scores.acc_retain_micro == pytest.approx(2 / 3)
+    assert scores.acc_retain == pytest.approx((0.5 + 1) / 2)
+    assert (scores.agreement_forget, scores.agreement_retain) == (0.0, pytest.approx(1 / 3))
+
+
+def test_retrained_model_has_no_gap_to_itself():
+    panel = panel_of()
+    scores = score(panel.retrained, panel)
+    assert (scores.gap, scores.agreement_forget, scores.agreement_retain) == (0, 1, 1)
+    assert (scores.js_forget, scores.js_retain) == (pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12))
+
+
+def test_over_unlearning_is_positive_for_lost_accuracy_and_negative_for_gained():
+    worse = score(Parts(votes(0, 0), votes(0, 0), votes(0, 1, 1)), panel_of())
+    assert worse.over_unlearning == pytest.approx(1 - (0.5 + 1) / 2)
+    weak = panel_of(original=Parts(votes(4, 4), votes(4, 4), votes(1, 1, 1)))
+    better = score(Parts(votes(0, 0), votes(0, 0), votes(0, 0, 1)), weak)
+    assert better.over_unlearning == pytest.approx(0.5 - 1)
+
+
+def test_masked_original_is_its_own_yardstick_and_the_original_is_not():
+    panel = panel_of(original=Parts(votes(4, 4), votes(4, 4), votes(0, 4, 1)))  # masking frees the second answer
+    own = score(masked_parts(panel), panel)
+    assert (own.over_unlearning, own.drift) == (0, pytest.approx(0, abs=1e-12))
+    assert own.acc_forget == 0
+    original = score(panel.original, panel)
+    assert original.drift > 0.1
+    assert original.over_unlearning == pytest.approx(1 - (0.5 + 1) / 2)
+
+
+@pytest.mark.parametrize("ruin", [math.nan, math.inf, -math.inf])
+def test_ruined_model_is_judged_wrong_without_breaking_the_table(ruin):
+    panel = panel_of()
+    parts = (panel.original.forget_train, panel.original.forget_test, panel.original.retain_test)
+    scores = score(Parts(*(torch.full_like(part, ruin) for part in parts)), panel)
+    assert all(math.isfinite(value) for value in astuple(scores))
+    assert scores.acc_forget == 0  # all logits equal: class 0, never the forget class 4
+    assert scores.acc_retain == 0.5
+    assert scores.over_unlearning == 0.5
+
+
+def test_single_infinite_logit_costs_one_answer():
+    panel = panel_of()
+    logits = panel.original.retain_test.clone()
+    logits[0, 3] = math.inf
+    scores = score(replace(panel.original, retain_test=logits), panel)
+    assert scores.acc_retain == pytest.approx((0.5 + 1) / 2)
+    assert math.isfinite(scores.drift)
+    assert scores.drift > 100
+
+
+# Subspaces
+
+
+def case_of(*, d=7, ranks=(3, 2)):
+    """Two blocks of unequal rank, and the moments of retain and forget rows."""
+    bases = torch.zeros(2, d, max(ranks), dtype=torch.float64)
+    for block, rank in enumerate(ranks):
+        bases[block, :, :rank] = torch.linalg.qr(randn(d, rank)).Q
+    roots = randn(2, 2, d, d)
+    seconds = roots @ roots.transpose(-1, -2)
+    retain, forget = (Moments({"w": second}, {"w": 1.0}, {}) for second in seconds)
+    return Subspace({"w": bases}, {"w": ranks}), retain, forget
+
+
+def test_captured_is_the_trace_inside_over_the_trace():
+    subspace, retain, _ = case_of()
+    inside = whole = 0.0
+    for basis, second in zip(subspace.bases["w"], retain.second["w"], strict=True):
+        projection = basis @ basis.T
+        inside += torch.trace(projection @ second @ projection).item()
+        whole += torch.trace(second).item()
+    share = captured(subspace, retain)["w"]
+    assert share == pytest.approx(inside / whole)
+    assert 0 < share < 1
+
+
+def test_captured_is_one_for_a_full_basis_and_zero_for_an_empty_one():
+    _, retain, _ = case_of()
+    full = Subspace({"w": torch.linalg.qr(randn(2, 7, 7)).Q}, {"w": (7, 7)})
+    empty = Subspace({"w": torch.zeros(2, 7, 1, dtype=torch.float64)}, {"w": (0, 0)})
+    assert captured(full, retain)["w"] == pytest.approx(1)
+    assert captured(empty, retain)["w"] == 0
+
+
+def test_selectivity_is_the_ratio_of_what_stays_free():
+    second = {"forget": torch.diag(torch.tensor([1.0, 4.0])), "retain": torch.diag(torch.tensor([8.0, 2.0]))}
+    forget, retain = (Moments({"w": second[kind].double()[None]}, {"w": 1.0}, {}) for kind in ("forget", "retain"))
+    first_axis = Subspace({"w": torch.tensor([[[1.0], [0.0]]], dtype=torch.float64)}, {"w": (1,)})
+    assert selectivity(first_axis, forget=forget, retain=retain)["w"] == pytest.approx((4 / 5) / (2 / 10))
+    assert selectivity(first_axis, forget=retain, retain=forget)["w"] == pytest.approx((2 / 10) / (4 / 5))
+
+
+def test_selectivity_ignores_the_size_of_the_activations():
+    subspace, retain, forget = case_of()
+    larger = Moments({"w": forget.second["w"] * 1000}, {"w": 1.0}, {})
+    plain = selectivity(subspace, forget=forget, retain=retain)["w"]
+    assert selectivity(subspace, forget=larger, retain=retain)["w"] == pytest.approx(plain)
+    assert plain != pytest.approx(1)
+
+
+def test_mean_over_layers_weighs_layers_equally():
+    assert mean_over_layers({"a": 0.2, "b": 0.6, "c": 1.0}) == pytest.approx(0.6)

@@ -1,0 +1,233 @@
+"""Tables say what the rows say: means, intervals and picks by hand or by scipy."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from zspag.tables import (
+    _T975,
+    by_rule,
+    curve,
+    in_hindsight,
+    main_table,
+    markdown,
+    over_classes,
+    safe_rates,
+    window,
+)
+
+NAN = math.nan
+
+
+def rows(method, values, *, column="acc_retain", seeds=(0, 1)):
+    """One row per class and seed; ``values`` maps a class to one number per seed."""
+    return [
+        {"method": method, "forget": forget, "seed": seed, column: number}
+        for forget, numbers in values.items()
+        for seed, number in zip(seeds, numbers, strict=False)
+    ]
+
+
+def grid(method, ladder, *, classes=(3, 5), seeds=(0,), read=0):
+    """A grid of ``ladder`` {rate: (acc_forget, over_unlearning, drift)}, the same for every class and seed."""
+    chosen = next((lr for lr, point in ladder.items() if point[0] <= 0.01), list(ladder)[-1])
+    return [
+        {
+            "method": method, "forget": forget, "seed": seed, "lr": lr, "chosen": lr == chosen, "acc_forget": point[0],
+            "acc_retain": 0.9 - point[1], "over_unlearning": point[1], "drift": point[2], "gap": 0.1,
+            "retain_samples_read": read,
+        }
+        for forget, seed, (lr, point) in product(classes, seeds, ladder.items())
+    ]  # fmt: skip
+
+
+REFERENCE = {"acc_forget": 0.0, "acc_retain": 0.9, "over_unlearning": 0.0, "drift": 0.0, "gap": 0.2}
+REFERENCES = [
+    {"method": name, "forget": forget, "seed": 0} | REFERENCE
+    for name, forget in product(("original", "masked", "retrained"), (3, 5))
+]
+
+
+# Means and intervals
+
+
+def test_t_quantiles_are_those_of_scipy():
+    assert len(_T975) == 30
+    np.testing.assert_allclose(_T975, stats.t.ppf(0.975, np.arange(1, 31)), atol=6e-4)
+
+
+def test_seeds_are_averaged_per_class_and_intervals_run_over_classes():
+    values = {0: (0.80, 0.90), 3: (0.70, 0.74), 7: (0.95, 0.99), 9: (0.60, 0.60)}
+    per_class = [np.mean(numbers) for numbers in values.values()]
+    low, high = stats.t.interval(0.95, len(per_class) - 1, np.mean(per_class), stats.sem(per_class))
+    answer = over_classes(pd.DataFrame(rows("a", values)), "acc_retain")["a"]
+    assert answer["mean"] == pytest.approx(np.mean(per_class))
+    assert answer["half"] == pytest.approx((high - low) / 2, rel=1e-3)
+    assert answer["sd"] == pytest.approx(np.std(per_class, ddof=1))
+    assert answer["classes"] == 4
+
+
+def test_class_with_more_seeds_weighs_no_more():
+    frame = pd.DataFrame(rows("a", {0: (0.2, 0.4, 0.6), 1: (0.8,)}, seeds=(0, 1, 2)))
+    assert over_classes(frame, "acc_retain")["a"]["mean"] == pytest.approx((0.4 + 0.8) / 2)
+    assert frame["acc_retain"].mean() != pytest.approx((0.4 + 0.8) / 2)
+
+
+def test_one_class_has_no_spread_to_report():
+    answer = over_classes(pd.DataFrame(rows("a", {4: (0.2, 0.6)})), "acc_retain")["a"]
+    assert answer == {"mean": pytest.approx(0.4), "half": 0.0, "sd": 0.0, "classes": 1}
+
+
+def test_more_classes_than_the_table_holds_get_a_slightly_wide_interval():
+    values = {label: (0.5 + 0.01 * (label % 7),) for label in range(40)}
+    answer = over_classes(pd.DataFrame(rows("a", values)), "acc_retain")["a"]
+    exact = stats.t.ppf(0.975, 39) * answer["sd"] / math.sqrt(40)
+    assert exact < answer["half"] < 1.02 * exact
+
+
+def test_methods_do_not_mix():
+    frame = pd.DataFrame(rows("a", {0: (0.2,), 1: (0.4,)}) + rows("b", {0: (0.9,), 1: (0.7,)}))
+    answer = over_classes(frame, "acc_retain")
+    assert list(answer) == ["a", "b"]
+    assert [answer[name]["mean"] for name in answer] == pytest.approx([0.3, 0.8])
+
+
+# Which run counts
+
+
+def test_rule_takes_the_chosen_run_of_each_case_and_the_references():
+    frame = pd.DataFrame(REFERENCES + grid("a", {0.1: (0.5, 0, 0), 0.3: (0.0, 0.2, 1), 1.0: (0.0, 0.1, 1)}))
+    taken = by_rule(frame)
+    assert len(taken) == len(REFERENCES) + 2
+    assert taken[taken["method"] == "a"]["lr"].tolist() == [0.3, 0.3]
+
+
+def test_hindsight_takes_the_forgetting_run_that_retains_most():
+    ladder = {0.1: (0.50, -0.10, 0.0), 0.3: (0.01, 0.02, 0.3), 1.0: (0.00, 0.01, 0.4), 3.0: (0.00, 0.30, 0.1)}
+    taken = in_hindsight(pd.DataFrame(grid("a", ladder)))
+    assert taken["lr"].tolist() == [1.0, 1.0]
+    assert by_rule(pd.DataFrame(grid("a", ladder)))["lr"].tolist() == [0.3, 0.3]
+
+
+def test_hindsight_breaks_ties_by_drift():
+    ladder = {0.1: (0.0, 0.01, 0.5), 0.3: (0.0, 0.01, 0.2), 1.0: (0.0, 0.01, 0.9)}
+    assert in_hindsight(pd.DataFrame(grid("a", ladder)))["lr"].tolist() == [0.3, 0.3]
+
+
+def test_hindsight_takes_a_run_that_does_not_forget_only_where_none_does():
+    taken = in_hindsight(pd.DataFrame(grid("a", {0.1: (0.5, 0.02, 0.0), 0.3: (0.2, 0.01, 0.0)})))
+    assert taken["lr"].tolist() == [0.3, 0.3]
+
+
+def test_hindsight_picks_case_by_case_and_keeps_the_references():
+    mixed = grid("a", {0.1: (0.0, 0.00, 0), 0.3: (0.0, 0.05, 0)}, classes=(3,))
+    mixed += grid("a", {0.1: (0.4, 0.00, 0), 0.3: (0.0, 0.05, 0)}, classes=(5,))
+    taken = in_hindsight(pd.DataFrame(REFERENCES + mixed))
+    assert dict(taken[taken["method"] == "a"][["forget", "lr"]].to_numpy()) == {3: 0.1, 5: 0.3}
+    assert len(taken) == len(REFERENCES) + 2
+    assert "_fails" not in taken
+
+
+# Curves and safe windows
+
+
+def test_curve_gives_mean_and_interval_at_every_rate():
+    frame = pd.DataFrame(
+        REFERENCES
+        + grid("a", {0.1: (0.4, 0, 0), 0.3: (0.1, 0, 0)}, classes=(3,))
+        + grid("a", {0.1: (0.8, 0, 0), 0.3: (0.1, 0, 0)}, classes=(5,))
+        + grid("b", {0.1: (1.0, 0, 0)})
+    )
+    points = curve(frame, "a", "acc_forget")
+    half = _T975[0] * np.std([0.4, 0.8], ddof=1) / math.sqrt(2)
+    assert points["x"] == [0.1, 0.3]
+    assert points["y"] == pytest.approx([0.6, 0.1])
+    assert points["low"] == pytest.approx([0.6 - half, 0.1])
+    assert points["high"] == pytest.approx([0.6 + half, 0.1])
+
+
+FORGETS, SAFE, HARMS = (0.5, 0.0, 0), (0.01, 0.005, 0), (0.0, 0.006, 0)
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([FORGETS, SAFE, SAFE, HARMS], [0.03, 0.1]),
+        ([SAFE, SAFE, SAFE, SAFE], [0.01, 0.03, 0.1, 0.3]),
+        ([SAFE, HARMS, SAFE, SAFE], [0.1, 0.3]),  # a hole ends a window
+        ([SAFE, HARMS, SAFE, HARMS], [0.01]),  # of two windows of one size, the gentler
+        ([FORGETS, HARMS, FORGETS, HARMS], []),
+    ],
+)
+def test_safe_rates_are_the_longest_run_of_neighbours(points, expected):
+    ladder = dict(zip((0.01, 0.03, 0.1, 0.3), points, strict=True))
+    assert safe_rates(pd.DataFrame(REFERENCES + grid("a", ladder)), "a") == expected
+
+
+def test_safety_is_judged_on_the_mean_over_classes():
+    frame = pd.DataFrame(
+        grid("a", {0.1: (0.015, 0.0, 0)}, classes=(3,)) + grid("a", {0.1: (0.005, 0.0, 0)}, classes=(5,))
+    )
+    assert safe_rates(frame, "a") == [0.1]
+    worse = pd.DataFrame(
+        grid("a", {0.1: (0.030, 0.0, 0)}, classes=(3,)) + grid("a", {0.1: (0.005, 0.0, 0)}, classes=(5,))
+    )
+    assert safe_rates(worse, "a") == []
+
+
+def test_window_is_measured_in_decades():
+    assert window([0.01, 0.1, 1.0]) == pytest.approx(2)
+    assert window([0.1, 0.3]) == pytest.approx(math.log10(3))
+    assert window([0.3]) == window([]) == 0
+
+
+# The table
+
+
+@pytest.fixture
+def table():
+    frame = pd.DataFrame(
+        REFERENCES
+        + grid("a", {0.1: (0.5, 0, 0), 0.3: (0.0, 0.004, 0.02), 1.0: (0.0, 0.004, 0.03)})
+        + grid("b", {0.1: (0.0, 0.002, 0.01), 0.3: (0.0, 0.2, 250.0)}, read=1292)
+        + grid("c", {0.1: (0.5, 0, 0), 0.3: (0.0, 0.2, 250.0)})
+    )
+    return main_table(by_rule(frame), frame, {"a": "Method A", "b": "Method B"})
+
+
+def test_main_table_has_one_line_per_method_under_its_title(table):
+    assert list(table.index) == ["original", "masked", "retrained", "Method A", "Method B", "c"]
+    assert table.loc["Method A", "over-unlearning"] == "0.40 ± 0.00"
+    assert table.loc["Method A", "rate"] == "0.3"
+    assert table.loc["Method A", "drift (nats)"] == "0.0200"
+    assert table.loc["c", "drift (nats)"] == "> 99"
+
+
+def test_main_table_says_who_read_retain_data(table):
+    reads = table["reads retain data"]
+    assert reads["Method B"] == "yes (1292)"
+    assert reads["Method A"] == reads["c"] == "no (0 counted)"
+    assert (reads["retrained"], reads["original"], reads["masked"]) == ("all", "no", "no")
+
+
+def test_main_table_names_the_safe_window(table):
+    safe = table["safe window"]
+    assert safe["Method A"] == "0.3 – 1"
+    assert safe["Method B"] == "0.1 only"
+    assert safe["c"] == "none"
+    assert (safe["original"], table.loc["original", "rate"]) == ("", "")
+
+
+def test_markdown_has_a_header_a_rule_and_a_line_per_row():
+    table = pd.DataFrame({"forget %": ["1.00 ± 0.20", "0"], "rate": [0.3, NAN]}, index=["A", "B"])
+    table.index.name = "method"
+    assert markdown(table).splitlines() == [
+        "| method | forget % | rate |",
+        "| --- | --- | --- |",
+        "| A | 1.00 ± 0.20 | 0.3 |",
+        "| B | 0 | nan |",
+    ]
