@@ -71,12 +71,12 @@ def draw(result: dict[str, Any]) -> Figure:
     width, height = result["data"].get("size", (4.6, 3.4))
     with sns.axes_style("ticks", {"axes.grid": True, "grid.color": "#e6e6e6"}), mpl.rc_context({"font.size": 9}):
         figure = Figure(figsize=(width * columns, height * rows + 0.35), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flat
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         styles = _styles(panels)
         for axis, panel in zip(axes, panels, strict=False):
             kind(axis, panel | {"styles": styles})
             axis.set_title(panel.get("title", ""), fontsize=10)
-        for axis in list(axes)[len(panels) :]:
+        for axis in axes[len(panels) :]:
             axis.set_axis_off()
         _legend(figure)
         figure.supxlabel(_footer(result), fontsize=7, color="#666666", x=0.99, ha="right")
