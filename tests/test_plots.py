@@ -1,0 +1,177 @@
+"""Every figure is drawn from a file alone, carries what made it, and means the same thing by the same colour."""
+
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+from matplotlib.colors import to_hex
+
+from zspag import plots, provenance
+
+LINE = {"x": [0.1, 0.3, 1.0], "y": [3.0, 2.0, 2.5]}
+DATA = {
+    "bars": {"groups": ["cat", "dog", "owl"], "series": {"original": [90, 80, 70], "ZS-PAG": [91, 0, 72]}},
+    "ranked": {"names": ["ZS-PAG", "DELETE", "new"], "values": [0.9, 0.5, 0.1], "errors": [0.1, 0.1, 0.1]},
+    "stacked": {"groups": ["ZS-PAG", "retrained"], "series": {"proxies": [1, 0], "training": [0, 7]}},
+    "curves": {"series": {"ZS-PAG": LINE | {"low": [2, 1, 2], "high": [4, 3, 3]}, "DELETE": LINE}, "xlog": True},
+    "scatter": {"series": {"forget": LINE, "retain data": LINE}, "diagonal": True, "lines": {"chance": 2.2}},
+    "heatmaps": {"values": [[1, 2, 3], [4, 5, 6]], "rows": ["a", "b"], "columns": ["x", "y", "z"], "annotate": True},
+    "gallery": {
+        "rows": [
+            {"label": "image", "images": [[[0.0, 1.0], [0.5, 0.2]], [[[0.0, 0.5, 1.0]] * 2] * 2]},
+            {"label": "change", "images": [[[-1.0, 1.0], [0.0, 0.2]]], "signed": True},
+        ],
+        "headings": ["3", "5"],
+    },
+    "regions": {
+        "x": [0, 1, 2], "y": [0, 1], "classes": [[0, 1, 2], [0, 0, 1]], "points": {"forget": LINE},
+        "arrows": {"update": (1, 0.5)},
+    },
+}  # fmt: skip
+
+
+def result_of(kind, *panels, profile="digits", demonstration=True, **options):
+    config = {"demonstration": demonstration, "dataset": "digits"}
+    record = provenance.record(config=config, seed=0, data_sha256="d" * 64, device="cpu", threads=1, started=0.0)
+    data = {"panels": list(panels or (DATA[kind],)), **options}
+    return {"schema": 1, "name": "02_test", "profile": profile, "draw": kind, "data": data, "provenance": record}
+
+
+def footer(figure):
+    return figure.get_supxlabel()
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def line_styles(figure):
+    """Label to (colour, marker) of every line that the legend lists, panel by panel."""
+    return [
+        {line.get_label(): (to_hex(line.get_color()), line.get_marker()) for line in axis.get_lines()}
+        for axis in figure.axes
+    ]
+
+
+def curves_of(*names):
+    return {"series": dict.fromkeys(names, LINE)}
+
+
+def test_every_kind_has_a_case_here():
+    assert DATA.keys() == plots.KINDS.keys()
+
+
+@pytest.mark.parametrize("kind", plots.KINDS)
+def test_every_kind_renders_and_its_png_carries_the_provenance(kind, tmp_path):
+    result = result_of(kind)
+    plots.render(result, tmp_path / "figure.png")
+    assert provenance.read_record(tmp_path / "figure.png") == result["provenance"]
+
+
+@pytest.mark.parametrize("kind", ["bars", "curves", "heatmaps"])
+def test_same_file_gives_the_same_bytes(kind, tmp_path):
+    for name in ("a.png", "b.png"):
+        plots.render(result_of(kind) | {"provenance": {"config": {}}}, tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    other = DATA[kind] | {"title": "another"}
+    plots.render(result_of(kind, other) | {"provenance": {"config": {}}}, tmp_path / "c.png")
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "c.png").read_bytes()
+
+
+def test_unknown_kind_is_named_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match="02_test: there is no kind of panel 'pie'; kinds are bars, ranked"):
+        plots.render(result_of("bars") | {"draw": "pie"}, tmp_path / "figure.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_demonstration_says_so_and_a_measurement_does_not():
+    assert "digits: a demonstration" in footer(plots.draw(result_of("bars")))
+    serious = footer(plots.draw(result_of("bars", profile="cpu", demonstration=False)))
+    assert "demonstration" not in serious
+    assert "profile cpu" in serious
+
+
+def test_footer_names_data_and_commit():
+    result = result_of("bars")
+    result["provenance"]["commit"] = "0123456789abcdef"
+    assert footer(plots.draw(result)).endswith("· digits · zspag 0123456")
+    result["provenance"]["commit"] = None
+    assert footer(plots.draw(result)).endswith("· digits · zspag")
+
+
+def test_known_name_has_its_colour_whatever_stands_beside_it():
+    (alone,) = line_styles(plots.draw(result_of("curves", curves_of("ZS-PAG"))))
+    (among,) = line_styles(plots.draw(result_of("curves", curves_of("new", "DELETE", "another", "ZS-PAG"))))
+    assert alone["ZS-PAG"][0] == among["ZS-PAG"][0]
+    assert among["ZS-PAG"][0] not in {among[name][0] for name in ("new", "DELETE", "another")}
+
+
+def test_no_two_names_of_a_figure_look_the_same():
+    names = ("new", *plots._KNOWN, "another")
+    (styles,) = line_styles(plots.draw(result_of("curves", curves_of(*names))))
+    assert len(set(styles.values())) == len(names)
+    assert len({colour for colour, _ in styles.values()}) < len(names)  # colour alone would not do
+
+
+def test_name_looks_the_same_in_every_panel_of_a_figure():
+    first, second = curves_of("new", "other"), curves_of("third", "other", "DELETE")
+    here, there = line_styles(plots.draw(result_of("curves", first, second)))
+    assert here["other"] == there["other"]
+    assert len({here["new"], here["other"], there["third"], there["DELETE"]}) == 4
+
+
+def test_legend_lists_a_name_once_and_in_order():
+    figure = plots.draw(result_of("curves", curves_of("ZS-PAG", "new"), curves_of("new", "DELETE")))
+    assert legend(figure) == ["ZS-PAG", "new", "DELETE"]
+    assert not any(axis.get_legend() for axis in figure.axes)
+
+
+def test_single_series_of_bars_needs_no_legend():
+    assert not plots.draw(result_of("bars", {"groups": ["a", "b"], "series": {"ZS-PAG": [1, 2]}})).legends
+
+
+def test_bars_are_as_high_as_the_numbers_and_do_not_overlap():
+    figure = plots.draw(result_of("bars"))
+    original, ours = figure.axes[0].containers
+    assert [bar.get_height() for bar in original] == [90, 80, 70]
+    assert [bar.get_height() for bar in ours] == [91, 0, 72]
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in (*original, *ours))
+    assert all(left[1] <= right[0] + 1e-9 for left, right in pairwise(edges))
+
+
+def test_stacked_parts_start_where_the_last_one_ended():
+    parts = {"proxies": [1, 2], "update": [3, 5], "training": [0, 7]}
+    figure = plots.draw(result_of("stacked", {"groups": ["a", "b"], "series": parts}))
+    starts = [[bar.get_x() for bar in container] for container in figure.axes[0].containers]
+    assert starts == [[0, 0], [1, 2], [4, 7]]
+
+
+def test_first_of_ranked_names_stands_on_top():
+    (axis,) = plots.draw(result_of("ranked")).axes
+    heights = {label.get_text(): y for y, label in zip(axis.get_yticks(), axis.get_yticklabels(), strict=True)}
+    assert heights["ZS-PAG"] > heights["DELETE"] > heights["new"]
+
+
+def test_limits_scales_and_labels_are_applied():
+    panel = curves_of("ZS-PAG") | {"xlog": True, "ylog": True, "ylim": [1, 8], "xlabel": "rate", "ylabel": "nats"}
+    (axis,) = plots.draw(result_of("curves", panel | {"title": "drift"})).axes
+    assert (axis.get_xscale(), axis.get_yscale(), axis.get_ylim()) == ("log", "log", (1, 8))
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("rate", "nats", "drift")
+    (plain,) = plots.draw(result_of("curves", curves_of("ZS-PAG"))).axes
+    assert (plain.get_xscale(), plain.get_yscale()) == ("linear", "linear")
+
+
+def test_panels_fill_a_grid_and_the_rest_of_it_is_empty():
+    figure = plots.draw(result_of("bars", *[DATA["bars"]] * 3, columns=2))
+    assert [axis.axison for axis in figure.axes] == [True, True, True, False]
+    one = plots.draw(result_of("bars", DATA["bars"], columns=3, size=[5, 2]))
+    assert len(one.axes) == 1
+    assert one.get_figwidth() == 5
+
+
+def test_figures_need_no_torch():
+    code = "import sys, zspag.plots, zspag.tables; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+    negative = "import sys, zspag.evaluation; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", negative], check=False, timeout=120).returncode == 1
