@@ -128,6 +128,7 @@ class Unlearned:
     report: Report
 
 
+@torch.enable_grad()
 def zero_shot_unlearn(
     model: nn.Module,
     forget_images: Tensor,
