@@ -1,0 +1,58 @@
+"""A laboratory small enough for tests: a digits net of width 8, trained in a second, and everything made from it."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from zspag.config import PROFILES, UnlearnConfig
+from zspag.data import Guard, channel_statistics
+from zspag.data.sources import read_digits
+from zspag.models import build
+from zspag.runtime import generator_for
+from zspag.training import train
+from zspag.unlearning import Material, prepare
+
+TINY = replace(
+    PROFILES["smoke"],
+    name="tiny",
+    train=replace(PROFILES["smoke"].train, epochs=3),
+    ladder=(0.03, 1.0),
+    methods=("zs_pag", "head_only"),
+)
+FORGET = 3
+
+
+@dataclass(frozen=True)
+class Small:
+    """A trained net, its forget samples, true retain data for the oracle, and the material of the method."""
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    retain_images: Tensor
+    retain_labels: Tensor
+    config: UnlearnConfig
+    material: Material
+
+
+@cache
+def small() -> Small:
+    """Train once per process; the tests check that nobody changes what comes back."""
+    data = read_digits()
+    mean, std = channel_statistics(data.train.images)
+    net = build("digits", num_classes=10, in_channels=1, image_size=8, width=TINY.width, mean=mean, std=std, seed=0)
+    model = train(net, data.train.images, data.train.labels, config=TINY.train, seed=0).model.eval()
+    guard = Guard(data, (FORGET,))
+    images, labels = guard.forget_train(60)
+    config = replace(TINY.unlearn, update=replace(TINY.unlearn.update, ladder=TINY.ladder, whole_ladder=True))
+    generator = generator_for(0, "material")
+    material = prepare(model, images, forget=(FORGET,), num_classes=10, config=config, generator=generator)
+    return Small(model, images, labels, *guard.retain_train(), config, material)
+
+
+def changed_names(before: nn.Module, after: nn.Module) -> set[str]:
+    """Return the names of parameters and buffers that differ in any bit."""
+    other = after.state_dict()
+    return {name for name, tensor in before.state_dict().items() if not torch.equal(tensor, other[name])}

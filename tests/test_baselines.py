@@ -1,0 +1,424 @@
+"""Every method under one signature: it forgets, it leaves the model alone, and it differs only in what it claims."""
+
+import copy
+import inspect
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from laboratory import FORGET, TINY, changed_names, small
+from reference import assert_same_state, state_of
+from torch import nn
+
+from zspag import baselines, experiment
+from zspag.baselines import METHODS, Method, Run, retain_subspace
+from zspag.config import LabelConfig, UpdateConfig
+from zspag.evaluation import captured
+from zspag.experiment import Case, RetainDataRead, run_method
+from zspag.pseudo_labels import masked_log_probabilities, predict, random_labels
+from zspag.runtime import generator_for
+from zspag.subspaces import combine, pooled, second_moments
+
+FORGET_ONLY = [name for name, method in METHODS.items() if method.oracle is None]
+
+
+def go(name, *, ladder=TINY.ladder, model=None, material=None, labels=None, config=None):
+    """Run a method of the table over a ladder, as the grid does, on the small case."""
+    case, method = small(), METHODS[name]
+    config = config or case.config
+    if labels is not None:
+        config = replace(config, labels=labels)
+    shared = {
+        "num_classes": 10,
+        "config": replace(config, update=replace(config.update, ladder=ladder)),
+        "generator": generator_for(0, "method"),
+        "material": material or case.material,
+    }
+    if method.oracle is not None:
+        shared |= {"retain_images": case.retain_images, "retain_labels": case.retain_labels}
+    run = method.run or method.oracle
+    return run(model or case.model, case.images, case.labels, **shared)
+
+
+def own_subspace():
+    return combine(small().material.moments, config=small().config.subspace)
+
+
+def free_weights():
+    """Weights with directions left to move in: the first layer's nine inputs are all protected here."""
+    return {name for name, free in own_subspace().free_dimension().items() if free > 0}
+
+
+def weights(run):
+    return run.model.state_dict()
+
+
+def assert_same_weights(first, second):
+    for name, tensor in weights(first).items():
+        assert torch.equal(tensor, weights(second)[name]), name
+
+
+def differ(first, second):
+    return any(not torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
+
+
+# The table
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_the_one_signature_and_only_an_oracle_can_be_handed_retain_data(name):
+    method = METHODS[name]
+    expected = inspect.signature(Run.__call__).parameters
+    shared = [part for part in expected if part != "self"]
+    found = inspect.signature(method.run or method.oracle).parameters
+    extra = ["retain_images", "retain_labels"] if method.oracle else []
+    assert list(found) == shared + extra
+    assert [found[part].kind for part in shared] == [expected[part].kind for part in shared]
+    assert all(part.default is inspect.Parameter.empty for part in found.values())
+    assert (method.run is None) != (method.oracle is None)
+
+
+def test_only_the_oracle_says_that_it_reads_retain_data():
+    assert [name for name, method in METHODS.items() if method.oracle] == ["oracle_subspace"]
+    assert [name for name, method in METHODS.items() if "RETAIN" in method.reads] == ["oracle_subspace"]
+
+
+def test_titles_differ():
+    assert len({method.title for method in METHODS.values()}) == len(METHODS)
+
+
+# What every method must do
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_forgets_at_some_rate_and_leaves_the_model_alone(name):
+    case = small()
+    model = copy.deepcopy(case.model)
+    model.train()
+    model[2].eval()  # somebody's frozen norm
+    for index, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.full_like(parameter, index)
+        parameter.requires_grad_(index % 2 == 0)
+    before = state_of(model)
+    ladder = go(name, model=model)
+    assert_same_state(before, state_of(model))
+
+    start = (predict(case.model, case.images).argmax(1) == case.labels).double().mean().item()
+    ends = [run.history[-1].forget_accuracy for run in ladder.runs]
+    assert [run.lr for run in ladder.runs] == list(TINY.ladder)
+    assert start > 0.9
+    assert min(ends) < start - 0.5
+    logits = predict(ladder.runs[-1].model, case.images)
+    assert (logits.argmax(1) == case.labels).double().mean().item() == ends[-1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_repeats_bit_for_bit_and_no_rate_depends_on_another(name):
+    low, high = go(name).runs
+    (alone,) = go(name, ladder=(1.0,)).runs
+    *_, beside = go(name, ladder=(0.003, 0.1, 1.0)).runs
+    assert_same_weights(high, alone)
+    assert_same_weights(high, beside)
+    assert differ(low, high)
+
+
+@pytest.mark.parametrize("name", ["zs_pag", "random_labels", "random_subspace", "random_relabeling", "rehearsal"])
+def test_another_generator_gives_another_result(name):
+    case = small()
+    shared = {"num_classes": 10, "config": replace(case.config, update=replace(case.config.update, ladder=(0.03,)))}
+    first, second = (
+        METHODS[name].run(
+            case.model, case.images, case.labels, generator=generator_for(seed), material=case.material, **shared
+        )
+        for seed in (1, 2)
+    )
+    assert differ(first.runs[0], second.runs[0])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_norm_statistics_stay_and_only_the_claimed_weights_move(name):
+    case, run = small(), go(name).runs[-1]
+    moved, buffers = changed_names(case.model, run.model), {key for key, _ in case.model.named_buffers()}
+    parameters = {key for key, _ in case.model.named_parameters()}
+    projectable = set(case.material.moments[0].second)
+    assert not moved & buffers
+    if name in ("gradient_ascent", "random_relabeling", "delete"):
+        assert moved == parameters
+    elif name == "head_only":
+        head = list(case.model.named_modules())[-1][0]
+        assert moved == {f"{head}.weight", f"{head}.bias"}
+    else:
+        unprojected = name in ("unprojected", "rehearsal")
+        assert moved == (projectable if unprojected else free_weights())
+        assert projectable < parameters  # norm affine parameters and the head's bias are frozen
+
+
+# What makes each method what it is
+
+
+def loss_of(monkeypatch, name):
+    """Return the loss that a method hands to the loop, without running it."""
+    caught = []
+    monkeypatch.setattr(baselines, "descend", lambda *_, loss, **options: caught.append((loss, options)))
+    monkeypatch.setattr(baselines, "climb", lambda run, **_: [run(0.1), run(0.2)])
+    go(name)
+    return caught
+
+
+class Fixed(nn.Module):
+    """A model whose logits are given, one row per image; it records which images it saw."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append(images)
+        return self.logits[: len(images)]
+
+
+def test_gradient_ascent_lets_go_of_a_sample_past_log_k(monkeypatch):
+    (loss, _), _ = loss_of(monkeypatch, "gradient_ascent")
+    logits = torch.zeros(2, 10)
+    logits[0, FORGET], logits[1, FORGET] = 1.0, -1.0  # cross-entropy below and above log 10
+    model = Fixed(logits)
+    value = loss(model, torch.tensor([0, 1]))
+    (gradient,) = torch.autograd.grad(value, model.logits)
+    below = -logits.log_softmax(1)[0, FORGET]
+    assert below < math.log(10) < -logits.log_softmax(1)[1, FORGET]
+    assert value.item() == pytest.approx(-(below.item() + math.log(10)) / 2)
+    assert gradient[0].abs().sum() > 0.1
+    assert gradient[1].abs().sum() == 0
+    assert gradient[0, FORGET] > 0  # descent lowers the forget logit
+
+
+def test_random_relabeling_never_draws_a_forget_class_and_draws_afresh(monkeypatch):
+    drawn = []
+
+    def spy(*args, **options):
+        drawn.append(random_labels(*args, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(baselines, "random_labels", spy)
+    go("random_relabeling", ladder=(1e-6, 2e-6))
+    labels = torch.cat(drawn)
+    assert labels[:, FORGET].sum() == 0
+    assert torch.equal(labels.sum(1), torch.ones(len(labels)))
+    assert set(labels.argmax(1).tolist()) == set(range(10)) - {FORGET}
+    half = len(drawn) // 2
+    assert not torch.equal(drawn[0], drawn[1])
+    assert all(torch.equal(a, b) for a, b in zip(drawn[:half], drawn[half:], strict=True))  # the same for every rate
+
+
+def test_teacher_of_delete_is_the_masked_original(monkeypatch):
+    case, teachers = small(), []
+    (loss, options), _ = loss_of(monkeypatch, "delete")
+    monkeypatch.setattr(
+        baselines, "soft_cross_entropy", lambda logits, labels: teachers.append(labels) or logits.sum() * 0
+    )
+    loss(case.model, torch.arange(len(case.images)))
+    assert teachers[0][:, FORGET].abs().max() == 0
+    expected = masked_log_probabilities(predict(case.model, case.images), forget=(FORGET,)).exp()
+    assert torch.equal(teachers[0], expected)
+    torch.testing.assert_close(teachers[0].sum(1), torch.ones(len(case.images)))
+    assert options["project"] is None
+
+
+def test_delete_on_the_same_weights_is_zs_pag_with_soft_labels_unprojected():
+    case, config = small(), replace(small().config, labels=LabelConfig(strategy="soft"))
+    shared = {"config": config, "names": list(case.material.moments[0].second)}
+    distilled = baselines._distil(case.model, case.images, case.labels, generator=generator_for(0, "method"), **shared)
+    fitted = go("unprojected", config=config)
+    for first, second in zip(distilled.runs, fitted.runs, strict=True):
+        assert_same_weights(first, second)
+    assert differ(distilled.runs[0], go("soft_labels").runs[0])  # the projection
+    assert differ(distilled.runs[0], go("delete").runs[0])  # the trainable set
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [("soft_labels", "soft"), ("random_labels", "random"), ("second_best_labels", "second_best"),
+     ("influence_labels", "influence")],
+)  # fmt: skip
+def test_label_variants_are_zs_pag_with_another_strategy(name, strategy):
+    variant, own = go(name), go("zs_pag", labels=LabelConfig(strategy=strategy))
+    for first, second in zip(variant.runs, own.runs, strict=True):
+        assert_same_weights(first, second)
+    assert differ(variant.runs[0], go("zs_pag").runs[0])
+
+
+def test_projection_keeps_the_update_out_of_the_subspace_of_the_proxies():
+    case, bases = small(), own_subspace().bases
+    ours, without = (go(name, ladder=(0.3,)).runs[0] for name in ("zs_pag", "unprojected"))
+    for name in free_weights():
+        start, basis = case.model.state_dict()[name], bases[name][0]
+        inside, outside = (
+            [((weights(run)[name] - start).flatten(1).double() @ basis).norm().item() for run in (ours, without)],
+            (weights(ours)[name] - start).norm().item(),
+        )
+        assert inside[0] < 1e-4 * outside
+        assert inside[1] > 0.1 * outside
+    assert free_weights()
+
+
+def test_rehearsal_reads_the_proxies_beside_every_batch(monkeypatch):
+    case = small()
+    (loss, _), (again, _) = loss_of(monkeypatch, "rehearsal")
+    batch = torch.arange(7)
+    model = Fixed(torch.randn(14, 10, generator=generator_for("logits")))
+    loss(model, batch)
+    again(model, batch)
+    seen, second = model.seen
+    assert torch.equal(seen[:7], case.images[:7])
+    same = (seen[7:, None] == case.material.proxies.images[None]).flatten(2).all(2).any(1)
+    assert same.all()
+    assert torch.equal(seen, second)  # every rate rehearses the same proxies
+
+
+def test_rehearsal_is_the_sum_of_two_means(monkeypatch):
+    case = small()
+    (loss, _), _ = loss_of(monkeypatch, "rehearsal")
+    kept, model = [], Fixed(torch.randn(6, 10, generator=generator_for("logits")))
+    monkeypatch.setattr(
+        baselines, "soft_cross_entropy",
+        lambda logits, labels: kept.append(labels) or -(labels * logits.log_softmax(1)).sum(1).mean(),
+    )  # fmt: skip
+    value = loss(model, torch.arange(3))
+    each = -(kept[0] * model.logits.log_softmax(1)).sum(1)
+    assert value.item() == pytest.approx((each[:3].mean() + each[3:].mean()).item(), rel=1e-5)
+    assert kept[0][:, FORGET].abs().max() == 0
+    assert not torch.equal(kept[0], torch.zeros_like(kept[0]))
+    assert len(case.material.proxies.labels) > 6
+
+
+def test_rehearsal_depends_on_the_proxies_and_delete_does_not():
+    case = small()
+    others = replace(case.material.proxies, images=case.material.proxies.images.flip(3))
+    material = replace(case.material, proxies=others)
+    assert differ(go("rehearsal", material=material).runs[0], go("rehearsal").runs[0])
+    assert_same_weights(go("delete", material=material).runs[0], go("delete").runs[0])
+
+
+# Subspaces at equal rank
+
+
+def test_subspace_controls_have_the_ranks_of_the_proxies_subspace():
+    case, own = small(), own_subspace()
+    controls = [
+        choose(case.model, case.images, case.material, own, generator_for("control"))
+        for choose in (baselines.forget_subspace, baselines.noise_subspace, baselines.random_subspace)
+    ]
+    controls.append(retain_subspace(case.model, case.retain_images, case.retain_labels, own=own))
+    for other in controls:
+        assert other.ranks == own.ranks
+        assert other.free_dimension() == own.free_dimension()
+        for name, basis in other.bases.items():
+            rank = own.ranks[name][0]
+            gram = basis[0].T @ basis[0]
+            torch.testing.assert_close(gram, torch.eye(rank, dtype=torch.float64), atol=1e-8, rtol=0)
+            same = torch.allclose(basis @ basis.mT, own.bases[name] @ own.bases[name].mT)
+            assert same == (name not in free_weights())  # of full rank there is but one
+
+
+def test_no_subspace_of_equal_rank_captures_more_retain_data_than_the_oracle():
+    case, own = small(), own_subspace()
+    retain = pooled(
+        [second_moments(case.model, case.retain_images[case.retain_labels == c]) for c in range(10) if c != FORGET]
+    )
+    best = captured(retain_subspace(case.model, case.retain_images, case.retain_labels, own=own), retain)
+    random = captured(baselines.random_subspace(case.model, case.images, case.material, own, generator_for(0)), retain)
+    proxies = captured(own, retain)
+    assert all(proxies[name] <= best[name] + 1e-9 for name in best)
+    assert all(random[name] < best[name] - 0.01 for name in free_weights())
+
+
+def test_subspace_methods_fit_the_same_batches():
+    """They differ by the subspace alone, for each draws as much from the generator that batches are seeded from."""
+    left = []
+    for name in ("forget_subspace", "noise_subspace", "random_subspace", "oracle_subspace"):
+        generator = generator_for(0, "method")
+        case = small()
+        extra = {}
+        if METHODS[name].oracle:
+            extra = {"retain_images": case.retain_images, "retain_labels": case.retain_labels}
+        (METHODS[name].run or METHODS[name].oracle)(
+            case.model, case.images, case.labels, num_classes=10, generator=generator, material=case.material,
+            config=replace(case.config, update=UpdateConfig(lr=0.01, epochs=1, settle=0)), **extra,
+        )  # fmt: skip
+        left.append(int(torch.randint(2**31, (1,), generator=generator)))
+    assert len(set(left)) == 1
+
+
+# Zero-shot, held by the guard
+
+
+@pytest.fixture
+def case(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.getbasetemp() / "guarded"  # one cache of the digits for all tests here
+    monkeypatch.setenv("ZSPAG_ROOT", str(folder))
+    monkeypatch.setenv("ZSPAG_DATA", str(folder / "data"))
+    return Case(replace(TINY, ladder=(1.0,), forget_samples=30), 0, FORGET)
+
+
+def guarded(case, name):
+    return run_method(case, name, model=small().model, material=small().material)
+
+
+@pytest.mark.parametrize("name", FORGET_ONLY)
+def test_forget_only_methods_read_nothing_else(case, name):
+    ladder, guard = guarded(case, name)
+    assert guard.retain_samples_read == 0
+    assert len(ladder.runs) == 1
+
+
+def test_oracle_counts_every_retain_sample_it_read(case):
+    _, guard = guarded(case, "oracle_subspace")
+    assert guard.retain_samples_read == len(small().retain_labels) > 1000
+
+
+def cheating(read):
+    """A method that forgets as DELETE does, after it has read what it may not see."""
+
+    def run(model, forget_images, forget_labels, **shared):
+        read()
+        return baselines.delete(model, forget_images, forget_labels, **shared)
+
+    return Method("a cheat", run, None, "forget set, it says", "nobody")
+
+
+def test_cheating_method_that_loads_the_data_set_is_caught(case, monkeypatch):
+    def read():
+        import zspag.data
+
+        zspag.data.load("digits")
+
+    monkeypatch.setitem(METHODS, "cheat", cheating(read))
+    with pytest.raises(RetainDataRead, match=r"cheat read 1797 samples beyond its forget set"):
+        guarded(case, "cheat")
+
+
+def test_cheating_method_that_reads_through_a_guard_is_caught(case, monkeypatch):
+    other = experiment.guard_of(case)
+    monkeypatch.setitem(METHODS, "cheat", cheating(lambda: other.retain_train(2)))
+    with pytest.raises(RetainDataRead, match=r"cheat read 18 samples beyond its forget set"):
+        guarded(case, "cheat")
+    monkeypatch.setitem(METHODS, "honest", cheating(lambda: None))
+    assert guarded(case, "honest")[1].retain_samples_read == 0
+
+
+def test_oracle_that_hides_is_caught(case, monkeypatch):
+    """Marked as forget-only, the oracle would have to get its data somewhere: from the guard of the case."""
+    seen = SimpleNamespace(guard=None)
+    fresh = experiment.guard_of
+
+    def remember(of):
+        seen.guard = fresh(of)
+        return seen.guard
+
+    monkeypatch.setattr(experiment, "guard_of", remember)
+    monkeypatch.setitem(METHODS, "cheat", cheating(lambda: seen.guard.retain_test()))
+    with pytest.raises(RetainDataRead, match="cheat read 32[0-9] samples"):
+        guarded(case, "cheat")
