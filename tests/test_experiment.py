@@ -1,0 +1,421 @@
+"""The grid goes on where it stopped, computes the same on any number of workers, and knows what made every file."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from laboratory import TINY, small
+
+from zspag import checkpoints, experiment, files, provenance
+from zspag.baselines import METHODS
+from zspag.data import load
+from zspag.experiment import (
+    REFERENCES,
+    TITLES,
+    Case,
+    compute_grid,
+    material_of,
+    panel_of,
+    subspace_table,
+    trained,
+    training_key,
+    whole_ladder,
+)
+
+PROFILE = replace(TINY, classes=(3, 5), ladder=(0.03, 0.3))
+METHODS_HERE = ("delete", "head_only")
+CASE = Case(PROFILE, 0, 3)
+
+
+def at(monkeypatch, folder):
+    monkeypatch.setenv("ZSPAG_ROOT", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(autouse=True)
+def _data(data_folder, monkeypatch):
+    monkeypatch.setenv("ZSPAG_DATA", str(data_folder))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_folder):
+    """A finished grid of two classes, computed once; tests that change it work on a copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZSPAG_DATA", str(data_folder))
+        folder = at(patch, tmp_path_factory.mktemp("finished"))
+        frame = compute_grid(PROFILE, METHODS_HERE)
+    return folder, frame
+
+
+@pytest.fixture
+def copied(finished, tmp_path, monkeypatch):
+    """A copy of the finished grid, as hard links: files are replaced as a whole, never written into."""
+    source, _ = finished
+    for path in source.rglob("*"):
+        if path.is_file():
+            target = tmp_path / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.hardlink_to(path)
+    return at(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def no_computing(monkeypatch):
+    def explode(*_args, **_options):
+        raise AssertionError("this would compute")
+
+    for name in ("train", "run_method", "prepare"):
+        monkeypatch.setattr(experiment, name, explode)
+
+
+def grid_files(root):
+    return sorted((root / "runs" / "tiny" / "grid").iterdir())
+
+
+def comparable(frame):
+    """Rows in a fixed order, without wall-clock times."""
+    frame = frame.drop(columns="seconds").fillna(-1.0)
+    return frame.sort_values(["method", "forget", "seed", "lr"], ignore_index=True)
+
+
+# What a grid holds
+
+
+def test_grid_has_a_row_per_reference_and_per_run(finished):
+    _, frame = finished
+    for forget in PROFILE.classes:
+        own = frame[frame["forget"] == forget]
+        assert own[own["lr"].isna()]["method"].tolist() == list(REFERENCES)
+        for method in METHODS_HERE:
+            runs = own[own["method"] == method]
+            assert runs["lr"].tolist() == list(PROFILE.ladder)
+            assert runs["chosen"].sum() == 1
+            assert (runs["retain_samples_read"] == 0).all()
+    assert len(frame) == 2 * (3 + len(METHODS_HERE) * len(PROFILE.ladder))
+
+
+def test_references_are_what_they_are_called(finished):
+    _, frame = finished
+    masked, retrained = (frame[frame["method"] == name] for name in ("masked", "retrained"))
+    assert (masked["acc_forget"] == 0).all()
+    assert masked["drift"].abs().max() < 1e-9
+    assert (masked["over_unlearning"] == 0).all()
+    assert (retrained["gap"] == 0).all()
+    assert (retrained["acc_forget"] == 0).all()
+    assert (frame[frame["method"] == "original"]["acc_forget"] > 0.3).all()
+
+
+def test_every_file_of_the_grid_carries_its_provenance(finished):
+    root, _ = finished
+    for path in grid_files(root):
+        record = provenance.read_record(path)
+        assert record["config"]["ladder"] == list(PROFILE.ladder)
+        assert record["threads"] == 1
+        assert record["data_sha256"] == load("digits").sha256
+    assert len(grid_files(root)) == 2 * (1 + len(METHODS_HERE))
+
+
+def test_every_method_has_a_title():
+    assert set(TITLES) == {*REFERENCES, *METHODS}
+
+
+def test_whole_ladder_runs_every_rate_of_the_profile():
+    update = whole_ladder(PROFILE).update
+    assert (update.lr, update.ladder, update.whole_ladder) == (None, PROFILE.ladder, True)
+    assert replace(update, ladder=PROFILE.unlearn.update.ladder, whole_ladder=False) == PROFILE.unlearn.update
+
+
+# It goes on where it stopped
+
+
+def test_second_call_computes_nothing(copied, finished, no_computing):
+    pd.testing.assert_frame_equal(compute_grid(PROFILE, METHODS_HERE), finished[1])
+
+
+def test_new_grid_would_compute(tmp_path, monkeypatch, no_computing):
+    at(monkeypatch, tmp_path)
+    with pytest.raises(RuntimeError, match="originals failed.*\n.*this would compute"):
+        compute_grid(PROFILE, METHODS_HERE)
+
+
+def test_deleted_file_is_recomputed_alone(copied, finished, monkeypatch):
+    (lost,) = [path for path in grid_files(copied) if path.name.startswith("delete-class5")]
+    lost.unlink()
+    times = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
+    ran = []
+    real = experiment.run_method
+    monkeypatch.setattr(experiment, "train", None)
+    monkeypatch.setattr(
+        experiment, "run_method", lambda case, name, **rest: ran.append((case.forget, name)) or real(case, name, **rest)
+    )
+    frame = compute_grid(PROFILE, METHODS_HERE)
+    assert ran == [(5, "delete")]
+    assert lost.exists()
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    pd.testing.assert_frame_equal(comparable(frame), comparable(finished[1]))
+
+
+def test_failing_job_leaves_the_others_and_is_named(copied, monkeypatch):
+    for path in grid_files(copied):
+        path.unlink()
+    real = experiment.run_method
+
+    def fails_on_five(case, name, **rest):
+        if (case.forget, name) == (5, "head_only"):
+            raise ArithmeticError("out of luck")
+        return real(case, name, **rest)
+
+    monkeypatch.setattr(experiment, "run_method", fails_on_five)
+    with pytest.raises(RuntimeError, match=r"1 of 2 .* failed.*\n  seed 0, class 5: ArithmeticError: out of luck"):
+        compute_grid(PROFILE, METHODS_HERE)
+    kept = {path.name.rpartition("-")[0] for path in grid_files(copied)}
+    methods = {f"{name}-class{label}-seed0" for name in ("references", *METHODS_HERE) for label in PROFILE.classes}
+    assert kept == methods - {"head_only-class5-seed0"}
+
+    monkeypatch.setattr(experiment, "run_method", real)
+    assert len(compute_grid(PROFILE, METHODS_HERE)) == 2 * (3 + len(METHODS_HERE) * len(PROFILE.ladder))
+
+
+def test_cheat_in_a_grid_writes_no_file(copied, monkeypatch):
+    def cheat(model, forget_images, forget_labels, **shared):
+        load("digits")
+        return METHODS["delete"].run(model, forget_images, forget_labels, **shared)
+
+    monkeypatch.setitem(METHODS, "cheat", replace(METHODS["delete"], run=cheat))
+    with pytest.raises(RuntimeError, match="class 3: RetainDataRead: cheat read 1797 samples"):
+        compute_grid(replace(PROFILE, classes=(3,)), ("cheat",))
+    assert not [path for path in grid_files(copied) if path.name.startswith("cheat")]
+
+
+def test_unknown_method_is_named_before_anything_runs(tmp_path, monkeypatch, no_computing):
+    at(monkeypatch, tmp_path)
+    with pytest.raises(ValueError, match="unknown method magic; known are zs_pag, unprojected"):
+        compute_grid(PROFILE, ("delete", "magic"))
+
+
+def test_two_workers_give_the_rows_of_one(copied, finished):
+    """Spawned processes, one thread each; from the same trained models, which other tests need too."""
+    for path in grid_files(copied):
+        path.unlink()
+    for path in (copied / "runs" / "checkpoints" / "material").iterdir():
+        path.unlink()
+    frame = compute_grid(replace(PROFILE, workers=2), METHODS_HERE)
+    pd.testing.assert_frame_equal(comparable(frame), comparable(finished[1]), check_exact=True)
+
+
+# Keys
+
+
+def keys_of(profile, *, seed=0, forget=3, name="delete"):
+    return {
+        "model": provenance.digest(training_key(profile, seed, None)),
+        "retrained": provenance.digest(training_key(profile, seed, forget)),
+        "run": experiment._run_path(Case(profile, seed, forget), name).name.rpartition("-")[2],
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        ({"train": replace(PROFILE.train, lr=0.11)}, {"model", "retrained", "run"}),
+        ({"width": 5}, {"model", "retrained", "run"}),
+        ({"threads": 2}, {"model", "retrained", "run"}),
+        ({"arch": "conv7"}, {"model", "retrained", "run"}),
+        ({"ladder": (0.03,)}, {"run"}),
+        ({"forget_samples": 20}, {"run"}),
+        ({"unlearn": replace(PROFILE.unlearn, labels=replace(PROFILE.unlearn.labels, beta=0.7))}, {"run"}),
+        ({"unlearn": replace(PROFILE.unlearn, proxies=replace(PROFILE.unlearn.proxies, steps=11))}, {"run"}),
+        ({"classes": (3,), "seeds": (0, 1), "workers": 2, "methods": ("delete",), "demonstration": False}, set()),
+    ],
+)
+def test_key_moves_with_what_determines_the_result_and_with_nothing_else(change, moved):
+    before, after = keys_of(PROFILE), keys_of(replace(PROFILE, **change))
+    assert {name for name in before if before[name] != after[name]} == moved
+
+
+def test_key_moves_with_seed_class_and_method():
+    assert len({keys_of(PROFILE, seed=seed)["model"] for seed in (0, 1, 2)}) == 3
+    assert len({keys_of(PROFILE, forget=label)["retrained"] for label in (3, 5)}) == 2
+    assert len({keys_of(PROFILE, forget=label, name=name)["run"] for label in (3, 5) for name in METHODS_HERE}) == 4
+    assert keys_of(PROFILE, forget=3)["model"] == keys_of(PROFILE, forget=5)["model"]
+
+
+def test_key_moves_with_a_statement_and_not_with_a_docstring(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sources = {
+        "first": '"""One."""\ndef rate():\n    """Two."""\n    return 1\n',
+        "other_docstring": '"""Eins."""\ndef rate():\n    """Zwei."""\n    return 1  # a comment\n',
+        "other_statement": '"""One."""\ndef rate():\n    """Two."""\n    return 2\n',
+    }
+    module = tmp_path / "edited_code.py"
+    keys = {}
+    for name, source in sources.items():
+        module.write_text(source)
+        experiment._code_hash.cache_clear()
+        monkeypatch.setattr(experiment, "_TRAINING_CODE", ("edited_code",))
+        keys[name] = training_key(PROFILE, 0, None)
+    experiment._code_hash.cache_clear()
+    assert keys["first"] == keys["other_docstring"]
+    assert {name for name in keys["first"] if keys["first"][name] != keys["other_statement"][name]} == {"code"}
+
+
+def test_key_holds_the_content_of_a_factory_and_not_its_place(tmp_path):
+    def key_at(folder, source):
+        folder.mkdir()
+        (folder / "net.py").write_text(source)
+        return training_key(replace(PROFILE, arch=f"{folder / 'net.py'}:make"), 0, None)
+
+    here, there = (key_at(tmp_path / name, "def make(): ...") for name in ("here", "there"))
+    assert here == there
+    assert str(tmp_path) not in json.dumps(here)
+    assert key_at(tmp_path / "new", "def make(): return 1") != here
+
+
+# Models and material, stored and found
+
+
+def test_stored_model_comes_back_bit_for_bit_and_in_eval_mode(copied, no_computing):
+    first, second = trained(PROFILE, 0), trained(PROFILE, 0)
+    assert not first.training
+    assert first is not second
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+    retrained = trained(PROFILE, 0, 3)
+    assert any(not torch.equal(t, retrained.state_dict()[n]) for n, t in first.state_dict().items())
+
+
+def test_retrained_model_never_saw_the_class(copied, monkeypatch):
+    seen = []
+
+    def spy(model, images, labels, **_options):
+        seen.append(set(labels.tolist()))
+        raise InterruptedError
+
+    monkeypatch.setattr(experiment, "train", spy)
+    for without in (7, None):
+        with pytest.raises(InterruptedError):
+            trained(replace(PROFILE, width=6), 0, without)
+    assert seen == [set(range(10)) - {7}, set(range(10))]
+
+
+def test_material_survives_the_store_bit_for_bit(copied, no_computing):
+    material = small().material
+    tensors, facts = experiment._pack(material)
+    record = json.loads(json.dumps({"material": facts}))  # as a file would hold it
+    path = copied / "material.safetensors"
+    checkpoints.save(path, tensors, record)
+    again = experiment._unpack(*checkpoints.load(path))
+    for name in ("images", "labels", "sources"):
+        assert torch.equal(getattr(again.proxies, name), getattr(material.proxies, name))
+    assert again.proxies.hits == material.proxies.hits
+    assert (again.proxies.eps, again.seconds) == (material.proxies.eps, material.seconds)
+    assert len(again.moments) == len(material.moments) == 9
+    for ours, theirs in zip(again.moments, material.moments, strict=True):
+        assert list(ours.second) == list(theirs.second)  # the last one is the head
+        assert ours.rows_per_sample == theirs.rows_per_sample
+        for name, second in ours.second.items():
+            assert torch.equal(second, theirs.second[name])
+            assert second.dtype == torch.float64
+    assert not torch.equal(again.moments[0].second[name], again.moments[1].second[name])
+
+
+def test_material_is_found_again(copied, no_computing):
+    first, second = material_of(CASE), material_of(CASE)
+    assert torch.equal(first.proxies.images, second.proxies.images)
+
+
+def recorded(root, key):
+    """Commit the stored original under ``key`` and empty the store."""
+    (source,) = (root / "runs" / "checkpoints" / "original").glob("*.safetensors")
+    tensors, record = checkpoints.load(source)
+    checkpoints.save(
+        root / "results" / "tiny" / "checkpoints" / "original.safetensors", tensors, record | {"config": key}
+    )
+    source.unlink()
+    return tensors
+
+
+def test_recorded_checkpoint_is_taken_although_the_code_has_changed(copied, no_computing):
+    key = json.loads(json.dumps(training_key(PROFILE, 0, None)))
+    tensors = recorded(copied, key | {"code": "older", "torch": "2.0", "threads": 7, "device": "cuda"})
+    model = trained(PROFILE, 0, recorded=True)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(AssertionError, match="would compute"):
+        trained(PROFILE, 0)  # only who asks for recorded models gets them
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"without": 4}, {"data": "other"}, {"width": 5}])
+def test_recorded_checkpoint_of_another_recipe_is_not_taken(copied, no_computing, change):
+    recorded(copied, json.loads(json.dumps(training_key(PROFILE, 0, None))) | change)
+    with pytest.raises(AssertionError, match="would compute"):
+        trained(PROFILE, 0, recorded=True)
+
+
+def test_panel_holds_forget_and_retained_samples_apart(copied, no_computing):
+    panel = panel_of(CASE)
+    data = load("digits")
+    assert set(panel.labels.forget_train.tolist()) == set(panel.labels.forget_test.tolist()) == {3}
+    assert set(panel.labels.retain_test.tolist()) == set(range(10)) - {3}
+    assert len(panel.labels.forget_test) + len(panel.labels.retain_test) == len(data.test)
+    assert panel.original.retain_test.shape == (len(panel.labels.retain_test), 10)
+
+
+# Subspaces compared
+
+
+def test_subspace_table_compares_at_equal_rank_and_the_oracle_is_the_best(copied, no_computing):
+    table = subspace_table(CASE)
+    assert set(table["subspace"]) == {"proxies", "forget", "noise", "random", "oracle"}
+    assert (table.groupby("weight")[["rank", "free"]].nunique() == 1).all(axis=None)
+    assert (table[table["subspace"] == "oracle"]["of_oracle"] == 1).all()
+    assert (table["of_oracle"] <= 1 + 1e-9).all()
+    free = table[table["free"] > 0]
+    assert len(free) > 0
+    means = free.groupby("subspace")["capture"].mean()
+    assert means["random"] < means["proxies"] < means["oracle"]
+
+
+def test_forget_samples_of_a_profile_are_the_ones_handed_out(copied, monkeypatch):
+    handed = []
+    monkeypatch.setattr(experiment, "_call", lambda method, guard, model, images, *_: handed.append(len(images)))
+    case = Case(replace(PROFILE, forget_samples=17), 0, 5)
+    experiment.run_method(case, "delete", model=None, material=None)
+    assert handed == [17]
+
+
+def test_files_of_the_grid_are_json_without_paths_of_this_machine(finished):
+    root, _ = finished
+    text = grid_files(root)[0].read_text()
+    assert files.read_json(grid_files(root)[0])["schema"] == 1
+    assert str(root) not in text
+
+
+# Times and the noise floor
+
+
+def test_update_costs_what_the_rates_up_to_the_chosen_one_cost(copied, finished, no_computing):
+    frame = finished[1].replace({"method": {"delete": "zs_pag"}})
+    frame = frame[frame["method"] == "zs_pag"].sort_values(["forget", "lr"], ignore_index=True)
+    frame["seconds"] = [1.0, 2.0, 4.0, 8.0]
+    frame["chosen"] = [True, False, False, True]  # class 3 stops at its first rate, class 5 tries both
+    seconds = experiment.stage_seconds(PROFILE, frame)
+    assert seconds["update"] == pytest.approx((1 + 4 + 8) / 2)
+    assert set(seconds) == {"proxies", "subspaces", "update", "retraining"}
+    assert all(value > 0 for value in seconds.values())
+
+
+def test_noise_floor_needs_two_seeds(copied, monkeypatch, no_computing):
+    assert len(experiment.retraining_noise(PROFILE)) == 0
+    panels = {case: panel_of(case) for case in (Case(PROFILE, 0, label) for label in PROFILE.classes)}
+    monkeypatch.setattr(experiment, "panel_of", lambda case: panels[Case(PROFILE, 0, case.forget)])
+    floor = experiment.retraining_noise(replace(PROFILE, seeds=(0, 1, 2)))
+    assert floor["forget"].tolist() == [3, 3, 5, 5]
+    assert (floor[["agreement_forget", "agreement_retain"]] == 1).all(axis=None)  # the same model stands for all seeds
+    assert floor[["js_forget", "js_retain"]].abs().max(axis=None) < 1e-12
