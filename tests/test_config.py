@@ -65,7 +65,7 @@ PROFILE = Profile(
         (UpdateConfig, "batch_size", 0),
         (UpdateConfig, "epochs", 0),
         (UpdateConfig, "forget_accuracy", 1.0),
-        (UpdateConfig, "stop_accuracy", -0.1),
+        (UpdateConfig, "settle", -0.1),
     ],
 )
 def test_a_bad_option_is_named_with_its_value(kind, option, value):

@@ -31,7 +31,7 @@ CLASSES, SHAPE = 4, (2, 6, 5)
 CONFIG = UnlearnConfig(
     proxies=ProxyConfig(eps=0.5, steps=10, per_class=7),
     subspace=SubspaceConfig(energy=0.9),
-    update=UpdateConfig(lr=0.3, epochs=3, batch_size=4, min_steps=2, stop_accuracy=0.0),
+    update=UpdateConfig(lr=0.3, epochs=3, batch_size=4, min_steps=2, settle=2.0),
 )
 
 

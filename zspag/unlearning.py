@@ -306,17 +306,17 @@ def descend(
             diverged = diverged or not bool(torch.isfinite(logits).all())  # the last step may have blown up unseen
             remaining = (logits.argmax(1) == forget_labels).double().mean().item()
             history.append(Epoch(total / len(order), remaining, time.perf_counter() - started))
-            if _finished(len(history), remaining, update):
+            if _finished(history, update):
                 break
         for name, parameter in parameters.items():
             parameter.requires_grad_(flags[name])
     return Descent(changed, update.lr, tuple(history), diverged)
 
 
-def _finished(epochs: int, remaining: float, update: UpdateConfig) -> bool:
-    """Stop at ``stop_accuracy``, or at the cap; a run that has forgotten by then may settle for a few epochs more."""
-    cap = update.epochs + (update.settle if remaining <= update.forget_accuracy else 0)
-    return remaining <= update.stop_accuracy or epochs >= cap
+def _finished(history: Sequence[Epoch], update: UpdateConfig) -> bool:
+    """Stop at the cap if nothing is forgotten by then; a run that has forgotten goes on for ``settle`` as long again."""
+    first = next((i for i, epoch in enumerate(history, 1) if epoch.forget_accuracy <= update.forget_accuracy), None)
+    return len(history) >= (update.epochs if first is None else math.ceil(first * (1 + update.settle)))
 
 
 def batch_size(count: int, update: UpdateConfig) -> int:
