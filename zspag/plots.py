@@ -255,13 +255,15 @@ def gallery(axis: Axes, panel: Panel) -> None:
 
 
 def regions(axis: Axes, panel: Panel) -> None:
-    """Decision regions in the plane: ``x`` and ``y`` of a grid, ``classes`` (rows y, columns x).
+    """Decision regions in the plane, with borders: ``x`` and ``y`` of a grid, ``classes`` (rows y, columns x).
 
     ``points`` {name: {x, y}} lie on it, ``arrows`` {name: (dx, dy)} start at the origin.
     """
     shade = mpl.colors.ListedColormap(["#cfe3f3", "#f6dfc0", "#cfeadf", "#f3d4e6", "#eeeeee"])
     axis.pcolormesh(panel["x"], panel["y"], np.asarray(panel["classes"]), cmap=shade, vmin=-0.5, vmax=4.5,
                     shading="nearest", rasterized=True)  # fmt: skip
+    if borders := [label + 0.5 for label in range(int(np.min(panel["classes"])), int(np.max(panel["classes"])))]:
+        axis.contour(panel["x"], panel["y"], np.asarray(panel["classes"]), borders, colors="#777777", linewidths=0.8)
     for name, points in panel["points"].items():
         colour, mark = panel["styles"][name]
         axis.scatter(points["x"], points["y"], s=14, marker=_MARKERS[mark], color=_COLOURS[colour], edgecolor="white",
