@@ -58,6 +58,8 @@ def run(profile: Profile, *, recorded_models: bool, record: bool) -> Iterator[st
     """
     started = time.time()
     cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
+    for case in cases:
+        experiment.guard_of(case)  # a missing data set or class is said now, and not by a worker after an hour
     _train_missing(profile, cases, recorded_models)
     rows = []
     for case in cases:

@@ -314,7 +314,7 @@ def descend(
 
 
 def _finished(history: Sequence[Epoch], update: UpdateConfig) -> bool:
-    """Stop at the cap if nothing is forgotten by then; a run that has forgotten goes on for ``settle`` as long again."""
+    """Stop at the cap if nothing is forgotten by then; a run that has forgotten goes on ``settle`` as long again."""
     first = next((i for i, epoch in enumerate(history, 1) if epoch.forget_accuracy <= update.forget_accuracy), None)
     return len(history) >= (update.epochs if first is None else math.ceil(first * (1 + update.settle)))
 
