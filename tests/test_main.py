@@ -1,0 +1,238 @@
+"""The command line: thin, quick to help, and one sentence on stderr when something cannot work."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from zspag import provenance
+from zspag.__main__ import main
+from zspag.config import PROFILES
+from zspag.files import write_json
+
+COMMANDS = ("reproduce", "run", "unlearn", "env", "provenance")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Catch what `zspag run` and `zspag unlearn` would start."""
+    from zspag import runs
+
+    calls = []
+
+    def catch(*args, **options):
+        calls.append((*args, options))
+        yield "a line"
+
+    monkeypatch.setattr(runs, "run", catch)
+    monkeypatch.setattr(runs, "unlearn_files", catch)
+    return calls
+
+
+def said(capsys):
+    """Return what was printed, after checking that an error is one line."""
+    out, err = capsys.readouterr()
+    assert err.count("\n") <= 1
+    assert "Traceback" not in err
+    return out, err
+
+
+def python(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | environment,
+    )  # fmt: skip
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    out, _ = said(capsys)
+    assert f"zspag {command}" in out
+
+
+def test_help_lists_every_command_and_needs_no_torch():
+    code = "import sys; from zspag.__main__ import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
+    answer = python("-c", code)
+    assert answer.stdout.endswith("False\n")
+    assert set(COMMANDS) <= {line.split()[0] for line in answer.stdout.splitlines() if line.startswith("    ")}
+
+
+def test_every_option_is_explained(capsys):
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+    assert "%(" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["forget"], ["run", "--profile", "huge"], ["provenance"], ["unlearn"]])
+def test_command_line_that_makes_no_sense_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(arguments)
+    assert done.value.code == 2
+    assert "usage: zspag" in capsys.readouterr().err
+
+
+# run
+
+
+def test_run_takes_the_profile_as_it_is(started, capsys):
+    assert main(["run", "--profile", "smoke"]) == 0
+    assert started == [(PROFILES["smoke"], {"recorded_models": False, "record": False})]
+    assert said(capsys) == ("a line\n", "")
+
+
+def test_run_changes_what_is_asked_and_nothing_else(started, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
+    command = "run --profile smoke --classes 7,2 --seeds 4,0 --epochs 9 --arch conv7 --record --recorded-models"
+    assert main(command.split()) == 0
+    smoke = PROFILES["smoke"]
+    expected = replace(smoke, classes=(7, 2), seeds=(4, 0), arch="conv7", train=replace(smoke.train, epochs=9))
+    assert started == [(expected, {"recorded_models": True, "record": True})]
+
+
+def test_run_is_the_cpu_profile_unless_told_otherwise(started):
+    main(["run"])
+    assert started[0][0] == PROFILES["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--classes cat", "zspag run: digits has no class 'cat'; its classes are 0, 1, 2"),
+        ("--classes=", "zspag run: digits has no class ''"),
+        ("--seeds one", "zspag run: --seeds takes whole numbers, comma-separated, got 'one'"),
+        ("--epochs 0", "zspag run: epochs must be at least 1, got 0"),
+        ("--dataset nowhere --classes 1", "zspag run: no data set 'nowhere'"),
+    ],
+)
+def test_run_says_what_cannot_work_in_one_sentence(options, message, started, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
+    assert main(["run", "--profile", "smoke", *options.split()]) == 2
+    out, err = said(capsys)
+    assert err.startswith(message)
+    assert (out, started) == ("", [])
+
+
+def test_missing_data_set_is_said_before_training(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    assert main(["run", "--profile", "cpu", "--dataset", "nowhere"]) == 2
+    _, err = said(capsys)
+    assert "put images under" in err
+    assert not list(tmp_path.iterdir())
+
+
+# unlearn
+
+
+def test_unlearn_hands_everything_on(started, tmp_path):
+    paths = {name: tmp_path / name for name in ("weights", "forget", "out")}
+    options = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
+    assert main(["unlearn", "--model", "net.py:make", "--num-classes", "7", "--seed", "3", *options]) == 0
+    assert started == [({"factory": "net.py:make", "num_classes": 7, "seed": 3} | paths,)]
+
+
+def test_unlearn_says_what_cannot_work_in_one_sentence(capsys, tmp_path):
+    options = f"--weights {tmp_path}/w.safetensors --forget {tmp_path} --num-classes 3 --out {tmp_path}/o.pt".split()
+    assert main(["unlearn", "--model", "net.py:make", *options]) == 2
+    out, err = said(capsys)
+    assert err == f"zspag unlearn: --out must end in .safetensors, got {tmp_path}/o.pt\n"
+    assert out == ""
+
+
+def test_unlearn_from_the_command_line_to_the_file(capsys, tmp_path):
+    import torch
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    (tmp_path / "net.py").write_text(
+        "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))\n"
+    )
+    weight = torch.zeros(3, 16)
+    weight[0, :8], weight[1, 8:], weight[2, ::2] = 1.0, 1.0, 1.0
+    save_file({"1.weight": weight, "1.bias": torch.zeros(3)}, tmp_path / "weights.safetensors")
+    (tmp_path / "forget" / "0").mkdir(parents=True)
+    for index in range(5):
+        picture = Image.new("L", (4, 4))
+        picture.paste(200 + 10 * index, (0, 0, 4, 2))
+        picture.save(tmp_path / "forget" / "0" / f"{index}.png")
+    options = {"model": "net.py:make", "weights": "weights.safetensors", "forget": "forget", "out": "out.safetensors"}
+    places = [text for name, path in options.items() for text in (f"--{name}", str(tmp_path / path))]
+    assert main(["unlearn", "--num-classes", "3", *places]) == 0
+    out, err = said(capsys)
+    assert out.startswith("forgot 0 with 5 images")
+    assert err == ""
+    assert main(["provenance", str(tmp_path / "out.safetensors")]) == 0
+
+
+# env and provenance
+
+
+def test_env_prints_versions_device_and_threads():
+    answer = python("-m", "zspag", "env", CUDA_VISIBLE_DEVICES="")
+    assert answer.returncode == 0
+    assert answer.stderr == ""
+    lines = dict(line.split(maxsplit=1) for line in answer.stdout.splitlines() if " " in line)
+    assert "torch 2." in lines["versions"]
+    assert lines["device"] == "cpu"
+    assert int(lines["threads"]) >= 1
+
+
+def test_provenance_prints_what_a_file_carries(capsys, tmp_path):
+    record = provenance.record(config={"width": 16}, seed=7, data_sha256="d" * 64, device="cpu", threads=1, started=0.0)
+    write_json(tmp_path / "result.json", {"provenance": record})
+    assert main(["provenance", str(tmp_path / "result.json")]) == 0
+    out, _ = said(capsys)
+    assert out == provenance.describe(record) + "\n"
+    assert json.loads(out[out.index("{") :]) == {"width": 16}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.json", None, "absent.json"),
+        ("data.csv", "1,2", "none of the files that carry provenance"),
+        ("plain.json", "{}", "carries no provenance"),
+        ("broken.json", "{", "is not readable as JSON"),
+        ("not.png", "text", "is not a PNG file"),
+    ],
+)
+def test_file_without_provenance_is_said_in_one_sentence(name, content, message, capsys, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert main(["provenance", str(tmp_path / name)]) == 2
+    out, err = said(capsys)
+    assert err.startswith("zspag provenance: ")
+    assert message in err
+    assert out == ""
+
+
+def test_interruption_says_that_nothing_is_lost(started, capsys, monkeypatch):
+    from zspag import runs
+
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "run", interrupted)
+    assert main(["run", "--profile", "smoke"]) == 130
+    assert "interrupted; what was finished is kept" in capsys.readouterr().err
+
+
+def test_error_of_our_own_is_not_dressed_up(started, monkeypatch):
+    from zspag import runs
+
+    def broken(*_args, **_options):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(runs, "run", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        main(["run", "--profile", "smoke"])
