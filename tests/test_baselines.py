@@ -250,6 +250,19 @@ def test_label_variants_are_zs_pag_with_another_strategy(name, strategy):
     assert differ(variant.runs[0], go("zs_pag").runs[0])
 
 
+def test_curvature_gets_moments_in_their_own_size(monkeypatch):
+    """As in ``zero_shot_unlearn``: normalized moments, which subspaces are cut from, would change the damping."""
+    real, handed = baselines.relabeler, []
+    monkeypatch.setattr(
+        baselines, "relabeler", lambda *args, **options: handed.append(options["moments"]) or real(*args, **options)
+    )
+    go("influence_labels", ladder=(0.03,))
+    parts = small().material.moments
+    for name, second in handed[0].second.items():
+        assert torch.equal(second, torch.stack([part.second[name] for part in parts]).mean(0))
+        assert not torch.allclose(second, pooled(parts).second[name])
+
+
 def test_projection_keeps_the_update_out_of_the_subspace_of_the_proxies():
     case, bases = small(), own_subspace().bases
     ours, without = (go(name, ladder=(0.3,)).runs[0] for name in ("zs_pag", "unprojected"))
