@@ -129,14 +129,17 @@ def unprojected(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, 
 
 
 def _in_subspace(choose: Callable[[nn.Module, Tensor, Material, Subspace, torch.Generator], Subspace]) -> Run:
-    """ZS-PAG with another subspace of the same rank per layer: does it matter *which* directions are protected?"""
+    """ZS-PAG with another subspace of the same rank per layer: does it matter *which* directions are protected?
+
+    Labels are soft, so that nothing but the directions differs from "soft_labels".
+    """
 
     def run(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
             config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
         own = combine(material.moments, config=config.subspace)
         other = choose(model, forget_images, material, own, generator_for(_seed(generator), "subspace"))
         return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                    project=hard_projector(other))  # fmt: skip
+                    project=hard_projector(other), strategy="soft")  # fmt: skip
 
     return run
 
@@ -169,7 +172,7 @@ def oracle_subspace(model: nn.Module, forget_images: Tensor, forget_labels: Tens
     _seed(generator)  # keeps the batches those of the other subspaces
     other = retain_subspace(model, retain_images, retain_labels, own=own)
     return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                project=hard_projector(other))  # fmt: skip
+                project=hard_projector(other), strategy="soft")  # fmt: skip
 
 
 def retain_subspace(model: nn.Module, retain_images: Tensor, retain_labels: Tensor, *, own: Subspace) -> Subspace:

@@ -43,7 +43,7 @@ class ProxyConfig:
     step_share: float = 0.125
     random_start: bool = True
     confidence: float | None = None
-    per_class: int = 200
+    per_class: int = 100
     oversample: float = 1.15
 
     def __post_init__(self) -> None:
@@ -138,7 +138,7 @@ class UpdateConfig:
     """
 
     lr: float | None = None
-    ladder: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    ladder: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     whole_ladder: bool = False
     momentum: float = 0.0
     optimizer: str = "sgd"
@@ -276,11 +276,10 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     return kind(**built)
 
 
-# CHOICE: seven rates a factor of about 3 apart for projected runs and the three below them that unprojected runs need.
+# One ladder for all: it reaches down to where unprojected runs no longer forget and up to where projected runs break.
 RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 _DIGITS_TRAINING = TrainConfig(epochs=15, batch_size=64, lr=0.3)
-_DIGITS_PROXIES = ProxyConfig(per_class=50)
 
 _CORE = (
     "zs_pag",
@@ -318,7 +317,7 @@ PROFILES: dict[str, Profile] = {
         classes=tuple(range(10)),
         seeds=(0, 1, 2),
         train=_DIGITS_TRAINING,
-        unlearn=UnlearnConfig(proxies=_DIGITS_PROXIES),
+        unlearn=UnlearnConfig(),
         ladder=RATES,
         methods=_CORE,
         demonstration=True,
@@ -334,7 +333,7 @@ PROFILES: dict[str, Profile] = {
         unlearn=UnlearnConfig(),
         ladder=RATES,
         methods=_CORE,
-        forget_samples=1500,
+        forget_samples=1000,
     ),
     "paper": Profile(
         name="paper",

@@ -25,7 +25,7 @@ from zspag.data import Dataset, Guard, Split, channel_statistics, load
 from zspag.evaluation import Panel, Parts, agreement, captured, masked_parts, mean_js, score, selectivity
 from zspag.files import repository_root
 from zspag.proxies import ProxySet
-from zspag.runtime import generator_for, pick_device, pool_map
+from zspag.runtime import channels_last, generator_for, pick_device, pool_map
 from zspag.subspaces import Moments, combine, pooled, second_moments
 from zspag.training import train
 from zspag.unlearning import Ladder, Material, prepare
@@ -163,7 +163,7 @@ def guard_of(case: Case) -> Guard:
 def forget_set(case: Case, guard: Guard) -> tuple[Tensor, Tensor]:
     """Return the forget samples a method is handed, on the profile's device."""
     images, labels = guard.forget_train(case.profile.forget_samples)
-    return images.to(pick_device()), labels.to(pick_device())
+    return channels_last(images.to(pick_device())), labels.to(pick_device())
 
 
 def material_of(case: Case) -> Material:

@@ -19,7 +19,7 @@ from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
 from zspag.proxies import ProxySet, generate
 from zspag.pseudo_labels import Relabel, predict, relabeler
-from zspag.runtime import evaluating, frozen, generator_for
+from zspag.runtime import channels_last, evaluating, frozen, generator_for
 from zspag.subspaces import Moments, Projector, averaged, projector, second_moments
 
 BatchLoss = Callable[[nn.Module, Tensor], Tensor]
@@ -166,6 +166,7 @@ def zero_shot_unlearn(
     """
     config = config or UnlearnConfig()
     check_inputs(model, forget_images, forget_labels, num_classes=num_classes)
+    forget_images = channels_last(forget_images)
     forget = tuple(sorted(set(forget_labels.tolist())))
     material = prepare(
         model, forget_images, forget=forget, num_classes=num_classes, config=config,
