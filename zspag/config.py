@@ -38,7 +38,7 @@ class ProxyConfig:
     eps_start: float = 4 / 255
     eps_max: float = 1.0
     hit_rate: float = 0.9
-    norm: str = "linf"
+    norm: str = "l2"
     steps: int = 20
     step_share: float = 0.125
     random_start: bool = True
