@@ -204,7 +204,7 @@ def test_two_workers_give_the_rows_of_one(copied, finished):
     """Spawned processes, one thread each; from the same trained models, which other tests need too."""
     for path in grid_files(copied):
         path.unlink()
-    for path in (copied / "runs" / "checkpoints" / "material").iterdir():
+    for path in (copied / "runs" / "tiny" / "checkpoints" / "material").iterdir():
         path.unlink()
     frame = compute_grid(replace(PROFILE, workers=2), METHODS_HERE)
     pd.testing.assert_frame_equal(comparable(frame), comparable(finished[1]), check_exact=True)
@@ -333,7 +333,7 @@ def test_material_is_found_again(copied, no_computing):
 
 def recorded(root, key):
     """Commit the stored original under ``key`` and empty the store."""
-    (source,) = (root / "runs" / "checkpoints" / "original").glob("*.safetensors")
+    (source,) = (root / "runs" / "tiny" / "checkpoints" / "original").glob("*.safetensors")
     tensors, record = checkpoints.load(source)
     checkpoints.save(
         root / "results" / "tiny" / "checkpoints" / "original.safetensors", tensors, record | {"config": key}

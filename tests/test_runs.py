@@ -80,15 +80,15 @@ def root(finished, monkeypatch):
 
 
 def result_of(root, folder="results"):
-    return files.read_json(root / folder / "tiny" / "run_digits_digits.json")
+    return files.read_json(root / folder / "tiny" / "run_digits_digits_3.json")
 
 
 def test_run_writes_a_result_by_the_schema(root):
     result = result_of(root)
     assert set(result) == {"schema", "name", "profile", "draw", "caption", "numbers", "data", "provenance"}
-    assert (result["schema"], result["name"], result["profile"]) == (1, "run_digits_digits", "tiny")
-    assert result == files.read_json(root / "runs" / "tiny" / "results" / "run_digits_digits.json")
-    assert result["provenance"] == provenance.read_record(root / "results" / "tiny" / "run_digits_digits.json")
+    assert (result["schema"], result["name"], result["profile"]) == (1, "run_digits_digits_3", "tiny")
+    assert result == files.read_json(root / "runs" / "tiny" / "results" / "run_digits_digits_3.json")
+    assert result["provenance"] == provenance.read_record(root / "results" / "tiny" / "run_digits_digits_3.json")
     assert result["provenance"]["config"]["classes"] == [FORGET]
     assert result["provenance"]["seconds"] > 0
 
@@ -113,7 +113,7 @@ def test_run_forgets_and_its_headline_numbers_are_its_rows(root):
 
 
 def test_run_draws_a_figure_that_carries_the_same_record(root):
-    figure = root / "figures" / "tiny" / "run_digits_digits.png"
+    figure = root / "figures" / "tiny" / "run_digits_digits_3.png"
     assert provenance.read_record(figure) == result_of(root)["provenance"]
     (panel,) = result_of(root)["data"]["panels"]
     assert list(panel["series"]) == ["original", "masked original", "retrained", "ZS-PAG"]
@@ -153,8 +153,8 @@ def test_run_without_record_leaves_results_alone(root, tmp_path, monkeypatch):
     lines = list(runs.run(PROFILE, recorded_models=False, record=False))
     assert not (tmp_path / "results").exists()
     assert lines[1:] == [
-        "wrote runs/tiny/results/run_digits_digits.json",
-        "wrote figures/tiny/run_digits_digits.png",
+        "wrote runs/tiny/results/run_digits_digits_3.json",
+        "wrote figures/tiny/run_digits_digits_3.png",
     ]
 
 

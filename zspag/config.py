@@ -138,7 +138,7 @@ class UpdateConfig:
     """
 
     lr: float | None = None
-    ladder: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    ladder: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     whole_ladder: bool = False
     momentum: float = 0.0
     optimizer: str = "sgd"

@@ -190,7 +190,8 @@ def captured(subspace: Subspace, moments: Moments) -> dict[str, float]:
     for name, basis in subspace.bases.items():
         second = moments.second[name].to(basis)
         inside = (basis * (second @ basis)).sum()
-        shares[name] = (inside / second.diagonal(dim1=1, dim2=2).sum()).item()
+        trace = second.diagonal(dim1=1, dim2=2).sum()
+        shares[name] = (inside / trace.clamp_min(torch.finfo(trace.dtype).tiny)).item()  # a dead layer has no trace
     return shares
 
 

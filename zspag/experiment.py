@@ -60,9 +60,9 @@ def dataset_of(name: str) -> Dataset:
     return load(name)
 
 
-def store() -> checkpoints.Store:
-    """Return the checkpoint store of this checkout."""
-    return checkpoints.Store(repository_root() / "runs" / "checkpoints")
+def store(profile: Profile) -> checkpoints.Store:
+    """Return the checkpoint store of a profile."""
+    return checkpoints.Store(repository_root() / "runs" / profile.name / "checkpoints")
 
 
 def _surroundings(profile: Profile, code: Sequence[str]) -> dict[str, Any]:
@@ -108,12 +108,12 @@ def trained(profile: Profile, seed: int, without: int | None = None, *, recorded
     data, key = dataset_of(profile.dataset), training_key(profile, seed, without)
     kind = "original" if without is None else "retrained"
     kept = data.train if without is None else data.train.select(data.train.labels != without)
-    found = store().get(kind, key) or (_recorded_checkpoint(profile, key) if recorded else None)
+    found = store(profile).get(kind, key) or (_recorded_checkpoint(profile, key) if recorded else None)
     model = _build(profile, data, kept, seed)
     if found is not None:
         model.load_state_dict(found[0])
         return model.eval().to(pick_device())
-    started, path = time.time(), store().path(kind, key)
+    started, path = time.time(), store(profile).path(kind, key)
     state = path.with_suffix(".state.safetensors")
     result = train(
         model, kept.images, kept.labels, config=profile.train, seed=seed, device=pick_device(), state_path=state,
@@ -123,7 +123,9 @@ def trained(profile: Profile, seed: int, without: int | None = None, *, recorded
         config=key, seed=seed, data_sha256=data.sha256, device=pick_device().type, threads=profile.threads,
         started=started,
     )  # fmt: skip
-    store().put(kind, key, result.model.state_dict(), record | {"history": [asdict(epoch) for epoch in result.history]})
+    store(profile).put(
+        kind, key, result.model.state_dict(), record | {"history": [asdict(epoch) for epoch in result.history]}
+    )
     state.unlink(missing_ok=True)
     return result.model
 
@@ -175,7 +177,7 @@ def material_of(case: Case) -> Material:
         "proxies": to_dict(config.proxies),
         "code": _code_hash(_MATERIAL_CODE),
     }
-    found = store().get("material", key)
+    found = store(case.profile).get("material", key)
     if found is not None:
         return _unpack(*found)
     started, guard = time.time(), guard_of(case)
@@ -190,7 +192,7 @@ def material_of(case: Case) -> Material:
         config=key, seed=case.seed, data_sha256=key["data"], device=pick_device().type,
         threads=case.profile.threads, started=started,
     )  # fmt: skip
-    store().put("material", key, tensors, record | {"material": facts})
+    store(case.profile).put("material", key, tensors, record | {"material": facts})
     return material
 
 
@@ -432,7 +434,7 @@ def stage_seconds(profile: Profile, frame: pd.DataFrame) -> dict[str, float]:
     own = frame[frame["method"] == "zs_pag"]
     chosen = own[own["chosen"].eq(True)].set_index(["forget", "seed"])["lr"]
     tried = own[own["lr"] <= own.set_index(["forget", "seed"]).index.map(chosen)]
-    trainings = [store().get("retrained", training_key(profile, case.seed, case.forget)) for case in cases]
+    trainings = [store(profile).get("retrained", training_key(profile, case.seed, case.forget)) for case in cases]
     return {
         "proxies": sum(part["proxies"] for part in stages) / len(stages),
         "subspaces": sum(part["subspaces"] for part in stages) / len(stages),

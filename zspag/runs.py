@@ -66,7 +66,7 @@ def run(profile: Profile, *, recorded_models: bool, record: bool) -> Iterator[st
         row = forget_class(case, recorded_models=recorded_models)
         rows.append(row)
         yield _line(row)
-    name = f"run_{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}"
+    name = _run_name(profile)
     root = files.repository_root()
     result = _result(profile, name, rows, started)
     folders = [root / "runs" / profile.name / "results"] + ([root / "results" / profile.name] if record else [])
@@ -76,11 +76,20 @@ def run(profile: Profile, *, recorded_models: bool, record: bool) -> Iterator[st
     figure = root / "figures" / profile.name / f"{name}.png"
     with files.replacing(figure) as temporary:
         plots.render(result, temporary)
+    files.write_json(figure.with_suffix(".json"), result)  # the plotted numbers lie beside every figure
     yield f"wrote {figure.relative_to(root)}"
     if record:
         wanted = dict.fromkeys((profile, case.seed, without) for case in cases for without in (None, case.forget))
         for job in wanted:
             yield _record_checkpoint(*job)
+
+
+def _run_name(profile: Profile) -> str:
+    """Return a name that no run of another data set, net or class shares."""
+    names = [experiment.dataset_of(profile.dataset).classes[forget] for forget in profile.classes]
+    return f"run_{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{'-'.join(names)}".replace(
+        " ", ""
+    )
 
 
 def _train_missing(profile: Profile, cases: Sequence[Case], recorded_models: bool) -> None:
@@ -200,7 +209,7 @@ def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started
 def _record_checkpoint(profile: Profile, seed: int, without: int | None) -> str:
     """Copy a trained model to the committed folder; its record holds the recipe and the file its own SHA-256."""
     kind = "original" if without is None else "retrained"
-    source = experiment.store().path(kind, experiment.training_key(profile, seed, without))
+    source = experiment.store(profile).path(kind, experiment.training_key(profile, seed, without))
     name = f"{kind}-{Path(profile.dataset).name}-seed{seed}" + ("" if without is None else f"-without{without}")
     target = experiment.recorded_folder(profile) / f"{name}.safetensors"
     place = target.relative_to(files.repository_root())

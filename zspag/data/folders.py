@@ -74,7 +74,7 @@ def labelled_folder(source: Path) -> tuple[Tensor, Tensor]:
             decoded[place] = _decode(path.read_bytes(), place="/".join(place[1:]), source=source, image_size=None)
     if not decoded:
         raise ValueError(f"{source} holds no image: put the images to forget under {source / '<label>'}/")
-    _check_sizes(source, decoded)
+    _check_sizes(source, decoded, remedy="resize them as the model expects")
     labels = tuple(sorted({place[1] for place in decoded}, key=int))
     split = _stack(decoded, "forget", labels, coloured=any(pixels.ndim == 3 for pixels in decoded.values()))
     return split.float(), torch.tensor([int(labels[index]) for index in split.labels.tolist()])
@@ -153,17 +153,19 @@ def _common_classes(source: Path, decoded: Iterable[tuple[str, str, str]]) -> tu
     return tuple(sorted(found["train"]))
 
 
-def _check_sizes(source: Path, decoded: dict[tuple[str, str, str], Pixels]) -> None:
+def _check_sizes(
+    source: Path, decoded: dict[tuple[str, str, str], Pixels], *, remedy: str = "give image_size to resize all of them"
+) -> None:
     (first, reference), *others = sorted(decoded.items(), key=lambda item: item[0])
     height, width = reference.shape[:2]
     for place, pixels in others:
         if pixels.shape[:2] != (height, width):
             raise ValueError(
                 f"{'/'.join(place)} in {source} is {pixels.shape[1]}x{pixels.shape[0]} pixels, but"
-                f" {'/'.join(first)} is {width}x{height}; give image_size to resize all of them"
+                f" {'/'.join(first)} is {width}x{height}; {remedy}"
             )
     if height != width:
-        raise ValueError(f"the images in {source} are {width}x{height}, not square; give image_size to crop them")
+        raise ValueError(f"the images in {source} are {width}x{height}, not square; {remedy}")
 
 
 def _stack(
