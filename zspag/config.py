@@ -73,9 +73,9 @@ class SubspaceConfig:
         damping: Damping of the soft projector, relative to the mean eigenvalue of C.
     """
 
-    energy: float = 0.95
+    energy: float = 0.99
     merge_energy: float = 0.99
-    combine: str = "merge"
+    combine: str = "pool"
     kind: str = "hard"
     damping: float = 0.01
 
