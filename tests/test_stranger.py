@@ -53,8 +53,6 @@ def test_a_strangers_net_forgets_a_class_and_keeps_the_others(digits, trained):
 
     forget, retain = accuracies(result.model, digits.test)
     _, yardstick = accuracies(trained, digits.test, masked=True)
-    print(f"forget {forget:.4f}, retain {retain:.4f}, original {original}, masked {yardstick:.4f}")  # noqa: T201
-    print(result.report)  # noqa: T201
     assert result.report.reached
     assert forget <= 0.03
     assert retain >= yardstick - 0.02
