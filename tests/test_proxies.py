@@ -12,7 +12,7 @@ from zspag.config import ProxyConfig
 from zspag.proxies import attack, find_eps, generate
 
 CLASSES, SHAPE = 4, (2, 5, 3)
-CONFIG = ProxyConfig(eps=0.2, steps=12, per_class=6, random_start=False)
+CONFIG = ProxyConfig(norm="linf", eps=0.2, steps=12, per_class=6, random_start=False)
 
 
 @pytest.fixture(autouse=True)
