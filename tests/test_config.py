@@ -66,6 +66,7 @@ PROFILE = Profile(
         (UpdateConfig, "epochs", 0),
         (UpdateConfig, "forget_accuracy", 1.0),
         (UpdateConfig, "settle", -0.1),
+        (UpdateConfig, "give_up", 0.0),
     ],
 )
 def test_a_bad_option_is_named_with_its_value(kind, option, value):

@@ -31,7 +31,7 @@ CLASSES, SHAPE = 4, (2, 6, 5)
 CONFIG = UnlearnConfig(
     proxies=ProxyConfig(eps=0.5, steps=10, per_class=7),
     subspace=SubspaceConfig(energy=0.9),
-    update=UpdateConfig(lr=0.3, epochs=3, batch_size=4, min_steps=2, settle=0.0),
+    update=UpdateConfig(lr=0.3, epochs=3, batch_size=4, min_steps=2, settle=0.0, give_up=1.0),
 )
 
 
@@ -398,6 +398,14 @@ def test_a_run_that_does_not_forget_ends_at_the_cap():
     _, _, capped = run(update_of(lr=1e-6, epochs=3, settle=1.0))
     assert len(capped.history) == 3
     assert not capped.reached(0.01)
+
+
+@pytest.mark.parametrize(("give_up", "expected"), [(0.9, 3), (1.0, 6)])
+def test_a_rate_that_forgets_nothing_by_half_time_is_given_up(give_up, expected):
+    _, _, hopeless = run(update_of(lr=1e-6, epochs=6, give_up=give_up))
+    assert len(hopeless.history) == expected
+    _, _, slow = run(update_of(lr=0.02, epochs=40, batch_size=3, give_up=give_up))
+    assert slow.reached(0.01)
 
 
 def test_a_learning_rate_is_needed():

@@ -91,7 +91,7 @@ def _footer(result: dict[str, Any]) -> str:
 
 
 def _legend(figure: Figure) -> None:
-    """One legend for all panels, under them; a name that stands in several panels is listed once."""
+    """One legend for all panels, above them; a name that stands in several panels is listed once."""
     found: dict[str, Any] = {}
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -99,7 +99,7 @@ def _legend(figure: Figure) -> None:
     if found:
         columns = min(len(found), max(2, int(figure.get_figwidth() // 2)))
         figure.legend(
-            found.values(), found.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+            found.values(), found.keys(), loc="outside upper center", ncols=columns, frameon=False, fontsize=8
         )
 
 

@@ -92,7 +92,16 @@ def headline(results: Path) -> str:
         f" {hindsight['numbers']['drift ratio'][0]:.2f} of the unprojected run's.",
     ]
     if capture is not None:
-        lines += [f"* {name}: {value:.3f}." for name, (value, _) in capture["numbers"].items()]
+        kinds = ("proxies", "forget", "noise", "random")
+        share = {kind: capture["numbers"][f"capture_of_oracle_{kind}"][0] for kind in kinds}
+        choosy = {kind: capture["numbers"][f"head_selectivity_{kind}"][0] for kind in kinds}
+        lines += [
+            "* Subspaces of equal rank, capture of the true retain moment as a share of the oracle's, worst layer: "
+            + ", ".join(f"{kind} {value:.3f}" for kind, value in share.items())
+            + "; selectivity in the head: "
+            + ", ".join(f"{kind} {value:.2f}" for kind, value in choosy.items())
+            + ".",
+        ]
     return "\n".join(lines) + "\n"
 
 

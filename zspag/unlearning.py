@@ -316,6 +316,8 @@ def descend(
 
 def _finished(history: Sequence[Epoch], update: UpdateConfig) -> bool:
     """Stop at the cap if nothing is forgotten by then; a run that has forgotten goes on ``settle`` as long again."""
+    if 2 * len(history) >= update.epochs and history[-1].forget_accuracy > update.give_up:
+        return True  # a rate this far from forgetting at half time does not make it
     first = next((i for i, epoch in enumerate(history, 1) if epoch.forget_accuracy <= update.forget_accuracy), None)
     return len(history) >= (update.epochs if first is None else math.ceil(first * (1 + update.settle)))
 
