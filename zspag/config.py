@@ -43,7 +43,7 @@ class ProxyConfig:
     step_share: float = 0.125
     random_start: bool = True
     confidence: float | None = None
-    per_class: int = 100
+    per_class: int = 50
     oversample: float = 1.15
 
     def __post_init__(self) -> None:

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from zspag import checkpoints, files, models, provenance
-from zspag.baselines import METHODS, Method, retain_subspace
+from zspag.baselines import (
+    METHODS,
+    Method,
+    forget_subspace,
+    noise_subspace,
+    random_subspace,
+    retain_subspace,
+)
 from zspag.config import Profile, UnlearnConfig, to_dict
 from zspag.data import Dataset, Guard, Split, channel_statistics, load
 from zspag.evaluation import Panel, Parts, agreement, captured, masked_parts, mean_js, score, selectivity
@@ -389,8 +396,10 @@ def subspace_table(case: Case) -> pd.DataFrame:
         One row per subspace ("proxies", "forget", "noise", "random", "oracle") and weight: capture, its ratio to the
         oracle's, selectivity, rank and free dimension.
     """
-    from zspag.baselines import forget_subspace, noise_subspace, random_subspace
-
+    path = _run_path(case, "subspaces")
+    if path.exists():
+        return pd.DataFrame(files.read_json(path)["rows"])
+    started = time.time()
     guard, model, material = guard_of(case), trained(case.profile, case.seed), material_of(case)
     images, _ = forget_set(case, guard)
     retain_images, retain_labels = guard.retain_train()
@@ -416,6 +425,7 @@ def subspace_table(case: Case) -> pd.DataFrame:
              "rank": sum(subspace.ranks[weight]), "free": free[weight]}
             for weight in own.bases
         ]  # fmt: skip
+    _write_run(case, "subspaces", rows, started)
     return pd.DataFrame(rows)
 
 
