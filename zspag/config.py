@@ -139,7 +139,7 @@ class UpdateConfig:
     """
 
     lr: float | None = None
-    ladder: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    ladder: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     whole_ladder: bool = False
     momentum: float = 0.0
     optimizer: str = "sgd"
@@ -336,7 +336,7 @@ PROFILES: dict[str, Profile] = {
         unlearn=UnlearnConfig(),
         ladder=RATES,
         methods=_CORE,
-        forget_samples=1000,
+        forget_samples=500,
     ),
     "paper": Profile(
         name="paper",
