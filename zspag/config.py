@@ -336,7 +336,7 @@ PROFILES: dict[str, Profile] = {
         unlearn=UnlearnConfig(),
         ladder=RATES,
         methods=_CORE,
-        forget_samples=500,
+        forget_samples=1000,
     ),
     "paper": Profile(
         name="paper",
