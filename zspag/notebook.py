@@ -153,8 +153,6 @@ class Page:
             drawn = plots.render(content, temporary)
         files.write_json(target.with_suffix(".json"), content)
         width = round(drawn.get_figwidth() * _SCREEN_DPI)
-        if pyplot := sys.modules.get("matplotlib.pyplot"):
-            pyplot.close(drawn)  # a figure left open is shown a second time at the end of the cell
         self._outputs[name] = (saved, target, target.with_suffix(".json"))
         return Picture(target, f"figure {name}", width)
 
