@@ -23,3 +23,15 @@ def _no_random_state_carried_over():
 
     with torch.random.fork_rng(devices=[]):
         yield
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory):
+    """A folder for data sets and their cache, one for a whole module."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def own_data(data_folder, monkeypatch):
+    """Data sets are read from, and cached in, the module's own folder."""
+    monkeypatch.setenv("ZSPAG_DATA", str(data_folder))

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "provenance": {"files"},
     "proxies": {"config", "runtime"},
     "activations": {"runtime"},
-    "subspaces": {"config", "activations"},
+    "subspaces": {"config", "runtime", "activations"},
     "influence": {"runtime", "activations"},
     "pseudo_labels": {"config", "runtime", "proxies", "subspaces", "influence"},
     "unlearning": {"config", "runtime", "proxies", "activations", "subspaces", "influence", "pseudo_labels"},

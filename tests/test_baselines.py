@@ -17,8 +17,8 @@ from zspag.baselines import METHODS, Method, Run, retain_subspace
 from zspag.config import LabelConfig, UpdateConfig
 from zspag.evaluation import captured
 from zspag.experiment import Case, RetainDataRead, run_method
-from zspag.pseudo_labels import masked_log_probabilities, predict, random_labels
-from zspag.runtime import generator_for
+from zspag.pseudo_labels import masked_log_probabilities, random_labels
+from zspag.runtime import generator_for, logits_of
 from zspag.subspaces import combine, pooled, second_moments
 
 FORGET_ONLY = [name for name, method in METHODS.items() if method.oracle is None]
@@ -105,12 +105,12 @@ def test_every_method_forgets_at_some_rate_and_leaves_the_model_alone(name):
     ladder = go(name, model=model)
     assert_same_state(before, state_of(model))
 
-    start = (predict(case.model, case.images).argmax(1) == case.labels).double().mean().item()
+    start = (logits_of(case.model, case.images).argmax(1) == case.labels).double().mean().item()
     ends = [run.history[-1].forget_accuracy for run in ladder.runs]
     assert [run.lr for run in ladder.runs] == list(TINY.ladder)
     assert start > 0.9
     assert min(ends) < start - 0.5
-    logits = predict(ladder.runs[-1].model, case.images)
+    logits = logits_of(ladder.runs[-1].model, case.images)
     assert (logits.argmax(1) == case.labels).double().mean().item() == ends[-1]
 
 
@@ -221,7 +221,7 @@ def test_teacher_of_delete_is_the_masked_original(monkeypatch):
     )
     loss(case.model, torch.arange(len(case.images)))
     assert teachers[0][:, FORGET].abs().max() == 0
-    expected = masked_log_probabilities(predict(case.model, case.images), forget=(FORGET,)).exp()
+    expected = masked_log_probabilities(logits_of(case.model, case.images), forget=(FORGET,)).exp()
     assert torch.equal(teachers[0], expected)
     torch.testing.assert_close(teachers[0].sum(1), torch.ones(len(case.images)))
     assert options["project"] is None

@@ -5,7 +5,6 @@ from dataclasses import astuple, replace
 
 import pytest
 import torch
-from torch import nn
 
 from zspag.evaluation import (
     FLOOR,
@@ -14,14 +13,11 @@ from zspag.evaluation import (
     accuracy,
     agreement,
     captured,
-    confusion,
-    logits_of,
     macro_accuracy,
     masked,
     masked_parts,
     mean_js,
     mean_kl,
-    mean_over_layers,
     per_class_accuracy,
     score,
     selectivity,
@@ -90,33 +86,6 @@ def test_macro_equals_micro_for_classes_of_equal_size_only():
     logits = votes(0, 1, 1, 1)
     assert macro_accuracy(logits, equal) == pytest.approx(accuracy(logits, equal))
     assert macro_accuracy(logits, unequal) != pytest.approx(accuracy(logits, unequal))
-
-
-def test_confusion_counts_every_pair():
-    labels, logits = torch.randint(K, (N * 3,)), randn(N * 3, K)
-    counts = confusion(logits, labels, num_classes=K)
-    guesses = logits.argmax(1)
-    for truth in range(K):
-        for guess in range(K):
-            assert counts[truth, guess] == sum(
-                int(a == truth and b == guess) for a, b in zip(labels.tolist(), guesses.tolist(), strict=True)
-            )
-    assert counts.diagonal().sum() / len(labels) == pytest.approx(accuracy(logits, labels))
-
-
-def test_logits_do_not_depend_on_dropout_and_the_mode_comes_back():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, K), nn.Dropout(0.9)).train()
-    images = torch.rand(N, 3, 2, 2)
-    assert torch.equal(logits_of(model, images), logits_of(model, images))
-    assert all(part.training for part in model.modules())
-    assert not torch.equal(model(images), model(images))
-
-
-def test_logits_do_not_depend_on_the_size_of_a_chunk(monkeypatch):
-    model, images = nn.Sequential(nn.Flatten(), nn.Linear(12, K)).double(), randn(N, 3, 2, 2)
-    whole = logits_of(model, images)
-    monkeypatch.setattr("zspag.evaluation.CHUNK", 4)
-    torch.testing.assert_close(logits_of(model, images), whole)
 
 
 # Divergences
@@ -279,7 +248,3 @@ def test_selectivity_ignores_the_size_of_the_activations():
     plain = selectivity(subspace, forget=forget, retain=retain)["w"]
     assert selectivity(subspace, forget=larger, retain=retain)["w"] == pytest.approx(plain)
     assert plain != pytest.approx(1)
-
-
-def test_mean_over_layers_weighs_layers_equally():
-    assert mean_over_layers({"a": 0.2, "b": 0.6, "c": 1.0}) == pytest.approx(0.6)

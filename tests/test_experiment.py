@@ -24,6 +24,7 @@ from zspag.experiment import (
     whole_ladder,
 )
 
+pytestmark = pytest.mark.usefixtures("own_data")
 PROFILE = replace(TINY, classes=(3, 5), ladder=(0.03, 0.3))
 METHODS_HERE = ("delete", "head_only")
 CASE = Case(PROFILE, 0, 3)
@@ -32,16 +33,6 @@ CASE = Case(PROFILE, 0, 3)
 def at(monkeypatch, folder):
     monkeypatch.setenv("ZSPAG_ROOT", str(folder))
     return folder
-
-
-@pytest.fixture(scope="module")
-def data_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(autouse=True)
-def _data(data_folder, monkeypatch):
-    monkeypatch.setenv("ZSPAG_DATA", str(data_folder))
 
 
 @pytest.fixture(scope="module")

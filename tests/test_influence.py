@@ -75,7 +75,7 @@ def soft_labels(count=N, classes=CLASSES):
 def test_the_loss_gradient_is_that_of_the_mean_loss_in_eval_mode(case, monkeypatch):
     model, images, names = build(NETS[case])
     labels = soft_labels()
-    monkeypatch.setattr("zspag.influence.CHUNK", 4)
+    monkeypatch.setattr("zspag.runtime.CHUNK", 4)
     before = reference.state_of(model)
     found = loss_gradient(model, images, labels, names=names)
     reference.assert_same_state(before, reference.state_of(model))
@@ -92,7 +92,7 @@ def test_soft_cross_entropy_is_torchs_own():
 def test_scores_are_those_of_one_gradient_per_sample_and_class(case, monkeypatch):
     model, images, names = build(NETS[case])
     direction = direction_of(model, names)
-    monkeypatch.setattr("zspag.influence.CHUNK", 4)
+    monkeypatch.setattr("zspag.runtime.CHUNK", 4)
     before = reference.state_of(model)
     found = label_scores(model, images, direction)
     reference.assert_same_state(before, reference.state_of(model))
@@ -177,7 +177,7 @@ def test_a_layer_that_does_not_reach_the_logits_has_gradient_zero():
 @pytest.mark.parametrize("case", NETS)
 def test_gauss_newton_products_are_those_of_the_dense_matrix(case, squared_loss, monkeypatch):
     model, images, names = build(NETS[case])
-    monkeypatch.setattr("zspag.influence.CHUNK", 4)
+    monkeypatch.setattr("zspag.runtime.CHUNK", 4)
     before = reference.state_of(model)
     direction = direction_of(model, names)
     found = gauss_newton_product(model, images, direction, damping=0.3, squared_loss=squared_loss)

@@ -142,7 +142,7 @@ def test_large_sets_are_attacked_in_chunks_with_the_same_result(monkeypatch):
     x, targets = images(), torch.arange(11) % CLASSES
     config = replace(CONFIG, random_start=True)
     whole = attack(linear(), x, targets, eps=0.1, config=config, generator=generator())
-    monkeypatch.setattr("zspag.proxies.CHUNK", 4)
+    monkeypatch.setattr("zspag.runtime.CHUNK", 4)
     torch.manual_seed(0)
     torch.testing.assert_close(attack(linear(), x, targets, eps=0.1, config=config, generator=generator()), whole)
 

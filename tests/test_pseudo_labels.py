@@ -13,13 +13,13 @@ from zspag.influence import conjugate_gradients, gauss_newton_product, kfac_fact
 from zspag.proxies import ProxySet
 from zspag.pseudo_labels import (
     masked_log_probabilities,
-    predict,
     random_labels,
     relabeler,
     second_best_labels,
     standardized,
     tilted_labels,
 )
+from zspag.runtime import logits_of
 from zspag.subspaces import averaged, by_energy, hard_projector, second_moments
 
 N, CLASSES = 6, 5
@@ -167,10 +167,10 @@ class Setting:
         )  # fmt: skip
 
     def log_p(self):
-        return masked_log_probabilities(predict(self.model, self.images), forget=FORGET)
+        return masked_log_probabilities(logits_of(self.model, self.images), forget=FORGET)
 
     def teacher(self):
-        return masked_log_probabilities(predict(self.model, self.proxies.images), forget=FORGET).exp()
+        return masked_log_probabilities(logits_of(self.model, self.proxies.images), forget=FORGET).exp()
 
     def moved(self):
         """A copy whose weights have moved, as after an epoch."""
@@ -266,12 +266,3 @@ def test_kfac_without_moments_is_an_error(setting):
         setting.build(config, proxies=setting.proxies, moments=None, projector=None)
     others = replace(config, solver="identity")
     assert_labels(setting.build(others, proxies=setting.proxies, moments=None, projector=None)(setting.model))
-
-
-def test_predictions_are_those_of_eval_mode_in_chunks(setting, monkeypatch):
-    setting.model.train()
-    monkeypatch.setattr("zspag.pseudo_labels.CHUNK", 4)
-    found = predict(setting.model, setting.images)
-    assert setting.model.training
-    torch.testing.assert_close(found, setting.model.eval()(setting.images).detach())
-    assert not found.requires_grad

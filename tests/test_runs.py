@@ -15,6 +15,7 @@ from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig
 from zspag.data.sources import read_digits
 from zspag.unlearning import zero_shot_unlearn
 
+pytestmark = pytest.mark.usefixtures("own_data")
 PROFILE = replace(TINY, classes=(FORGET,), unlearn=replace(TINY.unlearn, update=replace(TINY.unlearn.update, lr=0.3)))
 FACTORY = """
 from zspag.models import build
@@ -25,16 +26,6 @@ def make():
 def no_module():
     return "a string"
 """
-
-
-@pytest.fixture(scope="module")
-def data_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(autouse=True)
-def _data(data_folder, monkeypatch):
-    monkeypatch.setenv("ZSPAG_DATA", str(data_folder))
 
 
 # Class numbers

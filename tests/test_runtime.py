@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from zspag.runtime import (
+    chunks,
     derive_seed,
     device_of,
     evaluating,
     frozen,
     generator_for,
+    logits_of,
     pick_device,
     plain_attention,
     pool_map,
@@ -192,3 +194,37 @@ def test_a_worker_that_dies_ends_the_map_with_an_error_not_a_wait():
     answers = dict(pool_map(_die, [0, 1], workers=2, threads_each=1, title="test"))
     assert isinstance(answers[1], Exception)
     assert "terminated abruptly" in str(answers[1])
+
+
+# One pass after another
+
+
+def test_logits_do_not_depend_on_the_size_of_a_chunk_and_carry_no_graph(monkeypatch):
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).double(), torch.rand(11, 3, 2, 2).double()
+    monkeypatch.setattr("zspag.runtime.CHUNK", 4)
+    found = logits_of(model, images)
+    torch.testing.assert_close(found, model(images).detach())
+    assert not found.requires_grad
+
+
+def test_logits_are_those_of_eval_mode_and_the_mode_comes_back():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Dropout(0.9)).train()
+    images = torch.rand(11, 3, 2, 2)
+    assert torch.equal(logits_of(model, images), model[1](images.flatten(1)))
+    assert _modes(model) == [True, True, True]
+    assert not torch.equal(model(images), model(images))
+
+
+def test_chunks_keep_tensors_side_by_side_and_lose_nothing(monkeypatch):
+    monkeypatch.setattr("zspag.runtime.CHUNK", 4)
+    images, labels = torch.arange(33.0).view(11, 3), torch.arange(11)
+    parts = list(chunks(images, labels))
+    assert [len(x) for x, _ in parts] == [4, 4, 3]
+    assert all(torch.equal(x[:, 0], 3.0 * y) for x, y in parts)
+    assert torch.equal(torch.cat([y for _, y in parts]), labels)
+
+
+def test_chunks_of_unequal_tensors_are_refused(monkeypatch):
+    monkeypatch.setattr("zspag.runtime.CHUNK", 4)
+    with pytest.raises(ValueError, match="zip"):
+        list(chunks(torch.zeros(11), torch.zeros(5)))

@@ -190,7 +190,7 @@ def test_streaming_equals_one_batch_and_the_order_is_irrelevant(monkeypatch):
     net = reference.Attending().double()
     images = torch.rand(7, 3, 4, 6, dtype=torch.float64)
     whole = second_moments(net, images)
-    monkeypatch.setattr("zspag.subspaces.CHUNK", 3)
+    monkeypatch.setattr("zspag.runtime.CHUNK", 3)
     for streamed in (second_moments(net, images), second_moments(net, images[torch.randperm(7)])):
         assert streamed.rows_per_sample == whole.rows_per_sample
         for name, second in whole.second.items():

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
-from zspag.pseudo_labels import masked_log_probabilities, predict, random_labels, relabeler
-from zspag.runtime import generator_for
+from zspag.pseudo_labels import masked_log_probabilities, random_labels, relabeler
+from zspag.runtime import generator_for, logits_of
 from zspag.subspaces import (
     Projector,
     Subspace,
@@ -255,7 +255,7 @@ def head_only(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *,
 
 def _distil(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, config: UnlearnConfig,
             generator: torch.Generator, names: Sequence[str] | None) -> Ladder:  # fmt: skip
-    teacher = masked_log_probabilities(predict(model, forget_images), forget=_forget(forget_labels)).exp()
+    teacher = masked_log_probabilities(logits_of(model, forget_images), forget=_forget(forget_labels)).exp()
 
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
         return soft_cross_entropy(current(forget_images[batch]), teacher[batch])
@@ -268,8 +268,8 @@ def rehearsal(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *,
               config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
     """DELETE plus cross-entropy to the masked original on the proxies, no projection: are proxies alone enough?"""
     forget, proxies = _forget(forget_labels), material.proxies.images
-    teacher = masked_log_probabilities(predict(model, forget_images), forget=forget).exp()
-    kept = masked_log_probabilities(predict(model, proxies), forget=forget).exp()
+    teacher = masked_log_probabilities(logits_of(model, forget_images), forget=forget).exp()
+    kept = masked_log_probabilities(logits_of(model, proxies), forget=forget).exp()
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:

@@ -6,24 +6,16 @@ it is free, and it already has the accuracy that comes from removing a competito
 Invariant: every figure is defined here once, as a function of logits; accuracies are fractions, divergences nats.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from zspag.runtime import frozen
+from zspag.runtime import logits_of
 from zspag.subspaces import Moments, Subspace
 
-CHUNK = 512  # images per pass: bounds memory, changes no result
 FLOOR = -30.0  # log-probability of a masked class: -inf would break every divergence
-
-
-@torch.no_grad()
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Return logits (n, K) in eval mode."""
-    with frozen(model):
-        return torch.cat([model(chunk) for chunk in images.split(CHUNK)])
 
 
 def masked(logits: Tensor, *, forget: Sequence[int]) -> Tensor:
@@ -199,14 +191,3 @@ def selectivity(subspace: Subspace, *, forget: Moments, retain: Moments) -> dict
     """Return tr(P C_f) / tr(P C_r) per weight, trace-normalized: how much more forget than retain stays free."""
     free_forget, free_retain = captured(subspace, forget), captured(subspace, retain)
     return {name: (1 - free_forget[name]) / max(1 - free_retain[name], 1e-12) for name in subspace.bases}
-
-
-def confusion(logits: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:
-    """Return counts (K, K): rows are labels, columns predictions."""
-    index = labels * num_classes + logits.argmax(1)
-    return torch.bincount(index, minlength=num_classes**2).view(num_classes, num_classes)
-
-
-def mean_over_layers(values: Mapping[str, float]) -> float:
-    """Return the plain mean over layers."""
-    return sum(values.values()) / len(values)

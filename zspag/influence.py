@@ -23,9 +23,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, jvp
 
 from zspag.activations import Outputs, as_blocks, watching
-from zspag.runtime import frozen, plain_attention
+from zspag.runtime import chunks, frozen, plain_attention
 
-CHUNK = 512  # samples per pass: bounds memory, changes no result
 Direction = dict[str, Tensor]
 
 
@@ -68,7 +67,7 @@ def loss_gradient(
     weights = {name: weight.clone().requires_grad_(True) for name, weight in weights_of(model, names).items()}
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     with _differentiable(model):
-        for x, q in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
+        for x, q in chunks(images, labels):
             share = loss(functional_call(model, weights, (x,)), q) * (len(x) / len(images))
             parts = torch.autograd.grad(share, list(weights.values()), materialize_grads=True)
             for name, part in zip(weights, parts, strict=True):
@@ -81,7 +80,7 @@ def logit_derivatives(model: nn.Module, images: Tensor, direction: Direction) ->
     weights = weights_of(model, direction)
     parts = []
     with _differentiable(model), torch.no_grad():
-        for x in images.split(CHUNK):
+        for (x,) in chunks(images):
             parts.append(jvp(lambda w, x=x: functional_call(model, w, (x,)), (weights,), (direction,)))
     logits, tangents = zip(*parts, strict=True)
     return torch.cat(logits), torch.cat(tangents)
@@ -109,7 +108,7 @@ def gauss_newton_product(
     logits, tangents = logit_derivatives(model, images, direction)
     curved = tangents if squared_loss else _softmax_hessian(logits, tangents)
     with _differentiable(model):
-        for x, u in zip(images.split(CHUNK), curved.split(CHUNK), strict=True):
+        for x, u in chunks(images, curved):
             share = (functional_call(model, weights, (x,)) * u).sum() / len(images)
             parts = torch.autograd.grad(share, list(weights.values()), materialize_grads=True)
             for name, part in zip(weights, parts, strict=True):
@@ -206,7 +205,7 @@ def kfac_factors(
         positions as independent. Projections inside attention do not show their outputs; their B is the identity.
     """
     sums: dict[str, Tensor] = {}
-    for x in images.split(CHUNK):
+    for (x,) in chunks(images):
         for name, gram in _output_grams(model, x, squared_loss=squared_loss).items():
             sums[name] = sums[name] + gram if name in sums else gram
     parameters = dict(model.named_parameters())

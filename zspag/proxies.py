@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zspag.config import ProxyConfig
-from zspag.runtime import frozen
+from zspag.runtime import chunks, frozen, logits_of
 
-CHUNK = 512  # samples attacked at once: bounds memory, changes no result
 PROBE = 20  # forget samples per class that the search for eps attacks
 
 
@@ -65,8 +64,8 @@ def attack(
     """
     start = _start(images, eps=eps, config=config, generator=generator)
     with frozen(model):
-        chunks = zip(images.split(CHUNK), start.split(CHUNK), targets.split(CHUNK), strict=True)
-        return torch.cat([_attack_chunk(model, *chunk, eps=eps, config=config) for chunk in chunks])
+        parts = chunks(images, start, targets)
+        return torch.cat([_attack_chunk(model, *part, eps=eps, config=config) for part in parts])
 
 
 def _start(images: Tensor, *, eps: float, config: ProxyConfig, generator: torch.Generator) -> Tensor:
@@ -147,7 +146,7 @@ def generate(
     sources = _draw_sources(len(forget_images), wanted, len(retained), generator).to(forget_images.device)
     targets = torch.tensor(retained, device=forget_images.device).repeat_interleave(wanted)
     images = attack(model, forget_images[sources], targets, eps=eps, config=config, generator=generator)
-    hit = _predictions(model, images) == targets
+    hit = logits_of(model, images).argmax(1) == targets
     hits = {label: hit[targets == label].double().mean().item() for label in retained}
     _refuse_missing(hits, eps=eps, config=config)
     equal = min(config.per_class, *(int(hit[targets == label].sum()) for label in retained))
@@ -178,7 +177,7 @@ def find_eps(
     eps = config.eps_start
     while eps < config.eps_max:
         moved = attack(model, forget_images[sources], targets, eps=eps, config=config, generator=generator)
-        hit = _predictions(model, moved) == targets
+        hit = logits_of(model, moved).argmax(1) == targets
         if min(hit[targets == label].double().mean().item() for label in retained) >= config.hit_rate:
             return eps
         eps *= 2
@@ -193,12 +192,6 @@ def _draw_sources(count: int, wanted: int, classes: int, generator: torch.Genera
     passes = math.ceil(wanted / count)
     own = [torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)]) for _ in range(classes)]
     return torch.cat([order[:wanted] for order in own])
-
-
-@torch.no_grad()
-def _predictions(model: nn.Module, images: Tensor) -> Tensor:
-    with frozen(model):
-        return torch.cat([model(chunk).argmax(1) for chunk in images.split(CHUNK)])
 
 
 def _refuse_missing(hits: dict[int, float], *, eps: float, config: ProxyConfig) -> None:

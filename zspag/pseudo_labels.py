@@ -23,18 +23,10 @@ from zspag.influence import (
     loss_gradient,
 )
 from zspag.proxies import ProxySet
-from zspag.runtime import frozen
+from zspag.runtime import logits_of
 from zspag.subspaces import Moments, Projector
 
-CHUNK = 512  # samples per pass: bounds memory, changes no result
 Relabel = Callable[[nn.Module], Tensor]
-
-
-@torch.no_grad()
-def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Return logits (n, K) in eval mode."""
-    with frozen(model):
-        return torch.cat([model(chunk) for chunk in images.split(CHUNK)])
 
 
 def masked_log_probabilities(logits: Tensor, *, forget: Sequence[int]) -> Tensor:
@@ -107,7 +99,7 @@ def relabeler(
     Raises:
         ValueError: If the strategy needs proxies or moments and there are none.
     """
-    logits = predict(model, forget_images)
+    logits = logits_of(model, forget_images)
     masked = masked_log_probabilities(logits, forget=forget)
     if config.strategy == "random":
         fixed = random_labels(len(logits), num_classes=logits.shape[1], forget=forget, generator=generator).to(logits)
@@ -118,7 +110,7 @@ def relabeler(
     elif proxies is None:
         raise ValueError(f"strategy {config.strategy!r} measures influence on proxies, but there are none")
     else:
-        teacher = masked_log_probabilities(predict(model, proxies.images), forget=forget).exp()
+        teacher = masked_log_probabilities(logits_of(model, proxies.images), forget=forget).exp()
         if config.strategy == "process":
             return _process(forget_images, masked, teacher, forget, proxies, projector, names, config)
         direction = _retraining_direction(model, teacher, proxies, moments, names, config)

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from zspag.activations import Outputs, as_blocks, watching
 from zspag.config import SubspaceConfig
-
-CHUNK = 128  # samples per forward pass: bounds memory, changes no result
+from zspag.runtime import chunks
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ def second_moments(model: nn.Module, images: Tensor) -> Moments:
     """Return the second moments of what enters each weight when ``images`` (n, C, H, W) pass through ``model``."""
     accumulator = MomentAccumulator()
     with watching(model, accumulator.add) as unprojectable:
-        for chunk in images.split(CHUNK):
-            model(chunk)
+        for (x,) in chunks(images):
+            model(x)
     return accumulator.moments(samples=len(images), unprojectable=unprojectable)
 
 

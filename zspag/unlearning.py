@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
 from zspag.proxies import ProxySet, generate
-from zspag.pseudo_labels import Relabel, predict, relabeler
-from zspag.runtime import channels_last, evaluating, frozen, generator_for
+from zspag.pseudo_labels import Relabel, relabeler
+from zspag.runtime import channels_last, evaluating, frozen, generator_for, logits_of
 from zspag.subspaces import Moments, Projector, averaged, projector, second_moments
 
 BatchLoss = Callable[[nn.Module, Tensor], Tensor]
@@ -303,7 +303,7 @@ def descend(
                     break
                 _step_(moving, velocity, value, project=project, lr=update.lr, momentum=update.momentum)
                 total += value.item() * len(batch)
-            logits = predict(changed, forget_images)
+            logits = logits_of(changed, forget_images)
             diverged = diverged or not bool(torch.isfinite(logits).all())  # the last step may have blown up unseen
             remaining = (logits.argmax(1) == forget_labels).double().mean().item()
             history.append(Epoch(total / len(order), remaining, time.perf_counter() - started))
