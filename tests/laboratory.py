@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from zspag.config import PROFILES, UnlearnConfig
+from zspag.config import PROFILES, Ladders, UnlearnConfig
 from zspag.data import Guard, channel_statistics
 from zspag.data.sources import read_digits
 from zspag.models import build
@@ -14,11 +14,12 @@ from zspag.runtime import generator_for
 from zspag.training import train
 from zspag.unlearning import Material, prepare
 
+LADDER = (0.03, 1.0)
 TINY = replace(
     PROFILES["smoke"],
     name="tiny",
     train=replace(PROFILES["smoke"].train, epochs=3),
-    ladder=(0.03, 1.0),
+    ladders=Ladders(LADDER, LADDER, LADDER),
     methods=("zs_pag", "head_only"),
 )
 FORGET = 3
@@ -46,7 +47,7 @@ def small() -> Small:
     model = train(net, data.train.images, data.train.labels, config=TINY.train, seed=0).model.eval()
     guard = Guard(data, (FORGET,))
     images, labels = guard.forget_train(60)
-    config = replace(TINY.unlearn, update=replace(TINY.unlearn.update, ladder=TINY.ladder, whole_ladder=True))
+    config = replace(TINY.unlearn, update=replace(TINY.unlearn.update, ladder=LADDER, whole_ladder=True))
     generator = generator_for(0, "material")
     material = prepare(model, images, forget=(FORGET,), num_classes=10, config=config, generator=generator)
     return Small(model, images, labels, *guard.retain_train(), config, material)

@@ -44,6 +44,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {"plots", "tables", "notebook", "reproduce", "claims", "__init__"}
 MAY_IMPORT["runs"] = MAY_IMPORT["experiment"] | {"experiment", "plots"}
+MAY_IMPORT["sweep"] = MAY_IMPORT["runs"] | {"runs", "tables"}
 MAY_IMPORT["__main__"] = set(MAY_IMPORT) - set(METHOD) - {"__init__"} | {"unlearning"}
 
 CLASS_NUMBERS = {"int", "Sequence[int]", "tuple[int, ...]"}

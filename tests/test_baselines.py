@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from laboratory import FORGET, TINY, changed_names, small
+from laboratory import FORGET, LADDER, TINY, changed_names, small
 from reference import assert_same_state, state_of
 from torch import nn
 
 from zspag import baselines, experiment
 from zspag.baselines import METHODS, Method, Run, retain_subspace
-from zspag.config import LabelConfig, UpdateConfig
+from zspag.config import LabelConfig, Ladders, UpdateConfig
 from zspag.evaluation import captured
 from zspag.experiment import Case, RetainDataRead, run_method
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
@@ -24,7 +24,7 @@ from zspag.subspaces import combine, pooled, second_moments
 FORGET_ONLY = [name for name, method in METHODS.items() if method.oracle is None]
 
 
-def go(name, *, ladder=TINY.ladder, model=None, material=None, labels=None, config=None):
+def go(name, *, ladder=LADDER, model=None, material=None, labels=None, config=None):
     """Run a method of the table over a ladder, as the grid does, on the small case."""
     case, method = small(), METHODS[name]
     config = config or case.config
@@ -107,7 +107,7 @@ def test_every_method_forgets_at_some_rate_and_leaves_the_model_alone(name):
 
     start = (logits_of(case.model, case.images).argmax(1) == case.labels).double().mean().item()
     ends = [run.history[-1].forget_accuracy for run in ladder.runs]
-    assert [run.lr for run in ladder.runs] == list(TINY.ladder)
+    assert [run.lr for run in ladder.runs] == list(LADDER)
     assert start > 0.9
     assert min(ends) < start - 0.5
     logits = logits_of(ladder.runs[-1].model, case.images)
@@ -373,7 +373,7 @@ def case(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.getbasetemp() / "guarded"  # one cache of the digits for all tests here
     monkeypatch.setenv("ZSPAG_ROOT", str(folder))
     monkeypatch.setenv("ZSPAG_DATA", str(folder / "data"))
-    return Case(replace(TINY, ladder=(1.0,), forget_samples=30), 0, FORGET)
+    return Case(replace(TINY, ladders=Ladders((1.0,), (1.0,), (1.0,)), forget_samples=30), 0, FORGET)
 
 
 def guarded(case, name):

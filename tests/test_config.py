@@ -7,6 +7,7 @@ import pytest
 
 from zspag.config import (
     LabelConfig,
+    Ladders,
     Profile,
     ProxyConfig,
     SubspaceConfig,
@@ -27,7 +28,7 @@ PROFILE = Profile(
     seeds=(0, 1),
     train=TRAIN,
     unlearn=UnlearnConfig(proxies=ProxyConfig(eps=0.1), update=UpdateConfig(ladder=(0.1, 0.3))),
-    ladder=(0.1, 0.3),
+    ladders=Ladders((0.001, 0.003), (0.01, 0.03), (0.1, 0.3)),
     methods=("zspag",),
 )
 
@@ -107,7 +108,7 @@ def test_a_profile_survives_the_way_through_json_and_equality_sees_one_option():
     again = from_dict(Profile, json.loads(json.dumps(to_dict(PROFILE))))
     assert again == PROFILE
     assert isinstance(again.unlearn.proxies, ProxyConfig)
-    assert again.ladder == (0.1, 0.3)  # a tuple again, so that it can be hashed
+    assert again.ladders.middle == (0.01, 0.03)  # a tuple again, so that it can be hashed
     assert again != replace(PROFILE, unlearn=UnlearnConfig(proxies=ProxyConfig(eps=0.2)))
 
 
@@ -121,3 +122,14 @@ def test_an_unknown_option_is_refused_with_those_that_exist():
 def test_a_bad_value_is_refused_on_the_way_in_too():
     with pytest.raises(ValueError, match="energy must lie in"):
         from_dict(UnlearnConfig, {"subspace": {"energy": 7}})
+
+
+@pytest.mark.parametrize("rates", [(), (0.3, 0.1), (0.0, 0.1)])
+def test_a_bad_ladder_is_named(rates):
+    with pytest.raises(ValueError, match="middle must hold positive rates in increasing order"):
+        Ladders(low=(0.1, 0.3), middle=rates, high=(0.1, 0.3))
+
+
+def test_nobody_gets_more_rates_than_another():
+    with pytest.raises(ValueError, match=r"same number of rates, got \[1, 2\]"):
+        Ladders(low=(0.1, 0.3), middle=(0.1,), high=(0.1, 0.3))

@@ -10,6 +10,7 @@ from laboratory import TINY, small
 
 from zspag import checkpoints, experiment, files, provenance
 from zspag.baselines import METHODS
+from zspag.config import Ladders
 from zspag.data import load
 from zspag.experiment import (
     REFERENCES,
@@ -25,7 +26,7 @@ from zspag.experiment import (
 )
 
 pytestmark = pytest.mark.usefixtures("own_data")
-PROFILE = replace(TINY, classes=(3, 5), ladder=(0.03, 0.3))
+PROFILE = replace(TINY, classes=(3, 5), ladders=Ladders(low=(0.003, 0.03), middle=(0.01, 0.1), high=(0.03, 0.3)))
 METHODS_HERE = ("delete", "head_only")
 CASE = Case(PROFILE, 0, 3)
 
@@ -86,10 +87,10 @@ def test_grid_has_a_row_per_reference_and_per_run(finished):
         assert own[own["lr"].isna()]["method"].tolist() == list(REFERENCES)
         for method in METHODS_HERE:
             runs = own[own["method"] == method]
-            assert runs["lr"].tolist() == list(PROFILE.ladder)
+            assert runs["lr"].tolist() == list(getattr(PROFILE.ladders, METHODS[method].ladder))
             assert runs["chosen"].sum() == 1
             assert (runs["retain_samples_read"] == 0).all()
-    assert len(frame) == 2 * (3 + len(METHODS_HERE) * len(PROFILE.ladder))
+    assert len(frame) == 2 * (3 + len(METHODS_HERE) * len(PROFILE.ladders.low))
 
 
 def test_references_are_what_they_are_called(finished):
@@ -107,7 +108,7 @@ def test_every_file_of_the_grid_carries_its_provenance(finished):
     root, _ = finished
     for path in grid_files(root):
         record = provenance.read_record(path)
-        assert record["config"]["ladder"] == list(PROFILE.ladder)
+        assert record["config"]["ladders"]["low"] == list(PROFILE.ladders.low)
         assert record["threads"] == 1
         assert record["data_sha256"] == load("digits").sha256
     assert len(grid_files(root)) == 2 * (1 + len(METHODS_HERE))
@@ -117,9 +118,10 @@ def test_every_method_has_a_title():
     assert set(TITLES) == {*REFERENCES, *METHODS}
 
 
-def test_whole_ladder_runs_every_rate_of_the_profile():
-    update = whole_ladder(PROFILE).update
-    assert (update.lr, update.ladder, update.whole_ladder) == (None, PROFILE.ladder, True)
+@pytest.mark.parametrize(("method", "where"), [("zs_pag", "high"), ("head_only", "middle"), ("delete", "low")])
+def test_whole_ladder_runs_every_rate_of_the_methods_own_ladder(method, where):
+    update = whole_ladder(PROFILE, method).update
+    assert (update.lr, update.ladder, update.whole_ladder) == (None, getattr(PROFILE.ladders, where), True)
     assert replace(update, ladder=PROFILE.unlearn.update.ladder, whole_ladder=False) == PROFILE.unlearn.update
 
 
@@ -171,7 +173,7 @@ def test_failing_job_leaves_the_others_and_is_named(copied, monkeypatch):
     assert kept == methods - {"head_only-class5-seed0"}
 
     monkeypatch.setattr(experiment, "run_method", real)
-    assert len(compute_grid(PROFILE, METHODS_HERE)) == 2 * (3 + len(METHODS_HERE) * len(PROFILE.ladder))
+    assert len(compute_grid(PROFILE, METHODS_HERE)) == 2 * (3 + len(METHODS_HERE) * len(PROFILE.ladders.low))
 
 
 def test_cheat_in_a_grid_writes_no_file(copied, monkeypatch):
@@ -219,7 +221,7 @@ def keys_of(profile, *, seed=0, forget=3, name="delete"):
         ({"width": 5}, {"model", "retrained", "run"}),
         ({"threads": 2}, {"model", "retrained", "run"}),
         ({"arch": "conv7"}, {"model", "retrained", "run"}),
-        ({"ladder": (0.03,)}, {"run"}),
+        ({"ladders": Ladders((0.03,), (0.03,), (0.03,))}, {"run"}),
         ({"forget_samples": 20}, {"run"}),
         ({"unlearn": replace(PROFILE.unlearn, labels=replace(PROFILE.unlearn.labels, beta=0.7))}, {"run"}),
         ({"unlearn": replace(PROFILE.unlearn, proxies=replace(PROFILE.unlearn.proxies, steps=11))}, {"run"}),
@@ -336,7 +338,7 @@ def recorded(root, key):
 def test_recorded_checkpoint_is_taken_although_the_code_has_changed(copied, no_computing):
     key = json.loads(json.dumps(training_key(PROFILE, 0, None)))
     tensors = recorded(copied, key | {"code": "older", "torch": "2.0", "threads": 7, "device": "cuda"})
-    model = trained(PROFILE, 0, recorded=True)
+    model = trained(replace(PROFILE, recorded_models=True), 0)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(AssertionError, match="would compute"):
         trained(PROFILE, 0)  # only who asks for recorded models gets them
@@ -346,7 +348,7 @@ def test_recorded_checkpoint_is_taken_although_the_code_has_changed(copied, no_c
 def test_recorded_checkpoint_of_another_recipe_is_not_taken(copied, no_computing, change):
     recorded(copied, json.loads(json.dumps(training_key(PROFILE, 0, None))) | change)
     with pytest.raises(AssertionError, match="would compute"):
-        trained(PROFILE, 0, recorded=True)
+        trained(replace(PROFILE, recorded_models=True), 0)
 
 
 def test_panel_holds_forget_and_retained_samples_apart(copied, no_computing):

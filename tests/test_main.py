@@ -13,13 +13,13 @@ from zspag.__main__ import main
 from zspag.config import PROFILES
 from zspag.files import write_json
 
-COMMANDS = ("reproduce", "run", "unlearn", "env", "provenance")
+COMMANDS = ("reproduce", "run", "sweep", "unlearn", "env", "provenance")
 
 
 @pytest.fixture
 def started(monkeypatch):
-    """Catch what `zspag run` and `zspag unlearn` would start."""
-    from zspag import runs
+    """Catch what `zspag run`, `zspag sweep` and `zspag unlearn` would start."""
+    from zspag import runs, sweep
 
     calls = []
 
@@ -28,6 +28,7 @@ def started(monkeypatch):
         yield "a line"
 
     monkeypatch.setattr(runs, "run", catch)
+    monkeypatch.setattr(sweep, "sweep", catch)
     monkeypatch.setattr(runs, "unlearn_files", catch)
     return calls
 
@@ -86,7 +87,7 @@ def test_command_line_that_makes_no_sense_exits_with_2(arguments, capsys):
 
 def test_run_takes_the_profile_as_it_is(started, capsys):
     assert main(["run", "--profile", "smoke"]) == 0
-    assert started == [(PROFILES["smoke"], {"recorded_models": False, "record": False})]
+    assert started == [(PROFILES["smoke"], {"record": False})]
     assert said(capsys) == ("a line\n", "")
 
 
@@ -96,7 +97,36 @@ def test_run_changes_what_is_asked_and_nothing_else(started, tmp_path, monkeypat
     assert main(command.split()) == 0
     smoke = PROFILES["smoke"]
     expected = replace(smoke, classes=(7, 2), seeds=(4, 0), arch="conv7", train=replace(smoke.train, epochs=9))
-    assert started == [(expected, {"recorded_models": True, "record": True})]
+    assert started == [(replace(expected, recorded_models=True), {"record": True})]
+
+
+def test_sweep_takes_the_methods_of_the_profile_or_those_asked_for(started, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
+    assert main(["sweep", "--profile", "smoke"]) == 0
+    assert main(["sweep", "--profile", "smoke", "--methods", "zs_pag,delete", "--classes", "2", "--record"]) == 0
+    smoke = PROFILES["smoke"]
+    assert started[0] == (smoke, smoke.methods, {"record": False})
+    assert started[1] == (replace(smoke, classes=(2,)), ("zs_pag", "delete"), {"record": True})
+
+
+def test_sweep_of_an_unknown_method_names_the_known_ones(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
+    assert main(["sweep", "--profile", "smoke", "--methods", "magic"]) == 2
+    assert said(capsys)[1].startswith("zspag sweep: unknown method magic; known are zs_pag, unprojected")
+
+
+def test_sweep_with_failed_runs_names_them_and_exits_with_1(monkeypatch, capsys):
+    from zspag import experiment, sweep
+
+    def fail(*_arguments, **_options):
+        yield "a line"
+        raise experiment.RunsFailed(
+            "1 of 2 classes and seeds failed; the others are kept:\n  seed 0, class 3: KeyError: x"
+        )
+
+    monkeypatch.setattr(sweep, "sweep", fail)
+    assert main(["sweep", "--profile", "smoke"]) == 1
+    assert "seed 0, class 3: KeyError" in capsys.readouterr().err
 
 
 def test_run_is_the_cpu_profile_unless_told_otherwise(started):

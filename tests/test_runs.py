@@ -59,7 +59,7 @@ def finished(tmp_path_factory, data_folder):
         patch.setenv("ZSPAG_ROOT", str(root))
         patch.setenv("ZSPAG_DATA", str(data_folder))
         before = torch.get_num_threads()
-        lines = list(runs.run(PROFILE, recorded_models=False, record=True))
+        lines = list(runs.run(PROFILE, record=True))
         assert torch.get_num_threads() == before
     return root, lines
 
@@ -131,8 +131,8 @@ def test_run_from_recorded_models_trains_nothing_and_finds_the_same(root, tmp_pa
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
     monkeypatch.setattr(experiment, "train", None)
     with pytest.raises(TypeError, match="NoneType"):
-        list(runs.run(PROFILE, recorded_models=False, record=False))
-    lines = list(runs.run(PROFILE, recorded_models=True, record=True))
+        list(runs.run(PROFILE, record=False))
+    lines = list(runs.run(replace(PROFILE, recorded_models=True), record=True))
     (before,), (after,) = result_of(root)["data"]["rows"], result_of(tmp_path)["data"]["rows"]
     assert {name for name in before if before[name] != after[name]} == {"seconds"}
     assert lines[-1].startswith("left results/tiny/checkpoints/retrained-digits-seed0-without3.safetensors as it was")
@@ -141,7 +141,7 @@ def test_run_from_recorded_models_trains_nothing_and_finds_the_same(root, tmp_pa
 def test_run_without_record_leaves_results_alone(root, tmp_path, monkeypatch):
     (tmp_path / "runs").symlink_to(root / "runs")
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    lines = list(runs.run(PROFILE, recorded_models=False, record=False))
+    lines = list(runs.run(PROFILE, record=False))
     assert not (tmp_path / "results").exists()
     assert lines[1:] == [
         "wrote runs/tiny/results/run_digits_digits_3.json",
@@ -152,7 +152,7 @@ def test_run_without_record_leaves_results_alone(root, tmp_path, monkeypatch):
 def test_class_that_the_data_lacks_is_said_before_anything_is_trained(root, monkeypatch):
     monkeypatch.setattr(experiment, "trained", None)
     with pytest.raises(ValueError, match=r"forget must name classes in 0..9, got \(11,\)"):
-        next(runs.run(replace(PROFILE, classes=(FORGET, 11)), recorded_models=False, record=False))
+        next(runs.run(replace(PROFILE, classes=(FORGET, 11)), record=False))
 
 
 # zspag unlearn

@@ -13,11 +13,13 @@ from zspag.tables import (
     by_rule,
     curve,
     in_hindsight,
+    ladder_panels,
     main_table,
     markdown,
     over_classes,
     safe_rates,
     window,
+    window_text,
 )
 
 NAN = math.nan
@@ -179,10 +181,40 @@ def test_safety_is_judged_on_the_mean_over_classes():
     assert safe_rates(worse, "a") == []
 
 
-def test_window_is_measured_in_decades():
-    assert window([0.01, 0.1, 1.0]) == pytest.approx(2)
-    assert window([0.1, 0.3]) == pytest.approx(math.log10(3))
-    assert window([0.3]) == window([]) == 0
+def test_window_is_a_factor():
+    assert window([0.01, 0.1, 1.0]) == pytest.approx(100)
+    assert (window([0.3]), window([])) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("points", "text"),
+    [
+        ([HARMS, SAFE, SAFE, HARMS], "0.03 – 0.1"),
+        ([SAFE, SAFE, HARMS, HARMS], "≤ 0.01 – 0.03"),
+        ([HARMS, HARMS, SAFE, SAFE], "0.1 – ≥ 0.3"),
+        ([HARMS, SAFE, HARMS, HARMS], "0.03 only"),
+        ([HARMS, HARMS, HARMS, SAFE], "≥ 0.3 only"),
+        ([HARMS, HARMS, HARMS, HARMS], "none"),
+    ],
+)
+def test_window_that_ends_where_the_ladder_ends_is_marked(points, text):
+    ladder = dict(zip((0.01, 0.03, 0.1, 0.3), points, strict=True))
+    assert window_text(pd.DataFrame(REFERENCES + grid("a", ladder)), "a") == text
+
+
+def test_panels_of_a_ladder_show_percent_points_and_nats(ladder_frame):
+    panels = ladder_panels(ladder_frame, ["a"], {"a": "A"})["panels"]
+    forget, lost, drift = (panel["series"]["A"] for panel in panels)
+    assert forget["x"] == lost["x"] == drift["x"] == [0.01, 0.03]
+    assert forget["y"] == pytest.approx([50, 1])
+    assert lost["y"] == pytest.approx([-10, 2])
+    assert drift["y"] == pytest.approx([0.0, 0.3])
+    assert [panel["lines"] for panel in panels] == [{"1 %": 1.0}, {"half a point": 0.5}, {}]
+
+
+@pytest.fixture
+def ladder_frame():
+    return pd.DataFrame(REFERENCES + grid("a", {0.01: (0.50, -0.10, 0.0), 0.03: (0.01, 0.02, 0.3)}))
 
 
 # The table
@@ -216,8 +248,8 @@ def test_main_table_says_who_read_retain_data(table):
 
 def test_main_table_names_the_safe_window(table):
     safe = table["safe window"]
-    assert safe["Method A"] == "0.3 – 1"
-    assert safe["Method B"] == "0.1 only"
+    assert safe["Method A"] == "0.3 – ≥ 1"
+    assert safe["Method B"] == "≤ 0.1 only"
     assert safe["c"] == "none"
     assert (safe["original"], table.loc["original", "rate"]) == ("", "")
 

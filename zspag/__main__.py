@@ -1,4 +1,4 @@
-"""The command line: ``zspag reproduce | run | unlearn | env | provenance``.
+"""The command line: ``zspag reproduce | run | sweep | unlearn | env | provenance``.
 
 Invariant: thin; every sub-command imports what it needs when it is called, so that ``zspag --help`` answers at once.
 """
@@ -43,15 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(action=reproduce.run)
 
     one = commands.add_parser("run", help="train, forget and evaluate; write result files, a figure and checkpoints")
-    one.add_argument("--profile", default="cpu", choices=sorted(config.PROFILES))
-    one.add_argument("--dataset", help="data set, or the path of an image folder (default: the profile's)")
-    one.add_argument("--arch", help="architecture, or file.py:factory for a model of your own (default: the profile's)")
-    one.add_argument("--classes", help="forget classes, names or numbers, comma-separated (default: the profile's)")
-    one.add_argument("--seeds", help="seeds, comma-separated (default: the profile's)")
-    one.add_argument("--epochs", type=int, help="training epochs (default: the profile's)")
-    one.add_argument("--recorded-models", action="store_true", help="take committed checkpoints instead of training")
-    one.add_argument("--record", action="store_true", help="write results, figure and checkpoints to results/PROFILE")
+    _add_profile(one)
     one.set_defaults(action=_run)
+
+    one = commands.add_parser("sweep", help="run methods over their whole ladders; write every row and a figure")
+    _add_profile(one)
+    one.add_argument("--methods", help="methods, comma-separated (default: the profile's)")
+    one.set_defaults(action=_sweep)
 
     one = commands.add_parser("unlearn", help="make a model of your own forget the classes of an image folder")
     one.add_argument(
@@ -73,11 +71,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(chosen: argparse.Namespace) -> int:
+def _add_profile(one: argparse.ArgumentParser) -> None:
+    """Add the options that choose and change a profile."""
+    one.add_argument("--profile", default="cpu", choices=sorted(config.PROFILES))
+    one.add_argument("--dataset", help="data set, or the path of an image folder (default: the profile's)")
+    one.add_argument("--arch", help="architecture, or file.py:factory for a model of your own (default: the profile's)")
+    one.add_argument("--classes", help="forget classes, names or numbers, comma-separated (default: the profile's)")
+    one.add_argument("--seeds", help="seeds, comma-separated (default: the profile's)")
+    one.add_argument("--epochs", type=int, help="training epochs (default: the profile's)")
+    one.add_argument("--recorded-models", action="store_true", help="take committed checkpoints instead of training")
+    one.add_argument("--record", action="store_true", help="write results, figure and checkpoints to results/PROFILE")
+
+
+def _profile(chosen: argparse.Namespace) -> config.Profile:
+    """Return the chosen profile with what the command line changes."""
     from zspag import runs
 
     profile = config.PROFILES[chosen.profile]
     changes: dict[str, object] = {name: getattr(chosen, name) for name in ("dataset", "arch") if getattr(chosen, name)}
+    changes["recorded_models"] = chosen.recorded_models
     if chosen.seeds is not None:
         changes["seeds"] = _seeds(chosen.seeds)
     if chosen.epochs is not None:
@@ -85,8 +97,29 @@ def _run(chosen: argparse.Namespace) -> int:
     profile = replace(profile, **changes)  # type: ignore[arg-type]
     if chosen.classes is not None:
         profile = replace(profile, classes=runs.class_numbers(profile.dataset, chosen.classes.split(",")))
-    for line in runs.run(profile, recorded_models=chosen.recorded_models, record=chosen.record):
+    return profile
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    from zspag import runs
+
+    for line in runs.run(_profile(chosen), record=chosen.record):
         print(line, flush=True)
+    return 0
+
+
+def _sweep(chosen: argparse.Namespace) -> int:
+    from zspag import sweep
+    from zspag.experiment import RunsFailed
+
+    profile = _profile(chosen)
+    methods = profile.methods if chosen.methods is None else tuple(chosen.methods.split(","))
+    try:
+        for line in sweep.sweep(profile, methods, record=chosen.record):
+            print(line, flush=True)
+    except RunsFailed as error:
+        print(f"zspag sweep: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -63,6 +63,7 @@ class Method:
         oracle: Takes ``retain_images`` as well; None for a forget-only method.
         reads: What data it touches, in words.
         reference: Where it comes from.
+        ladder: Which of ``config.Ladders`` it is run at.
     """
 
     title: str
@@ -70,6 +71,7 @@ class Method:
     oracle: Callable[..., Ladder] | None
     reads: str
     reference: str
+    ladder: str
 
 
 def _seed(generator: torch.Generator) -> int:
@@ -287,24 +289,28 @@ _FORGET, _PROXIES, _ORACLE = "forget set", "forget set, proxies made from it", "
 _OURS = "Chen et al., IJCAI 2025"
 
 
-def _forget_only(title: str, run: Run, reads: str, reference: str) -> Method:
-    return Method(title, run, None, reads, reference)
+def _projected(title: str, run: Run, reference: str) -> Method:
+    return Method(title, run, None, _PROXIES, reference, "high")
+
+
+def _plain(title: str, run: Run, reads: str, reference: str) -> Method:
+    return Method(title, run, None, reads, reference, "low")
 
 
 METHODS: dict[str, Method] = {
-    "zs_pag": _forget_only("ZS-PAG", _zs_pag(None), _PROXIES, _OURS),
-    "unprojected": _forget_only("ZS-PAG without projection", unprojected, _PROXIES, "control"),
-    "soft_labels": _forget_only("ZS-PAG, soft labels", _zs_pag("soft"), _PROXIES, "control"),
-    "influence_labels": _forget_only("ZS-PAG, labels tilted once", _zs_pag("influence"), _PROXIES, "control"),
-    "second_best_labels": _forget_only("ZS-PAG, second-best labels", _zs_pag("second_best"), _PROXIES, "control"),
-    "random_labels": _forget_only("ZS-PAG, random labels", _zs_pag("random"), _PROXIES, "control"),
-    "forget_subspace": _forget_only("subspace of forget samples", _in_subspace(forget_subspace), _PROXIES, "control"),
-    "noise_subspace": _forget_only("subspace of noise", _in_subspace(noise_subspace), _PROXIES, "control"),
-    "random_subspace": _forget_only("random subspace", _in_subspace(random_subspace), _PROXIES, "control"),
-    "oracle_subspace": Method("subspace of retain data", None, oracle_subspace, _ORACLE, "oracle"),
-    "gradient_ascent": _forget_only("gradient ascent", gradient_ascent, _FORGET, "NegGrad"),
-    "random_relabeling": _forget_only("random relabeling", random_relabeling, _FORGET, "Golatkar et al., CVPR 2020"),
-    "delete": _forget_only("DELETE", delete, _FORGET, "Zhou et al., CVPR 2025"),
-    "rehearsal": _forget_only("rehearsal on proxies", rehearsal, _PROXIES, "control"),
-    "head_only": _forget_only("head only", head_only, _FORGET, "control"),
+    "zs_pag": _projected("ZS-PAG", _zs_pag(None), _OURS),
+    "unprojected": _plain("ZS-PAG without projection", unprojected, _PROXIES, "control"),
+    "soft_labels": _projected("ZS-PAG, soft labels", _zs_pag("soft"), "control"),
+    "influence_labels": _projected("ZS-PAG, labels tilted once", _zs_pag("influence"), "control"),
+    "second_best_labels": _projected("ZS-PAG, second-best labels", _zs_pag("second_best"), "control"),
+    "random_labels": _projected("ZS-PAG, random labels", _zs_pag("random"), "control"),
+    "forget_subspace": _projected("subspace of forget samples", _in_subspace(forget_subspace), "control"),
+    "noise_subspace": Method("subspace of noise", _in_subspace(noise_subspace), None, _PROXIES, "control", "middle"),
+    "random_subspace": _plain("random subspace", _in_subspace(random_subspace), _PROXIES, "control"),
+    "oracle_subspace": Method("subspace of retain data", None, oracle_subspace, _ORACLE, "oracle", "high"),
+    "gradient_ascent": _plain("gradient ascent", gradient_ascent, _FORGET, "NegGrad"),
+    "random_relabeling": _plain("random relabeling", random_relabeling, _FORGET, "Golatkar et al., CVPR 2020"),
+    "delete": _plain("DELETE", delete, _FORGET, "Zhou et al., CVPR 2025"),
+    "rehearsal": _plain("rehearsal on proxies", rehearsal, _PROXIES, "control"),
+    "head_only": Method("head only", head_only, None, _FORGET, "control", "middle"),
 }

@@ -57,6 +57,10 @@ class Case:
     forget: int
 
 
+class RunsFailed(RuntimeError):  # noqa: N818  reads as a fact
+    """Some runs of a grid failed; the others are finished and kept."""
+
+
 class RetainDataRead(RuntimeError):  # noqa: N818  reads as a fact
     """A forget-only method read samples it may not see."""
 
@@ -65,6 +69,12 @@ class RetainDataRead(RuntimeError):  # noqa: N818  reads as a fact
 def dataset_of(name: str) -> Dataset:
     """Load a data set once per process."""
     return load(name)
+
+
+def case_name(profile: Profile) -> str:
+    """Return data set, architecture and forget classes as part of a file name."""
+    names = "-".join(dataset_of(profile.dataset).classes[forget] for forget in profile.classes)
+    return f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}".replace(" ", "")
 
 
 def store(profile: Profile) -> checkpoints.Store:
@@ -103,19 +113,18 @@ def training_key(profile: Profile, seed: int, without: int | None) -> dict[str, 
     } | _surroundings(profile, _TRAINING_CODE)
 
 
-def trained(profile: Profile, seed: int, without: int | None = None, *, recorded: bool = False) -> nn.Module:
-    """Return the original of a seed, or the model retrained without a class; train it if it is not in the store.
+def trained(profile: Profile, seed: int, without: int | None = None) -> nn.Module:
+    """Return the original of a seed, or the model retrained without a class; train it if it is nowhere stored.
 
     Args:
-        profile: Says data, architecture and recipe.
+        profile: Says data, architecture and recipe, and whether committed checkpoints of the same recipe will do.
         seed: Seed of initial weights, order and augmentation.
         without: Class left out of the training set; None trains the original.
-        recorded: Take a committed checkpoint of the same recipe from results/, if there is one.
     """
     data, key = dataset_of(profile.dataset), training_key(profile, seed, without)
     kind = "original" if without is None else "retrained"
     kept = data.train if without is None else data.train.select(data.train.labels != without)
-    found = store(profile).get(kind, key) or (_recorded_checkpoint(profile, key) if recorded else None)
+    found = store(profile).get(kind, key) or (_recorded_checkpoint(profile, key) if profile.recorded_models else None)
     model = _build(profile, data, kept, seed)
     if found is not None:
         model.load_state_dict(found[0])
@@ -236,20 +245,21 @@ def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> Material:
     return Material(proxies, moments, facts["seconds"])
 
 
-def panel_of(case: Case, *, recorded: bool = False) -> Panel:
+def panel_of(case: Case) -> Panel:
     """Return what a case's models are judged on: images, labels and the logits of original and retrained model."""
     guard, device = guard_of(case), pick_device()
     parts = [guard.forget_train(case.profile.forget_samples), guard.forget_test(), guard.retain_test()]
     images = Parts(*(part[0].to(device) for part in parts))
     labels = Parts(*(part[1].to(device) for part in parts))
-    original = trained(case.profile, case.seed, recorded=recorded)
-    retrained = trained(case.profile, case.seed, case.forget, recorded=recorded)
+    original = trained(case.profile, case.seed)
+    retrained = trained(case.profile, case.seed, case.forget)
     return Panel(images, labels, images.map_logits(original), images.map_logits(retrained), (case.forget,))
 
 
-def whole_ladder(profile: Profile) -> UnlearnConfig:
-    """Return the profile's configuration with every rate of its ladder run, as trade-off curves need."""
-    update = replace(profile.unlearn.update, lr=None, ladder=profile.ladder, whole_ladder=True)
+def whole_ladder(profile: Profile, method: str) -> UnlearnConfig:
+    """Return the profile's configuration with every rate of a method's ladder run, as trade-off curves need."""
+    rates = getattr(profile.ladders, METHODS[method].ladder)
+    update = replace(profile.unlearn.update, lr=None, ladder=rates, whole_ladder=True)
     return replace(profile.unlearn, update=update)
 
 
@@ -263,7 +273,7 @@ def run_method(case: Case, name: str, *, model: nn.Module, material: Material) -
     images, labels = forget_set(case, guard)
     shared: dict[str, Any] = {
         "num_classes": dataset_of(case.profile.dataset).num_classes,
-        "config": whole_ladder(case.profile),
+        "config": whole_ladder(case.profile, name),
         "generator": generator_for(case.seed, "method"),  # the same stream for all: methods differ, luck does not
         "material": material,
     }
@@ -300,7 +310,7 @@ def compute_grid(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
 
     Raises:
         ValueError: If a method is unknown.
-        RuntimeError: If runs failed; the others are finished and kept. The message names each.
+        RunsFailed: If runs failed; the others are finished and kept. The message names each.
     """
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
@@ -325,7 +335,7 @@ def _finish(profile: Profile, function: Callable[[Any], None], jobs: Sequence[An
     failures = [(job, answer) for job, answer in answers if isinstance(answer, Exception)]
     if failures:
         lines = "\n".join(f"  {_name(job)}: {type(error).__name__}: {error}" for job, error in failures)
-        raise RuntimeError(f"{len(failures)} of {len(jobs)} {title} failed; the others are kept:\n{lines}")
+        raise RunsFailed(f"{len(failures)} of {len(jobs)} {title} failed; the others are kept:\n{lines}")
 
 
 def _name(job: Any) -> str:
@@ -341,8 +351,9 @@ def _run_path(case: Case, name: str) -> Path:
     key = training_key(case.profile, case.seed, None) | {
         "forget": case.forget,
         "forget_samples": case.profile.forget_samples,
-        "config": to_dict(whole_ladder(case.profile)),
+        "config": to_dict(whole_ladder(case.profile, name) if name in METHODS else case.profile.unlearn),
         "method": name,
+        "recorded_models": case.profile.recorded_models,
         "code": _code_hash((*_MATERIAL_CODE, *_METHOD_CODE)),
     }
     folder = repository_root() / "runs" / case.profile.name / "grid"

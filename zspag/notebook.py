@@ -149,9 +149,7 @@ class Page:
         saved = self._save(name, draw=draw, data=data, caption=caption, numbers=numbers, seed=seed)
         content = files.read_json(saved)
         target = self._root / "figures" / self.profile.name / f"{name}.png"
-        with files.replacing(target) as temporary:
-            drawn = plots.render(content, temporary)
-        files.write_json(target.with_suffix(".json"), content)
+        drawn = plots.save(content, target)
         width = round(drawn.get_figwidth() * _SCREEN_DPI)
         self._outputs[name] = (saved, target, target.with_suffix(".json"))
         return Picture(target, f"figure {name}", width)

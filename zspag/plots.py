@@ -19,7 +19,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zspag import provenance
+from zspag import files, provenance
 
 Panel = dict[str, Any]
 
@@ -61,6 +61,14 @@ def render(result: dict[str, Any], path: Path) -> Figure:
     figure = draw(result)
     figure.savefig(path, dpi=140, metadata=provenance.png_metadata(result["provenance"]))
     return figure
+
+
+def save(result: dict[str, Any], target: Path) -> Figure:
+    """Draw the figure of a result file as ``target``, a PNG, and write the plotted numbers beside it as JSON."""
+    with files.replacing(target) as temporary:
+        drawn = render(result, temporary)
+    files.write_json(target.with_suffix(".json"), result)
+    return drawn
 
 
 def draw(result: dict[str, Any]) -> Figure:

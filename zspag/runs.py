@@ -45,12 +45,11 @@ def class_numbers(dataset: str, names: Sequence[str]) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def run(profile: Profile, *, recorded_models: bool, record: bool) -> Iterator[str]:
+def run(profile: Profile, *, record: bool) -> Iterator[str]:
     """Train what is missing, forget every class of the profile with every seed, and write results.
 
     Args:
         profile: Data, architecture, classes, seeds and configuration.
-        recorded_models: Take committed checkpoints of the same recipe instead of training.
         record: Write results and checkpoints to ``results/<profile>`` too.
 
     Yields:
@@ -60,58 +59,53 @@ def run(profile: Profile, *, recorded_models: bool, record: bool) -> Iterator[st
     cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
     for case in cases:
         experiment.guard_of(case)  # a missing data set or class is said now, and not by a worker after an hour
-    _train_missing(profile, cases, recorded_models)
+    _train_missing(profile, cases)
     rows = []
     for case in cases:
-        row = forget_class(case, recorded_models=recorded_models)
+        row = forget_class(case)
         rows.append(row)
         yield _line(row)
-    name = _run_name(profile)
-    root = files.repository_root()
-    result = _result(profile, name, rows, started)
-    folders = [root / "runs" / profile.name / "results"] + ([root / "results" / profile.name] if record else [])
-    for folder in folders:
-        files.write_json(folder / f"{name}.json", result)
-        yield f"wrote {(folder / name).relative_to(root)}.json"
-    figure = root / "figures" / profile.name / f"{name}.png"
-    with files.replacing(figure) as temporary:
-        plots.render(result, temporary)
-    files.write_json(figure.with_suffix(".json"), result)  # the plotted numbers lie beside every figure
-    yield f"wrote {figure.relative_to(root)}"
+    name = f"run_{experiment.case_name(profile)}"
+    yield from publish(_result(profile, name, rows, started), record=record)
     if record:
         wanted = dict.fromkeys((profile, case.seed, without) for case in cases for without in (None, case.forget))
         for job in wanted:
             yield _record_checkpoint(*job)
 
 
-def _run_name(profile: Profile) -> str:
-    """Return a name that no run of another data set, net or class shares."""
-    names = [experiment.dataset_of(profile.dataset).classes[forget] for forget in profile.classes]
-    return f"run_{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{'-'.join(names)}".replace(
-        " ", ""
-    )
+def publish(result: dict[str, Any], *, record: bool) -> Iterator[str]:
+    """Write a result file to ``runs/`` (and to ``results/`` if it is to be kept) and draw its figure.
+
+    Yields:
+        Lines for the reader.
+    """
+    root, name, profile = files.repository_root(), result["name"], result["profile"]
+    folders = [root / "runs" / profile / "results"] + ([root / "results" / profile] if record else [])
+    for folder in folders:
+        files.write_json(folder / f"{name}.json", result)
+        yield f"wrote {(folder / name).relative_to(root)}.json"
+    figure = root / "figures" / profile / f"{name}.png"
+    plots.save(result, figure)
+    yield f"wrote {figure.relative_to(root)}"
 
 
-def _train_missing(profile: Profile, cases: Sequence[Case], recorded_models: bool) -> None:
+def _train_missing(profile: Profile, cases: Sequence[Case]) -> None:
     """Train in parallel, one thread each: single-threaded trainings side by side use the cores best."""
-    wanted = dict.fromkeys(
-        (profile, case.seed, without, recorded_models) for case in cases for without in (None, case.forget)
-    )
+    wanted = dict.fromkeys((profile, case.seed, without) for case in cases for without in (None, case.forget))
     answers = pool_map(_train, list(wanted), workers=profile.workers, threads_each=profile.threads, title="trainings")
     for _, answer in answers:
         if isinstance(answer, Exception):
             raise answer
 
 
-def _train(job: tuple[Profile, int, int | None, bool]) -> None:
-    profile, seed, without, recorded = job
-    experiment.trained(profile, seed, without, recorded=recorded)
+def _train(job: tuple[Profile, int, int | None]) -> None:
+    experiment.trained(*job)
 
 
-def forget_class(case: Case, *, recorded_models: bool) -> dict[str, Any]:
+def forget_class(case: Case) -> dict[str, Any]:
     """Forget one class with all cores and the profile's configuration, and return the scores, stages and counts."""
     profile, guard = case.profile, experiment.guard_of(case)
-    model = experiment.trained(profile, case.seed, recorded=recorded_models)
+    model = experiment.trained(profile, case.seed)
     images, labels = experiment.forget_set(case, guard)
     all_cores = profile.workers * profile.threads
     with threads(all_cores), guard.method():
@@ -121,7 +115,7 @@ def forget_class(case: Case, *, recorded_models: bool) -> dict[str, Any]:
             config=profile.unlearn, seed=case.seed,
         )  # fmt: skip
         seconds = time.perf_counter() - started
-    return _judge(case, unlearned, recorded_models) | {
+    return _judge(case, unlearned) | {
         "forget_samples": len(images),
         "retain_samples_read": guard.retain_samples_read,
         "threads": all_cores,
@@ -129,8 +123,8 @@ def forget_class(case: Case, *, recorded_models: bool) -> dict[str, Any]:
     }
 
 
-def _judge(case: Case, unlearned: Unlearned, recorded_models: bool) -> dict[str, Any]:
-    panel = experiment.panel_of(case, recorded=recorded_models)
+def _judge(case: Case, unlearned: Unlearned) -> dict[str, Any]:
+    panel = experiment.panel_of(case)
     logits = panel.images.map_logits(unlearned.model)
     references = {
         "original": panel.original,

@@ -13,6 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+Panel = dict[str, Any]
+
 SAFE_FORGET = 0.01  # acc_forget at or below this is forgotten (evaluation.md, safe window)
 SAFE_RETAIN = 0.005  # over-unlearning at or below this is safe
 REFERENCES = ("original", "masked", "retrained")
@@ -86,8 +88,41 @@ def safe_rates(frame: pd.DataFrame, method: str) -> list[float]:
 
 
 def window(rates: Sequence[float]) -> float:
-    """Return the width of a safe window in decades, log10 of its largest over its smallest rate; 0 for one or none."""
-    return math.log10(rates[-1] / rates[0]) if len(rates) > 1 else 0.0
+    """Return the width of a safe window as its largest rate over its smallest: 1 for a single rate, 0 for none."""
+    return rates[-1] / rates[0] if rates else 0.0
+
+
+def window_text(frame: pd.DataFrame, method: str) -> str:
+    """Return a safe window in words; an end that is also the ladder's is marked, for nobody looked beyond it."""
+    rates, tried = safe_rates(frame, method), sorted(frame.loc[frame["method"] == method, "lr"].dropna().unique())
+    if not rates:
+        return "none"
+    low, high = f"{rates[0]:g}", f"{rates[-1]:g}"
+    low = f"\u2264 {low}" if rates[0] == tried[0] else low
+    high = f"\u2265 {high}" if rates[-1] == tried[-1] else high
+    return f"{max(low, high)} only" if len(rates) == 1 else f"{low} – {high}"  # "≤" and "≥" sort behind digits
+
+
+def ladder_panels(frame: pd.DataFrame, methods: Sequence[str], titles: dict[str, str]) -> dict[str, Any]:
+    """Return the three panels of learning-rate curves for ``plots.curves``: forgetting, over-unlearning, drift."""
+    axes: dict[str, tuple[str, int, dict[str, float], Panel]] = {
+        "acc_forget": ("forget accuracy on test images (%)", 100, {"1 %": 100 * SAFE_FORGET}, {}),
+        "over_unlearning": (
+            "over-unlearning (points)", 100, {"half a point": 100 * SAFE_RETAIN}, {"ylim": [-1, 8]},
+        ),
+        "drift": ("drift (nats)", 1, {}, {"ylog": True, "ylim": [1e-4, 30]}),
+    }  # fmt: skip
+    panels = []
+    for column, (label, factor, lines, extra) in axes.items():
+        series: Panel = {}
+        for method in methods:
+            points = curve(frame, method, column)
+            series[titles[method]] = {"x": points.pop("x")} | {
+                key: [factor * value for value in values] for key, values in points.items()
+            }
+        shared = {"series": series, "xlabel": "learning rate", "ylabel": label, "xlog": True, "lines": lines}
+        panels.append(shared | extra)
+    return {"panels": panels, "columns": 3, "size": [4.3, 3.9]}
 
 
 def main_table(rows: pd.DataFrame, frame: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame:
@@ -101,7 +136,6 @@ def main_table(rows: pd.DataFrame, frame: pd.DataFrame, titles: dict[str, str]) 
     means = {name: over_classes(rows, name) for name in ("acc_forget", "acc_retain", "over_unlearning", "drift", "gap")}
     lines: list[dict[str, Any]] = []
     for method in dict.fromkeys(rows["method"]):
-        safe = safe_rates(frame, method)
         own = rows[rows["method"] == method]
         lines.append(
             {
@@ -114,7 +148,7 @@ def main_table(rows: pd.DataFrame, frame: pd.DataFrame, titles: dict[str, str]) 
                 else "> 99",
                 "gap to retrained": _percent(means["gap"][method]),
                 "rate": "" if own["lr"].isna().all() else f"{own['lr'].median():g}",
-                "safe window": "" if method in REFERENCES else _window(safe),
+                "safe window": "" if method in REFERENCES else window_text(frame, method),
                 "reads retain data": _reads(own, method),
             }
         )
@@ -123,12 +157,6 @@ def main_table(rows: pd.DataFrame, frame: pd.DataFrame, titles: dict[str, str]) 
 
 def _percent(value: dict[str, float]) -> str:
     return f"{100 * value['mean']:.2f} ± {100 * value['half']:.2f}"
-
-
-def _window(rates: Sequence[float]) -> str:
-    if not rates:
-        return "none"
-    return f"{rates[0]:g} only" if len(rates) == 1 else f"{rates[0]:g} – {rates[-1]:g}"
 
 
 def _reads(rows: pd.DataFrame, method: str) -> str:

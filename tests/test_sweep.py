@@ -1,0 +1,90 @@
+"""A sweep is the grid in one file: every row, the curves drawn from them, and nothing computed twice."""
+
+from dataclasses import replace
+
+import pytest
+from laboratory import TINY
+
+from zspag import experiment, files, provenance, sweep
+from zspag.baselines import METHODS
+from zspag.config import Ladders
+from zspag.evaluation import Scores
+
+pytestmark = pytest.mark.usefixtures("own_data")
+
+PROFILE = replace(TINY, classes=(3,), ladders=Ladders(low=(0.003, 0.03), middle=(0.01, 0.1), high=(0.03, 0.3)))
+NAMES = ("delete", "head_only")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_folder):
+    root = tmp_path_factory.mktemp("root")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZSPAG_ROOT", str(root))
+        patch.setenv("ZSPAG_DATA", str(data_folder))
+        lines = list(sweep.sweep(PROFILE, NAMES, record=True))
+    return root, lines
+
+
+def result_of(root, folder="results/tiny"):
+    return files.read_json(root / folder / "sweep_digits_digits_3.json")
+
+
+def test_result_holds_every_row_and_its_curves(finished):
+    result = result_of(finished[0])
+    rows = result["data"]["rows"]
+    assert [(row["method"], row["lr"]) for row in rows] == [
+        *((name, None) for name in experiment.REFERENCES), ("delete", 0.003), ("delete", 0.03), ("head_only", 0.01),
+        ("head_only", 0.1),
+    ]  # fmt: skip
+    assert set(Scores.__annotations__) <= rows[-1].keys()
+    assert rows[-1]["retain_samples_read"] == 0
+    for panel, column in zip(result["data"]["panels"], ("acc_forget", "over_unlearning", "drift"), strict=True):
+        factor = 1 if column == "drift" else 100
+        drawn = panel["series"]["DELETE"]
+        assert drawn["x"] == [0.003, 0.03]
+        assert drawn["y"] == pytest.approx([factor * row[column] for row in rows[3:5]])
+
+
+def test_result_and_figure_carry_their_provenance(finished):
+    root, _ = finished
+    for path in ("results/tiny", "runs/tiny/results", "figures/tiny"):
+        assert provenance.read_record(root / path / "sweep_digits_digits_3.json")["config"]["classes"] == [3]
+    assert provenance.read_record(root / "figures/tiny/sweep_digits_digits_3.png")["data_sha256"]
+
+
+def test_lines_name_the_safe_rates_and_the_files(finished):
+    _, lines = finished
+    assert [line.split(":")[0] for line in lines[:2]] == [METHODS[name].title for name in NAMES]
+    assert all("safe rates" in line for line in lines[:2])
+    assert lines[2:] == [
+        "wrote runs/tiny/results/sweep_digits_digits_3.json",
+        "wrote results/tiny/sweep_digits_digits_3.json",
+        "wrote figures/tiny/sweep_digits_digits_3.png",
+    ]
+
+
+def test_second_sweep_computes_nothing_and_records_only_if_asked(finished, tmp_path, monkeypatch):
+    (tmp_path / "runs").symlink_to(finished[0] / "runs")
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    monkeypatch.setattr(experiment, "_compute_case", None)
+    lines = list(sweep.sweep(PROFILE, NAMES, record=False))
+    assert len(lines) == 4
+    assert not (tmp_path / "results").exists()
+    assert result_of(tmp_path, "runs/tiny/results")["data"]["rows"] == result_of(finished[0])["data"]["rows"]
+
+
+def test_sweep_from_recorded_models_trains_nothing(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    monkeypatch.setattr(experiment, "train", None)
+    with pytest.raises(experiment.RunsFailed, match=r"seed 0: TypeError"):
+        list(sweep.sweep(PROFILE, ("delete",), record=False))
+    folder = tmp_path / "results" / "tiny" / "checkpoints"
+    folder.mkdir(parents=True)
+    for kind in ("original", "retrained"):
+        (path,) = (finished[0] / "runs" / "tiny" / "checkpoints" / kind).glob("*.safetensors")
+        (folder / f"{kind}.safetensors").write_bytes(path.read_bytes())
+    list(sweep.sweep(replace(PROFILE, recorded_models=True), ("delete",), record=False))
+    before = [row for row in result_of(finished[0])["data"]["rows"] if row["method"] == "delete"]
+    after = [row for row in result_of(tmp_path, "runs/tiny/results")["data"]["rows"] if row["method"] == "delete"]
+    assert [row | {"seconds": 0} for row in after] == [row | {"seconds": 0} for row in before]

@@ -1,0 +1,54 @@
+"""A grid that outlives its machine: methods over their whole ladders, as one result file and one figure.
+
+``zspag sweep`` runs what notebook 05 runs, for any profile, data set and architecture. Every finished method of a class
+and seed is a file of its own under ``runs/``, so an interrupted sweep goes on where it stopped.
+
+Invariant: the result file holds every row of the grid, and nothing in it was chosen by looking at the rows.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from zspag import experiment, provenance, runs, tables
+from zspag.config import Profile, to_dict
+from zspag.runtime import pick_device
+
+
+def sweep(profile: Profile, methods: Sequence[str], *, record: bool) -> Iterator[str]:
+    """Run methods on every class and seed of a profile and write the rows.
+
+    Args:
+        profile: Data, architecture, classes, seeds, configuration and ladders.
+        methods: Names of ``baselines.METHODS``.
+        record: Write the result to ``results/<profile>`` too.
+
+    Yields:
+        Lines for the reader: safe rates per method, then the files.
+    """
+    started = time.time()
+    frame = experiment.compute_grid(profile, methods)
+    for name in methods:
+        yield f"{experiment.TITLES[name]}: safe rates {tables.window_text(frame, name)}"
+    name = f"sweep_{experiment.case_name(profile)}"
+    yield from runs.publish(_result(profile, name, methods, frame, started), record=record)
+
+
+def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataFrame, started: float) -> dict[str, Any]:
+    """Return a result file: the curves, their safe windows as numbers, and every row of the grid."""
+    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")  # a reference has no rate: None, not NaN
+    return {
+        "schema": 1,
+        "name": name,
+        "profile": profile.name,
+        "draw": "curves",
+        "caption": "Forget accuracy, over-unlearning and drift over the learning rate.",
+        "numbers": {f"safe rates {method}": [len(tables.safe_rates(frame, method)), 1] for method in methods},
+        "data": tables.ladder_panels(frame, methods, experiment.TITLES) | {"rows": rows},
+        "provenance": provenance.record(
+            config=to_dict(profile), seed=profile.seeds[0], data_sha256=experiment.dataset_of(profile.dataset).sha256,
+            device=pick_device().type, threads=profile.threads, started=started,
+        ),
+    }  # fmt: skip
