@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import zspag
-from zspag import config, files
+from zspag import config, files, plots
 from zspag.notebook import Page, Picture, plain, repository_root, resolve_profile, sha256
 
 
@@ -22,7 +21,7 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Replace the plots, so that what a page hands over can be seen; the list holds the contents it was given."""
+    """Replace the drawing, so that what a page hands over can be seen; the list holds the contents it was given."""
     contents = []
 
     def render(content, path):
@@ -30,10 +29,7 @@ def drawn(monkeypatch):
         path.write_bytes(b"png of " + content["name"].encode())
         return types.SimpleNamespace(get_figwidth=lambda: 7.5)
 
-    fake = types.ModuleType("zspag.plots")
-    fake.render = render
-    monkeypatch.setitem(sys.modules, "zspag.plots", fake)
-    monkeypatch.setattr(zspag, "plots", fake, raising=False)
+    monkeypatch.setattr(plots, "render", render)
     return contents
 
 

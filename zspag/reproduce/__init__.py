@@ -141,9 +141,7 @@ def redraw(*, profile: str) -> list[Path]:
         raise ValueError(f"no figure is recorded in results/{profile}; run without --recorded to compute them")
     folder = root / "figures" / profile
     for name, content in drawn.items():
-        with files.replacing(folder / f"{name}.png") as temporary:
-            plots.render(content, temporary)
-        files.write_json(folder / f"{name}.json", content)
+        plots.save(content, folder / f"{name}.png")
     return [folder / f"{name}.png" for name in drawn]
 
 
