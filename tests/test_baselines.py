@@ -399,7 +399,7 @@ def cheating(read):
         read()
         return baselines.delete(model, forget_images, forget_labels, **shared)
 
-    return Method("a cheat", run, None, "forget set, it says", "nobody")
+    return Method("a cheat", run, None, "forget set, it says", "nobody", "low")
 
 
 def test_cheating_method_that_loads_the_data_set_is_caught(case, monkeypatch):
