@@ -126,6 +126,21 @@ def test_figure_that_cannot_be_drawn_leaves_no_file_and_is_not_sealed(root, draw
     assert page.seal().startswith("02_proxies: 0 figures, 0 results")
 
 
+def test_recorded_result_is_drawn_again_outside_the_profiles_own_figures(root, drawn):
+    files.write_json(root / "results/cpu/sweep_x.json", {"name": "sweep_x", "data": {"rows": [1]}})
+    page = Page("05_experiments", "smoke")
+    content, picture = page.recorded("cpu", "sweep_x")
+    assert content["data"]["rows"] == [1]
+    assert picture.path == root / "runs/smoke/recorded/sweep_x.png"
+    assert drawn == [content]
+    assert page.seal().startswith("05_experiments: 0 figures, 0 results")  # nothing that this page computed
+
+
+def test_result_that_is_not_recorded_is_named(root):
+    with pytest.raises(FileNotFoundError, match=r"results/cpu/sweep_x.json is not recorded; `zspag sweep --record`"):
+        Page("05_experiments", "smoke").recorded("cpu", "sweep_x")
+
+
 def test_seal_names_every_output_with_its_hash(root, drawn):
     page = Page("02_proxies", "smoke")
     page.figure("02_budget", "curve", {"x": [1]}, caption="Rate.")

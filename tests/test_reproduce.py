@@ -388,11 +388,9 @@ def test_command_line_exit_codes(root):
 
 def test_recorded_figures_are_redrawn_without_torch_or_a_kernel(root):
     script = (
-        "import sys, types, argparse\n"
-        "plots = types.ModuleType('zspag.plots')\n"
+        "import sys, argparse\n"
+        "from zspag import plots\n"
         "plots.render = lambda content, path: path.write_bytes(content['draw'].encode())\n"
-        "sys.modules['zspag.plots'] = plots\n"
-        "import zspag; zspag.plots = plots\n"
         "from zspag.reproduce import add_arguments, run\n"
         "parser = argparse.ArgumentParser(); add_arguments(parser)\n"
         "code = run(parser.parse_args(['--profile', 'smoke', '--recorded']))\n"

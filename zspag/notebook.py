@@ -15,10 +15,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zspag import config, files, provenance
 from zspag.files import repository_root
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCHEMA = 1
 _NAME = re.compile(r"\d\d_[a-z0-9_]+")
@@ -150,9 +153,8 @@ class Page:
         content = files.read_json(saved)
         target = self._root / "figures" / self.profile.name / f"{name}.png"
         drawn = plots.save(content, target)
-        width = round(drawn.get_figwidth() * _SCREEN_DPI)
         self._outputs[name] = (saved, target, target.with_suffix(".json"))
-        return Picture(target, f"figure {name}", width)
+        return Picture(target, f"figure {name}", _width_on_screen(drawn))
 
     def result(
         self,
@@ -164,6 +166,23 @@ class Page:
     ) -> None:
         """Write numbers that no figure shows; arguments as in ``figure``."""
         self._outputs[name] = (self._save(name, draw=None, data=data, caption="", numbers=numbers, seed=seed),)
+
+    def recorded(self, profile: str, name: str) -> tuple[dict[str, Any], Picture]:
+        """Return a committed result of a larger profile, and its figure, drawn from it and named after that profile.
+
+        Raises:
+            FileNotFoundError: If nothing of this name is recorded.
+        """
+        from zspag import plots  # late, as in ``figure``
+
+        source = self._root / "results" / profile / f"{name}.json"
+        if not source.is_file():
+            raise FileNotFoundError(
+                f"{source.relative_to(self._root)} is not recorded; `zspag sweep --record` makes it"
+            )
+        content, target = files.read_json(source), self._runs("recorded") / f"{name}.png"
+        drawn = plots.save(content, target)
+        return content, Picture(target, f"recorded figure {name}", _width_on_screen(drawn))
 
     def seal(self) -> str:
         """Write down what this notebook made and what it cost; return one line about it.
@@ -249,6 +268,10 @@ def _checked_numbers(numbers: Mapping[str, tuple[Any, float | None]]) -> dict[st
             raise ValueError(f"the tolerance of numbers.{name} must be a number from 0 or None, got {tolerance!r}")
         checked[name] = answer
     return checked
+
+
+def _width_on_screen(figure: "Figure") -> int:
+    return round(figure.get_figwidth() * _SCREEN_DPI)
 
 
 def _count(number: int, thing: str) -> str:

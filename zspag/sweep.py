@@ -37,7 +37,10 @@ def sweep(profile: Profile, methods: Sequence[str], *, record: bool) -> Iterator
 
 
 def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataFrame, started: float) -> dict[str, Any]:
-    """Return a result file: the curves, their safe windows as numbers, and every row of the grid."""
+    """Return a result file: the curves, both tables, what the safe windows are worth in numbers, and every row."""
+    ruled, best = tables.by_rule(frame), tables.in_hindsight(frame)
+    factors = {f"safe window {method}": tables.window(tables.safe_rates(frame, method)) for method in methods}
+    drift = {f"drift in hindsight {method}": tables.over_classes(best, "drift")[method]["mean"] for method in methods}
     rows = frame.astype(object).where(frame.notna(), None).to_dict("records")  # a reference has no rate: None, not NaN
     return {
         "schema": 1,
@@ -45,8 +48,13 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
         "profile": profile.name,
         "draw": "curves",
         "caption": "Forget accuracy, over-unlearning and drift over the learning rate.",
-        "numbers": {f"safe rates {method}": [len(tables.safe_rates(frame, method)), 1] for method in methods},
-        "data": tables.ladder_panels(frame, methods, experiment.TITLES) | {"rows": rows},
+        "numbers": {name: [value, None] for name, value in (factors | drift).items()},
+        "data": tables.ladder_panels(frame, methods, experiment.TITLES)
+        | {
+            "markdown": tables.markdown(tables.main_table(ruled, frame, experiment.TITLES)),
+            "hindsight": tables.markdown(tables.main_table(best, frame, experiment.TITLES)),
+            "rows": rows,
+        },
         "provenance": provenance.record(
             config=to_dict(profile), seed=profile.seeds[0], data_sha256=experiment.dataset_of(profile.dataset).sha256,
             device=pick_device().type, threads=profile.threads, started=started,
