@@ -11,7 +11,7 @@ from torch import nn
 from zspag import training
 from zspag.config import TrainConfig
 from zspag.models import build
-from zspag.training import augmented, one_cycle, train
+from zspag.training import augmented, mixed, one_cycle, precision_of, train
 
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.1, augment="shift_flip", pad=2)
 
@@ -101,14 +101,18 @@ def interrupt_after(monkeypatch, epochs):
     monkeypatch.setattr(training, "_save_state", save_then_interrupt)
 
 
-def test_two_epochs_and_two_more_after_an_interrupt_are_four_epochs_bit_for_bit(samples, tmp_path, monkeypatch):
-    whole = run(samples)
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "lr": 0.01}, {"mixup": 0.3}], ids=str)
+def test_two_epochs_and_two_more_after_an_interrupt_are_four_epochs_bit_for_bit(
+    options, samples, tmp_path, monkeypatch
+):
+    config = replace(CONFIG, **options)
+    whole = run(samples, config=config)
     state = tmp_path / "state.safetensors"
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
         with pytest.raises(KeyboardInterrupt):
-            run(samples, state_path=state)
-    resumed = run(samples, state_path=state)
+            run(samples, config=config, state_path=state)
+    resumed = run(samples, config=config, state_path=state)
 
     assert_same_bits(resumed.model.state_dict(), whole.model.state_dict())
     assert [(e.epoch, e.loss, e.accuracy) for e in resumed.history] == [
@@ -124,7 +128,9 @@ def test_resuming_without_the_momentum_would_end_elsewhere(samples, tmp_path, mo
             run(samples, state_path=state)
     with safe_open(state, "pt") as opened:
         metadata = opened.metadata()
-        kept = {name: opened.get_tensor(name) for name in list(opened.keys()) if not name.startswith("momentum/")}
+        kept = {
+            name: opened.get_tensor(name) for name in list(opened.keys()) if not name.startswith("momentum_buffer/")
+        }
     save_file(kept, state, metadata)
     resumed = run(samples, state_path=state)
     assert not torch.equal(resumed.model.state_dict()["0.weight"], whole.model.state_dict()["0.weight"])
@@ -285,3 +291,76 @@ def test_a_loss_that_explodes_names_epoch_and_remedy(samples):
     linear = nn.Sequential(nn.Flatten(), nn.Linear(72, 3))
     with pytest.raises(ValueError, match=r"the loss became (nan|inf) in epoch \d of 4: lower lr \(now 1e\+30\)"):
         run(samples, model=linear, config=replace(CONFIG, lr=1e30))
+
+
+# Optimizers, mixing, precision
+
+
+def test_adamw_without_its_second_moment_would_end_elsewhere(samples, tmp_path, monkeypatch):
+    config, state = replace(CONFIG, optimizer="adamw", lr=0.01), tmp_path / "state.safetensors"
+    whole = run(samples, config=config)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(samples, config=config, state_path=state)
+    with safe_open(state, "pt") as opened:
+        metadata, names = opened.metadata(), list(opened.keys())
+        kept = {name: opened.get_tensor(name) * (0 if name.startswith("exp_avg_sq/") else 1) for name in names}
+    save_file(kept, state, metadata)
+    resumed = run(samples, config=config, state_path=state)
+    assert not torch.equal(resumed.model.state_dict()["0.weight"], whole.model.state_dict()["0.weight"])
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Parameter(torch.ones(1, 2, 6, 6))
+        self.head = nn.Linear(72, 3)
+
+    def forward(self, images):
+        return self.head((images * 0 + self.position * 0 + images).flatten(1))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_decay_pulls_weights_and_leaves_positions_and_biases(optimizer, samples):
+    torch.manual_seed(0)
+    model = Tokens()
+    config = replace(CONFIG, optimizer=optimizer, lr=1e-3, weight_decay=30.0, augment="none", pad=0)
+    trained = run(samples, model=model, config=config).model
+    assert trained.head.weight.norm() < 0.8 * model.head.weight.norm()
+    assert torch.equal(trained.position, model.position)  # its gradient is zero: only decay could have moved it
+
+
+def test_mixing_is_between_pairs_of_the_batch_and_labels_follow():
+    images, labels = torch.arange(5.0)[:, None, None, None].expand(5, 1, 2, 2), torch.arange(5)
+    generator = torch.Generator().manual_seed(0)
+    blend, other, share = mixed(images, labels, most=0.4, generator=generator)
+    assert 0 < share <= 0.4
+    assert sorted(other.tolist()) == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(blend[:, 0, 0, 0], (1 - share) * labels + share * other)
+
+
+def test_no_mixing_draws_nothing():
+    images, labels = torch.rand(3, 1, 2, 2), torch.arange(3)
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    blend, _, share = mixed(images, labels, most=0.0, generator=generator)
+    assert torch.equal(blend, images)
+    assert share == 0
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_mixing_changes_the_training(samples):
+    plain, blended = (run(samples, config=replace(CONFIG, mixup=most)).model.state_dict() for most in (0.0, 0.3))
+    assert not torch.equal(plain["0.weight"], blended["0.weight"])
+
+
+@pytest.mark.parametrize(("has_it", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_precision_follows_the_device(has_it, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_options: has_it)
+    assert precision_of(torch.device("cuda")) == expected
+    assert precision_of(torch.device("cpu")) == torch.float32
+
+
+def test_precision_is_part_of_the_answer(samples):
+    assert run(samples).precision == "float32"

@@ -187,29 +187,35 @@ class UnlearnConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training of the original and of the retrained reference (SGD with Nesterov momentum, one-cycle rate).
+    """Training of the original and of the retrained reference, with a one-cycle rate.
 
     Attributes:
         epochs: Passes over the training set.
         batch_size: Samples per step.
         lr: Peak learning rate.
-        momentum: Nesterov momentum.
-        weight_decay: Decay of weights (not of norm affine parameters or biases).
+        optimizer: "sgd" with Nesterov momentum, or "adamw", which transformers need.
+        momentum: Nesterov momentum, or the first beta of AdamW.
+        weight_decay: Decay of weights (not of norm affine parameters, biases or embeddings).
         label_smoothing: Share of the target spread over all classes.
         augment: "none", "shift" (random crop with reflect padding of ``pad`` pixels) or "shift_flip".
         pad: Padding of the random crop, in pixels.
+        mixup: Largest share of a second image mixed into each (drawn uniformly per batch), labels likewise; 0 is none.
     """
 
     epochs: int
     batch_size: int
     lr: float
+    optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
     augment: str = "none"
     pad: int = 0
+    mixup: float = 0.0
 
     def __post_init__(self) -> None:
+        _require(self.optimizer in ("sgd", "adamw"), f"optimizer must be 'sgd' or 'adamw', got {self.optimizer!r}")
+        _require(0 <= self.mixup <= 0.5, f"mixup must lie in [0, 0.5], got {self.mixup}")
         _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
         _require(self.lr > 0, f"lr must be positive, got {self.lr}")

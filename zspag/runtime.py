@@ -130,7 +130,7 @@ def threads(count: int) -> Generator[None, None, None]:
         torch.set_num_threads(before)
 
 
-def progress(items: Iterable[Job], *, total: int | None = None, title: str, unit: str = "run") -> Iterable[Job]:
+def progress(items: Iterable[Job], *, total: int | None = None, title: str, unit: str = "run") -> "tqdm[Job]":
     """Wrap ``items`` in a bar with an ETA; silent where nobody watches (notebooks under test, logs)."""
     watched = sys.stderr.isatty() or os.environ.get("ZSPAG_PROGRESS") == "1"
     return tqdm(items, total=total, desc=title, unit=unit, disable=not watched, leave=False, dynamic_ncols=True)
