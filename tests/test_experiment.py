@@ -344,6 +344,14 @@ def test_recorded_checkpoint_is_taken_although_the_code_has_changed(copied, no_c
         trained(PROFILE, 0)  # only who asks for recorded models gets them
 
 
+def test_recorded_checkpoint_is_taken_although_the_recipe_has_a_new_option(copied, no_computing):
+    key = json.loads(json.dumps(training_key(PROFILE, 0, None)))
+    del key["train"]["optimizer"], key["train"]["mixup"]  # as in the files of before there was a choice
+    tensors = recorded(copied, key)
+    model = trained(replace(PROFILE, recorded_models=True), 0)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"without": 4}, {"data": "other"}, {"width": 5}])
 def test_recorded_checkpoint_of_another_recipe_is_not_taken(copied, no_computing, change):
     recorded(copied, json.loads(json.dumps(training_key(PROFILE, 0, None))) | change)

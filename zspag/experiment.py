@@ -27,7 +27,7 @@ from zspag.baselines import (
     random_subspace,
     retain_subspace,
 )
-from zspag.config import Profile, UnlearnConfig, to_dict
+from zspag.config import Profile, TrainConfig, UnlearnConfig, from_dict, to_dict
 from zspag.data import Dataset, Guard, Split, channel_statistics, load
 from zspag.evaluation import Panel, Parts, agreement, captured, masked_parts, mean_js, score, selectivity
 from zspag.files import repository_root
@@ -140,7 +140,10 @@ def trained(profile: Profile, seed: int, without: int | None = None) -> nn.Modul
         started=started,
     )  # fmt: skip
     store(profile).put(
-        kind, key, result.model.state_dict(), record | {"history": [asdict(epoch) for epoch in result.history]}
+        kind,
+        key,
+        result.model.state_dict(),
+        record | {"history": [asdict(epoch) for epoch in result.history], "precision": result.precision},
     )
     state.unlink(missing_ok=True)
     return result.model
@@ -160,17 +163,17 @@ def recorded_folder(profile: Profile) -> Path:
 
 
 def _recorded_checkpoint(profile: Profile, key: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Find a committed checkpoint of the same recipe; a later edit of the code or another torch does not void it."""
+    """Find a committed checkpoint of the same recipe; a later edit of the code or another torch does not void it.
+
+    An option of the recipe that is younger than the checkpoint had its default then.
+    """
     ignored = {"code", "torch", "device", "threads"}
     for path in sorted(recorded_folder(profile).glob("*.safetensors")):
         tensors, record = checkpoints.load(path)
-        if all(record["config"].get(name) == _jsoned(value) for name, value in key.items() if name not in ignored):
+        made = record["config"] | {"train": to_dict(from_dict(TrainConfig, record["config"]["train"]))}
+        if all(made.get(name) == value for name, value in key.items() if name not in ignored):
             return tensors, record
     return None
-
-
-def _jsoned(value: Any) -> Any:
-    return {name: _jsoned(part) for name, part in value.items()} if isinstance(value, dict) else value
 
 
 def guard_of(case: Case) -> Guard:

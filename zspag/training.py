@@ -83,8 +83,8 @@ def train(
         config: The recipe.
         seed: Seed of order, augmentation and dropout; the initial weights are the model's own.
         device: Where to train; None means where the model is.
-        state_path: File that holds weights, optimizer state and progress after every epoch. A training that finds its own
-            state there goes on from it.
+        state_path: File that holds weights, optimizer state and progress after every epoch. A training that finds its
+            own state there goes on from it.
         title: Title of the progress bar.
 
     Returns:
