@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 
 import zspag.data
-from zspag.data import Dataset, Guard, Split, channel_statistics, data_root, gaussians2d, load
+from zspag.data import Dataset, Guard, Split, channel_statistics, data_root, gaussians2d, load, thinned
 from zspag.data.archives import UnsafeArchiveError, files_in, unpack
+from zspag.data.sources import read_digits
 from zspag.data.splits import assemble
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -786,3 +787,28 @@ def test_a_data_set_cannot_change(toy):
     assert isinstance(toy, Dataset)
     with pytest.raises(AttributeError):
         toy.train.images = None
+
+
+# A share of a data set
+
+
+def test_share_keeps_every_class_in_both_splits_and_has_a_hash_of_its_own():
+    whole = read_digits()
+    part = thinned(whole, 0.1)
+    for split, of in ((part.train, whole.train), (part.test, whole.test)):
+        counts = of.labels.bincount(minlength=10)
+        assert split.labels.bincount(minlength=10).tolist() == [max(1, round(0.1 * n)) for n in counts.tolist()]
+    assert part.sha256 != whole.sha256
+    assert part.sha256 == thinned(whole, 0.1).sha256
+    assert thinned(whole, 1.0) is whole
+
+
+def test_smallest_share_leaves_one_image_of_each_class():
+    part = thinned(read_digits(), 1e-6)
+    assert sorted(part.train.labels.tolist()) == sorted(part.test.labels.tolist()) == list(range(10))
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
+def test_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=rf"share must lie in \(0, 1\], got {share}"):
+        thinned(read_digits(), share)

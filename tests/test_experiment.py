@@ -223,6 +223,7 @@ def keys_of(profile, *, seed=0, forget=3, name="delete"):
         ({"arch": "conv7"}, {"model", "retrained", "run"}),
         ({"ladders": Ladders((0.03,), (0.03,), (0.03,))}, {"run"}),
         ({"forget_samples": 20}, {"run"}),
+        ({"share": 0.5}, {"model", "retrained", "run"}),
         ({"unlearn": replace(PROFILE.unlearn, labels=replace(PROFILE.unlearn.labels, beta=0.7))}, {"run"}),
         ({"unlearn": replace(PROFILE.unlearn, proxies=replace(PROFILE.unlearn.proxies, steps=11))}, {"run"}),
         ({"classes": (3,), "seeds": (0, 1), "workers": 2, "methods": ("delete",), "demonstration": False}, set()),

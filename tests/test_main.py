@@ -129,6 +129,12 @@ def test_sweep_with_failed_runs_names_them_and_exits_with_1(monkeypatch, capsys)
     assert "seed 0, class 3: KeyError" in capsys.readouterr().err
 
 
+def test_trial_run_takes_a_share_of_the_images(started, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
+    main(["run", "--profile", "smoke", "--share", "0.01"])
+    assert started == [(replace(PROFILES["smoke"], share=0.01), {"record": False})]
+
+
 def test_run_is_the_cpu_profile_unless_told_otherwise(started):
     main(["run"])
     assert started[0][0] == PROFILES["cpu"]
@@ -140,6 +146,8 @@ def test_run_is_the_cpu_profile_unless_told_otherwise(started):
         ("--classes cat", "zspag run: digits has no class 'cat'; its classes are 0, 1, 2"),
         ("--classes=", "zspag run: digits has no class ''"),
         ("--seeds one", "zspag run: --seeds takes whole numbers, comma-separated, got 'one'"),
+        ("--share 0", "zspag run: share must lie in (0, 1], got 0.0"),
+        ("--share 0.1 --record", "zspag run: --share is for trial runs, whose numbers mean nothing"),
         ("--epochs 0", "zspag run: epochs must be at least 1, got 0"),
         ("--dataset nowhere --classes 1", "zspag run: no data set 'nowhere'"),
     ],

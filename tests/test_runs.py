@@ -32,19 +32,19 @@ def no_module():
 
 
 def test_classes_are_given_by_name_or_number():
-    assert runs.class_numbers("digits", ["3", "0", "9"]) == (3, 0, 9)
+    assert runs.class_numbers(PROFILE, ["3", "0", "9"]) == (3, 0, 9)
 
 
 def test_name_wins_over_number(monkeypatch):
-    named = replace(experiment.dataset_of("digits"), classes=("9", "8", "7", "6", "5", "4", "3", "2", "one", "0"))
-    monkeypatch.setattr(experiment, "dataset_of", lambda _name: named)
-    assert runs.class_numbers("digits", ["9", "one", "1"]) == (0, 8, 1)
+    named = replace(experiment.data_of(PROFILE), classes=("9", "8", "7", "6", "5", "4", "3", "2", "one", "0"))
+    monkeypatch.setattr(experiment, "data_of", lambda _profile: named)
+    assert runs.class_numbers(PROFILE, ["9", "one", "1"]) == (0, 8, 1)
 
 
 @pytest.mark.parametrize("name", ["cat", "10", "-1", "", "²", "3 "])
 def test_unknown_class_is_named_beside_the_known_ones(name):
     with pytest.raises(ValueError, match=r"digits has no class '.*'; its classes are 0, 1, 2, 3") as caught:
-        runs.class_numbers("digits", ["3", name])
+        runs.class_numbers(PROFILE, ["3", name])
     assert repr(name) in str(caught.value)
 
 
@@ -153,6 +153,11 @@ def test_class_that_the_data_lacks_is_said_before_anything_is_trained(root, monk
     monkeypatch.setattr(experiment, "trained", None)
     with pytest.raises(ValueError, match=r"forget must name classes in 0..9, got \(11,\)"):
         next(runs.run(replace(PROFILE, classes=(FORGET, 11)), record=False))
+
+
+def test_result_of_a_trial_run_has_a_name_of_its_own():
+    assert experiment.case_name(PROFILE) == "digits_digits_3"
+    assert experiment.case_name(replace(PROFILE, share=0.5)) == "digits_digits_3_share0.5"
 
 
 # zspag unlearn

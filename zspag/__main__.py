@@ -79,24 +79,33 @@ def _add_profile(one: argparse.ArgumentParser) -> None:
     one.add_argument("--classes", help="forget classes, names or numbers, comma-separated (default: the profile's)")
     one.add_argument("--seeds", help="seeds, comma-separated (default: the profile's)")
     one.add_argument("--epochs", type=int, help="training epochs (default: the profile's)")
+    one.add_argument("--share", type=float, help="share of every class's images, such as 0.01 for a trial run")
     one.add_argument("--recorded-models", action="store_true", help="take committed checkpoints instead of training")
     one.add_argument("--record", action="store_true", help="write results, figure and checkpoints to results/PROFILE")
 
 
 def _profile(chosen: argparse.Namespace) -> config.Profile:
-    """Return the chosen profile with what the command line changes."""
+    """Return the chosen profile with what the command line changes.
+
+    Raises:
+        ValueError: If an option does not fit; the message names it.
+    """
     from zspag import runs
 
     profile = config.PROFILES[chosen.profile]
     changes: dict[str, object] = {name: getattr(chosen, name) for name in ("dataset", "arch") if getattr(chosen, name)}
     changes["recorded_models"] = chosen.recorded_models
+    if chosen.share is not None:
+        if chosen.record:
+            raise ValueError("--share is for trial runs, whose numbers mean nothing: leave out --record")
+        changes["share"] = chosen.share
     if chosen.seeds is not None:
         changes["seeds"] = _seeds(chosen.seeds)
     if chosen.epochs is not None:
         changes["train"] = replace(profile.train, epochs=chosen.epochs)
     profile = replace(profile, **changes)  # type: ignore[arg-type]
     if chosen.classes is not None:
-        profile = replace(profile, classes=runs.class_numbers(profile.dataset, chosen.classes.split(",")))
+        profile = replace(profile, classes=runs.class_numbers(profile, chosen.classes.split(",")))
     return profile
 
 

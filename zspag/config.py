@@ -273,6 +273,7 @@ class Profile:
         threads: Threads per process; part of every key, since different counts give different bits.
         demonstration: Marked on every figure; a demonstration supports no claim of the paper's scale.
         recorded_models: Take committed checkpoints of the same recipe, where there are any, instead of training.
+        share: Share of every class's images, in both splits; below 1 it proves that a command runs, and no more.
     """
 
     name: str
@@ -290,6 +291,10 @@ class Profile:
     threads: int = 1
     demonstration: bool = False
     recorded_models: bool = False
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.share <= 1, f"share must lie in (0, 1], got {self.share}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

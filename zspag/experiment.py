@@ -28,7 +28,7 @@ from zspag.baselines import (
     retain_subspace,
 )
 from zspag.config import Profile, TrainConfig, UnlearnConfig, from_dict, to_dict
-from zspag.data import Dataset, Guard, Split, channel_statistics, load
+from zspag.data import Dataset, Guard, Split, channel_statistics, load, thinned
 from zspag.evaluation import Panel, Parts, agreement, captured, masked_parts, mean_js, score, selectivity
 from zspag.files import repository_root
 from zspag.proxies import ProxySet
@@ -65,16 +65,21 @@ class RetainDataRead(RuntimeError):  # noqa: N818  reads as a fact
     """A forget-only method read samples it may not see."""
 
 
+def data_of(profile: Profile) -> Dataset:
+    """Return a profile's data set, loaded once per process."""
+    return _data(profile.dataset, profile.share)
+
+
 @lru_cache(maxsize=2)
-def dataset_of(name: str) -> Dataset:
-    """Load a data set once per process."""
-    return load(name)
+def _data(name: str, share: float) -> Dataset:
+    return thinned(load(name), share)
 
 
 def case_name(profile: Profile) -> str:
     """Return data set, architecture and forget classes as part of a file name."""
-    names = "-".join(dataset_of(profile.dataset).classes[forget] for forget in profile.classes)
-    return f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}".replace(" ", "")
+    names = "-".join(data_of(profile).classes[forget] for forget in profile.classes)
+    part = "" if profile.share == 1 else f"_share{profile.share:g}"
+    return f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}{part}".replace(" ", "")
 
 
 def store(profile: Profile) -> checkpoints.Store:
@@ -104,7 +109,7 @@ def training_key(profile: Profile, seed: int, without: int | None) -> dict[str, 
         file, _, factory = architecture.rpartition(":")
         architecture = f"{provenance.digest(Path(file).read_text(encoding='utf-8'))}:{factory}"
     return {
-        "data": dataset_of(profile.dataset).sha256,
+        "data": data_of(profile).sha256,
         "arch": architecture,
         "width": profile.width,
         "train": to_dict(profile.train),
@@ -121,7 +126,7 @@ def trained(profile: Profile, seed: int, without: int | None = None) -> nn.Modul
         seed: Seed of initial weights, order and augmentation.
         without: Class left out of the training set; None trains the original.
     """
-    data, key = dataset_of(profile.dataset), training_key(profile, seed, without)
+    data, key = data_of(profile), training_key(profile, seed, without)
     kind = "original" if without is None else "retrained"
     kept = data.train if without is None else data.train.select(data.train.labels != without)
     found = store(profile).get(kind, key) or (_recorded_checkpoint(profile, key) if profile.recorded_models else None)
@@ -178,7 +183,7 @@ def _recorded_checkpoint(profile: Profile, key: dict[str, Any]) -> tuple[dict[st
 
 def guard_of(case: Case) -> Guard:
     """Return a fresh data guard for the case."""
-    return Guard(dataset_of(case.profile.dataset), (case.forget,))
+    return Guard(data_of(case.profile), (case.forget,))
 
 
 def forget_set(case: Case, guard: Guard) -> tuple[Tensor, Tensor]:
@@ -203,7 +208,7 @@ def material_of(case: Case) -> Material:
     images, _ = forget_set(case, guard)
     material = prepare(
         trained(case.profile, case.seed), images, forget=(case.forget,),
-        num_classes=dataset_of(case.profile.dataset).num_classes, config=config,
+        num_classes=data_of(case.profile).num_classes, config=config,
         generator=generator_for(case.seed, "material"),
     )  # fmt: skip
     tensors, facts = _pack(material)
@@ -275,7 +280,7 @@ def run_method(case: Case, name: str, *, model: nn.Module, material: Material) -
     method, guard = METHODS[name], guard_of(case)
     images, labels = forget_set(case, guard)
     shared: dict[str, Any] = {
-        "num_classes": dataset_of(case.profile.dataset).num_classes,
+        "num_classes": data_of(case.profile).num_classes,
         "config": whole_ladder(case.profile, name),
         "generator": generator_for(case.seed, "method"),  # the same stream for all: methods differ, luck does not
         "material": material,
@@ -318,7 +323,7 @@ def compute_grid(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         raise ValueError(f"unknown method {', '.join(unknown)}; known are {', '.join(METHODS)}")
-    dataset_of(profile.dataset)  # a missing data set is said once, not by every worker
+    data_of(profile)  # a missing data set is said once, not by every worker
     _finish(profile, _train_original, [(profile, seed) for seed in profile.seeds], "originals")
     cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
     jobs = [(case, tuple(methods)) for case in cases]
@@ -397,7 +402,7 @@ def _row(case: Case, name: str, logits: Parts, panel: Panel) -> dict[str, Any]:
 
 def _write_run(case: Case, name: str, rows: Iterable[dict[str, Any]], started: float) -> None:
     record = provenance.record(
-        config=to_dict(case.profile), seed=case.seed, data_sha256=dataset_of(case.profile.dataset).sha256,
+        config=to_dict(case.profile), seed=case.seed, data_sha256=data_of(case.profile).sha256,
         device=pick_device().type, threads=case.profile.threads, started=started,
     )  # fmt: skip
     files.write_json(_run_path(case, name), {"schema": 1, "rows": list(rows), "provenance": record})

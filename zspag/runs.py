@@ -27,13 +27,13 @@ from zspag.runtime import pick_device, pool_map, threads
 from zspag.unlearning import Unlearned, zero_shot_unlearn
 
 
-def class_numbers(dataset: str, names: Sequence[str]) -> tuple[int, ...]:
+def class_numbers(profile: Profile, names: Sequence[str]) -> tuple[int, ...]:
     """Return class numbers for names or numbers given as text.
 
     Raises:
         ValueError: If a name is no class of the data set; the message lists the classes.
     """
-    classes = experiment.dataset_of(dataset).classes
+    classes = experiment.data_of(profile).classes
     numbers = []
     for name in names:
         if name in classes:
@@ -41,7 +41,7 @@ def class_numbers(dataset: str, names: Sequence[str]) -> tuple[int, ...]:
         elif name.isdecimal() and int(name) < len(classes):
             numbers.append(int(name))
         else:
-            raise ValueError(f"{dataset} has no class {name!r}; its classes are {', '.join(classes)}")
+            raise ValueError(f"{profile.dataset} has no class {name!r}; its classes are {', '.join(classes)}")
     return tuple(numbers)
 
 
@@ -111,7 +111,7 @@ def forget_class(case: Case) -> dict[str, Any]:
     with threads(all_cores), guard.method():
         started = time.perf_counter()
         unlearned = zero_shot_unlearn(
-            model, images, labels, num_classes=experiment.dataset_of(profile.dataset).num_classes,
+            model, images, labels, num_classes=experiment.data_of(profile).num_classes,
             config=profile.unlearn, seed=case.seed,
         )  # fmt: skip
         seconds = time.perf_counter() - started
@@ -140,7 +140,7 @@ def _judge(case: Case, unlearned: Unlearned) -> dict[str, Any]:
     report = unlearned.report
     return {
         "forget": case.forget,
-        "class_name": experiment.dataset_of(case.profile.dataset).classes[case.forget],
+        "class_name": experiment.data_of(case.profile).classes[case.forget],
         "seed": case.seed,
         "scores": {name: asdict(score(parts, panel)) for name, parts in references.items()},
         "per_class": per_class,
@@ -173,7 +173,7 @@ def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started
         numbers[f"{tag} acc_forget"] = [row["scores"]["unlearned"]["acc_forget"], 0.01]
         numbers[f"{tag} over_unlearning"] = [row["scores"]["unlearned"]["over_unlearning"], 0.01]
         numbers[f"{tag} seconds"] = [row["seconds"]["total"], None]
-    names = list(experiment.dataset_of(profile.dataset).classes)
+    names = list(experiment.data_of(profile).classes)
     labels = {"original": "original", "masked": "masked original", "retrained": "retrained", "unlearned": "ZS-PAG"}
     panels = [
         {
@@ -194,7 +194,7 @@ def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started
         "numbers": numbers,
         "data": {"panels": panels, "columns": 1, "size": [9, 3.2], "rows": list(rows)},
         "provenance": provenance.record(
-            config=to_dict(profile), seed=profile.seeds[0], data_sha256=experiment.dataset_of(profile.dataset).sha256,
+            config=to_dict(profile), seed=profile.seeds[0], data_sha256=experiment.data_of(profile).sha256,
             device=pick_device().type, threads=profile.workers * profile.threads, started=started,
         ),
     }  # fmt: skip

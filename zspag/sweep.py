@@ -56,7 +56,7 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
             "rows": rows,
         },
         "provenance": provenance.record(
-            config=to_dict(profile), seed=profile.seeds[0], data_sha256=experiment.dataset_of(profile.dataset).sha256,
+            config=to_dict(profile), seed=profile.seeds[0], data_sha256=experiment.data_of(profile).sha256,
             device=pick_device().type, threads=profile.threads, started=started,
         ),
     }  # fmt: skip

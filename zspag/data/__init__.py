@@ -7,6 +7,16 @@ from zspag.data.folders import labelled_folder
 from zspag.data.guard import Guard
 from zspag.data.loading import data_root, load
 from zspag.data.sources import gaussians2d
-from zspag.data.splits import Dataset, Split, channel_statistics
+from zspag.data.splits import Dataset, Split, channel_statistics, thinned
 
-__all__ = ["Dataset", "Guard", "Split", "channel_statistics", "data_root", "gaussians2d", "labelled_folder", "load"]
+__all__ = [
+    "Dataset",
+    "Guard",
+    "Split",
+    "channel_statistics",
+    "data_root",
+    "gaussians2d",
+    "labelled_folder",
+    "load",
+    "thinned",
+]

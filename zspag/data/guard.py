@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from zspag.data.splits import Dataset, Split
+from zspag.data.splits import Dataset, Split, spread
 
 # One stack for the whole process and not one per context: a method that reads from a thread of its own is seen too.
 _active: list["Guard"] = []
@@ -81,7 +81,7 @@ class Guard:
     def _read(self, part: str, split: Split, labels: Sequence[int], limit: int | None) -> tuple[Tensor, Tensor]:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 sample per class, got {limit}")
-        chosen = torch.cat([_spread((split.labels == label).nonzero().flatten(), limit) for label in labels])
+        chosen = torch.cat([spread((split.labels == label).nonzero().flatten(), limit) for label in labels])
         own = part == "forget_train"
         if self in _active and own:
             self.forget_samples_read += len(chosen)
@@ -101,9 +101,3 @@ def _count(samples: int, *, spared: Guard | None) -> None:
     for guard in _active:
         if guard is not spared:  # another guard's forget set may be this one's retain set
             guard.retain_samples_read += samples
-
-
-def _spread(indices: Tensor, limit: int | None) -> Tensor:
-    if limit is None or limit >= len(indices):
-        return indices
-    return indices[torch.arange(limit) * len(indices) // limit]  # evenly: images sorted by name come in kinds
