@@ -6,10 +6,11 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from zspag.config import PROFILES, Ladders, UnlearnConfig
+from zspag.config import Ladders, UnlearnConfig
 from zspag.data import Guard, channel_statistics
 from zspag.data.sources import read_digits
 from zspag.models import build
+from zspag.profiles import PROFILES
 from zspag.runtime import generator_for
 from zspag.training import train
 from zspag.unlearning import Material, prepare

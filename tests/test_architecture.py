@@ -20,6 +20,7 @@ METHOD = ("proxies", "activations", "subspaces", "influence", "pseudo_labels", "
 MAY_IMPORT = {
     "config": set(),
     "files": set(),
+    "profiles": {"config"},
     "runtime": set(),
     "provenance": {"files"},
     "proxies": {"config", "runtime"},
@@ -37,8 +38,8 @@ MAY_IMPORT = {
     "plots": {"provenance", "files"},
     "readme": {"files"},
     "tables": {"provenance", "files"},
-    "notebook": {"config", "provenance", "files", "plots"},
-    "reproduce": {"config", "provenance", "files", "notebook", "plots"},
+    "notebook": {"config", "profiles", "provenance", "files", "plots"},
+    "reproduce": {"config", "profiles", "provenance", "files", "notebook", "plots"},
     "claims": {"files"},
     "__init__": {"config", "models", "unlearning"},
 }
@@ -51,6 +52,7 @@ CLASS_NUMBERS = {"int", "Sequence[int]", "tuple[int, ...]"}
 NO_TORCH = (
     "__init__",
     "config",
+    "profiles",
     "files",
     "provenance",
     "plots",

@@ -10,8 +10,8 @@ import pytest
 
 from zspag import provenance
 from zspag.__main__ import main
-from zspag.config import PROFILES
 from zspag.files import write_json
+from zspag.profiles import PROFILES
 
 COMMANDS = ("reproduce", "run", "sweep", "unlearn", "env", "provenance")
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from zspag import config, files, plots
+from zspag import files, plots
 from zspag.notebook import Page, Picture, plain, repository_root, resolve_profile, sha256
+from zspag.profiles import PROFILES
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def drawn(monkeypatch):
 
 def test_profile_is_the_parameter_then_the_environment_then_digits(monkeypatch):
     monkeypatch.delenv("ZSPAG_PROFILE", raising=False)
-    assert resolve_profile(None) is config.PROFILES["digits"]
+    assert resolve_profile(None) is PROFILES["digits"]
     monkeypatch.setenv("ZSPAG_PROFILE", "smoke")
     assert resolve_profile(None).name == "smoke"
     assert resolve_profile("cpu").name == "cpu"

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from zspag import config
+from zspag import profiles
+from zspag.config import Profile
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_profile(one: argparse.ArgumentParser) -> None:
     """Add the options that choose and change a profile."""
-    one.add_argument("--profile", default="cpu", choices=sorted(config.PROFILES))
+    one.add_argument("--profile", default="cpu", choices=sorted(profiles.PROFILES))
     one.add_argument("--dataset", help="data set, or the path of an image folder (default: the profile's)")
     one.add_argument("--arch", help="architecture, or file.py:factory for a model of your own (default: the profile's)")
     one.add_argument("--classes", help="forget classes, names or numbers, comma-separated (default: the profile's)")
@@ -84,7 +85,7 @@ def _add_profile(one: argparse.ArgumentParser) -> None:
     one.add_argument("--record", action="store_true", help="write results, figure and checkpoints to results/PROFILE")
 
 
-def _profile(chosen: argparse.Namespace) -> config.Profile:
+def _profile(chosen: argparse.Namespace) -> Profile:
     """Return the chosen profile with what the command line changes.
 
     Raises:
@@ -92,9 +93,8 @@ def _profile(chosen: argparse.Namespace) -> config.Profile:
     """
     from zspag import runs
 
-    profile = config.PROFILES[chosen.profile]
-    changes: dict[str, object] = {name: getattr(chosen, name) for name in ("dataset", "arch") if getattr(chosen, name)}
-    changes["recorded_models"] = chosen.recorded_models
+    profile = profiles.for_pair(profiles.PROFILES[chosen.profile], dataset=chosen.dataset, arch=chosen.arch)
+    changes: dict[str, object] = {"recorded_models": chosen.recorded_models}
     if chosen.share is not None:
         if chosen.record:
             raise ValueError("--share is for trial runs, whose numbers mean nothing: leave out --record")

@@ -1,10 +1,10 @@
-"""Every option of the package, once: frozen dataclasses per stage and the named profiles.
+"""Every option of the package, once: frozen dataclasses per stage.
 
 Invariant: a number that changes results has its default here and nowhere else. ``CHOICE:`` marks what the paper leaves
 open; the experiment that supports the choice stands behind it.
 """
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
@@ -197,7 +197,8 @@ class TrainConfig:
         momentum: Nesterov momentum, or the first beta of AdamW.
         weight_decay: Decay of weights (not of norm affine parameters, biases or embeddings).
         label_smoothing: Share of the target spread over all classes.
-        augment: "none", "shift" (random crop with reflect padding of ``pad`` pixels) or "shift_flip".
+        augment: "none", "shift" (random crop with reflect padding of ``pad`` pixels), "shift_flip", or "hint": what
+            the data set says its images bear (no flip for digits).
         pad: Padding of the random crop, in pixels.
         mixup: Largest share of a second image mixed into each (drawn uniformly per batch), labels likewise; 0 is none.
     """
@@ -220,8 +221,8 @@ class TrainConfig:
         _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
         _require(self.lr > 0, f"lr must be positive, got {self.lr}")
         _require(
-            self.augment in ("none", "shift", "shift_flip"),
-            f"augment must be 'none', 'shift' or 'shift_flip', got {self.augment!r}",
+            self.augment in ("none", "shift", "shift_flip", "hint"),
+            f"augment must be 'none', 'shift', 'shift_flip' or 'hint', got {self.augment!r}",
         )
 
 
@@ -318,83 +319,3 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
             value = from_dict(hint, value)  # type: ignore[arg-type]
         built[name] = tuple(value) if isinstance(value, list) else value
     return kind(**built)
-
-
-# Wide enough that no safe window reaches an end, on digits as on CIFAR-10 (notebook 05 checks it for digits).
-LADDERS = Ladders(
-    low=(0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03),
-    middle=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
-    high=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
-)
-
-_DIGITS_TRAINING = TrainConfig(epochs=15, batch_size=64, lr=0.3)
-
-_CORE = (
-    "zs_pag",
-    "unprojected",
-    "soft_labels",
-    "second_best_labels",
-    "random_labels",
-    "gradient_ascent",
-    "random_relabeling",
-    "delete",
-    "rehearsal",
-    "head_only",
-)
-
-PROFILES: dict[str, Profile] = {
-    "smoke": Profile(
-        name="smoke",
-        dataset="digits",
-        arch="digits",
-        width=8,
-        classes=(3,),
-        seeds=(0,),
-        train=replace(_DIGITS_TRAINING, epochs=4),
-        unlearn=UnlearnConfig(proxies=ProxyConfig(per_class=12, steps=10), update=UpdateConfig(epochs=3)),
-        ladders=Ladders(low=(0.001, 0.01), middle=(0.03, 0.3), high=(0.03, 0.3)),
-        methods=_CORE,
-        workers=1,
-        demonstration=True,
-    ),
-    "digits": Profile(
-        name="digits",
-        dataset="digits",
-        arch="digits",
-        width=24,
-        classes=tuple(range(10)),
-        seeds=(0, 1, 2),
-        train=_DIGITS_TRAINING,
-        unlearn=UnlearnConfig(),
-        ladders=LADDERS,
-        methods=_CORE,
-        demonstration=True,
-    ),
-    "cpu": Profile(
-        name="cpu",
-        dataset="cifar10",
-        arch="conv7",
-        width=20,
-        classes=(3, 7),
-        seeds=(0,),
-        train=TrainConfig(epochs=16, batch_size=128, lr=0.2, augment="shift_flip", pad=4),
-        unlearn=UnlearnConfig(),
-        ladders=LADDERS,
-        methods=_CORE,
-        forget_samples=1000,
-    ),
-    "paper": Profile(
-        name="paper",
-        dataset="cifar10",
-        arch="conv7",
-        width=64,
-        classes=tuple(range(10)),
-        seeds=(0, 1, 2),
-        train=TrainConfig(epochs=40, batch_size=256, lr=0.3, augment="shift_flip", pad=4),
-        unlearn=UnlearnConfig(),
-        ladders=LADDERS,
-        methods=_CORE,
-        workers=1,
-        threads=4,
-    ),
-}

@@ -102,6 +102,12 @@ def _code_hash(code: tuple[str, ...]) -> str:
     return provenance.code_hash(code)
 
 
+def recipe(profile: Profile) -> TrainConfig:
+    """Return the training recipe with the augmentation that the data set bears, where the profile leaves it to it."""
+    hint = data_of(profile).augment_hint if profile.train.augment == "hint" else profile.train.augment
+    return replace(profile.train, augment=hint)
+
+
 def training_key(profile: Profile, seed: int, without: int | None) -> dict[str, Any]:
     """Return everything that determines a trained model; ``without`` is the class that was left out."""
     architecture = profile.arch
@@ -112,7 +118,7 @@ def training_key(profile: Profile, seed: int, without: int | None) -> dict[str, 
         "data": data_of(profile).sha256,
         "arch": architecture,
         "width": profile.width,
-        "train": to_dict(profile.train),
+        "train": to_dict(recipe(profile)),
         "seed": seed,
         "without": without,
     } | _surroundings(profile, _TRAINING_CODE)
@@ -137,7 +143,7 @@ def trained(profile: Profile, seed: int, without: int | None = None) -> nn.Modul
     started, path = time.time(), store(profile).path(kind, key)
     state = path.with_suffix(".state.safetensors")
     result = train(
-        model, kept.images, kept.labels, config=profile.train, seed=seed, device=pick_device(), state_path=state,
+        model, kept.images, kept.labels, config=recipe(profile), seed=seed, device=pick_device(), state_path=state,
         title=f"{kind} {profile.dataset} seed {seed}" + ("" if without is None else f" without {without}"),
     )  # fmt: skip
     record = provenance.record(

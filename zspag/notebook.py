@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from zspag import config, files, provenance
 from zspag.files import repository_root
+from zspag.profiles import PROFILES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,9 +40,9 @@ def resolve_profile(profile: str | None) -> config.Profile:
         ValueError: If no profile has this name; the message lists those that exist.
     """
     name = profile or os.environ.get("ZSPAG_PROFILE") or "digits"
-    if name not in config.PROFILES:
-        raise ValueError(f"there is no profile {name!r}; choose one of {', '.join(sorted(config.PROFILES))}")
-    return config.PROFILES[name]
+    if name not in PROFILES:
+        raise ValueError(f"there is no profile {name!r}; choose one of {', '.join(sorted(PROFILES))}")
+    return PROFILES[name]
 
 
 def plain(value: Any, where: str) -> Any:

@@ -276,6 +276,8 @@ def _check_training_set(model: nn.Module, images: Tensor, labels: Tensor, config
         raise ValueError(
             f"pad must lie in 1..{min(images.shape[2:]) - 1} pixels for {config.augment!r}, got {config.pad}"
         )
+    if config.augment == "hint":
+        raise ValueError("augment 'hint' leaves the choice to the data set: replace it by the data set's augment_hint")
     probe = copy.deepcopy(model).eval()
     with torch.no_grad():
         logits = probe(_scaled(images[:1]).to(device_of(probe)))

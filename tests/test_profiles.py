@@ -1,0 +1,47 @@
+"""A profile is a constant; another data set or architecture takes its recipe from the table."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from zspag.profiles import PROFILES, RECIPES, for_pair
+
+PAPER_DATA = ("facescrub", "svhn", "cifar10", "cifar100")
+PAPER_NETS = ("alexnet", "vgg16", "resnet18", "vit")
+
+
+@pytest.mark.parametrize(("dataset", "arch"), product(PAPER_DATA, PAPER_NETS))
+def test_each_of_the_papers_sixteen_pairs_has_a_recipe(dataset, arch):
+    paper = PROFILES["paper"]
+    chosen = for_pair(paper, dataset=dataset, arch=arch)
+    recipe = RECIPES["paper"]["any", arch]
+    assert (chosen.dataset, chosen.arch) == (dataset, arch)
+    assert (chosen.width, chosen.train) == (recipe.width, recipe.train)
+    assert replace(chosen, dataset=paper.dataset, arch=paper.arch, width=paper.width, train=paper.train) == paper
+
+
+def test_a_profile_and_its_own_pair_are_the_same_profile():
+    for profile in PROFILES.values():
+        assert for_pair(profile) == for_pair(profile, dataset=profile.dataset, arch=profile.arch) == profile
+
+
+def test_the_line_of_a_data_set_wins_over_that_of_any():
+    cpu = PROFILES["cpu"]
+    small, other = (for_pair(cpu, dataset=name, arch="vit") for name in ("mnist", "cifar100"))
+    assert (small.width, other.width) == (RECIPES["cpu"]["mnist", "vit"].width, RECIPES["cpu"]["any", "vit"].width)
+    assert small.width != other.width
+
+
+def test_a_strangers_net_is_trained_as_the_profiles_own_with_what_the_images_bear():
+    cpu = PROFILES["cpu"]
+    chosen = for_pair(cpu, arch="net.py:build")
+    assert chosen == replace(cpu, arch="net.py:build", train=replace(cpu.train, augment="hint"))
+    smoke = PROFILES["smoke"]
+    assert for_pair(smoke, arch="conv7").train == smoke.train  # which augments nothing
+
+
+def test_only_transformers_need_an_adaptive_optimizer():
+    for recipes in RECIPES.values():
+        for (_, arch), recipe in recipes.items():
+            assert (recipe.train.optimizer == "adamw") == (arch == "vit")
