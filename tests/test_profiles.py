@@ -11,7 +11,7 @@ PAPER_DATA = ("facescrub", "svhn", "cifar10", "cifar100")
 PAPER_NETS = ("alexnet", "vgg16", "resnet18", "vit")
 
 
-@pytest.mark.parametrize(("dataset", "arch"), product(PAPER_DATA, PAPER_NETS))
+@pytest.mark.parametrize(("dataset", "arch"), list(product(PAPER_DATA, PAPER_NETS)))
 def test_each_of_the_papers_sixteen_pairs_has_a_recipe(dataset, arch):
     paper = PROFILES["paper"]
     chosen = for_pair(paper, dataset=dataset, arch=arch)
