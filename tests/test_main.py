@@ -93,20 +93,20 @@ def test_run_takes_the_profile_as_it_is(started, capsys):
 
 def test_run_changes_what_is_asked_and_nothing_else(started, tmp_path, monkeypatch):
     monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
-    command = "run --profile smoke --classes 7,2 --seeds 4,0 --epochs 9 --arch conv7 --record --recorded-models"
+    command = "run --profile digits --classes 7,2 --seeds 4,0 --epochs 9 --arch conv7 --record --recorded-models"
     assert main(command.split()) == 0
-    smoke = PROFILES["smoke"]
-    expected = replace(smoke, classes=(7, 2), seeds=(4, 0), arch="conv7", train=replace(smoke.train, epochs=9))
+    digits = PROFILES["digits"]
+    expected = replace(digits, classes=(7, 2), seeds=(4, 0), arch="conv7", train=replace(digits.train, epochs=9))
     assert started == [(replace(expected, recorded_models=True), {"record": True})]
 
 
 def test_sweep_takes_the_methods_of_the_profile_or_those_asked_for(started, tmp_path, monkeypatch):
     monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
     assert main(["sweep", "--profile", "smoke"]) == 0
-    assert main(["sweep", "--profile", "smoke", "--methods", "zs_pag,delete", "--classes", "2", "--record"]) == 0
-    smoke = PROFILES["smoke"]
+    assert main(["sweep", "--profile", "digits", "--methods", "zs_pag,delete", "--classes", "2", "--record"]) == 0
+    smoke, digits = PROFILES["smoke"], PROFILES["digits"]
     assert started[0] == (smoke, smoke.methods, {"record": False})
-    assert started[1] == (replace(smoke, classes=(2,)), ("zs_pag", "delete"), {"record": True})
+    assert started[1] == (replace(digits, classes=(2,)), ("zs_pag", "delete"), {"record": True})
 
 
 def test_sweep_of_an_unknown_method_names_the_known_ones(capsys, tmp_path, monkeypatch):
@@ -129,12 +129,6 @@ def test_sweep_with_failed_runs_names_them_and_exits_with_1(monkeypatch, capsys)
     assert "seed 0, class 3: KeyError" in capsys.readouterr().err
 
 
-def test_trial_run_takes_a_share_of_the_images(started, tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
-    main(["run", "--profile", "smoke", "--share", "0.01"])
-    assert started == [(replace(PROFILES["smoke"], share=0.01), {"record": False})]
-
-
 def test_run_is_the_cpu_profile_unless_told_otherwise(started):
     main(["run"])
     assert started[0][0] == PROFILES["cpu"]
@@ -146,8 +140,10 @@ def test_run_is_the_cpu_profile_unless_told_otherwise(started):
         ("--classes cat", "zspag run: digits has no class 'cat'; its classes are 0, 1, 2"),
         ("--classes=", "zspag run: digits has no class ''"),
         ("--seeds one", "zspag run: --seeds takes whole numbers, comma-separated, got 'one'"),
-        ("--share 0", "zspag run: share must lie in (0, 1], got 0.0"),
-        ("--share 0.1 --record", "zspag run: --share is for trial runs, whose numbers mean nothing"),
+        (
+            "--record",
+            "zspag run: smoke is a trial, its numbers mean nothing: leave out --record",
+        ),
         ("--epochs 0", "zspag run: epochs must be at least 1, got 0"),
         ("--dataset nowhere --classes 1", "zspag run: no data set 'nowhere'"),
     ],

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from zspag.profiles import PROFILES, RECIPES, for_pair
+from zspag.profiles import PROFILES, RECIPES, for_pair, trial
 
 PAPER_DATA = ("facescrub", "svhn", "cifar10", "cifar100")
 PAPER_NETS = ("alexnet", "vgg16", "resnet18", "vit")
@@ -45,3 +45,15 @@ def test_only_transformers_need_an_adaptive_optimizer():
     for recipes in RECIPES.values():
         for (_, arch), recipe in recipes.items():
             assert (recipe.train.optimizer == "adamw") == (arch == "vit")
+
+
+@pytest.mark.parametrize(("dataset", "arch"), [(None, None), ("cifar100", "vit"), ("svhn", "alexnet")])
+def test_a_trial_takes_the_way_of_its_pair_with_less_of_everything(dataset, arch):
+    whole = for_pair(PROFILES["paper"], dataset=dataset, arch=arch)
+    part = for_pair(PROFILES["paper-trial"], dataset=dataset, arch=arch)
+    assert part == trial(whole)
+    assert (part.name, part.trial, whole.trial) == ("paper-trial", True, False)
+    assert (part.dataset, part.arch, part.methods) == (whole.dataset, whole.arch, whole.methods)
+    assert part.train.optimizer == whole.train.optimizer
+    assert part.width < whole.width
+    assert (part.share, part.train.epochs, len(part.classes), len(part.seeds)) == (0.01, 1, 1, 1)

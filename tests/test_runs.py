@@ -155,11 +155,6 @@ def test_class_that_the_data_lacks_is_said_before_anything_is_trained(root, monk
         next(runs.run(replace(PROFILE, classes=(FORGET, 11)), record=False))
 
 
-def test_result_of_a_trial_run_has_a_name_of_its_own():
-    assert experiment.case_name(PROFILE) == "digits_digits_3"
-    assert experiment.case_name(replace(PROFILE, share=0.5)) == "digits_digits_3_share0.5"
-
-
 # zspag unlearn
 
 

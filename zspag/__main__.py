@@ -80,7 +80,6 @@ def _add_profile(one: argparse.ArgumentParser) -> None:
     one.add_argument("--classes", help="forget classes, names or numbers, comma-separated (default: the profile's)")
     one.add_argument("--seeds", help="seeds, comma-separated (default: the profile's)")
     one.add_argument("--epochs", type=int, help="training epochs (default: the profile's)")
-    one.add_argument("--share", type=float, help="share of every class's images, such as 0.01 for a trial run")
     one.add_argument("--recorded-models", action="store_true", help="take committed checkpoints instead of training")
     one.add_argument("--record", action="store_true", help="write results, figure and checkpoints to results/PROFILE")
 
@@ -95,10 +94,8 @@ def _profile(chosen: argparse.Namespace) -> Profile:
 
     profile = profiles.for_pair(profiles.PROFILES[chosen.profile], dataset=chosen.dataset, arch=chosen.arch)
     changes: dict[str, object] = {"recorded_models": chosen.recorded_models}
-    if chosen.share is not None:
-        if chosen.record:
-            raise ValueError("--share is for trial runs, whose numbers mean nothing: leave out --record")
-        changes["share"] = chosen.share
+    if profile.trial and chosen.record:
+        raise ValueError(f"{profile.name} is a trial, its numbers mean nothing: leave out --record")
     if chosen.seeds is not None:
         changes["seeds"] = _seeds(chosen.seeds)
     if chosen.epochs is not None:

@@ -274,7 +274,8 @@ class Profile:
         threads: Threads per process; part of every key, since different counts give different bits.
         demonstration: Marked on every figure; a demonstration supports no claim of the paper's scale.
         recorded_models: Take committed checkpoints of the same recipe, where there are any, instead of training.
-        share: Share of every class's images, in both splits; below 1 it proves that a command runs, and no more.
+        trial: Proves that every line runs; its nets are hardly trained and its numbers mean nothing.
+        share: Share of every class's images, in both splits.
     """
 
     name: str
@@ -292,6 +293,7 @@ class Profile:
     threads: int = 1
     demonstration: bool = False
     recorded_models: bool = False
+    trial: bool = False
     share: float = 1.0
 
     def __post_init__(self) -> None:

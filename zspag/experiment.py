@@ -78,8 +78,7 @@ def _data(name: str, share: float) -> Dataset:
 def case_name(profile: Profile) -> str:
     """Return data set, architecture and forget classes as part of a file name."""
     names = "-".join(data_of(profile).classes[forget] for forget in profile.classes)
-    part = "" if profile.share == 1 else f"_share{profile.share:g}"
-    return f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}{part}".replace(" ", "")
+    return f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}".replace(" ", "")
 
 
 def store(profile: Profile) -> checkpoints.Store:

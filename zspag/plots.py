@@ -94,6 +94,8 @@ def draw(result: dict[str, Any]) -> Figure:
 def _footer(result: dict[str, Any]) -> str:
     config = result["provenance"].get("config") or {}
     kind = f"{result['profile']}: a demonstration" if config.get("demonstration") else f"profile {result['profile']}"
+    if config.get("trial"):
+        kind = f"{result['profile']}: a trial run, its numbers mean nothing"
     commit = result["provenance"].get("commit")
     return f"{kind} · {config.get('dataset', '')} · zspag {commit[:7] if commit else ''}".rstrip(" ·")
 

@@ -96,6 +96,7 @@ PROFILES: dict[str, Profile] = {
         methods=_CORE,
         workers=1,
         demonstration=True,
+        trial=True,
     ),
     "digits": Profile(
         name="digits",
@@ -140,6 +141,25 @@ PROFILES: dict[str, Profile] = {
 }
 
 
+def trial(profile: Profile) -> Profile:
+    """Return a profile that takes the same way on 1 % of the images, with small nets and little effort.
+
+    Whoever has no GPU can see with it that every line of a large profile runs, on the data at hand.
+    """
+    unlearn = profile.unlearn
+    proxies = replace(unlearn.proxies, eps=0.5, steps=5, per_class=4, oversample=3.0)
+    update = replace(unlearn.update, epochs=2, min_steps=2)
+    ladders = Ladders(*(rates[3:5] for rates in (profile.ladders.low, profile.ladders.middle, profile.ladders.high)))
+    return replace(
+        profile, name=f"{profile.name}-trial", width=max(8, profile.width // 8), classes=profile.classes[:1],
+        seeds=profile.seeds[:1], train=replace(profile.train, epochs=1, batch_size=32), ladders=ladders,
+        unlearn=replace(unlearn, proxies=proxies, update=update), workers=1, threads=1, share=0.01, trial=True,
+    )  # fmt: skip
+
+
+PROFILES |= {made.name: made for made in map(trial, (PROFILES["cpu"], PROFILES["paper"]))}
+
+
 def for_pair(profile: Profile, *, dataset: str | None = None, arch: str | None = None) -> Profile:
     """Return the profile for another data set or architecture, with the recipe that RECIPES has for the pair.
 
@@ -151,6 +171,8 @@ def for_pair(profile: Profile, *, dataset: str | None = None, arch: str | None =
     Returns:
         The profile; a pair without a recipe of its own is trained as the profile's own net is.
     """
+    if (whole := profile.name.removesuffix("-trial")) != profile.name:
+        return trial(for_pair(PROFILES[whole], dataset=dataset, arch=arch))
     changed = replace(profile, dataset=dataset or profile.dataset, arch=arch or profile.arch)
     if (changed.dataset, changed.arch) == (profile.dataset, profile.arch):
         return profile

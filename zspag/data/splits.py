@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+FEWEST = 8  # images of a class that a thinned data set keeps, where the class has them
+
 
 @dataclass(frozen=True)
 class Split:
@@ -104,7 +106,7 @@ def content_hash(classes: tuple[str, ...], train: Split, test: Split) -> str:
 
 
 def thinned(dataset: Dataset, share: float) -> Dataset:
-    """Return the data set with this share of every class's images in both splits, evenly spaced, at least one of each.
+    """Return the data set with this share of every class's images in both splits, evenly spaced, at least ``FEWEST``.
 
     A share of 1 % proves that a command runs where the whole would take a GPU; its numbers mean nothing.
 
@@ -121,7 +123,7 @@ def thinned(dataset: Dataset, share: float) -> Dataset:
 
 def _thinned(split: Split, classes: int, share: float) -> Split:
     members = [(split.labels == label).nonzero().flatten() for label in range(classes)]
-    return split.select(torch.cat([spread(own, max(1, round(share * len(own)))) for own in members]).sort().values)
+    return split.select(torch.cat([spread(own, max(FEWEST, round(share * len(own)))) for own in members]).sort().values)
 
 
 def spread(indices: Tensor, limit: int | None) -> Tensor:
