@@ -13,6 +13,7 @@ def alexnet(*, num_classes: int, in_channels: int, image_size: int, width: int) 
     of 11 at stride 4 and 5, and the classifier sees 2x2 positions whatever the image size.
     """
     require_size(image_size, 16, "alexnet")
+    output = nn.Linear(64 * width, num_classes)
     net = nn.Sequential(
         *_convolution(in_channels, width, kernel=5),
         _overlapping_pool(),
@@ -30,11 +31,11 @@ def alexnet(*, num_classes: int, in_channels: int, image_size: int, width: int) 
         nn.Dropout(0.5),
         nn.Linear(64 * width, 64 * width),
         nn.ReLU(),
-        nn.Linear(64 * width, num_classes),
+        output,
     )
     scale_for_relu_(net)
     with torch.no_grad():
-        net[-1].weight /= 10  # maxima over positions made the signal grow; training starts from nearly equal logits
+        output.weight /= 10  # maxima over positions made the signal grow; training starts from nearly equal logits
     return net
 
 
