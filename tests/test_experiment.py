@@ -10,7 +10,7 @@ from laboratory import TINY, small
 
 from zspag import checkpoints, experiment, files, provenance
 from zspag.baselines import METHODS
-from zspag.config import Ladders
+from zspag.config import Ladders, SubspaceConfig
 from zspag.data import load
 from zspag.experiment import (
     REFERENCES,
@@ -318,6 +318,31 @@ def test_material_survives_the_store_bit_for_bit(copied, no_computing):
             assert torch.equal(second, theirs.second[name])
             assert second.dtype == torch.float64
     assert not torch.equal(again.moments[0].second[name], again.moments[1].second[name])
+
+
+def test_material_without_single_classes_survives_the_store_but_is_no_answer_to_a_merge(
+    copied, no_computing, monkeypatch
+):
+    whole = small().material
+    means = replace(whole, moments=replace(whole.moments, per_class=None))
+    tensors, facts = experiment._pack(means)
+    assert len(tensors) == 3 + 2 * len(whole.names)
+    again = experiment._unpack(tensors, {"material": facts})
+    assert (again.moments.per_class, len(again.moments), again.frozen) == (None, 9, whole.frozen)
+    for ours, theirs in (
+        (again.moments.pooled, whole.moments.pooled),
+        (again.moments.averaged, whole.moments.averaged),
+    ):
+        assert again.names == whole.names
+        assert ours.rows_per_sample == theirs.rows_per_sample
+        assert all(torch.equal(ours.second[name], theirs.second[name]) for name in whole.names)
+
+    stored, get = (tensors, {"material": facts}), checkpoints.Store.get
+    monkeypatch.setattr(checkpoints.Store, "get", lambda *at: stored if at[1] == "material" else get(*at))
+    assert material_of(CASE).moments.per_class is None
+    merging = replace(PROFILE, unlearn=replace(PROFILE.unlearn, subspace=SubspaceConfig(combine="merge")))
+    with pytest.raises(AssertionError, match="this would compute"):
+        material_of(replace(CASE, profile=merging))
 
 
 def test_material_is_found_again(copied, no_computing):

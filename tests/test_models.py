@@ -1,12 +1,16 @@
 """Models take images in [0, 1], give logits of the asked width, and are a function of their seed."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from zspag import checkpoints
 from zspag.models import ARCHITECTURES, Normalize, build
 
-SIZES = {"digits": 8, "conv7": 28}
+SIZES = {"alexnet": 16, "allcnn": 8, "conv7": 4, "digits": 4, "resnet18": 8, "vgg11": 16, "vgg16": 16, "vit": 8}
+ROOT = Path(__file__).parent.parent
 MEAN, STD = (0.3, 0.4, 0.6), (0.2, 0.25, 0.5)
 
 
@@ -16,18 +20,112 @@ def make(arch="digits", **changes):
 
 
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
-def test_every_architecture_gives_logits_of_the_asked_width(arch):
-    images = torch.rand(5, 3, SIZES[arch], SIZES[arch])
-    assert make(arch, mean=MEAN, std=STD)(images).shape == (5, 7)
-    assert make(arch, in_channels=1, num_classes=2)(images[:, :1]).shape == (5, 2)
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (3, 64), (2, None)])
+def test_every_architecture_gives_logits_of_the_asked_width_at_every_size(arch, channels, size):
+    size = size or SIZES[arch]
+    model = make(arch, in_channels=channels, image_size=size, mean=MEAN[:channels], std=STD[:channels])
+    images = torch.rand(5, channels, size, size)
+    logits = model(images)
+    assert logits.shape == (5, 7)
+    assert logits.isfinite().all()
+    assert isinstance(model[0], Normalize)
 
 
-def test_conv7_takes_both_its_sizes_and_fits_half_a_megabyte_at_width_20():
-    model = make("conv7", image_size=32, num_classes=10, width=20)
-    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
-    assert 100_000 < sum(parameter.numel() for parameter in model.parameters()) < 150_000
-    widths = [layer.out_channels for layer in model if isinstance(layer, nn.Conv2d)]
-    assert widths == [20, 20, 40, 40, 80, 80]
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
+def test_an_image_too_small_for_an_architecture_is_refused(arch):
+    with pytest.raises(ValueError, match=f"at least {SIZES[arch]} pixels for '{arch}', got {SIZES[arch] - 1}"):
+        make(arch, image_size=SIZES[arch] - 1)
+
+
+FULL = {  # width and number of parameters at full width, ten classes, three channels, 32 pixels
+    "alexnet": (64, 23_471_946),
+    "allcnn": (96, 1_370_986),
+    "conv7": (20, 113_510),
+    "resnet18": (64, 11_173_962),
+    "vgg11": (64, 9_491_018),
+    "vgg16": (64, 14_986_698),
+    "vit": (192, 2_693_578),
+}
+
+
+@pytest.mark.parametrize("arch", FULL)
+def test_the_size_of_every_architecture_at_full_width_is_known(arch):
+    width, expected = FULL[arch]
+    with torch.device("meta"):
+        model = make(arch, image_size=32, num_classes=10, width=width)
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+def weights_of(kind, model):
+    return [layer for layer in model.modules() if isinstance(layer, kind)]
+
+
+@pytest.mark.parametrize(
+    ("arch", "widths"),
+    [
+        ("alexnet", [4, 12, 24, 16, 16]),
+        ("allcnn", [4, 4, 4, 8, 8, 8, 8, 8, 7]),
+        ("conv7", [4, 4, 8, 8, 16, 16]),
+        ("vgg11", [4, 8, 16, 16, 32, 32, 32, 32]),
+        ("vgg16", [4, 4, 8, 8, 16, 16, 16, 32, 32, 32, 32, 32, 32]),
+    ],
+)
+def test_convolutions_have_the_published_channels_in_units_of_the_width(arch, widths):
+    assert [layer.out_channels for layer in weights_of(nn.Conv2d, make(arch, image_size=32))] == widths
+
+
+def test_resnet18_has_eighteen_weighted_layers_beside_three_shortcuts():
+    model = make("resnet18", image_size=32)
+    convolutions = weights_of(nn.Conv2d, model)
+    assert [layer.out_channels for layer in convolutions if layer.kernel_size == (3, 3)] == (
+        [4] * 5 + [8] * 4 + [16] * 4 + [32] * 4
+    )
+    assert [layer.out_channels for layer in convolutions if layer.kernel_size == (1, 1)] == [8, 16, 32]
+    assert len(weights_of(nn.Linear, model)) == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "size", "layers", "heads", "patch"),
+    [(8, 28, 2, 2, 4), (64, 32, 2, 2, 4), (192, 64, 6, 3, 8), (384, 32, 12, 6, 4), (768, 96, 12, 12, 8)],
+)
+def test_the_transformer_follows_its_rule_of_width_and_image_size(width, size, layers, heads, patch):
+    with torch.device("meta"):
+        model = make("vit", width=width, image_size=size)
+    attention = weights_of(nn.MultiheadAttention, model)
+    assert len(attention) == layers
+    assert {(part.num_heads, part.embed_dim) for part in attention} == {(heads, width)}
+    assert model.conv_proj.kernel_size == model.conv_proj.stride == (patch, patch)
+
+
+# ---- Committed checkpoints
+
+
+def reference_layers(arch, width):
+    """The weighted layers of the two small nets, made in their order by hand."""
+    plans = {"digits": (1, 2, 2), "conv7": (1, 1, 2, 2, 4, 4)}
+    channels = [3, *(factor * width for factor in plans[arch])]
+    pairs = zip(channels, channels[1:], strict=False)
+    return [nn.Conv2d(ins, outs, 3, padding=1, bias=False) for ins, outs in pairs] + [nn.Linear(channels[-1], 7)]
+
+
+@pytest.mark.parametrize("arch", ["digits", "conv7"])
+def test_the_small_nets_keep_their_initial_weights_for_a_seed(arch):
+    model = make(arch, seed=3, width=5)
+    torch.manual_seed(3)
+    expected = reference_layers(arch, 5)
+    found = weights_of((nn.Conv2d, nn.Linear), model)
+    assert len(found) == len(expected)
+    assert all(torch.equal(ours.weight, theirs.weight) for ours, theirs in zip(found, expected, strict=True))
+    assert torch.equal(found[-1].bias, expected[-1].bias)
+
+
+def test_a_committed_checkpoint_loads_name_by_name():
+    tensors, record = checkpoints.load(ROOT / "results/cpu/checkpoints/original-cifar10-seed0.safetensors")
+    assert (record["config"]["arch"], record["config"]["width"]) == ("conv7", 20)
+    model = make("conv7", num_classes=10, image_size=32, width=20, mean=MEAN, std=STD)
+    assert set(model.state_dict()) == set(tensors)
+    model.load_state_dict(tensors)
+    assert torch.equal(model[1].weight, tensors["1.weight"])
 
 
 def test_the_first_layer_normalizes_so_that_a_model_takes_unit_images():
@@ -114,9 +212,13 @@ def test_a_file_that_does_not_import_is_named_with_its_error(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arch": "alexnet2"}, "unknown architecture 'alexnet2'; known are conv7, digits"),
+        ({"arch": "alexnet2"}, "unknown architecture 'alexnet2'; known are alexnet, allcnn, conv7, .*, vit, or path"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"image_size": 3}, "image_size must be at least 4 pixels for 'digits', got 3"),
+        ({"arch": "vit", "image_size": 30}, "a multiple of the patch size 4 for 'vit', got 30"),
+        ({"arch": "vit", "image_size": 68}, "a multiple of the patch size 8 for 'vit', got 68"),
+        ({"arch": "vit", "width": 9}, "a multiple of 64, or an even number below 128, for 'vit', got 9"),
+        ({"arch": "vit", "width": 200}, "a multiple of 64, or an even number below 128, for 'vit', got 200"),
         ({"mean": MEAN}, "mean and std come together"),
         ({"mean": (0.5,), "std": (0.5,)}, "3 channels, 1 values"),
         ({"mean": MEAN, "std": (0.5, 0.5)}, "got 3 and 2 values"),

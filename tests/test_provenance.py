@@ -169,6 +169,27 @@ def test_code_hash_does_not_depend_on_order_and_names_what_has_no_source():
             code_hash([name])
 
 
+def test_code_hash_of_a_package_sees_a_change_in_every_file_and_a_new_one(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "hashed_package"
+    (folder / "inner").mkdir(parents=True)
+    places = ["__init__.py", "first.py", "inner/__init__.py", "inner/second.py"]
+    for place in places:
+        (folder / place).write_text(SOURCE)
+
+    found = [code_hash(["hashed_package"])]
+    (folder / "notes.txt").write_text("no code")
+    assert code_hash(["hashed_package"]) == found[0]
+    for place in places:
+        (folder / place).write_text(SOURCE.replace("2 * x", "3 * x"))
+        found.append(code_hash(["hashed_package"]))
+    (folder / "third.py").write_text(SOURCE)
+    found.append(code_hash(["hashed_package"]))
+    (folder / "third.py").rename(folder / "fourth.py")
+    found.append(code_hash(["hashed_package"]))
+    assert len(set(found)) == len(found) == 7
+
+
 def _write(path, found):
     if path.suffix == ".json":
         write_json(path, {"numbers": {}, "provenance": found})

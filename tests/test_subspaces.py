@@ -1,12 +1,14 @@
 """A projected update moves nothing inside the protected span, and does move what lies outside."""
 
 import math
+import weakref
 
 import pytest
 import reference
 import torch
 from torch import nn
 
+from zspag import subspaces
 from zspag.activations import as_blocks
 from zspag.config import SubspaceConfig
 from zspag.subspaces import (
@@ -19,6 +21,7 @@ from zspag.subspaces import (
     by_rank,
     combine,
     energy_rank,
+    folded,
     hard_projector,
     leading_eigenvectors,
     merged,
@@ -243,7 +246,76 @@ def test_pooled_moments_count_every_class_once_however_large_its_activations_are
     )
 
 
-@pytest.mark.parametrize("function", [pooled, averaged, lambda m: merged(m, energy=0.9, merge_energy=0.9)])
+def several(count=5):
+    return [moments_of(spread(), spread(decay=0.7)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("budget", [0, 10**9])
+def test_folding_class_by_class_gives_the_means_of_all_classes_at_once(monkeypatch, budget):
+    monkeypatch.setattr(subspaces, "KEPT_BYTES", budget)
+    parts = several()
+    folding = folded(iter(parts), classes=len(parts))
+    for found, slow in ((folding.pooled, pooled(parts)), (folding.averaged, averaged(parts))):
+        assert torch.equal(found.second["w"], slow.second["w"])
+        assert found.rows_per_sample == slow.rows_per_sample
+    torch.testing.assert_close(
+        folding.averaged.second["w"], torch.stack([part.second["w"] for part in parts]).mean(0), rtol=1e-15, atol=0
+    )
+    assert pooled(folding) is folding.pooled
+    assert averaged(folding) is folding.averaged
+    assert not torch.equal(folding.pooled.second["w"], folding.averaged.second["w"])
+    assert len(folding) == 5
+
+
+def test_classes_within_the_budget_are_kept_as_they_came(monkeypatch):
+    parts = several()
+    monkeypatch.setattr(subspaces, "KEPT_BYTES", sum(part.bytes() for part in parts))
+    copies = [part.second["w"].clone() for part in parts]
+    folding = folded(iter(parts), classes=len(parts))
+    assert list(folding) == parts
+    assert folding[2] is parts[2]
+    assert all(torch.equal(part.second["w"], copy) for part, copy in zip(parts, copies, strict=True))
+    config = SubspaceConfig(combine="merge", energy=0.9, merge_energy=0.9)
+    assert combine(folding, config=config).ranks == combine(parts, config=config).ranks
+
+
+def test_classes_beyond_the_budget_leave_their_means_and_say_so(monkeypatch):
+    parts = several()
+    monkeypatch.setattr(subspaces, "KEPT_BYTES", sum(part.bytes() for part in parts) - 1)
+    folding = folded(iter(parts), classes=len(parts))
+    assert folding.per_class is None
+    pool, merge = SubspaceConfig(combine="pool", energy=0.8), SubspaceConfig(combine="merge", energy=0.8)
+    assert combine(folding, config=pool).ranks == combine(parts, config=pool).ranks
+    assert projector(folding, config=SubspaceConfig(kind="soft")).factors["w"][0] == "times"
+    for needs_classes in (list, lambda m: m[0], lambda m: combine(m, config=merge)):
+        with pytest.raises(ValueError, match="of 5 single classes were not kept, they take .* GB: combine='pool'"):
+            needs_classes(folding)
+    assert list(folded(iter(parts), classes=len(parts), keep=True)) == parts
+
+
+@pytest.mark.parametrize(("keep", "held"), [(False, [0] * 5), (True, [1, 2, 3, 4, 5])])
+def test_a_folded_class_is_let_go_before_the_next_one_is_made_unless_it_is_to_be_kept(monkeypatch, keep, held):
+    monkeypatch.setattr(subspaces, "KEPT_BYTES", 0)
+    made, alive = [], []
+
+    def stream():
+        for _ in range(5):
+            yield fresh()
+            alive.append(sum(part() is not None for part in made))
+
+    def fresh():
+        part = moments_of(spread())
+        made.append(weakref.ref(part.second["w"]))
+        return part
+
+    folding = folded(stream(), classes=5, keep=keep)
+    assert alive == held
+    assert (folding.per_class is not None) == keep
+
+
+@pytest.mark.parametrize(
+    "function", [pooled, averaged, lambda m: folded(m, classes=0), lambda m: merged(m, energy=0.9, merge_energy=0.9)]
+)
 def test_nothing_to_combine_is_an_error(function):
     with pytest.raises(ValueError, match="no moments to combine: pass at least one retained class"):
         function([])

@@ -10,6 +10,7 @@ import reference
 import torch
 from torch import nn
 
+from zspag import subspaces
 from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
 from zspag.runtime import generator_for
@@ -558,11 +559,31 @@ def test_the_material_holds_proxies_and_moments_of_every_retained_class():
     material = prepare(model, images, forget=(1, 2), num_classes=CLASSES, config=CONFIG, generator=generator_for(0))
     assert material.proxies.labels.unique().tolist() == [0, 3]
     assert len(material.moments) == 2
+    assert set(material.names) == set(PROJECTABLE)
+    assert material.names[-1] == "head.weight"
     for part, label in zip(material.moments, (0, 3), strict=True):
         expected = second_moments(model, material.proxies.of_class(label))
         assert torch.equal(part.second["head.weight"], expected.second["head.weight"])
     assert material.frozen.keys() == {"position"}
     assert material.seconds.keys() == {"proxies", "subspaces"}
+
+
+def test_the_result_is_the_same_whether_single_classes_are_kept_or_only_their_means(monkeypatch):
+    kept = unlearn()
+    monkeypatch.setattr(subspaces, "KEPT_BYTES", 0)
+    streamed = unlearn()
+    for name, tensor in kept.model.state_dict().items():
+        assert torch.equal(tensor, streamed.model.state_dict()[name])
+
+
+def test_single_classes_are_always_there_for_merging_them(monkeypatch):
+    images, _ = forget_set()
+    merging = replace(CONFIG, subspace=SubspaceConfig(combine="merge"))
+    options = {"forget": (1, 2), "num_classes": CLASSES, "generator": generator_for(0)}
+    monkeypatch.setattr(subspaces, "KEPT_BYTES", 0)
+    assert prepare(make_model(), images, config=CONFIG, **options).moments.per_class is None
+    assert len(list(prepare(make_model(), images, config=merging, **options).moments)) == 2
+    assert unlearn(config=merging).report.free_dimension.keys() == set(PROJECTABLE)
 
 
 def test_the_report_tells_how_the_result_came_about():

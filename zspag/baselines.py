@@ -91,7 +91,7 @@ def _fit(
     strategy: str | None = None,
 ) -> Ladder:
     """Fit pseudo-labels of ``strategy`` (the configured one if None) with or without a projector."""
-    seed, names = _seed(generator), tuple(material.moments[0].second)
+    seed, names = _seed(generator), material.names
     labels = config.labels if strategy is None else replace(config.labels, strategy=strategy)
     relabel = relabeler(
         model, forget_images, forget=_forget(forget_labels), proxies=material.proxies,
@@ -249,7 +249,7 @@ def delete(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, nu
 def head_only(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
               config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
     """DELETE on the last layer alone: how far does an edit of the head go?"""
-    last = list(material.moments[0].second)[-1]
+    last = material.names[-1]
     prefix = last.rpartition(".")[0]
     names = [name for name, _ in model.named_parameters() if name.rpartition(".")[0] == prefix]
     return _distil(model, forget_images, forget_labels, config=config, generator=generator, names=names)
@@ -282,7 +282,7 @@ def rehearsal(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *,
         return loss
 
     return _descend_all(model, forget_images, forget_labels, update=config.update, seed=_seed(generator),
-                        make_loss=make_loss, names=list(material.moments[0].second))  # fmt: skip
+                        make_loss=make_loss, names=material.names)  # fmt: skip
 
 
 _FORGET, _PROXIES, _ORACLE = "forget set", "forget set, proxies made from it", "forget set and RETAIN SET (oracle)"

@@ -33,7 +33,7 @@ from zspag.evaluation import Panel, Parts, agreement, captured, masked_parts, me
 from zspag.files import repository_root
 from zspag.proxies import ProxySet
 from zspag.runtime import channels_last, generator_for, pick_device, pool_map
-from zspag.subspaces import Moments, combine, pooled, second_moments
+from zspag.subspaces import ClassMoments, Moments, combine, pooled, second_moments
 from zspag.training import train
 from zspag.unlearning import Ladder, Material, prepare
 
@@ -207,7 +207,7 @@ def material_of(case: Case) -> Material:
         "code": _code_hash(_MATERIAL_CODE),
     }
     found = store(case.profile).get("material", key)
-    if found is not None:
+    if found is not None and (config.subspace.combine == "pool" or found[1]["material"]["per_class"]):
         return _unpack(*found)
     started, guard = time.time(), guard_of(case)
     images, _ = forget_set(case, guard)
@@ -226,16 +226,18 @@ def material_of(case: Case) -> Material:
 
 
 def _pack(material: Material) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    proxies, first = material.proxies, material.moments[0]
+    proxies, moments = material.proxies, material.moments
     tensors = {"images": proxies.images, "labels": proxies.labels, "sources": proxies.sources}
-    for index, part in enumerate(material.moments):
-        tensors |= {f"moment/{index}/{name}": second for name, second in part.second.items()}
+    means = [("pooled", moments.pooled), ("averaged", moments.averaged)]
+    for place, part in [*means, *enumerate(moments.per_class or ())]:
+        tensors |= {f"moment/{place}/{name}": second for name, second in part.second.items()}
     facts = {
         "hits": list(proxies.hits.items()),
         "eps": proxies.eps,
-        "weights": list(first.second),
-        "rows_per_sample": first.rows_per_sample,
-        "unprojectable": first.unprojectable,
+        "weights": list(material.names),
+        "per_class": moments.per_class is not None,
+        "rows_per_sample": moments.pooled.rows_per_sample,
+        "unprojectable": material.frozen,
         "seconds": material.seconds,
     }
     return {name: tensor.cpu() for name, tensor in tensors.items()}, facts
@@ -247,15 +249,14 @@ def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> Material:
     proxies = ProxySet(
         tensors["images"], tensors["labels"], tensors["sources"], {int(k): v for k, v in facts["hits"]}, facts["eps"]
     )
-    moments = tuple(
-        Moments(
-            {name: tensors[f"moment/{index}/{name}"] for name in facts["weights"]},
-            facts["rows_per_sample"],
-            facts["unprojectable"],
-        )
-        for index in range(len(proxies.hits))
-    )
-    return Material(proxies, moments, facts["seconds"])
+
+    def part(place: object) -> Moments:
+        second = {name: tensors[f"moment/{place}/{name}"] for name in facts["weights"]}
+        return Moments(second, facts["rows_per_sample"], facts["unprojectable"])
+
+    classes = len(proxies.hits)
+    per_class = tuple(map(part, range(classes))) if facts["per_class"] else None
+    return Material(proxies, ClassMoments(part("pooled"), part("averaged"), classes, per_class), facts["seconds"])
 
 
 def panel_of(case: Case) -> Panel:

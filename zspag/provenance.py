@@ -78,7 +78,7 @@ def code_hash(module_names: Iterable[str]) -> str:
     """Return one SHA-256 (hex) over the syntax trees of modules; comments, layout and docstrings do not count.
 
     Args:
-        module_names: Full names such as "zspag.proxies"; their order is irrelevant.
+        module_names: Full names such as "zspag.proxies", in any order. A package counts with all its files.
 
     Returns:
         The hash; no module is imported for it (but the package that holds it).
@@ -91,7 +91,15 @@ def code_hash(module_names: Iterable[str]) -> str:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
             raise ValueError(f"{name} is not a module with source code, so its code cannot be hashed")
-        sources.append([name, _normalized(Path(spec.origin).read_text(encoding="utf-8"))])
+        origin = Path(spec.origin)
+        sources.append([name, _normalized(origin.read_text(encoding="utf-8"))])
+        if spec.submodule_search_locations is not None:
+            inside = {path.relative_to(origin.parent).as_posix(): path for path in origin.parent.rglob("*.py")}
+            del inside[origin.name]
+            sources += [
+                [f"{name}/{place}", _normalized(path.read_text(encoding="utf-8"))]
+                for place, path in sorted(inside.items())
+            ]
     return digest(sources)
 
 

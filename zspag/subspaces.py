@@ -10,8 +10,8 @@ query/key/value of packed attention; otherwise one block), as in ``zspag.activat
 Invariant: a projector is symmetric, and the hard one idempotent, in float64 as in float32.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,10 @@ class Moments:
     second: dict[str, Tensor]
     rows_per_sample: dict[str, float]
     unprojectable: dict[str, str]
+
+    def bytes(self) -> int:
+        """Return the memory that the matrices take."""
+        return sum(second.numel() * second.element_size() for second in self.second.values())
 
 
 class MomentAccumulator:
@@ -70,14 +74,98 @@ def second_moments(model: nn.Module, images: Tensor) -> Moments:
     return accumulator.moments(samples=len(images), unprojectable=unprojectable)
 
 
-def pooled(moments: Sequence[Moments]) -> Moments:
+# Up to this size moments are kept class by class; beyond it only their means are (99 classes of a VGG-16 would take
+# 100 GB). It changes no result: what needs single classes asks for them.
+KEPT_BYTES = 2 * 10**9
+
+
+@dataclass(frozen=True)
+class ClassMoments:
+    """Moments of several classes, folded into their means one class after the other; iterates over the classes.
+
+    Attributes:
+        pooled: Mean of the trace-normalized moments, from which subspaces are cut.
+        averaged: Mean of the moments as they are, whose size per layer the curvature needs.
+        classes: Number of classes.
+        per_class: The moments of each class, or None where they were too large to keep.
+    """
+
+    pooled: Moments
+    averaged: Moments
+    classes: int
+    per_class: tuple[Moments, ...] | None
+
+    def __len__(self) -> int:
+        return self.classes
+
+    def __iter__(self) -> Iterator[Moments]:
+        return iter(self._kept())
+
+    def __getitem__(self, index: int) -> Moments:
+        return self._kept()[index]
+
+    def _kept(self) -> tuple[Moments, ...]:
+        if self.per_class is None:
+            raise ValueError(
+                f"the moments of {self.classes} single classes were not kept, they take"
+                f" {self.classes * self.pooled.bytes() / 1e9:.3g} GB: combine='pool' needs their means only,"
+                " combine='merge' keeps them"
+            )
+        return self.per_class
+
+
+def folded(parts: Iterable[Moments], *, classes: int, keep: bool = False) -> ClassMoments:
+    """Take moments class by class, so that no more than one class is held beside the means.
+
+    Args:
+        parts: Moments of one class each, best made one at a time by a generator.
+        classes: How many there will be.
+        keep: Keep every class whatever its size; otherwise those that fit ``KEPT_BYTES`` together.
+
+    Raises:
+        ValueError: If there are no classes.
+    """
+    pool, average = _RunningMean(_normalized), _RunningMean(_as_it_is)
+    kept: list[Moments] = []
+    for part in parts:
+        pool.add(part)
+        average.add(part)
+        if keep or classes * part.bytes() <= KEPT_BYTES:
+            kept.append(part)
+        del part  # or it would stay until the next one is there
+    return ClassMoments(pool.mean(), average.mean(), classes, tuple(kept) if len(kept) == classes else None)
+
+
+class _RunningMean:
+    """Adds up a view of moments; every part may be forgotten once it is added."""
+
+    def __init__(self, view: Callable[[Tensor], Tensor]) -> None:
+        self.view, self.count = view, 0
+        self.sums: dict[str, Tensor] = {}
+        self.first: Moments | None = None
+
+    def add(self, part: Moments) -> None:
+        if self.first is None:
+            self.first = replace(part, second={})
+            self.sums = {name: torch.zeros_like(second) for name, second in part.second.items()}
+        for name, total in self.sums.items():
+            total += self.view(part.second[name])
+        self.count += 1
+
+    def mean(self) -> Moments:
+        if self.first is None:
+            raise ValueError("no moments to combine: pass at least one retained class")
+        return replace(self.first, second={name: total / self.count for name, total in self.sums.items()})
+
+
+def pooled(moments: Iterable[Moments]) -> Moments:
     """Return the mean of the trace-normalized moments: a class counts once however large its activations are."""
-    return _mean(moments, _normalized)
+    return moments.pooled if isinstance(moments, ClassMoments) else _mean(moments, _normalized)
 
 
-def averaged(moments: Sequence[Moments]) -> Moments:
+def averaged(moments: Iterable[Moments]) -> Moments:
     """Return the plain mean of the moments, whose size per layer the curvature needs."""
-    return _mean(moments, lambda second: second)
+    return moments.averaged if isinstance(moments, ClassMoments) else _mean(moments, _as_it_is)
 
 
 @dataclass(frozen=True)
@@ -160,23 +248,21 @@ def random_like(subspace: Subspace, *, generator: torch.Generator) -> Subspace:
     return _cut(drawn)
 
 
-def merged(moments: Sequence[Moments], *, energy: float, merge_energy: float) -> Subspace:
+def merged(moments: Iterable[Moments], *, energy: float, merge_energy: float) -> Subspace:
     """Cut each class at ``energy``, then keep the leading eigenvectors of the mean of U U^T.
 
     Note:
         CHOICE: ``merge_energy`` is a share of the trace of the sum. An absolute cut on its eigenvalues would drop a
         direction that one class of many owns.
     """
-    _require_any(moments)
-    parts = [by_energy(part, energy=energy) for part in moments]
-    total = {
-        name: torch.stack([part.bases[name] @ part.bases[name].transpose(1, 2) for part in parts]).mean(0)
-        for name in parts[0].bases
-    }
-    return by_energy(Moments(total, moments[0].rows_per_sample, {}), energy=merge_energy)
+    votes = _RunningMean(_as_it_is)
+    for part in moments:
+        bases = by_energy(part, energy=energy).bases
+        votes.add(replace(part, second={name: basis @ basis.transpose(1, 2) for name, basis in bases.items()}))
+    return by_energy(votes.mean(), energy=merge_energy)
 
 
-def combine(moments: Sequence[Moments], *, config: SubspaceConfig) -> Subspace:
+def combine(moments: Iterable[Moments], *, config: SubspaceConfig) -> Subspace:
     """Return the subspace of all retained classes by ``config.combine``: "merge" or "pool"."""
     if config.combine == "merge":
         return merged(moments, energy=config.energy, merge_energy=config.merge_energy)
@@ -235,7 +321,7 @@ def soft_projector(moments: Moments, *, damping: float) -> Projector:
     return Projector(factors)
 
 
-def projector(moments: Sequence[Moments], *, config: SubspaceConfig) -> Projector:
+def projector(moments: Iterable[Moments], *, config: SubspaceConfig) -> Projector:
     """Return the projector of all retained classes by ``config.kind``: "hard" or "soft"."""
     if config.kind == "soft":
         return soft_projector(pooled(moments), damping=config.damping)
@@ -268,16 +354,15 @@ def _normalized(second: Tensor) -> Tensor:
     return second / trace.clamp_min(torch.finfo(second.dtype).tiny)
 
 
-def _mean(moments: Sequence[Moments], view: Callable[[Tensor], Tensor]) -> Moments:
-    _require_any(moments)
-    first = moments[0]
-    mean = {name: torch.stack([view(part.second[name]) for part in moments]).mean(0) for name in first.second}
-    return Moments(mean, first.rows_per_sample, first.unprojectable)
+def _as_it_is(second: Tensor) -> Tensor:
+    return second
 
 
-def _require_any(moments: Sequence[Moments]) -> None:
-    if not moments:
-        raise ValueError("no moments to combine: pass at least one retained class")
+def _mean(moments: Iterable[Moments], view: Callable[[Tensor], Tensor]) -> Moments:
+    running = _RunningMean(view)
+    for part in moments:
+        running.add(part)
+    return running.mean()
 
 
 def _complement(basis: Tensor) -> Tensor:

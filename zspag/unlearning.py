@@ -20,7 +20,7 @@ from zspag.influence import soft_cross_entropy
 from zspag.proxies import ProxySet, generate
 from zspag.pseudo_labels import Relabel, relabeler
 from zspag.runtime import channels_last, evaluating, frozen, generator_for, logits_of
-from zspag.subspaces import Moments, Projector, averaged, projector, second_moments
+from zspag.subspaces import ClassMoments, Projector, averaged, folded, projector, second_moments
 
 BatchLoss = Callable[[nn.Module, Tensor], Tensor]
 
@@ -79,18 +79,23 @@ class Material:
 
     Attributes:
         proxies: Stand-ins of the retained classes.
-        moments: Input moments of the proxies, one per retained class.
+        moments: Input moments of the proxies, one per retained class where they fit in memory, and their means.
         seconds: Wall-clock seconds per stage ("proxies", "subspaces").
     """
 
     proxies: ProxySet
-    moments: tuple[Moments, ...]
+    moments: ClassMoments
     seconds: dict[str, float]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Weights that can be projected, in the order in which the model uses them."""
+        return tuple(self.moments.pooled.second)
 
     @property
     def frozen(self) -> dict[str, str]:
         """Weights that cannot be projected and stay frozen, by name, with the reason."""
-        return self.moments[0].unprojectable
+        return self.moments.pooled.unprojectable
 
 
 @dataclass(frozen=True)
@@ -215,11 +220,16 @@ def prepare(
     started = time.perf_counter()
     proxies = generate(model, forget_images, retained=retained, config=config.proxies, generator=generator)
     attacked = time.perf_counter()
-    moments = tuple(second_moments(model, proxies.of_class(label)) for label in retained)
-    if not moments[0].second:
-        reasons = "; ".join(f"{name}: {why}" for name, why in moments[0].unprojectable.items()) or "it has no weights"
+    moments = folded(
+        (second_moments(model, proxies.of_class(label)) for label in retained),
+        classes=len(retained), keep=config.subspace.combine == "merge",
+    )  # fmt: skip
+    seconds = {"proxies": attacked - started, "subspaces": time.perf_counter() - attacked}
+    material = Material(proxies, moments, seconds)
+    if not material.names:
+        reasons = "; ".join(f"{name}: {why}" for name, why in material.frozen.items()) or "it has no weights"
         raise ValueError(f"the model has no convolution, linear or attention layer to project ({reasons})")
-    return Material(proxies, moments, {"proxies": attacked - started, "subspaces": time.perf_counter() - attacked})
+    return material
 
 
 def fit_labels(

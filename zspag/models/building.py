@@ -1,6 +1,6 @@
-"""Small convolutional nets for 8x8 and 28x28/32x32 images, and any net from a file.
+"""A model by the name of its architecture, or from somebody's own file; the table of architectures stands here.
 
-Invariant: the first layer normalizes, so every model takes images in [0, 1] and a radius ``eps`` is in pixel units.
+A new architecture is one function (num_classes, in_channels, image_size, width) -> module and one line of the table.
 """
 
 import importlib.util
@@ -8,77 +8,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from zspag.models.alexnet import alexnet
+from zspag.models.allcnn import allcnn
+from zspag.models.layers import Normalize
+from zspag.models.resnet import resnet18
+from zspag.models.small import conv7, digits_net
+from zspag.models.vgg import vgg11, vgg16
+from zspag.models.vit import vit
 
-class Normalize(nn.Module):
-    """Map images in [0, 1] to ``(images - mean) / std``, channel by channel.
-
-    Args:
-        mean: Mean of each channel, on [0, 1].
-        std: Standard deviation of each channel, on [0, 1].
-
-    Raises:
-        ValueError: If the lengths differ or a deviation is not positive.
-
-    Example:
-        >>> Normalize([0.5], [0.25])(torch.ones(1, 1, 1, 1)).item()
-        2.0
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        if len(mean) != len(std) or len(mean) == 0:
-            raise ValueError(f"mean and std need one value per channel, got {len(mean)} and {len(std)} values")
-        if min(std) <= 0:
-            raise ValueError(f"every std must be positive, got {tuple(std)}: a constant channel cannot be normalized")
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalize ``images`` of shape (n, C, H, W)."""
-        return (images - self.mean) / self.std
-
-
-def _block(channels_in: int, channels_out: int) -> list[nn.Module]:
-    conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)  # the norm's shift is its bias
-    return [conv, nn.BatchNorm2d(channels_out), nn.ReLU()]
-
-
-def _head(channels: int, num_classes: int) -> list[nn.Module]:
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)]
-
-
-def digits_net(*, num_classes: int, in_channels: int, width: int) -> nn.Sequential:
-    """Return three 3x3 convolutions (w, 2w, 2w) with batch norm and a linear head, for 8x8 images."""
-    return nn.Sequential(
-        *_block(in_channels, width),
-        *_block(width, 2 * width),
-        nn.MaxPool2d(2),
-        *_block(2 * width, 2 * width),
-        *_head(2 * width, num_classes),
-    )
-
-
-def conv7(*, num_classes: int, in_channels: int, width: int) -> nn.Sequential:
-    """Return six 3x3 convolutions (w, w, 2w, 2w, 4w, 4w) with batch norm and a linear head, for 28x28 or 32x32."""
-    return nn.Sequential(
-        *_block(in_channels, width),
-        *_block(width, width),
-        nn.MaxPool2d(2),
-        *_block(width, 2 * width),
-        *_block(2 * width, 2 * width),
-        nn.MaxPool2d(2),
-        *_block(2 * width, 4 * width),
-        *_block(4 * width, 4 * width),
-        *_head(4 * width, num_classes),
-    )
-
-
-ARCHITECTURES: dict[str, Callable[..., nn.Sequential]] = {"digits": digits_net, "conv7": conv7}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "alexnet": alexnet,
+    "allcnn": allcnn,
+    "conv7": conv7,
+    "digits": digits_net,
+    "resnet18": resnet18,
+    "vgg11": vgg11,
+    "vgg16": vgg16,
+    "vit": vit,
+}
 
 
 def build(
@@ -95,12 +44,12 @@ def build(
     """Build a fresh model that maps images in [0, 1] to logits.
 
     Args:
-        arch: "digits", "conv7" or ``path/to/file.py:factory``; a factory is called as
+        arch: A name of ``ARCHITECTURES`` or ``path/to/file.py:factory``; a factory is called as
             ``factory(num_classes=..., in_channels=..., image_size=...)``.
         num_classes: Width K of the logits.
         in_channels: Channels C of an image.
         image_size: Height and width of an image, in pixels.
-        width: Channels of the first block (a factory chooses its own).
+        width: Channels of the first block, or the hidden dimension of a transformer (a factory chooses its own).
         mean: Mean of each channel; with ``std`` it makes the first layer, without it there is none.
         std: Standard deviation of each channel.
         seed: Seed of the initial weights, leaving the global stream as it was; None draws from that stream.
@@ -154,9 +103,7 @@ def _body(arch: str, *, num_classes: int, in_channels: int, image_size: int, wid
         raise ValueError(f"unknown architecture {arch!r}; known are {known}, or path/to/file.py:factory")
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
-    if image_size < 4:
-        raise ValueError(f"image_size must be at least 4 pixels for {arch!r}, got {image_size}")
-    return ARCHITECTURES[arch](num_classes=num_classes, in_channels=in_channels, width=width)
+    return ARCHITECTURES[arch](num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)
 
 
 def _factory(arch: str) -> Callable[..., object]:
