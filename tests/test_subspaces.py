@@ -223,6 +223,18 @@ def test_float32_rows_are_added_up_in_float64():
     assert accumulator.sums["w"].item() == 4096.0**2 + 1  # float32 would lose the 1
 
 
+def test_moments_do_not_depend_on_the_pieces_in_which_rows_are_taken(monkeypatch):
+    net, images = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2)).double(), randn(3, 4, 6, 5)
+    whole, pieces, multiply = second_moments(net, images), [], torch.Tensor.double
+    monkeypatch.setattr(torch.Tensor, "double", lambda rows: pieces.append(rows.shape[1]) or multiply(rows))
+    for limit, most in ((2 * 18 * 7, 7), (1, 1)):
+        pieces.clear()
+        monkeypatch.setattr(subspaces, "PIECE", limit)
+        torch.testing.assert_close(second_moments(net, images).second["0.weight"], whole.second["0.weight"])
+        assert max(pieces) == most
+        assert sum(pieces) == 3 * 4 * 3
+
+
 def test_a_weight_that_cannot_be_projected_has_no_moments():
     class Odd(nn.Module):
         def __init__(self):

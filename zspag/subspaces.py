@@ -20,6 +20,8 @@ from zspag.activations import Outputs, as_blocks, watching
 from zspag.config import SubspaceConfig
 from zspag.runtime import chunks
 
+PIECE = 2**27  # numbers taken to float64 at once (1 GB): the patches of large images are many
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -49,9 +51,11 @@ class MomentAccumulator:
 
     def add(self, name: str, rows: Tensor, outputs: Outputs | None = None) -> None:  # noqa: ARG002  (a Visit)
         """Add rows of shape (blocks, R, d) entering the weight ``name``; outputs are not needed here."""
-        exact = rows.double()
-        gram = exact.transpose(1, 2) @ exact
-        self.sums[name] = self.sums[name] + gram if name in self.sums else gram
+        blocks, _, d = rows.shape
+        for piece in rows.split(max(1, PIECE // (blocks * d)), dim=1):
+            exact = piece.double()
+            gram = exact.transpose(1, 2) @ exact
+            self.sums[name] = self.sums[name] + gram if name in self.sums else gram
         self.counts[name] = self.counts.get(name, 0) + rows.shape[1]
 
     def moments(self, *, samples: int, unprojectable: dict[str, str]) -> Moments:

@@ -1,4 +1,4 @@
-"""Layers that several architectures share: normalization of the input, convolution blocks, heads, initial weights."""
+"""Layers that several architectures share: normalization of the input, convolution blocks, heads."""
 
 from collections.abc import Sequence
 
@@ -47,15 +47,6 @@ def block(channels_in: int, channels_out: int, *, kernel: int = 3, stride: int =
 def pooled_head(channels: int, num_classes: int) -> list[nn.Module]:
     """Return the mean over all positions and a linear layer."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)]
-
-
-def scale_for_relu_(net: nn.Module) -> None:
-    """Draw weights of variance 2 / d_in (He et al., 2015), biases 0: without norm layers the signal keeps its size."""
-    for part in net.modules():
-        if isinstance(part, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
 
 
 def require_size(image_size: int, smallest: int, arch: str) -> None:
