@@ -74,7 +74,8 @@ def dataset_of(name: str) -> Dataset:
 def case_name(profile: Profile) -> str:
     """Return data set, architecture and forget classes as part of a file name."""
     names = "-".join(dataset_of(profile.dataset).classes[forget] for forget in profile.classes)
-    return f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}".replace(" ", "")
+    name = f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}"
+    return name.replace(" ", "").replace("/", "-")  # Fashion-MNIST has a class "T-shirt/top"
 
 
 def store(profile: Profile) -> checkpoints.Store:

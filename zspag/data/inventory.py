@@ -68,9 +68,10 @@ def check(name: str, **options: Any) -> tuple[bool, str]:
         raise FileNotFoundError(f"{name} is not in {root}, so nothing can be compared; put {WANTED[name]} into it")
     chosen = plan(name, root, **{option: value for option, value in options.items() if value is not None})
     path = root / "cache" / f"{chosen.key}.json"
-    if not path.is_file():
+    manifest = _manifest(path)
+    if manifest is None:
         raise FileNotFoundError(f"{name} is not cached with these options; run `zspag data get {name}` first")
-    manifest, dataset = read_json(path), chosen.build()
+    dataset = chosen.build()
     if dataset.sha256 == manifest["sha256"]:
         return True, f"{name}: source and cache agree, {_summary(manifest)}"
     source = {"counts": counts(dataset), "sha256": dataset.sha256, "data_source": dataset.data_source}
@@ -82,10 +83,15 @@ def check(name: str, **options: Any) -> tuple[bool, str]:
 
 def _manifests(cache: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for path in sorted(cache.glob("*.json")):
-        manifest = read_json(path)
+    for manifest in filter(None, map(_manifest, sorted(cache.glob("*.json")))):
         found[manifest["name"]].append(manifest)
     return found
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
+    """Return a manifest; None if there is none, or none that ``load`` would not write anew."""
+    manifest = read_json(path) if path.is_file() else {}
+    return manifest if {"name", "counts", "sha256"} <= manifest.keys() else None
 
 
 def _place(name: str, root: Path) -> str | None:
