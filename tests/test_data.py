@@ -185,7 +185,10 @@ def test_an_archive_of_two_folders_is_refused(tmp_path):
     [
         ("cats", {}, FileNotFoundError, r"no data set 'cats': .*digits, mnist, .*facescrub .*cats/train/<class>/"),
         ("digits", {"image_size": 16}, ValueError, "image_size=16 is for image folders; digits has its own size"),
+        ("svhn", {"split_seed": 0}, ValueError, "split_seed=0 is for image folders; svhn has its own size and split"),
         ("cats", {"image_size": 0}, ValueError, "image_size must be at least 1 pixel, got 0"),
+        ("cats", {"test_share": 1.0}, ValueError, r"test_share must lie between 0 and 1, got 1\.0"),
+        ("cats", {"min_per_class": 1}, ValueError, "min_per_class must be at least 2, .*got 1"),
     ],
 )
 def test_names_and_options_that_do_not_exist_are_named(tmp_path, name, options, error, message):
@@ -207,6 +210,128 @@ def test_the_root_comes_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("ZSPAG_DATA")
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
     assert data_root() == tmp_path / "data"
+
+
+# ---------------------------------------------------------------------------------- folders without train/ and test/
+
+
+def people(counts, *, kind="PNG", sizes=((4, 4),)):
+    """Return path and bytes of a folder with one class per person; sizes take turns, every third image is grey."""
+    files = {}
+    for name, count in counts.items():
+        for number in range(count):
+            seed = 1000 * sum(map(ord, name)) + number
+            pixels = picture(seed, size=sizes[number % len(sizes)], grey=number % 3 == 2)
+            files[f"{name}/{name}_{number:02d}.{kind.lower()}"] = encoded(pixels, kind)
+    return files
+
+
+def rows(split, label):
+    """Return the images of a class as a set of bytes."""
+    return {image.numpy().tobytes() for image in split.images[split.labels == label]}
+
+
+def test_a_folder_of_classes_is_split_within_each_and_says_so(tmp_path):
+    found = load(write_folder(tmp_path / "pets", people({"cat": 20, "ant": 11, "bee": 10})), root=tmp_path)
+    assert found.classes == ("ant", "bee", "cat")
+    assert found.train.labels.bincount().tolist() == [9, 8, 16]
+    assert found.test.labels.bincount().tolist() == [2, 2, 4]
+    for label in range(3):
+        assert not rows(found.train, label) & rows(found.test, label)
+        assert len(rows(found.train, label) | rows(found.test, label)) == [11, 10, 20][label]
+    assert found.data_source == "image folder of .png files, split by seed 0 with 20% for the test"
+    (manifest,) = (tmp_path / "cache").glob("pets-*.json")
+    assert json.loads(manifest.read_text())["source"].items() >= {"split_seed": 0, "test_share": 0.2}.items()
+
+
+def test_the_split_depends_on_its_seed_and_share_and_on_no_other_class(tmp_path):
+    folder = write_folder(tmp_path / "pets", people({"ant": 10, "bee": 12}))
+    first, again = load(folder, root=tmp_path), load(folder, root=tmp_path / "elsewhere")
+    assert_same_set(first, again)
+    other = load(folder, root=tmp_path, split_seed=1)
+    assert rows(other.test, 0) != rows(first.test, 0)
+    assert rows(other.test, 0) | rows(other.train, 0) == rows(first.test, 0) | rows(first.train, 0)
+    assert load(folder, root=tmp_path, test_share=0.5).test.labels.bincount().tolist() == [5, 6]
+
+    write_folder(folder, people({"aardvark": 10}))
+    more = load(folder, root=tmp_path)
+    assert [rows(more.test, 1), rows(more.test, 2)] == [rows(first.test, 0), rows(first.test, 1)]
+
+
+def test_a_folder_of_classes_and_its_archives_are_split_alike(tmp_path):
+    files = people({"ant": 10, "bee": 12})
+    first = load(write_folder(tmp_path / "pets", files), root=tmp_path)
+    backwards = [(f"pets/{name}", contents) for name, contents in reversed(files.items())]
+    assert_same_set(first, load(write_tar(tmp_path / "one.tar.gz", backwards, "w:gz"), root=tmp_path))
+    assert_same_set(first, load(write_zip(tmp_path / "two.zip", files.items()), root=tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_class_with_too_few_images_is_named_with_its_count_and_the_option(tmp_path, count):
+    folder = write_folder(tmp_path / "pets", people({"ant": 10, "bee": count}))
+    with pytest.raises(ValueError, match=rf"'bee' in .* has {count} images?, fewer than 10: .*smaller min_per_class"):
+        load(folder, root=tmp_path)
+
+
+def test_a_smaller_minimum_lets_small_classes_in_with_an_image_for_each_split(tmp_path):
+    folder = write_folder(tmp_path / "pets", people({"ant": 10, "bee": 2}))
+    assert load(folder, root=tmp_path, min_per_class=2).test.labels.bincount().tolist() == [2, 1]
+    with pytest.raises(ValueError, match="'bee' .* has 2 images, fewer than 3"):
+        load(folder, root=tmp_path, min_per_class=3)
+
+
+BAD_CLASSES = {
+    "broken file": ({"bee/x.png": encoded(picture(1))[:-40]}, "bee/x.png in .*pets is not a readable image"),
+    "another size": ({"bee/x.png": encoded(picture(1, size=(5, 6)))}, "bee/x.png in .*pets is 5x6 .*give image_size"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CLASSES)
+def test_an_odd_file_in_a_folder_of_classes_is_named(tmp_path, case):
+    extra, message = BAD_CLASSES[case]
+    with pytest.raises(ValueError, match=message):
+        load(write_folder(tmp_path / "pets", people({"ant": 10, "bee": 10}) | extra), root=tmp_path)
+
+
+def test_images_directly_in_train_and_test_are_no_classes(tmp_path):
+    with pytest.raises(ValueError, match=r"has no class folders in train/ and test/"):
+        load(write_folder(tmp_path / "flat", people({"train": 20, "test": 20})), root=tmp_path)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"pets holds no image under train/<class>/ and test/<class>/, nor"):
+        load(write_folder(tmp_path / "pets", {"ant/notes.txt": b"x"}), root=tmp_path)
+
+
+def test_facescrub_takes_crops_of_any_size_and_makes_them_64_pixels(tmp_path):
+    files = people({"Ann_Lee": 12, "Bo Oh": 10}, kind="JPEG", sizes=((90, 70), (33, 64), (64, 64)))
+    faces = load("facescrub", root=write_folder(tmp_path, {f"facescrub/{name}": data for name, data in files.items()}))
+    assert faces.train.images.shape == (18, 3, 64, 64)  # grey ones among colours become colours
+    assert (faces.name, faces.classes, len(faces.test)) == ("facescrub", ("Ann_Lee", "Bo Oh"), 4)
+    words = "image folder of .jpeg files, JPEG-coded (lossy), resized to 64x64, split by seed 0 with 20% for the test"
+    assert faces.data_source == words
+    assert load("facescrub", root=tmp_path).data_source == words  # from the cache
+    assert load("facescrub", root=tmp_path, image_size=32).image_size == 32
+
+
+def test_missing_facescrub_says_who_fetches_the_photographs_and_where_they_go(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"links only, so fetch .* yourself .*facescrub/<person>/") as caught:
+        load("facescrub", root=tmp_path)
+    assert str(tmp_path / "facescrub") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_loss_is_recognized_by_contents_and_not_by_the_name_of_a_file(tmp_path):
+    def source_of(place, contents, name="x.png"):
+        files = folder_files() | {f"train/ant/{name}": contents}
+        return load(write_folder(tmp_path / place, files), root=tmp_path).data_source
+
+    assert source_of("plain", encoded(picture(5))) == "image folder of .png files"
+    assert source_of("hidden", encoded(picture(5), "JPEG")) == "image folder of .png files, JPEG-coded (lossy)"
+    assert source_of("lossless", encoded(picture(5), "WEBP"), "x.webp") == "image folder of .png and .webp files"
+    buffer = io.BytesIO()
+    Image.fromarray(picture(5)).save(buffer, "WEBP", quality=50)
+    assert source_of("lossy", buffer.getvalue(), "x.webp") == "image folder of .png and .webp files, WebP-coded (lossy)"
 
 
 # ----------------------------------------------------------------------------------------------------------- archives
