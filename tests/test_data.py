@@ -239,7 +239,7 @@ def test_a_folder_of_classes_is_split_within_each_and_says_so(tmp_path):
     for label in range(3):
         assert not rows(found.train, label) & rows(found.test, label)
         assert len(rows(found.train, label) | rows(found.test, label)) == [11, 10, 20][label]
-    assert found.data_source == "image folder of .png files, split by seed 0 with 20% for the test"
+    assert found.data_source == "image folder of .png files, split by seed 0 with 20 % for the test"
     (manifest,) = (tmp_path / "cache").glob("pets-*.json")
     assert json.loads(manifest.read_text())["source"].items() >= {"split_seed": 0, "test_share": 0.2}.items()
 
@@ -308,7 +308,7 @@ def test_facescrub_takes_crops_of_any_size_and_makes_them_64_pixels(tmp_path):
     faces = load("facescrub", root=write_folder(tmp_path, {f"facescrub/{name}": data for name, data in files.items()}))
     assert faces.train.images.shape == (18, 3, 64, 64)  # grey ones among colours become colours
     assert (faces.name, faces.classes, len(faces.test)) == ("facescrub", ("Ann_Lee", "Bo Oh"), 4)
-    words = "image folder of .jpeg files, JPEG-coded (lossy), resized to 64x64, split by seed 0 with 20% for the test"
+    words = "image folder of .jpeg files, JPEG-coded (lossy), resized to 64x64, split by seed 0 with 20 % for the test"
     assert faces.data_source == words
     assert load("facescrub", root=tmp_path).data_source == words  # from the cache
     assert load("facescrub", root=tmp_path, image_size=32).image_size == 32

@@ -84,7 +84,7 @@ def test_get_hands_the_options_on(root, capsys):
     code, out, _ = said(capsys, "get", "pets", *options)
     assert code == 0
     assert "4 + 4 images of 2 classes" in out
-    assert "resized to 6x6, split by seed 3 with 50% for the test" in out
+    assert "resized to 6x6, split by seed 3 with 50 % for the test" in out
     code, _, err = said(capsys, "get", "pets")
     assert (code, "fewer than 10" in err) == (2, True)
 

@@ -209,6 +209,6 @@ def _words(placed: Mapping[Place, Picture], options: FolderOptions, *, divided: 
         words.append(f"{' and '.join(f'{coding}-coded' for coding in codings)} (lossy)")
     if options.image_size is not None:
         words.append(f"resized to {options.image_size}x{options.image_size}")
-    if divided:
-        words.append(f"split by seed {options.split_seed} with {options.test_share:.0%} for the test")
+    if divided and options.test_share is not None:  # a folder that must have its own split is never divided
+        words.append(f"split by seed {options.split_seed} with {100 * options.test_share:g} % for the test")
     return ", ".join(words)
