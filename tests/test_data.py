@@ -1,21 +1,18 @@
-"""Data from small files in the official formats, archives that attack, a cache that notices, a guard that counts."""
+"""Digits and image folders, archives that attack, a cache that notices, a guard that counts."""
 
-import gzip
-import hashlib
 import io
 import json
 import logging
 import os
-import pickle
 import shutil
 import tarfile
 import threading
 import zipfile
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from datafiles import assert_same_set, encoded, folder_files, picture, write_folder, write_tar, write_zip
 from PIL import Image
 
 import zspag.data
@@ -23,65 +20,6 @@ from zspag.data import Dataset, Guard, Split, channel_statistics, data_root, gau
 from zspag.data.archives import UnsafeArchiveError, files_in, unpack
 from zspag.data.sources import read_digits
 from zspag.data.splits import FEWEST, assemble
-
-CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-
-def picture(seed, *, size=(4, 4), grey=False):
-    shape = (size[1], size[0]) if grey else (size[1], size[0], 3)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def encoded(pixels, kind="PNG"):
-    buffer, options = io.BytesIO(), {"lossless": True} if kind == "WEBP" else {}
-    Image.fromarray(pixels).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def folder_files(*, grey=(), classes=("ant", "bee"), train=3, test=2):
-    """Return path and bytes of a small image folder; the classes have unequal counts, the last one a single image."""
-    files, seed = {}, 0
-    for split, count in (("train", train), ("test", test)):
-        for position, name in enumerate(classes):
-            for number in range(1 if position == len(classes) - 1 else count):
-                path = f"{split}/{name}/{name}_{number}.png"
-                files[path] = encoded(picture(seed, grey=path in grey))
-                seed += 1
-    return files
-
-
-def write_folder(root, files):
-    for name, contents in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(contents)
-    return root
-
-
-def write_tar(path, members, mode="w:xz"):
-    """Write an archive of (name, bytes) or ready ``TarInfo`` members."""
-    with tarfile.open(path, mode) as archive:
-        for name, contents in members:
-            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
-            info.size = len(contents)
-            archive.addfile(info, io.BytesIO(contents))
-    return path
-
-
-def write_zip(path, members):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, contents in members:
-            archive.writestr(name, contents)
-    return path
-
-
-def assert_same_set(first, second):
-    assert first.classes == second.classes
-    assert first.sha256 == second.sha256
-    for one, other in ((first.train, second.train), (first.test, second.test)):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
-
 
 # ---------------------------------------------------------------------------------------------- digits and Gaussians
 
@@ -149,194 +87,6 @@ def test_channel_statistics_are_those_of_the_floats():
     mean, std = channel_statistics(images)
     assert mean == pytest.approx(floats.mean((0, 2, 3)).tolist(), abs=1e-12)
     assert std == pytest.approx(floats.std((0, 2, 3), correction=0).tolist(), abs=1e-12)
-
-
-# ------------------------------------------------------------------------------------------- MNIST and CIFAR-10 files
-
-
-def idx(array):
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return header + array.tobytes()
-
-
-def mnist_files():
-    rng = np.random.default_rng(0)
-    files = {}
-    for part, count in (("train", 13), ("t10k", 11)):
-        files[f"{part}-images-idx3-ubyte"] = idx(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8))
-        files[f"{part}-labels-idx1-ubyte"] = idx(np.arange(count, dtype=np.uint8) % 10)
-    return files
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*_args, **_kwargs):
-        raise URLError("no network in tests")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-
-
-def test_mnist_is_read_from_the_official_files(tmp_path):
-    files = mnist_files()
-    write_folder(tmp_path / "MNIST" / "raw", files)
-    mnist = load("mnist", root=tmp_path)
-    assert mnist.train.images.shape == (13, 1, 28, 28)
-    assert mnist.test.images.numpy().tobytes() == files["t10k-images-idx3-ubyte"][16:]
-    assert mnist.test.labels.tolist() == [*range(10), 0]
-    assert_same_set(mnist, load("mnist", root=tmp_path))
-
-
-@pytest.mark.parametrize("kind", ["tar.xz", "zip"])
-def test_mnist_is_unpacked_from_an_archive(tmp_path, kind):
-    members = [(f"MNIST/raw/{name}", contents) for name, contents in mnist_files().items()]
-    (write_zip if kind == "zip" else write_tar)(tmp_path / f"mnist.{kind}", members)
-    assert load("mnist", root=tmp_path).train.labels.tolist() == [*range(10), 0, 1, 2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["MNIST", "cache", f"mnist.{kind}"]
-
-
-def test_a_cut_mnist_file_is_named(tmp_path):
-    files = mnist_files()
-    files["train-images-idx3-ubyte"] = files["train-images-idx3-ubyte"][:-5]
-    write_folder(tmp_path / "MNIST" / "raw", files)
-    with pytest.raises(ValueError, match=r"MNIST.raw are damaged .*delete that folder"):
-        load("mnist", root=tmp_path)
-
-
-def test_an_incomplete_mnist_names_the_missing_file(tmp_path):
-    files = mnist_files()
-    del files["t10k-labels-idx1-ubyte"]
-    write_folder(tmp_path / "MNIST" / "raw", files)
-    with pytest.raises(FileNotFoundError, match="lacks t10k-labels-idx1-ubyte; put it there"):
-        load("mnist", root=tmp_path)
-
-
-@pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("mnist", r"^MNIST is not in \S+ and cannot be downloaded \(.*\); put train-images-idx3-ubyte, .* into"),
-        ("cifar10", r"^CIFAR-10 is not in \S+ and cannot be downloaded \(.*no network.*\); put cifar-10-python.tar.gz"),
-    ],
-)
-def test_a_missing_set_without_a_network_says_in_one_line_what_to_put_where(tmp_path, name, message):
-    with pytest.raises(FileNotFoundError, match=message) as caught:
-        load(name, root=tmp_path / "new")
-    assert "\n" not in str(caught.value)
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-def served(monkeypatch, files):
-    """Serve ``files`` by the last part of their address in place of the network."""
-
-    class Answer(io.BytesIO):
-        length = url = None
-        headers = {"Content-Length": "0"}  # noqa: RUF012
-
-    monkeypatch.setattr(
-        "urllib.request.urlopen", lambda request, **_: Answer(files[request.full_url.rpartition("/")[2]])
-    )
-
-
-@pytest.mark.usefixtures("capsys")
-def test_mnist_is_downloaded_whole_when_there_is_a_network(tmp_path, monkeypatch):
-    from torchvision.datasets import MNIST
-
-    packed = {f"{name}.gz": gzip.compress(contents) for name, contents in mnist_files().items()}
-    served(monkeypatch, packed)
-    checksums = [(name, hashlib.md5(contents).hexdigest()) for name, contents in packed.items()]
-    monkeypatch.setattr(MNIST, "resources", checksums)
-    assert len(load("mnist", root=tmp_path).train) == 13
-
-    served(monkeypatch, dict.fromkeys(packed, b"not what was asked for"))
-    with pytest.raises(FileNotFoundError, match="cannot be downloaded"):
-        load("mnist", root=tmp_path / "other")
-    assert list((tmp_path / "other").iterdir()) == []
-
-
-CIFAR_SPLITS = (("train", [f"data_batch_{number}" for number in range(1, 6)]), ("test", ["test_batch"]))
-
-
-def cifar_entries():
-    """Return split, batch, label, file name and pixels of 46 images, in an order that is not alphabetical."""
-    rng = np.random.default_rng(0)
-    entries = []
-    for split, batches in CIFAR_SPLITS:
-        for batch in batches:
-            for _ in range(11 if split == "test" else 4 + int(batch[-1])):
-                label = 3 * len(entries) % 10
-                name = f"{CIFAR_CLASSES[label][:4]}_s_{rng.integers(10**6):06d}"
-                entries.append((split, batch, label, name, picture(len(entries), size=(32, 32))))
-    return entries
-
-
-def cifar_batches(entries):
-    files = {}
-    for _, batches in CIFAR_SPLITS:
-        for batch in batches:
-            rows = [entry for entry in entries if entry[1] == batch]
-            content = {
-                "data": np.stack([pixels.transpose(2, 0, 1).reshape(-1) for *_, pixels in rows]),
-                "labels": [label for _, _, label, _, _ in rows],
-                "filenames": [f"{name}.png" for *_, name, _ in rows],
-            }
-            files[batch] = pickle.dumps(content)
-    files["batches.meta"] = pickle.dumps({"label_names": list(CIFAR_CLASSES)})
-    return files
-
-
-def cifar_members(entries):
-    for split, _, label, name, pixels in reversed(entries):
-        yield f"cifar10/{split}/{CIFAR_CLASSES[label]}/{name}.webp", encoded(pixels, "WEBP")
-
-
-@pytest.fixture
-def official_checksums(monkeypatch):
-    from torchvision.datasets import CIFAR10
-
-    files = cifar_batches(cifar_entries())
-    sums = {name: hashlib.md5(contents).hexdigest() for name, contents in files.items()}
-    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in CIFAR_SPLITS[0][1]])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]})
-    return files
-
-
-def test_cifar_is_one_data_set_from_the_official_batches_an_archive_or_a_folder(tmp_path, official_checksums):
-    entries = cifar_entries()
-    write_folder(tmp_path / "batches" / "cifar-10-batches-py", official_checksums)
-    (tmp_path / "archive").mkdir()
-    write_tar(tmp_path / "archive" / "cifar10.tar.xz", cifar_members(entries))
-    write_folder(tmp_path / "folder", dict(cifar_members(entries)))
-    (tmp_path / "packed").mkdir()
-    members = [(f"cifar-10-batches-py/{name}", contents) for name, contents in official_checksums.items()]
-    write_tar(tmp_path / "packed" / "cifar-10-python.tar.gz", members, "w:gz")
-
-    first, *others = [load("cifar10", root=tmp_path / place) for place in ("batches", "archive", "folder", "packed")]
-    assert first.classes == CIFAR_CLASSES
-    assert (len(first.train), len(first.test)) == (35, 11)
-    by_name = sorted((entry for entry in entries if entry[0] == "test"), key=lambda entry: (entry[2], entry[3]))
-    assert first.test.labels.tolist() == [entry[2] for entry in by_name]
-    assert np.array_equal(first.test.images.permute(0, 2, 3, 1).numpy(), np.stack([entry[4] for entry in by_name]))
-    for other in others:
-        assert_same_set(first, other)
-
-
-def test_cifar_batches_without_the_official_checksums_are_refused(tmp_path, official_checksums):
-    spoilt = official_checksums | {"data_batch_3": official_checksums["data_batch_4"]}
-    write_folder(tmp_path / "cifar-10-batches-py", spoilt)
-    with pytest.raises(ValueError, match=r"cifar-10-batches-py is incomplete or lacks the official checksums"):
-        load("cifar10", root=tmp_path)
-
-
-REAL = data_root() / "cache" / "cifar10.safetensors"
-
-
-@pytest.mark.skipif(not REAL.exists(), reason="the real CIFAR-10 has not been loaded here")
-def test_the_real_cifar_has_its_published_statistics():
-    cifar = load("cifar10")
-    assert cifar.classes == CIFAR_CLASSES
-    assert cifar.train.labels.bincount().tolist() == [5000] * 10
-    assert channel_statistics(cifar.train.images)[0] == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------ image folders
@@ -434,9 +184,12 @@ def test_an_archive_of_two_folders_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
-        ("cats", {}, FileNotFoundError, r"no data set 'cats': .*digits, mnist, cifar10.*cats/train/<class>/"),
+        ("cats", {}, FileNotFoundError, r"no data set 'cats': .*digits, mnist, .*facescrub .*cats/train/<class>/"),
         ("digits", {"image_size": 16}, ValueError, "image_size=16 is for image folders; digits has its own size"),
+        ("svhn", {"split_seed": 0}, ValueError, "split_seed=0 is for image folders; svhn has its own size and split"),
         ("cats", {"image_size": 0}, ValueError, "image_size must be at least 1 pixel, got 0"),
+        ("cats", {"test_share": 1.0}, ValueError, r"test_share must lie between 0 and 1, got 1\.0"),
+        ("cats", {"min_per_class": 1}, ValueError, "min_per_class must be at least 2, .*got 1"),
     ],
 )
 def test_names_and_options_that_do_not_exist_are_named(tmp_path, name, options, error, message):
@@ -458,6 +211,128 @@ def test_the_root_comes_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("ZSPAG_DATA")
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
     assert data_root() == tmp_path / "data"
+
+
+# ---------------------------------------------------------------------------------- folders without train/ and test/
+
+
+def people(counts, *, kind="PNG", sizes=((4, 4),)):
+    """Return path and bytes of a folder with one class per person; sizes take turns, every third image is grey."""
+    files = {}
+    for name, count in counts.items():
+        for number in range(count):
+            seed = 1000 * sum(map(ord, name)) + number
+            pixels = picture(seed, size=sizes[number % len(sizes)], grey=number % 3 == 2)
+            files[f"{name}/{name}_{number:02d}.{kind.lower()}"] = encoded(pixels, kind)
+    return files
+
+
+def rows(split, label):
+    """Return the images of a class as a set of bytes."""
+    return {image.numpy().tobytes() for image in split.images[split.labels == label]}
+
+
+def test_a_folder_of_classes_is_split_within_each_and_says_so(tmp_path):
+    found = load(write_folder(tmp_path / "pets", people({"cat": 20, "ant": 11, "bee": 10})), root=tmp_path)
+    assert found.classes == ("ant", "bee", "cat")
+    assert found.train.labels.bincount().tolist() == [9, 8, 16]
+    assert found.test.labels.bincount().tolist() == [2, 2, 4]
+    for label in range(3):
+        assert not rows(found.train, label) & rows(found.test, label)
+        assert len(rows(found.train, label) | rows(found.test, label)) == [11, 10, 20][label]
+    assert found.data_source == "image folder of .png files, split by seed 0 with 20 % for the test"
+    (manifest,) = (tmp_path / "cache").glob("pets-*.json")
+    assert json.loads(manifest.read_text())["source"].items() >= {"split_seed": 0, "test_share": 0.2}.items()
+
+
+def test_the_split_depends_on_its_seed_and_share_and_on_no_other_class(tmp_path):
+    folder = write_folder(tmp_path / "pets", people({"ant": 10, "bee": 12}))
+    first, again = load(folder, root=tmp_path), load(folder, root=tmp_path / "elsewhere")
+    assert_same_set(first, again)
+    other = load(folder, root=tmp_path, split_seed=1)
+    assert rows(other.test, 0) != rows(first.test, 0)
+    assert rows(other.test, 0) | rows(other.train, 0) == rows(first.test, 0) | rows(first.train, 0)
+    assert load(folder, root=tmp_path, test_share=0.5).test.labels.bincount().tolist() == [5, 6]
+
+    write_folder(folder, people({"aardvark": 10}))
+    more = load(folder, root=tmp_path)
+    assert [rows(more.test, 1), rows(more.test, 2)] == [rows(first.test, 0), rows(first.test, 1)]
+
+
+def test_a_folder_of_classes_and_its_archives_are_split_alike(tmp_path):
+    files = people({"ant": 10, "bee": 12})
+    first = load(write_folder(tmp_path / "pets", files), root=tmp_path)
+    backwards = [(f"pets/{name}", contents) for name, contents in reversed(files.items())]
+    assert_same_set(first, load(write_tar(tmp_path / "one.tar.gz", backwards, "w:gz"), root=tmp_path))
+    assert_same_set(first, load(write_zip(tmp_path / "two.zip", files.items()), root=tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_class_with_too_few_images_is_named_with_its_count_and_the_option(tmp_path, count):
+    folder = write_folder(tmp_path / "pets", people({"ant": 10, "bee": count}))
+    with pytest.raises(ValueError, match=rf"'bee' in .* has {count} images?, fewer than 10: .*smaller min_per_class"):
+        load(folder, root=tmp_path)
+
+
+def test_a_smaller_minimum_lets_small_classes_in_with_an_image_for_each_split(tmp_path):
+    folder = write_folder(tmp_path / "pets", people({"ant": 10, "bee": 2}))
+    assert load(folder, root=tmp_path, min_per_class=2).test.labels.bincount().tolist() == [2, 1]
+    with pytest.raises(ValueError, match="'bee' .* has 2 images, fewer than 3"):
+        load(folder, root=tmp_path, min_per_class=3)
+
+
+BAD_CLASSES = {
+    "broken file": ({"bee/x.png": encoded(picture(1))[:-40]}, "bee/x.png in .*pets is not a readable image"),
+    "another size": ({"bee/x.png": encoded(picture(1, size=(5, 6)))}, "bee/x.png in .*pets is 5x6 .*give image_size"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CLASSES)
+def test_an_odd_file_in_a_folder_of_classes_is_named(tmp_path, case):
+    extra, message = BAD_CLASSES[case]
+    with pytest.raises(ValueError, match=message):
+        load(write_folder(tmp_path / "pets", people({"ant": 10, "bee": 10}) | extra), root=tmp_path)
+
+
+def test_images_directly_in_train_and_test_are_no_classes(tmp_path):
+    with pytest.raises(ValueError, match=r"has no class folders in train/ and test/"):
+        load(write_folder(tmp_path / "flat", people({"train": 20, "test": 20})), root=tmp_path)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"pets holds no image under train/<class>/ and test/<class>/, nor"):
+        load(write_folder(tmp_path / "pets", {"ant/notes.txt": b"x"}), root=tmp_path)
+
+
+def test_facescrub_takes_crops_of_any_size_and_makes_them_64_pixels(tmp_path):
+    files = people({"Ann_Lee": 12, "Bo Oh": 10}, kind="JPEG", sizes=((90, 70), (33, 64), (64, 64)))
+    faces = load("facescrub", root=write_folder(tmp_path, {f"facescrub/{name}": data for name, data in files.items()}))
+    assert faces.train.images.shape == (18, 3, 64, 64)  # grey ones among colours become colours
+    assert (faces.name, faces.classes, len(faces.test)) == ("facescrub", ("Ann_Lee", "Bo Oh"), 4)
+    words = "image folder of .jpeg files, JPEG-coded (lossy), resized to 64x64, split by seed 0 with 20 % for the test"
+    assert faces.data_source == words
+    assert load("facescrub", root=tmp_path).data_source == words  # from the cache
+    assert load("facescrub", root=tmp_path, image_size=32).image_size == 32
+
+
+def test_missing_facescrub_says_who_fetches_the_photographs_and_where_they_go(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"links only, so fetch .* yourself .*facescrub/<person>/") as caught:
+        load("facescrub", root=tmp_path)
+    assert str(tmp_path / "facescrub") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_loss_is_recognized_by_contents_and_not_by_the_name_of_a_file(tmp_path):
+    def source_of(place, contents, name="x.png"):
+        files = folder_files() | {f"train/ant/{name}": contents}
+        return load(write_folder(tmp_path / place, files), root=tmp_path).data_source
+
+    assert source_of("plain", encoded(picture(5))) == "image folder of .png files"
+    assert source_of("hidden", encoded(picture(5), "JPEG")) == "image folder of .png files, JPEG-coded (lossy)"
+    assert source_of("lossless", encoded(picture(5), "WEBP"), "x.webp") == "image folder of .png and .webp files"
+    buffer = io.BytesIO()
+    Image.fromarray(picture(5)).save(buffer, "WEBP", quality=50)
+    assert source_of("lossy", buffer.getvalue(), "x.webp") == "image folder of .png and .webp files, WebP-coded (lossy)"
 
 
 # ----------------------------------------------------------------------------------------------------------- archives
@@ -631,8 +506,10 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, caplog):
 def test_the_hash_covers_class_names_labels_and_images(part):
     images = torch.arange(12, dtype=torch.uint8).view(3, 1, 2, 2)
     labels, classes = torch.tensor([0, 1, 1]), ("ant", "bee")
-    base = assemble("x", classes, Split(images, labels), Split(images, labels), augment_hint="none")
-    renamed = assemble("y", classes, Split(images, labels), Split(images, labels), augment_hint="shift")
+    base = assemble("x", classes, Split(images, labels), Split(images, labels), augment_hint="none", data_source="test")
+    renamed = assemble(
+        "y", classes, Split(images, labels), Split(images, labels), augment_hint="shift", data_source="test"
+    )
     assert renamed.sha256 == base.sha256  # a name is not content
     if part == "classes":
         classes = ("ant", "fly")
@@ -641,7 +518,10 @@ def test_the_hash_covers_class_names_labels_and_images(part):
     else:
         images = images.flip(0)
     assert (
-        assemble("x", classes, Split(images, labels), Split(images, labels), augment_hint="none").sha256 != base.sha256
+        assemble(
+            "x", classes, Split(images, labels), Split(images, labels), augment_hint="none", data_source="test"
+        ).sha256
+        != base.sha256
     )
 
 
@@ -658,7 +538,7 @@ def test_the_hash_covers_class_names_labels_and_images(part):
 def test_a_split_that_cannot_be_is_refused(images, labels, message):
     with pytest.raises(ValueError, match=message):
         split = Split(images, labels)
-        assemble("x", ("ant", "bee"), split, split, augment_hint="none")
+        assemble("x", ("ant", "bee"), split, split, augment_hint="none", data_source="test")
 
 
 # -------------------------------------------------------------------------------------------------------------- guard
@@ -675,7 +555,7 @@ def toy():
         return Split(images, labels)
 
     classes = ("ant", "bee", "cow", "dog")
-    return assemble("toy", classes, split((5, 6, 7, 8)), split((1, 2, 3, 4)), augment_hint="none")
+    return assemble("toy", classes, split((5, 6, 7, 8)), split((1, 2, 3, 4)), augment_hint="none", data_source="test")
 
 
 def test_the_guard_hands_out_the_right_samples_as_floats(toy):

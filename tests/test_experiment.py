@@ -203,6 +203,14 @@ def test_two_workers_give_the_rows_of_one(copied, finished):
     pd.testing.assert_frame_equal(comparable(frame), comparable(finished[1]), check_exact=True)
 
 
+def test_names_of_results_are_file_names_whatever_the_classes_are_called(monkeypatch):
+    classes = ("T-shirt/top", "Ankle boot", *map(str, range(2, 10)))
+    named = replace(experiment.data_of(PROFILE), classes=classes)
+    monkeypatch.setattr(experiment, "data_of", lambda _profile: named)
+    profile = replace(PROFILE, dataset="fashion", arch="conv7", classes=(0, 1))
+    assert experiment.case_name(profile) == "fashion_conv7_T-shirt-top-Ankleboot"
+
+
 # Keys
 
 

@@ -13,7 +13,7 @@ from zspag.__main__ import main
 from zspag.files import write_json
 from zspag.profiles import PROFILES
 
-COMMANDS = ("reproduce", "run", "sweep", "unlearn", "env", "provenance")
+COMMANDS = ("reproduce", "run", "sweep", "unlearn", "data", "env", "provenance")
 
 
 @pytest.fixture
@@ -74,7 +74,9 @@ def test_every_option_is_explained(capsys):
     assert "%(" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["forget"], ["run", "--profile", "huge"], ["provenance"], ["unlearn"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["forget"], ["run", "--profile", "huge"], ["provenance"], ["unlearn"], ["data"], ["data", "get"]]
+)
 def test_command_line_that_makes_no_sense_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as done:
         main(arguments)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from zspag import readme
+from zspag.files import write_json
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +26,39 @@ def test_a_stale_block_is_noticed(tmp_path):
 def test_a_block_that_nothing_writes_is_refused():
     with pytest.raises(ValueError, match="README block 'wishes' is written by nothing"):
         readme.render("<!-- begin wishes -->\n<!-- end wishes -->", ROOT)
+
+
+def run_result(**data):
+    scores = {name: {"acc_forget": 0.5, "acc_retain": 0.5, "drift": 0.5} for name in
+              ("original", "unlearned", "masked", "retrained")}  # fmt: skip
+    row = {"scores": scores, "lr": 1, "seconds": {"total": 1}, "threads": 2, "retain_samples_read": 0}
+    row |= {"class_name": "apple", "seed": 0}
+    config = {"dataset": "cifar100", "arch": "conv7"}
+    return {"name": "sweep_cifar100_conv7_maple_tree-sea", "provenance": {"config": config},
+            "data": {"rows": [row], "markdown": "| a table |"} | data}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        ({"data_source": "image folder of .jpg files, JPEG-coded (lossy)"}, "cifar100 (JPEG-coded), conv7"),
+        ({"data_source": "image folder of .jpg files, JPEG-coded (lossy), resized to 64x64"}, "cifar100 (JPEG-coded),"),
+        ({"data_source": "image folder of .webp files"}, "cifar100, conv7"),
+        ({"data_source": "official files"}, "cifar100, conv7"),
+        ({}, "cifar100, conv7"),  # a file of the time before
+    ],
+)
+def test_results_on_pixels_coded_with_loss_say_so(tmp_path, data, shown):
+    write_json(tmp_path / "paper" / "run_cifar100_conv7_apple.json", run_result(**data))
+    write_json(tmp_path / "paper" / "sweep_cifar100_conv7_apple.json", run_result(**data))
+    assert f"| {shown}" in readme.runs(tmp_path)
+    assert readme.sweeps(tmp_path).startswith(shown)
+
+
+def test_the_classes_of_a_sweep_come_from_the_file_and_not_from_its_name(tmp_path):
+    path = tmp_path / "paper" / "sweep_cifar100_conv7_maple_tree-sea.json"
+    write_json(path, run_result(class_names=["maple_tree", "sea"]))
+    assert readme.sweeps(tmp_path).startswith("cifar100, conv7, maple_tree, sea, 1 seed:")
 
 
 def test_every_figure_and_link_of_the_readme_exists():

@@ -103,6 +103,10 @@ def test_run_forgets_and_its_headline_numbers_are_its_rows(root):
     assert row["seconds"]["total"] >= sum(row["seconds"][stage] for stage in ("proxies", "subspaces", "update"))
 
 
+def test_run_says_where_the_pixels_came_from(root):
+    assert result_of(root)["data"]["data_source"] == "scikit-learn's own copy"
+
+
 def test_run_draws_a_figure_that_carries_the_same_record(root):
     figure = root / "figures" / "tiny" / "run_digits_digits_3.png"
     assert provenance.read_record(figure) == result_of(root)["provenance"]

@@ -46,6 +46,11 @@ def test_result_holds_every_row_and_its_curves(finished):
         assert drawn["y"] == pytest.approx([factor * row[column] for row in rows[3:5]])
 
 
+def test_result_names_the_classes_and_where_the_pixels_came_from(finished):
+    data = result_of(finished[0])["data"]
+    assert (data["class_names"], data["data_source"]) == (["3"], "scikit-learn's own copy")
+
+
 def test_result_and_figure_carry_their_provenance(finished):
     root, _ = finished
     for path in ("results/tiny", "runs/tiny/results", "figures/tiny"):

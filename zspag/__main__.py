@@ -1,4 +1,4 @@
-"""The command line: ``zspag reproduce | run | sweep | unlearn | env | provenance``.
+"""The command line: ``zspag reproduce | run | sweep | unlearn | data | env | provenance``.
 
 Invariant: thin; every sub-command imports what it needs when it is called, so that ``zspag --help`` answers at once.
 """
@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, default=0)
     one.set_defaults(action=_unlearn)
 
+    one = commands.add_parser("data", help="list the data sets, get one, or check a cached one against its source")
+    _add_data_tasks(one)
+    one.set_defaults(action=_data)
+
     one = commands.add_parser("env", help="print versions, device and threads")
     one.set_defaults(action=_env)
 
@@ -70,6 +74,19 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("file", type=Path)
     one.set_defaults(action=_provenance)
     return parser
+
+
+def _add_data_tasks(one: argparse.ArgumentParser) -> None:
+    """Add the tasks of ``zspag data``."""
+    tasks = one.add_subparsers(dest="task", required=True, metavar="TASK")
+    tasks.add_parser("list", help="print the data sets, where they are looked for and what is cached")
+    for task, text in (("get", "fetch or read a data set and cache it"), ("check", "compare the cache and the source")):
+        each = tasks.add_parser(task, help=text)
+        each.add_argument("name", metavar="NAME", help="data set, or the path of an image folder")
+        each.add_argument("--image-size", type=int, help="resize the images of a folder to this many pixels")
+        each.add_argument("--test-share", type=float, help="share of a folder without train/ and test/ that is tested")
+        each.add_argument("--split-seed", type=int, help="seed of that split")
+        each.add_argument("--min-per-class", type=int, help="fewest images of a class in such a folder")
 
 
 def _add_profile(one: argparse.ArgumentParser) -> None:
@@ -145,6 +162,21 @@ def _unlearn(chosen: argparse.Namespace) -> int:
     ):  # fmt: skip
         print(line, flush=True)
     return 0
+
+
+def _data(chosen: argparse.Namespace) -> int:
+    from zspag.data import inventory
+
+    if chosen.task == "list":
+        print("\n".join(inventory.listing()))
+        return 0
+    options = {key: value for key, value in vars(chosen).items() if key not in {"command", "action", "task", "name"}}
+    if chosen.task == "get":
+        print(inventory.get(chosen.name, **options))
+        return 0
+    agrees, line = inventory.check(chosen.name, **options)
+    print(line)
+    return 0 if agrees else 1
 
 
 def _env(_chosen: argparse.Namespace) -> int:

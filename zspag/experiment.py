@@ -78,7 +78,8 @@ def _data(name: str, share: float) -> Dataset:
 def case_name(profile: Profile) -> str:
     """Return data set, architecture and forget classes as part of a file name."""
     names = "-".join(data_of(profile).classes[forget] for forget in profile.classes)
-    return f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}".replace(" ", "")
+    name = f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}"
+    return name.replace(" ", "").replace("/", "-")  # Fashion-MNIST has a class "T-shirt/top"
 
 
 def store(profile: Profile) -> checkpoints.Store:

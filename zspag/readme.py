@@ -116,13 +116,12 @@ def runs(results: Path) -> str:
     lines = []
     for path in sorted(results.glob("*/run_*.json")):
         found = files.read_json(path)
-        config = found["provenance"]["config"]
         for row in found["data"]["rows"]:
             score = row["scores"]
             forgot = [f"{100 * score[name]['acc_forget']:.1f}" for name in ("original", "unlearned")]
             kept = [f"{100 * score[name]['acc_retain']:.2f}" for name in ("unlearned", "masked", "retrained")]
             cost = [f"{row['lr']:g}", f"{row['seconds']['total']:.0f} ({row['threads']})", row["retain_samples_read"]]
-            place = [f"{config['dataset']}, {Path(config['arch']).name}", row["class_name"], row["seed"]]
+            place = [_setting(found), row["class_name"], row["seed"]]
             lines.append([*place, *forgot, *kept, f"{score['unlearned']['drift']:.4f}", *cost])
     if not lines:
         return NOT_YET
@@ -130,15 +129,21 @@ def runs(results: Path) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in table) + "\n"
 
 
+def _setting(found: dict[str, Any]) -> str:
+    """Return data set and net; results on pixels that were coded with loss say so, older files do not know."""
+    config = found["provenance"]["config"]
+    lossy = re.search(r"([\w -]+) \(lossy\)", found["data"].get("data_source", ""))
+    return f"{Path(config['dataset']).name}{f' ({lossy[1].strip()})' if lossy else ''}, {Path(config['arch']).name}"
+
+
 def sweeps(results: Path) -> str:
     """Return one table per recorded ``zspag sweep``, every method at the rate that the forget-only rule takes."""
     tables = []
     for path in sorted(results.glob("*/sweep_*.json")):
         found = files.read_json(path)
-        config, rows = found["provenance"]["config"], found["data"]["rows"]
-        names = ", ".join(found["name"].rpartition("_")[2].split("-"))
-        seeds = len({row["seed"] for row in rows})
-        title = f"{config['dataset']}, {Path(config['arch']).name}, {names}, {seeds} seed{'s' * (seeds > 1)}:"
+        names = ", ".join(found["data"].get("class_names") or found["name"].rpartition("_")[2].split("-"))
+        seeds = len({row["seed"] for row in found["data"]["rows"]})
+        title = f"{_setting(found)}, {names}, {seeds} seed{'s' * (seeds > 1)}:"
         tables.append(f"{title}\n\n{found['data']['markdown']}\n")
     return "\n".join(tables) or NOT_YET
 

@@ -192,7 +192,10 @@ def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started
         "draw": "bars",
         "caption": "Test accuracy per class before and after forgetting one class.",
         "numbers": numbers,
-        "data": {"panels": panels, "columns": 1, "size": [9, 3.2], "rows": list(rows)},
+        "data": {
+            "panels": panels, "columns": 1, "size": [9, 3.2], "rows": list(rows),
+            "data_source": experiment.data_of(profile).data_source,
+        },
         "provenance": provenance.record(
             config=to_dict(profile), seed=profile.seeds[0], data_sha256=experiment.data_of(profile).sha256,
             device=pick_device().type, threads=profile.workers * profile.threads, started=started,

@@ -41,6 +41,7 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
     ruled, best = tables.by_rule(frame), tables.in_hindsight(frame)
     factors = {f"safe window {method}": tables.window(tables.safe_rates(frame, method)) for method in methods}
     drift = {f"drift in hindsight {method}": tables.over_classes(best, "drift")[method]["mean"] for method in methods}
+    data = experiment.data_of(profile)
     rows = frame.astype(object).where(frame.notna(), None).to_dict("records")  # a reference has no rate: None, not NaN
     return {
         "schema": 1,
@@ -54,9 +55,11 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
             "markdown": tables.markdown(tables.main_table(ruled, frame, experiment.TITLES)),
             "hindsight": tables.markdown(tables.main_table(best, frame, experiment.TITLES)),
             "rows": rows,
+            "data_source": data.data_source,
+            "class_names": [data.classes[forget] for forget in profile.classes],
         },
         "provenance": provenance.record(
-            config=to_dict(profile), seed=profile.seeds[0], data_sha256=experiment.data_of(profile).sha256,
+            config=to_dict(profile), seed=profile.seeds[0], data_sha256=data.sha256,
             device=pick_device().type, threads=profile.threads, started=started,
         ),
     }  # fmt: skip

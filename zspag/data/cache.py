@@ -53,7 +53,8 @@ def _read(folder: Path, key: str, source: dict[str, Any]) -> Dataset:
     classes = tuple(manifest["classes"])
     if content_hash(classes, train, test) != manifest["sha256"]:
         raise ValueError("its contents do not have the SHA-256 of the manifest")
-    return Dataset(manifest["name"], classes, train, test, manifest["sha256"], manifest["augment_hint"])
+    facts = (manifest[fact] for fact in ("sha256", "augment_hint", "data_source"))
+    return Dataset(manifest["name"], classes, train, test, *facts)
 
 
 def _write(folder: Path, key: str, source: dict[str, Any], dataset: Dataset) -> None:
@@ -63,16 +64,21 @@ def _write(folder: Path, key: str, source: dict[str, Any], dataset: Dataset) -> 
     with replacing(folder / f"{key}.safetensors") as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     manifest = {
-        "schema": 1,
+        "schema": 2,
         "name": dataset.name,
         "classes": list(dataset.classes),
         "augment_hint": dataset.augment_hint,
+        "data_source": dataset.data_source,
         "source": source,
-        "counts": {part: _counts(dataset.classes, split) for part, split in parts.items()},
+        "counts": counts(dataset),
         "sha256": dataset.sha256,
     }
     write_json(folder / f"{key}.json", manifest)
 
 
-def _counts(classes: tuple[str, ...], split: Split) -> dict[str, int]:
-    return dict(zip(classes, split.labels.bincount(minlength=len(classes)).tolist(), strict=True))
+def counts(dataset: Dataset) -> dict[str, dict[str, int]]:
+    """Return the number of images of every class, by split."""
+    return {
+        part: dict(zip(dataset.classes, split.labels.bincount(minlength=dataset.num_classes).tolist(), strict=True))
+        for part, split in (("train", dataset.train), ("test", dataset.test))
+    }

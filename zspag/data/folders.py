@@ -1,59 +1,85 @@
-"""Image folders ``{train,test}/<class>/<image>``, on disk or inside an archive, as one tensor per split.
+"""Image folders as one tensor per split: ``{train,test}/<class>/<image>``, or ``<class>/<image>`` split by a seed.
 
 Invariant: labels follow the alphabetical order of the class folders and images the order of (class, file name),
-whatever order the disk or the archive lists them in.
+whatever order the disk or the archive lists them in; a class is split by its own name, whatever the others are.
 """
 
 import hashlib
-import io
 import json
-import struct
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from zspag.data.archives import files_in
+from zspag.data.pictures import IMAGE_SUFFIXES, Picture, check_sizes, decode, stacked
 from zspag.data.splits import Dataset, Split, assemble
+from zspag.runtime import generator_for
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-GREY_MODES = ("1", "L", "LA")
-DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 SPLITS = ("train", "test")
-BROKEN = (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError)  # Pillow's, by format
 
-Pixels = NDArray[np.uint8]
+Place = tuple[str, str, str]  # split, class and file name
 
 
-def read_image_folder(source: Path, *, name: str, image_size: int | None) -> Dataset:
+@dataclass(frozen=True)
+class FolderOptions:
+    """How an image folder becomes a data set.
+
+    Attributes:
+        image_size: Resize the shorter side to this many pixels and crop the middle square; None takes images as they
+            are, which must then be square and of one size.
+        test_share: Share of every class that becomes the test split where there are no train/ and test/ folders; None
+            requires them.
+        split_seed: Seed of that split.
+        min_per_class: Fewest images of a class that is split.
+    """
+
+    image_size: int | None
+    test_share: float | None
+    split_seed: int
+    min_per_class: int
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
+        if self.test_share is not None and not 0 < self.test_share < 1:
+            raise ValueError(f"test_share must lie between 0 and 1, got {self.test_share}")
+        if self.min_per_class < 2:
+            raise ValueError(f"min_per_class must be at least 2, one image for each split, got {self.min_per_class}")
+
+
+def read_image_folder(source: Path, *, name: str, options: FolderOptions, augment_hint: str = "shift_flip") -> Dataset:
     """Read an image folder, or an archive of one, into memory.
 
     Args:
-        source: Folder with train/<class>/ and test/<class>/, or an archive of it.
+        source: Folder with train/<class>/ and test/<class>/, or with <class>/ alone, or an archive of it.
         name: Name of the data set.
-        image_size: Resize the shorter side to this many pixels and crop the middle square; None takes images as they
-            are, which must then be square and of one size.
+        options: Size and split.
+        augment_hint: Label-preserving augmentation, as in ``Dataset``.
 
     Returns:
         The data set; grey if every image is grey, else RGB.
 
     Raises:
-        ValueError: If a file is broken or of another size than the first, or the folders do not hold the same two or
-            more classes in both splits; the message names the file or the class.
+        ValueError: If a file is broken or of another size than the first, a class has too few images, or the folders
+            do not hold the same two or more classes in both splits; the message names the file or the class.
     """
-    files = files_in(source) if source.is_file() else _files_under(source)
-    decoded: dict[tuple[str, str, str], Pixels] = {}
-    for place, contents in _placed(source, files):
-        decoded[place] = _decode(contents, place="/".join(place), source=source, image_size=image_size)
-    classes = _common_classes(source, decoded)
-    _check_sizes(source, decoded)
-    coloured = any(pixels.ndim == 3 for pixels in decoded.values())
-    train, test = (_stack(decoded, split, classes, coloured=coloured) for split in SPLITS)
-    return assemble(name, classes, train, test, augment_hint="shift_flip")
+    files = files_in(source) if source.is_file() else ((name, path.read_bytes()) for name, path in _listed(source))
+    decoded = {
+        parts: decode(contents, place="/".join(parts), source=source, image_size=options.image_size)
+        for parts, contents in _images(files)
+    }
+    inside, divided = _inside(source, decoded)
+    placed = _divided(source, inside, options) if divided else {(p[0], p[1], p[2]): q for p, q in inside.items()}
+    classes = _common_classes(source, placed)
+    check_sizes(source, {"/".join(parts): picture for parts, picture in inside.items()})
+    coloured = any(picture.pixels.ndim == 3 for picture in placed.values())
+    train, test = (_split(placed, part, classes, coloured=coloured) for part in SPLITS)
+    words = _words(placed, options, divided=divided)
+    return assemble(name, classes, train, test, augment_hint=augment_hint, data_source=words)
 
 
 def labelled_folder(source: Path) -> tuple[Tensor, Tensor]:
@@ -65,18 +91,20 @@ def labelled_folder(source: Path) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If the folder is missing or empty, a label is no number, a file is broken, or sizes differ.
     """
-    decoded: dict[tuple[str, str, str], Pixels] = {}
+    decoded: dict[Place, Picture] = {}
     for path in sorted(source.glob("*/*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             if not path.parent.name.isdigit():
                 raise ValueError(f"{path.parent} must be named by the label's number, such as {source / '3'}")
-            place = ("forget", path.parent.name, path.name)
-            decoded[place] = _decode(path.read_bytes(), place="/".join(place[1:]), source=source, image_size=None)
+            place = "/".join(path.parts[-2:])
+            decoded["forget", path.parent.name, path.name] = decode(
+                path.read_bytes(), place=place, source=source, image_size=None
+            )
     if not decoded:
         raise ValueError(f"{source} holds no image: put the images to forget under {source / '<label>'}/")
-    _check_sizes(source, decoded, remedy="resize them as the model expects")
+    check_sizes(source, {"/".join(place[1:]): p for place, p in decoded.items()}, remedy="resize as the model expects")
     labels = tuple(sorted({place[1] for place in decoded}, key=int))
-    split = _stack(decoded, "forget", labels, coloured=any(pixels.ndim == 3 for pixels in decoded.values()))
+    split = _split(decoded, "forget", labels, coloured=any(picture.pixels.ndim == 3 for picture in decoded.values()))
     return split.float(), torch.tensor([int(labels[index]) for index in split.labels.tolist()])
 
 
@@ -99,50 +127,63 @@ def folder_signature(source: Path) -> dict[str, int | str]:
 
 
 def _listed(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.glob("*/*/*")):
-        if path.parent.parent.name in SPLITS and path.is_file():
-            yield path.relative_to(folder).as_posix(), path
+    deep = [path for split in SPLITS for path in (folder / split).glob("*/*") if path.is_file()]
+    for path in sorted(deep or [path for path in folder.glob("*/*") if path.is_file()]):
+        yield path.relative_to(folder).as_posix(), path
 
 
-def _files_under(folder: Path) -> Iterator[tuple[str, bytes]]:
-    return ((name, path.read_bytes()) for name, path in _listed(folder))
-
-
-def _placed(source: Path, files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[tuple[str, str, str], bytes]]:
-    tops: set[tuple[str, ...]] = set()
+def _images(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[tuple[str, ...], bytes]]:
     for name, contents in files:
         path = PurePosixPath(name)
         parts = tuple(part for part in path.parts if part != ".")
         hidden = any(part.startswith((".", "__")) for part in parts)  # .DS_Store, __MACOSX
-        if hidden or len(parts) < 3 or parts[-3] not in SPLITS or path.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        tops.add(parts[:-3])
-        if len(tops) > 1:
-            raise ValueError(f"{source} holds more than one image folder: {sorted('/'.join(top) for top in tops)}")
-        yield (parts[-3], parts[-2], parts[-1]), contents
+        if not hidden and len(parts) >= 2 and path.suffix.lower() in IMAGE_SUFFIXES:
+            yield parts, contents
 
 
-def _decode(contents: bytes, *, place: str, source: Path, image_size: int | None) -> Pixels:
-    try:
-        with Image.open(io.BytesIO(contents)) as image:
-            image.load()
-    except BROKEN as error:
-        raise ValueError(f"{place} in {source} is not a readable image ({error}); replace or remove it") from error
-    if image.mode in DEEP_MODES:
-        raise ValueError(f"{place} in {source} has mode {image.mode}; only 8 bits per channel are supported")
-    plain = image.convert("L" if image.mode in GREY_MODES else "RGB")
-    return np.array(plain if image_size is None else _resized(plain, image_size))
+def _inside(source: Path, decoded: Mapping[tuple[str, ...], Picture]) -> tuple[dict[tuple[str, ...], Picture], bool]:
+    """Return the images by their path inside the image folder, and whether they are still to be split.
+
+    Raises:
+        ValueError: If there is no image, or more than one image folder.
+    """
+    deep = [parts for parts in decoded if len(parts) > 2 and parts[-3] in SPLITS]
+    depth, chosen = (3, deep) if deep else (2, list(decoded))
+    tops = {parts[:-depth] for parts in chosen}
+    if not chosen:
+        raise ValueError(f"{source} holds no image under train/<class>/ and test/<class>/, nor under <class>/")
+    if len(tops) > 1:
+        raise ValueError(f"{source} holds more than one image folder: {sorted('/'.join(top) for top in tops)}")
+    return {parts[-depth:]: decoded[parts] for parts in chosen}, not deep
 
 
-def _resized(image: Image.Image, size: int) -> Image.Image:
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+def _divided(source: Path, inside: Mapping[tuple[str, ...], Picture], options: FolderOptions) -> dict[Place, Picture]:
+    members: dict[str, list[str]] = defaultdict(list)
+    for name, file in sorted(inside):
+        members[name].append(file)
+    if options.test_share is None or set(members) <= set(SPLITS):
+        raise ValueError(f"{source} has no class folders in train/ and test/; it must hold {{train,test}}/<class>/*")
+    placed: dict[Place, Picture] = {}
+    for name, names in members.items():
+        if len(names) < options.min_per_class:
+            raise ValueError(
+                f"the class {name!r} in {source} has {len(names)} image{'s' * (len(names) > 1)}, fewer than"
+                f" {options.min_per_class}: add images, remove its folder, or give a smaller min_per_class"
+            )
+        for part, file in zip(_parts(name, len(names), options.test_share, options.split_seed), names, strict=True):
+            placed[part, name, file] = inside[name, file]
+    return placed
 
 
-def _common_classes(source: Path, decoded: Iterable[tuple[str, str, str]]) -> tuple[str, ...]:
-    found = {split: {place[1] for place in decoded if place[0] == split} for split in SPLITS}
+def _parts(name: str, count: int, test_share: float, seed: int) -> list[str]:
+    """Return the split of every image of a class; both splits get at least one."""
+    tested = min(max(round(test_share * count), 1), count - 1)
+    order = torch.randperm(count, generator=generator_for("folder split", seed, name)).tolist()
+    return ["test" if position < tested else "train" for position in order]
+
+
+def _common_classes(source: Path, placed: Iterable[Place]) -> tuple[str, ...]:
+    found = {split: {place[1] for place in placed if place[0] == split} for split in SPLITS}
     for split in SPLITS:
         if not found[split]:
             raise ValueError(f"{source} holds no image under {split}/<class>/; put train/ and test/ folders there")
@@ -153,28 +194,21 @@ def _common_classes(source: Path, decoded: Iterable[tuple[str, str, str]]) -> tu
     return tuple(sorted(found["train"]))
 
 
-def _check_sizes(
-    source: Path, decoded: dict[tuple[str, str, str], Pixels], *, remedy: str = "give image_size to resize all of them"
-) -> None:
-    (first, reference), *others = sorted(decoded.items(), key=lambda item: item[0])
-    height, width = reference.shape[:2]
-    for place, pixels in others:
-        if pixels.shape[:2] != (height, width):
-            raise ValueError(
-                f"{'/'.join(place)} in {source} is {pixels.shape[1]}x{pixels.shape[0]} pixels, but"
-                f" {'/'.join(first)} is {width}x{height}; {remedy}"
-            )
-    if height != width:
-        raise ValueError(f"the images in {source} are {width}x{height}, not square; {remedy}")
-
-
-def _stack(
-    decoded: dict[tuple[str, str, str], Pixels], split: str, classes: tuple[str, ...], *, coloured: bool
-) -> Split:
-    places = sorted(place for place in decoded if place[0] == split)
-    pictures = [decoded[place] for place in places]
-    if coloured:
-        pictures = [p if p.ndim == 3 else np.repeat(p[..., None], 3, axis=2) for p in pictures]
-    images: Tensor = torch.from_numpy(np.stack(pictures))
-    images = images.permute(0, 3, 1, 2).contiguous() if coloured else images[:, None]
+def _split(placed: Mapping[Place, Picture], part: str, classes: tuple[str, ...], *, coloured: bool) -> Split:
+    places = sorted(place for place in placed if place[0] == part)
+    images = stacked([placed[place] for place in places], coloured=coloured)
     return Split(images, torch.tensor([classes.index(place[1]) for place in places]))
+
+
+def _words(placed: Mapping[Place, Picture], options: FolderOptions, *, divided: bool) -> str:
+    """Say where the pixels came from."""
+    suffixes = sorted({PurePosixPath(file).suffix.lower() for _, _, file in placed})
+    codings = sorted({picture.lossy for picture in placed.values() if picture.lossy is not None})
+    words = [f"image folder of {' and '.join(suffixes)} files"]
+    if codings:
+        words.append(f"{' and '.join(f'{coding}-coded' for coding in codings)} (lossy)")
+    if options.image_size is not None:
+        words.append(f"resized to {options.image_size}x{options.image_size}")
+    if divided and options.test_share is not None:  # a folder that must have its own split is never divided
+        words.append(f"split by seed {options.split_seed} with {100 * options.test_share:g} % for the test")
+    return ", ".join(words)

@@ -5,27 +5,40 @@ Invariant: a set that cannot be had says in one sentence what to put where.
 
 import hashlib
 import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from zspag.data.archives import SUFFIXES, find_archive, unpack
+from zspag.data.archives import SUFFIXES, find_archive
 from zspag.data.cache import cached
-from zspag.data.folders import folder_signature, read_image_folder, signature
+from zspag.data.folders import FolderOptions, folder_signature, read_image_folder, signature
 from zspag.data.guard import count_load
-from zspag.data.sources import (
-    CIFAR_BATCHES,
-    DIGITS_SPLIT_SEED,
-    MNIST_FILES,
-    download_cifar,
-    download_mnist,
-    read_cifar_batches,
-    read_digits,
-    read_mnist,
-)
+from zspag.data.official import OFFICIAL, provide, read_official
+from zspag.data.sources import DIGITS_SPLIT_SEED, read_digits
 from zspag.data.splits import Dataset
 
-NAMED = ("digits", "mnist", "cifar10")
+NAMED = ("digits", *OFFICIAL, "facescrub")
+FOLDER_DEFAULTS = FolderOptions(image_size=None, test_share=0.2, split_seed=0, min_per_class=10)
+FACESCRUB_DEFAULTS = replace(FOLDER_DEFAULTS, image_size=64)
+AS_PUBLISHED = replace(FOLDER_DEFAULTS, test_share=None)  # the folder must have the published split
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a data set is had.
+
+    Attributes:
+        key: Its name in the cache.
+        source: Facts that the cache depends on.
+        build: Reads the source.
+    """
+
+    key: str
+    source: dict[str, Any]
+    build: Callable[[], Dataset]
 
 
 def data_root() -> Path:
@@ -36,14 +49,26 @@ def data_root() -> Path:
     return (Path(repository) if repository else Path(__file__).parents[2]) / "data"
 
 
-def load(name: str | Path, *, root: Path | None = None, image_size: int | None = None) -> Dataset:
+def load(
+    name: str | Path,
+    *,
+    root: Path | None = None,
+    image_size: int | None = None,
+    test_share: float | None = None,
+    split_seed: int | None = None,
+    min_per_class: int | None = None,
+) -> Dataset:
     """Load a data set; while a guard's ``method()`` block runs, all its samples count as read.
 
     Args:
-        name: "digits", "mnist", "cifar10", or an image folder ``{train,test}/<class>/`` or an archive of one: its
+        name: One of ``NAMED``, or an image folder ``{train,test}/<class>/`` or ``<class>/``, or an archive of one: its
             path, or its name under ``root``.
         root: Folder of the data sets and of their cache; None means ``data_root()``.
-        image_size: Height and width that the images of a folder are resized to, in pixels; None leaves them alone.
+        image_size: Height and width that the images of a folder are resized to, in pixels; None leaves them alone
+            ("facescrub": 64).
+        test_share: Share of every class for the test where a folder has no train/ and test/; None means 0.2.
+        split_seed: Seed of that split; None means 0.
+        min_per_class: Fewest images of a class that is split so; None means 10.
 
     Returns:
         The data set.
@@ -53,75 +78,89 @@ def load(name: str | Path, *, root: Path | None = None, image_size: int | None =
         ValueError: If the source is damaged, unsafe or not an image folder; the message names the file.
     """
     root = data_root() if root is None else Path(root)
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
-    if image_size is not None and name in NAMED:
-        raise ValueError(f"image_size={image_size} is for image folders; {name} has its own size")
-    dataset = _load_named(str(name), root) if name in NAMED else _load_folder(name, root, image_size)
+    options = {
+        "image_size": image_size, "test_share": test_share, "split_seed": split_seed, "min_per_class": min_per_class,
+    }  # fmt: skip
+    chosen = plan(name, root, **{option: value for option, value in options.items() if value is not None})
+    dataset = cached(root / "cache", chosen.key, source=chosen.source, build=chosen.build)
     count_load(dataset)
     return dataset
 
 
-def _load_named(name: str, root: Path) -> Dataset:
-    cache = root / "cache"
+def plan(name: str | Path, root: Path, **given: Any) -> Plan:
+    """Find the source of a data set, unpacking or downloading it if need be, and say how it is read.
+
+    Args:
+        name: As for ``load``.
+        root: Folder of the data sets.
+        **given: Fields of ``FolderOptions`` that replace the defaults.
+
+    Raises:
+        ValueError: If an option does not fit.
+    """
+    defaults = FACESCRUB_DEFAULTS if name == "facescrub" else FOLDER_DEFAULTS
+    options = replace(defaults, **given)
+    if given and name in NAMED and name != "facescrub":
+        listed = ", ".join(f"{option}={value}" for option, value in given.items())
+        raise ValueError(f"{listed} is for image folders; {name} has its own size and split")
     if name == "digits":
         facts = {"scikit-learn": version("scikit-learn"), "split_seed": DIGITS_SPLIT_SEED}
-        return cached(cache, name, source=facts, build=read_digits)
-    if name == "mnist":
-        files = [root / "MNIST" / "raw" / file for file in _mnist_files(root)]
-        return cached(cache, name, source=dict(signature(files, base=root)), build=lambda: read_mnist(root))
-    source = _cifar_source(root)
-    if source.name == CIFAR_BATCHES:
-        facts = dict(signature(sorted(source.glob("*batch*")), base=root))
-        return cached(cache, name, source=facts, build=lambda: read_cifar_batches(root))
-    return _cached_folder(source, cache, key=name, name=name, image_size=None)
+        return Plan("digits", facts, read_digits)
+    return _official_plan(str(name), root) if name in OFFICIAL else _folder_plan(name, root, options)
 
 
-def _mnist_files(root: Path) -> tuple[str, ...]:
-    target = root / "MNIST"
-    if not target.exists():
-        archive = find_archive(root, "mnist")
-        if archive is None:
-            download_mnist(root)
-        else:
-            unpack(archive, target)
-    for file in MNIST_FILES:
-        if not (target / "raw" / file).is_file():
-            raise FileNotFoundError(f"{target / 'raw'} lacks {file}; put it there, or delete {target} and run again")
-    return MNIST_FILES
+def _official_plan(name: str, root: Path) -> Plan:
+    source, files = provide(name, root)
+    if files:
+        return Plan(name, dict(signature(files, base=root)), partial(read_official, name, root))
+    build = partial(_stand_in, source, name)
+    return Plan(name, {"name": source.name, **folder_signature(source)}, build)
 
 
-def _cifar_source(root: Path) -> Path:
-    batches, folder = root / CIFAR_BATCHES, root / "cifar10"
-    if batches.is_dir():
-        return batches
-    if folder.is_dir():
-        return folder
-    if archive := find_archive(root, "cifar10"):
-        return archive
-    if official := find_archive(root, "cifar-10-python"):
-        unpack(official, batches)
-    else:
-        download_cifar(root)
-    return batches
+def _stand_in(source: Path, name: str) -> Dataset:
+    """Read the image folder that stands in for official files.
 
-
-def _load_folder(name: str | Path, root: Path, image_size: int | None) -> Dataset:
-    candidates = [Path(name), root / name, find_archive(root, str(name))]
-    source = next((path for path in candidates if path is not None and path.exists()), None)
-    if source is None:
-        raise FileNotFoundError(
-            f"no data set {str(name)!r}: it is neither one of {', '.join(NAMED)} nor an image folder; put images under"
-            f" {root / name}/train/<class>/ and {root / name}/test/<class>/"
+    Raises:
+        ValueError: If it has another number of classes.
+    """
+    official = OFFICIAL[name]
+    dataset = read_image_folder(source, name=name, options=AS_PUBLISHED, augment_hint=official.augment_hint)
+    if dataset.num_classes != official.num_classes:
+        raise ValueError(
+            f"{source} holds {dataset.num_classes} classes, but {official.title} has {official.num_classes}; rename it"
+            " to load it as a data set of your own"
         )
+    return dataset
+
+
+def _folder_plan(name: str | Path, root: Path, options: FolderOptions) -> Plan:
+    source = find_folder(name, root)
+    if source is None:
+        raise FileNotFoundError(_missing(str(name), root))
     if source.is_file() and not source.name.endswith(SUFFIXES):
         raise ValueError(f"{source} is neither a folder nor an archive ({', '.join(SUFFIXES)})")
     plain = next((source.name.removesuffix(s) for s in SUFFIXES if source.name.endswith(s)), source.name)
-    place = hashlib.sha256(f"{source.resolve()} {image_size}".encode()).hexdigest()[:8]
-    return _cached_folder(source, root / "cache", key=f"{plain}-{place}", name=plain, image_size=image_size)
+    facts = {"name": source.name, **folder_signature(source), **asdict(options)}
+    place = hashlib.sha256(f"{source.resolve()} {sorted(asdict(options).items())}".encode()).hexdigest()[:8]
+    return Plan(f"{plain}-{place}", facts, partial(read_image_folder, source, name=plain, options=options))
 
 
-def _cached_folder(source: Path, cache: Path, *, key: str, name: str, image_size: int | None) -> Dataset:
-    facts = {"name": source.name, **folder_signature(source), "image_size": image_size}
-    build = partial(read_image_folder, source, name=name, image_size=image_size)
-    return cached(cache, key, source=facts, build=build)
+def find_folder(name: str | Path, root: Path) -> Path | None:
+    """Return the image folder or archive of that path, or of that name under ``root``."""
+    elsewhere = [] if name in NAMED else [Path(name)]
+    candidates = [*elsewhere, root / name, find_archive(root, str(name))]
+    return next((path for path in candidates if path is not None and path.exists()), None)
+
+
+def _missing(name: str, root: Path) -> str:
+    if name == "facescrub":
+        return (
+            f"FaceScrub is not in {root}: it is published as links only, so fetch the photographs yourself and put the"
+            f" face crops of every person under {root / name}/<person>/, or an archive facescrub.tar.xz of that into"
+            f" {root}"
+        )
+    return (
+        f"no data set {name!r}: it is neither one of {', '.join(NAMED)} nor an image folder; put images under"
+        f" {root / name}/train/<class>/ and {root / name}/test/<class>/, or under {root / name}/<class>/ to have them"
+        " split"
+    )

@@ -56,6 +56,7 @@ class Dataset:
         test: Test split.
         sha256: Hash of class names, images and labels in their order; independent of file formats.
         augment_hint: Label-preserving augmentation of ``TrainConfig.augment``: "none", "shift" or "shift_flip".
+        data_source: Where the pixels came from, in words; lossy coding is named, as in "JPEG-coded (lossy)".
     """
 
     name: str
@@ -64,6 +65,7 @@ class Dataset:
     test: Split
     sha256: str
     augment_hint: str
+    data_source: str
 
     @property
     def num_classes(self) -> int:
@@ -81,7 +83,9 @@ class Dataset:
         return self.train.images.shape[2]
 
 
-def assemble(name: str, classes: tuple[str, ...], train: Split, test: Split, *, augment_hint: str) -> Dataset:
+def assemble(
+    name: str, classes: tuple[str, ...], train: Split, test: Split, *, augment_hint: str, data_source: str
+) -> Dataset:
     """Return the data set with its hash.
 
     Raises:
@@ -92,7 +96,7 @@ def assemble(name: str, classes: tuple[str, ...], train: Split, test: Split, *, 
             raise ValueError(f"the {part} split of {name} is empty")
         if split.labels.min() < 0 or split.labels.max() >= len(classes):
             raise ValueError(f"the {part} labels of {name} must lie in 0..{len(classes) - 1}")
-    return Dataset(name, classes, train, test, content_hash(classes, train, test), augment_hint)
+    return Dataset(name, classes, train, test, content_hash(classes, train, test), augment_hint, data_source)
 
 
 def content_hash(classes: tuple[str, ...], train: Split, test: Split) -> str:

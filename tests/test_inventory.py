@@ -1,0 +1,137 @@
+"""``zspag data``: what is there, where it came from, and whether the cache still says what the source says."""
+
+import json
+import os
+import re
+
+import pytest
+from datafiles import encoded, folder_files, idx_files, picture, write_folder
+
+from zspag.__main__ import main
+from zspag.data import load
+from zspag.data.inventory import listing
+from zspag.data.loading import NAMED
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """An empty data folder, and no network: whoever asks for it fails."""
+
+    def unexpected(*_args, **_options):
+        raise AssertionError("nothing asked for a download")
+
+    monkeypatch.setattr("urllib.request.urlopen", unexpected)
+    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
+    return tmp_path
+
+
+def said(capsys, *arguments):
+    """Run ``zspag data`` and return exit code, output and error."""
+    code = main(["data", *arguments])
+    out, err = capsys.readouterr()
+    assert (out + err).count("\n") == 1 or arguments == ("list",)
+    return code, out, err
+
+
+def test_list_names_every_set_with_its_places_and_fetches_nothing(root, capsys):
+    code, out, _ = said(capsys, "list")
+    assert code == 0
+    assert [line.partition(":")[0] for line in out.splitlines() if line[0] != " "][1:] == list(NAMED)
+    assert out.count("  source: not there") == len(NAMED) - 1  # the digits are always there
+    for place in ("FashionMNIST/raw/", "cifar-100-python.tar.gz", "test_32x32.mat", "facescrub/<person>/"):
+        assert place in out
+    assert "cached" not in out
+    assert list(root.iterdir()) == []
+
+
+def test_list_says_what_is_there_and_what_is_cached(root):
+    write_folder(root / "FashionMNIST" / "raw", idx_files())
+    write_folder(root / "insects", folder_files())
+    load("insects")
+    lines = list(listing())
+    assert lines[lines.index("fashion: 70 000 garments, 28x28, grey") + 2] == "  source: found, FashionMNIST"
+    where = lines.index("insects: an image folder of your own")
+    assert lines[where + 1].startswith("  cached: 4 + 3 images of 2 classes, image folder of .png files, SHA-256 ")
+
+
+def test_list_passes_over_a_manifest_that_would_be_written_anew(root):
+    write_folder(root / "cache", {"digits.json": b"{}"})
+    assert not [line for line in listing() if "cached" in line]
+
+
+def test_a_manifest_of_an_older_version_is_readable(root):
+    load("digits")
+    path = root / "cache" / "digits.json"
+    manifest = json.loads(path.read_text())
+    del manifest["data_source"]
+    path.write_text(json.dumps(manifest))
+    assert any("1438 + 359 images of 10 classes, source not noted" in line for line in listing())
+    assert load("digits").data_source == "scikit-learn's own copy"  # and load writes it anew
+    assert json.loads(path.read_text())["data_source"] == "scikit-learn's own copy"
+
+
+def test_get_caches_and_says_counts_size_hash_and_source(root, capsys):
+    write_folder(root / "FashionMNIST" / "raw", idx_files())
+    code, out, _ = said(capsys, "get", "fashion")
+    assert (code, (root / "cache" / "fashion.safetensors").exists()) == (0, True)
+    expected = f"13 + 11 images of 10 classes, official files, SHA-256 {load('fashion').sha256}, images of 1x28x28"
+    assert out == f"fashion: {expected}\n"
+
+
+def test_get_hands_the_options_on(root, capsys):
+    write_folder(root, {f"pets/{name}/{i}.png": encoded(picture(i)) for name in ("ant", "bee") for i in range(4)})
+    options = ["--image-size", "6", "--min-per-class", "4", "--split-seed", "3", "--test-share", "0.5"]
+    code, out, _ = said(capsys, "get", "pets", *options)
+    assert code == 0
+    assert "4 + 4 images of 2 classes" in out
+    assert "resized to 6x6, split by seed 3 with 50 % for the test" in out
+    code, _, err = said(capsys, "get", "pets")
+    assert (code, "fewer than 10" in err) == (2, True)
+
+
+def test_check_agrees_with_an_unchanged_source_and_exits_with_0(root, capsys):
+    write_folder(root / "insects", folder_files())
+    load("insects")
+    os.utime(root / "insects" / "train" / "ant" / "ant_0.png", (1, 1))  # touched, not changed
+    code, out, _ = said(capsys, "check", "insects")
+    assert code == 0
+    assert out.startswith("insects: source and cache agree, 4 + 3 images of 2 classes")
+
+
+def test_check_names_both_sides_of_a_difference_and_exits_with_1(root, capsys):
+    write_folder(root / "insects", folder_files())
+    before = load("insects").sha256
+    (root / "insects" / "train" / "ant" / "ant_9.png").write_bytes(encoded(picture(99)))
+    code, out, _ = said(capsys, "check", "insects")
+    assert code == 1
+    assert "source and cache differ: the source holds 5 + 3 images" in out
+    assert f"the cache 4 + 3 images of 2 classes, image folder of .png files, SHA-256 {before}" in out
+    assert "run `zspag data get insects`" in out
+
+
+def test_check_finds_a_change_that_keeps_size_and_time_of_the_files(root, capsys):
+    path = write_folder(root / "MNIST" / "raw", idx_files()) / "t10k-images-idx3-ubyte"
+    load("mnist")
+    contents, fact = bytearray(path.read_bytes()), path.stat()
+    contents[-1] ^= 1
+    path.write_bytes(contents)
+    os.utime(path, ns=(fact.st_atime_ns, fact.st_mtime_ns))
+    load("mnist")  # notices nothing, for it reads no source that looks unchanged
+    code, out, _ = said(capsys, "check", "mnist")
+    assert (code, "source and cache differ" in out) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digits", "digits is not cached with these options; run `zspag data get digits` first"),
+        ("svhn", "svhn is not in .*, so nothing can be compared; put train_32x32.mat and"),
+        ("facescrub", "published as links only"),
+        ("birds", "no data set 'birds'"),
+    ],
+)
+@pytest.mark.usefixtures("root")
+def test_check_without_cache_or_source_says_so_and_exits_with_2(capsys, name, message):
+    code, _, err = said(capsys, "check", name)
+    assert code == 2
+    assert re.search(message, err)
