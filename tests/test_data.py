@@ -274,6 +274,12 @@ def test_a_class_with_too_few_images_is_named_with_its_count_and_the_option(tmp_
         load(folder, root=tmp_path)
 
 
+def test_classes_with_too_few_images_are_counted(tmp_path):
+    folder = write_folder(tmp_path / "pets", people({"ant": 10, "bee": 3, "cow": 1, "dog": 2}))
+    with pytest.raises(ValueError, match=r"'bee' in .* has 3 images, fewer than 10 \(and so have 2 other classes\)"):
+        load(folder, root=tmp_path)
+
+
 def test_a_smaller_minimum_lets_small_classes_in_with_an_image_for_each_split(tmp_path):
     folder = write_folder(tmp_path / "pets", people({"ant": 10, "bee": 2}))
     assert load(folder, root=tmp_path, min_per_class=2).test.labels.bincount().tolist() == [2, 1]

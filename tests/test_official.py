@@ -186,6 +186,12 @@ def test_a_missing_batch_is_named(tmp_path, monkeypatch, number):
         load(f"cifar{number}", root=tmp_path)
 
 
+def test_an_empty_folder_of_batches_is_an_incomplete_set_and_no_image_folder(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(ValueError, match=r"cifar-10-batches-py is incomplete, data_batch_1 is missing"):
+        load("cifar10", root=tmp_path)
+
+
 def test_a_folder_with_another_number_of_classes_is_not_taken_for_cifar(tmp_path):
     members = {path.replace("cifar10/", "cifar100/"): contents for path, contents in cifar_members(10)}
     write_folder(tmp_path, members)

@@ -163,13 +163,15 @@ def _divided(source: Path, inside: Mapping[tuple[str, ...], Picture], options: F
         members[name].append(file)
     if options.test_share is None or set(members) <= set(SPLITS):
         raise ValueError(f"{source} has no class folders in train/ and test/; it must hold {{train,test}}/<class>/*")
+    if tiny := [name for name, names in members.items() if len(names) < options.min_per_class]:
+        count = len(members[tiny[0]])
+        others = f" (and so have {len(tiny) - 1} other classes)" if len(tiny) > 1 else ""
+        raise ValueError(
+            f"the class {tiny[0]!r} in {source} has {count} image{'s' * (count > 1)}, fewer than"
+            f" {options.min_per_class}{others}: add images, remove its folder, or give a smaller min_per_class"
+        )
     placed: dict[Place, Picture] = {}
     for name, names in members.items():
-        if len(names) < options.min_per_class:
-            raise ValueError(
-                f"the class {name!r} in {source} has {len(names)} image{'s' * (len(names) > 1)}, fewer than"
-                f" {options.min_per_class}: add images, remove its folder, or give a smaller min_per_class"
-            )
         for part, file in zip(_parts(name, len(names), options.test_share, options.split_seed), names, strict=True):
             placed[part, name, file] = inside[name, file]
     return placed

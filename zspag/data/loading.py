@@ -111,7 +111,7 @@ def plan(name: str | Path, root: Path, **given: Any) -> Plan:
 
 def _official_plan(name: str, root: Path) -> Plan:
     source, files = provide(name, root)
-    if files:
+    if files is not None:
         return Plan(name, dict(signature(files, base=root)), partial(read_official, name, root))
     build = partial(_stand_in, source, name)
     return Plan(name, {"name": source.name, **folder_signature(source)}, build)

@@ -96,11 +96,11 @@ def locate(name: str, root: Path) -> Path | None:
     return next((path for path in (*folders, *archives) if path is not None), None)
 
 
-def provide(name: str, root: Path) -> tuple[Path, list[Path]]:
+def provide(name: str, root: Path) -> tuple[Path, list[Path] | None]:
     """Make the set ready to be read, unpacking or downloading it if need be.
 
     Returns:
-        Where it is, and the official files there: none means that the place is an image folder or an archive of one.
+        Where it is, and the official files there; None if the place is an image folder or an archive of one.
 
     Raises:
         FileNotFoundError: If it is nowhere and cannot be fetched; the message says what to put where.
@@ -112,7 +112,7 @@ def provide(name: str, root: Path) -> tuple[Path, list[Path]]:
     elif official.archive is not None and found == find_archive(root, official.archive):
         unpack(found, places[0])
     elif found != places[0]:
-        return found, []
+        return found, None
     if official.format is IDX:
         complete_idx(places[0] / "raw", lambda: dict(_loader(official).resources))
         return places[0], [places[0] / "raw" / file for file in IDX_FILES]
