@@ -517,6 +517,20 @@ def test_a_run_that_diverged_is_passed_over():
     assert ladder.kept.lr == 1.0
 
 
+def test_if_no_rate_forgets_a_ruined_model_is_not_what_is_kept():
+    ladder, _ = climbed({0.1: 0.9, 0.3: 0.5, 1.0: 0.0, 3.0: 0.0}, diverging=(1.0, 3.0))
+    assert ladder.kept.lr == 0.3
+    every, _ = climbed(dict.fromkeys(LADDER, 0.0), diverging=LADDER)
+    assert every.kept.lr == 0.1
+    assert not every.kept.reached(0.01)
+
+
+def test_a_rate_that_diverged_reports_no_accuracy():
+    result = unlearn(config=replace(CONFIG, update=update_of(lr=None, ladder=(1e300,), epochs=2)))
+    assert result.report.tried == {1e300: None}
+    assert not result.report.reached
+
+
 def test_a_given_rate_is_the_only_one():
     ladder, tried = climbed({0.7: 0.5}, lr=0.7)
     assert tried == [0.7]

@@ -144,8 +144,20 @@ def sweeps(results: Path) -> str:
         names = ", ".join(found["data"].get("class_names") or found["name"].rpartition("_")[2].split("-"))
         seeds = len({row["seed"] for row in found["data"]["rows"]})
         title = f"{_setting(found)}, {names}, {seeds} seed{'s' * (seeds > 1)}:"
-        tables.append(f"{title}\n\n{found['data']['markdown']}\n")
+        tables.append(f"{title}\n\n{found['data']['markdown']}\n{_labels(found.get('numbers', {}))}")
     return "\n".join(tables) or NOT_YET
+
+
+def _labels(numbers: dict[str, list[float]]) -> str:
+    """Say whether labels by influence drifted less than soft ones (claim C3), where a sweep ran both."""
+    drift = [numbers.get(f"drift in hindsight {name}", [None])[0] for name in ("zs_pag", "soft_labels")]
+    if drift[0] is None or drift[1] is None:
+        return ""
+    verdict = "less, as claim C3 has it" if drift[0] < drift[1] else "no less, against claim C3"
+    return (
+        f"\nAt its best rate ZS-PAG, whose labels follow their influence, drifts {drift[0]:.4f} nats, with soft labels"
+        f" (beta = 0) {drift[1]:.4f}: influence drifts {verdict}.\n"
+    )
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {

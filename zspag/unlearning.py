@@ -61,7 +61,7 @@ class Ladder:
 
     Attributes:
         runs: One per rate that was tried, smallest rate first.
-        chosen: Index of the first run that forgets; of the last run if none does.
+        chosen: Index of the first run that forgets; if none does, of the last one that did not diverge.
     """
 
     runs: tuple[Descent, ...]
@@ -107,7 +107,7 @@ class Report:
         eps: Radius of the attack, in pixels.
         lr: Learning rate used.
         reached: Whether the forget set's accuracy fell to ``forget_accuracy`` or below.
-        tried: Every rate the rule tried, with the forget-set accuracy it ended at.
+        tried: Every rate the rule tried, with the forget-set accuracy it ended at; None where the run diverged.
         history: One entry per epoch of the run that was kept.
         free_dimension: Directions left to the update, per weight.
         frozen: Weights that could not be projected, with the reason.
@@ -118,7 +118,7 @@ class Report:
     eps: float
     lr: float
     reached: bool
-    tried: dict[float, float]
+    tried: dict[float, float | None]
     history: tuple[Epoch, ...]
     free_dimension: dict[str, int]
     frozen: dict[str, str]
@@ -194,7 +194,7 @@ def zero_shot_unlearn(
     )  # fmt: skip
     seconds = material.seconds | {"labels": labels_done - started, "update": time.perf_counter() - labels_done}
     run = ladder.kept
-    tried = {one.lr: one.history[-1].forget_accuracy for one in ladder.runs}
+    tried = {one.lr: None if one.diverged else one.history[-1].forget_accuracy for one in ladder.runs}
     report = Report(
         forget, material.proxies.eps, run.lr, run.reached(config.update.forget_accuracy), tried, run.history,
         free_dimension(keep_out), material.frozen, seconds,
@@ -372,7 +372,9 @@ def climb(run: Callable[[float], Descent], *, update: UpdateConfig) -> Ladder:
             chosen = len(runs) - 1
             if not update.whole_ladder:
                 break
-    return Ladder(tuple(runs), len(runs) - 1 if chosen is None else chosen)
+    if chosen is None:
+        chosen = max((index for index, one in enumerate(runs) if not one.diverged), default=0)
+    return Ladder(tuple(runs), chosen)
 
 
 def free_dimension(project: Projector) -> dict[str, int]:
