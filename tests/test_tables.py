@@ -108,6 +108,11 @@ def test_rule_takes_the_chosen_run_of_each_case_and_the_references():
     assert taken[taken["method"] == "a"]["lr"].tolist() == [0.3, 0.3]
 
 
+def test_hindsight_takes_no_ruined_model_for_the_sake_of_one_test_image():
+    ladder = {0.1: (1 / 36, 0.0, 0.001), 3.0: (0.0, 0.88, 2.3)}
+    assert in_hindsight(pd.DataFrame(grid("a", ladder)))["lr"].tolist() == [0.1, 0.1]
+
+
 def test_hindsight_takes_the_forgetting_run_that_retains_most():
     ladder = {0.1: (0.50, -0.10, 0.0), 0.3: (0.01, 0.02, 0.3), 1.0: (0.00, 0.01, 0.4), 3.0: (0.00, 0.30, 0.1)}
     taken = in_hindsight(pd.DataFrame(grid("a", ladder)))
@@ -120,7 +125,7 @@ def test_hindsight_breaks_ties_by_drift():
     assert in_hindsight(pd.DataFrame(grid("a", ladder)))["lr"].tolist() == [0.3, 0.3]
 
 
-def test_hindsight_takes_a_run_that_does_not_forget_only_where_none_does():
+def test_hindsight_takes_the_run_that_comes_closest_where_none_forgets():
     taken = in_hindsight(pd.DataFrame(grid("a", {0.1: (0.5, 0.02, 0.0), 0.3: (0.2, 0.01, 0.0)})))
     assert taken["lr"].tolist() == [0.3, 0.3]
 

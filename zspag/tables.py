@@ -31,15 +31,15 @@ def by_rule(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_hindsight(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per method, class and seed: of the runs that forget, the one that retains most.
+    """Return one row per method, class and seed: the run that loses least.
 
-    Runs that do not forget (acc_forget above 1 %) are taken only where no run does. Ties go to the smaller drift. This
-    reads test data: an oracle's choice, which shows that no competitor was starved.
+    A run loses what acc_forget exceeds 1 % by, plus its over-unlearning; ties go to the smaller drift. (To ask for 1 %
+    first would take a ruined model before one that still knows one of 36 test images.) This reads test data: an
+    oracle's choice, which shows that no competitor was starved.
     """
-    ordered = frame.assign(_fails=frame["acc_forget"] > SAFE_FORGET).sort_values(
-        ["_fails", "over_unlearning", "drift"], kind="stable"
-    )
-    return ordered.groupby(["method", "forget", "seed"], sort=False).head(1).drop(columns="_fails").sort_index()
+    lost = (frame["acc_forget"] - SAFE_FORGET).clip(lower=0) + frame["over_unlearning"]
+    ordered = frame.assign(_lost=lost).sort_values(["_lost", "drift"], kind="stable")
+    return ordered.groupby(["method", "forget", "seed"], sort=False).head(1).drop(columns="_lost").sort_index()
 
 
 def over_classes(rows: pd.DataFrame, column: str) -> dict[str, dict[str, float]]:
