@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from zspag import readme
+from zspag import files, readme
 from zspag.files import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -75,3 +75,19 @@ def test_the_example_runs():
     exec(compile(example[1], "README.md", "exec"), names)  # noqa: S102  the README's own code
     assert names["forgetful"] is not names["model"]
     assert set(names["result"].report.forget_classes) == {3}
+
+
+def run_file(folder, dataset, arch, *scores):
+    rows = [{"scores": {"unlearned": {"acc_forget": f, "over_unlearning": o}}} for f, o in scores]
+    config = {"dataset": dataset, "arch": arch}
+    files.write_json(folder / f"run_{dataset}_{arch}.json", {"data": {"rows": rows}, "provenance": {"config": config}})
+
+
+def test_pairs_show_the_mean_of_what_was_measured_and_name_the_rest(tmp_path):
+    run_file(tmp_path / "paper", "cifar10", "vit", (0.0, 0.001), (0.01, 0.002))
+    run_file(tmp_path / "cpu", "cifar10", "alexnet", (0.5, 0.5))  # another profile says nothing about the paper's
+    lines = readme.pairs(tmp_path).splitlines()
+    assert lines[0] == "|  | alexnet | vgg16 | resnet18 | vit |"
+    (row,) = [line for line in lines if line.startswith("| cifar10 ")]
+    assert row == "| cifar10 | not yet measured | not yet measured | not yet measured | 0.5 / +0.15 (2) |"
+    assert sum(line.count("not yet measured") for line in lines) == 15

@@ -153,6 +153,16 @@ def test_run_without_record_leaves_results_alone(root, tmp_path, monkeypatch):
     ]
 
 
+def test_second_run_forgets_nothing_anew_and_says_the_same(root, finished, tmp_path, monkeypatch):
+    (tmp_path / "runs").symlink_to(root / "runs")
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    monkeypatch.setattr(runs, "zero_shot_unlearn", None)
+    assert list(runs.run(PROFILE, record=False))[0] == finished[1][0]
+    more = replace(PROFILE, unlearn=replace(PROFILE.unlearn, update=replace(PROFILE.unlearn.update, lr=0.1)))
+    with pytest.raises(TypeError, match="NoneType"):  # the control: another configuration is another run
+        list(runs.run(more, record=False))
+
+
 def test_class_that_the_data_lacks_is_said_before_anything_is_trained(root, monkeypatch):
     monkeypatch.setattr(experiment, "trained", None)
     with pytest.raises(ValueError, match=r"forget must name classes in 0..9, got \(11,\)"):

@@ -378,41 +378,47 @@ def _run_path(case: Case, name: str) -> Path:
 def _compute_case(job: tuple[Case, tuple[str, ...]]) -> None:
     """Compute what is missing of one case; every finished method is a file."""
     case, methods = job
-    started, panel = time.time(), panel_of(case)
-    if not _run_path(case, "references").exists():
-        references = dict(zip(REFERENCES, (panel.original, masked_parts(panel), panel.retrained), strict=True))
-        _write_run(case, "references", [_row(case, name, parts, panel) for name, parts in references.items()], started)
+    panel = panel_of(case)
+    references = dict(zip(REFERENCES, (panel.original, masked_parts(panel), panel.retrained), strict=True))
+    kept_rows(case, "references", lambda: [_row(case, name, parts, panel) for name, parts in references.items()])
     model, material = trained(case.profile, case.seed), material_of(case)
     for name in methods:
-        if _run_path(case, name).exists():
-            continue
-        started = time.time()
-        ladder, guard = run_method(case, name, model=model, material=material)
-        rows = [
-            _row(case, name, panel.images.map_logits(run.model), panel)
-            | {
-                "lr": run.lr,
-                "chosen": index == ladder.chosen,
-                "reached": run.reached(case.profile.unlearn.update.forget_accuracy),
-                "epochs": len(run.history),
-                "seconds": sum(epoch.seconds for epoch in run.history),
-                "retain_samples_read": guard.retain_samples_read,
-            }
-            for index, run in enumerate(ladder.runs)
-        ]
-        _write_run(case, name, rows, started)
+        kept_rows(case, name, lambda name=name: _ladder_rows(case, name, model, material, panel))  # type: ignore[misc]
+
+
+def _ladder_rows(case: Case, name: str, model: nn.Module, material: Material, panel: Panel) -> list[dict[str, Any]]:
+    """Run a method and judge what it made at every rate."""
+    ladder, guard = run_method(case, name, model=model, material=material)
+    return [
+        _row(case, name, panel.images.map_logits(run.model), panel)
+        | {
+            "lr": run.lr,
+            "chosen": index == ladder.chosen,
+            "reached": run.reached(case.profile.unlearn.update.forget_accuracy),
+            "epochs": len(run.history),
+            "seconds": sum(epoch.seconds for epoch in run.history),
+            "retain_samples_read": guard.retain_samples_read,
+        }
+        for index, run in enumerate(ladder.runs)
+    ]
 
 
 def _row(case: Case, name: str, logits: Parts, panel: Panel) -> dict[str, Any]:
     return {"method": name, "forget": case.forget, "seed": case.seed} | asdict(score(logits, panel))
 
 
-def _write_run(case: Case, name: str, rows: Iterable[dict[str, Any]], started: float) -> None:
-    record = provenance.record(
-        config=to_dict(case.profile), seed=case.seed, data_sha256=data_of(case.profile).sha256,
-        device=pick_device().type, threads=case.profile.threads, started=started,
-    )  # fmt: skip
-    files.write_json(_run_path(case, name), {"schema": 1, "rows": list(rows), "provenance": record})
+def kept_rows(case: Case, name: str, compute: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the rows of one part of a case from its file, computing and writing them first if there is none."""
+    path = _run_path(case, name)
+    if not path.exists():
+        started, rows = time.time(), list(compute())
+        record = provenance.record(
+            config=to_dict(case.profile), seed=case.seed, data_sha256=data_of(case.profile).sha256,
+            device=pick_device().type, threads=case.profile.threads, started=started,
+        )  # fmt: skip
+        files.write_json(path, {"schema": 1, "rows": rows, "provenance": record})
+    rows_read: list[dict[str, Any]] = files.read_json(path)["rows"]
+    return rows_read
 
 
 def subspace_table(case: Case) -> pd.DataFrame:
@@ -422,10 +428,10 @@ def subspace_table(case: Case) -> pd.DataFrame:
         One row per subspace ("proxies", "forget", "noise", "random", "oracle") and weight: capture, its ratio to the
         oracle's, selectivity, rank and free dimension.
     """
-    path = _run_path(case, "subspaces")
-    if path.exists():
-        return pd.DataFrame(files.read_json(path)["rows"])
-    started = time.time()
+    return pd.DataFrame(kept_rows(case, "subspaces", lambda: _subspace_rows(case)))
+
+
+def _subspace_rows(case: Case) -> list[dict[str, Any]]:
     guard, model, material = guard_of(case), trained(case.profile, case.seed), material_of(case)
     images, _ = forget_set(case, guard)
     retain_images, retain_labels = guard.retain_train()
@@ -451,8 +457,7 @@ def subspace_table(case: Case) -> pd.DataFrame:
              "rank": sum(subspace.ranks[weight]), "free": free[weight]}
             for weight in own.bases
         ]  # fmt: skip
-    _write_run(case, "subspaces", rows, started)
-    return pd.DataFrame(rows)
+    return rows
 
 
 def stage_seconds(profile: Profile, frame: pd.DataFrame) -> dict[str, float]:

@@ -146,13 +146,14 @@ def trial(profile: Profile) -> Profile:
 
     Whoever has no GPU can see with it that every line of a large profile runs, on the data at hand.
     """
-    unlearn = profile.unlearn
-    proxies = replace(unlearn.proxies, eps=0.5, steps=5, per_class=4, oversample=3.0)
+    unlearn, train = profile.unlearn, profile.train
+    proxies = replace(unlearn.proxies, eps=1.0, per_class=4, oversample=3.0)  # a net that knows little is hard to fool
+    smaller = 1.0 if train.optimizer == "adamw" else 16 / train.batch_size
     update = replace(unlearn.update, epochs=2, min_steps=2)
     ladders = Ladders(*(rates[3:5] for rates in (profile.ladders.low, profile.ladders.middle, profile.ladders.high)))
     return replace(
         profile, name=f"{profile.name}-trial", width=max(8, profile.width // 8), classes=profile.classes[:1],
-        seeds=profile.seeds[:1], train=replace(profile.train, epochs=1, batch_size=32), ladders=ladders,
+        seeds=profile.seeds[:1], train=replace(train, epochs=4, batch_size=16, lr=train.lr * smaller), ladders=ladders,
         unlearn=replace(unlearn, proxies=proxies, update=update), workers=1, threads=1, share=0.01, trial=True,
     )  # fmt: skip
 

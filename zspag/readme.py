@@ -136,6 +136,26 @@ def _setting(found: dict[str, Any]) -> str:
     return f"{Path(config['dataset']).name}{f' ({lossy[1].strip()})' if lossy else ''}, {Path(config['arch']).name}"
 
 
+def pairs(results: Path) -> str:
+    """Return the table of the paper's sixteen pairs: what the profile "paper" measured, and what nobody has yet."""
+    measured: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted(results.glob("paper/run_*.json")):
+        found = files.read_json(path)
+        config = found["provenance"]["config"]
+        measured.setdefault((Path(config["dataset"]).name, config["arch"]), []).extend(found["data"]["rows"])
+    lines = [["", *PAPER_NETS], ["---"] * (len(PAPER_NETS) + 1)]
+    lines += [[data, *(_pair(measured.get((data, arch), [])) for arch in PAPER_NETS)] for data in PAPER_DATA]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _pair(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "not yet measured"
+    scores = [row["scores"]["unlearned"] for row in rows]
+    forget, lost = (100 * sum(one[key] for one in scores) / len(rows) for key in ("acc_forget", "over_unlearning"))
+    return f"{forget:.1f} / {lost:+.2f} ({len(rows)})"
+
+
 def sweeps(results: Path) -> str:
     """Return one table per recorded ``zspag sweep``, every method at the rate that the forget-only rule takes."""
     tables = []
@@ -160,12 +180,16 @@ def _labels(numbers: dict[str, list[float]]) -> str:
     )
 
 
+PAPER_DATA = ("facescrub", "svhn", "cifar10", "cifar100")
+PAPER_NETS = ("alexnet", "vgg16", "resnet18", "vit")
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "chapters": chapters,
     "headline": headline,
     "main_table": _table("05_main"),
     "hindsight_table": _table("05_hindsight"),
     "runs": runs,
+    "pairs": pairs,
     "sweeps": sweeps,
 }
 
