@@ -127,6 +127,24 @@ def test_figure_that_cannot_be_drawn_leaves_no_file_and_is_not_sealed(root, draw
     assert page.seal().startswith("02_proxies: 0 figures, 0 results")
 
 
+def test_rows_are_kept_until_a_cell_or_the_package_or_the_profile_changes(root, monkeypatch):
+    computed, cells, code = [], ["a = 1"], ["one"]
+    monkeypatch.setattr("zspag.notebook._cells_so_far", lambda: list(cells))
+    monkeypatch.setattr("zspag.provenance.code_hash", lambda names: [*names, *code])
+
+    def rows(profile="smoke"):
+        return Page("04_labels", profile, data_sha256="d").kept("steps", lambda: (computed.append(1), [{"x": 0.1}])[1])
+
+    assert rows() == rows() == [{"x": 0.1}]
+    assert len(computed) == 1
+    cells[0] = "a = 2"
+    rows()
+    code[0] = "two"
+    rows()
+    rows("digits")
+    assert len(computed) == 4
+
+
 def test_recorded_result_is_drawn_again_outside_the_profiles_own_figures(root, drawn):
     files.write_json(root / "results/cpu/sweep_x.json", {"name": "sweep_x", "data": {"rows": [1]}})
     page = Page("05_experiments", "smoke")

@@ -12,7 +12,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,6 +168,26 @@ class Page:
         """Write numbers that no figure shows; arguments as in ``figure``."""
         self._outputs[name] = (self._save(name, draw=None, data=data, caption="", numbers=numbers, seed=seed),)
 
+    def kept(self, name: str, compute: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Return rows that take long to compute, from the notebook's own cache if nothing before them has changed.
+
+        Args:
+            name: Name of the rows within this notebook.
+            compute: Makes the rows, of what JSON holds.
+
+        Returns:
+            The rows. They are computed again when any cell that ran so far, any file of the package, the profile or the
+            data is another than when they were kept.
+        """
+        key = provenance.digest(
+            [_cells_so_far(), provenance.code_hash(["zspag"]), config.to_dict(self.profile), self.data_sha256]
+        )
+        path = self._runs("kept") / f"{self.name}-{name}-{key[:16]}.json"
+        if not path.is_file():
+            files.write_json(path, list(compute()))
+        rows: list[dict[str, Any]] = files.read_json(path)
+        return rows
+
     def recorded(self, profile: str, name: str) -> tuple[dict[str, Any], Picture]:
         """Return a committed result of a larger profile, and its figure, drawn from it and named after that profile.
 
@@ -269,6 +289,14 @@ def _checked_numbers(numbers: Mapping[str, tuple[Any, float | None]]) -> dict[st
             raise ValueError(f"the tolerance of numbers.{name} must be a number from 0 or None, got {tolerance!r}")
         checked[name] = answer
     return checked
+
+
+def _cells_so_far() -> list[str]:
+    """Return the source of every cell this kernel has run, the running one included; none outside IPython."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return [] if shell is None else list(shell.user_ns["In"])
 
 
 def _width_on_screen(figure: "Figure") -> int:
