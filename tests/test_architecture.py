@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "checkpoints": {"config", "provenance", "files"},
     "evaluation": {"runtime", "activations", "subspaces"},
     "plots": {"provenance", "files"},
-    "readme": {"files"},
+    "readme": {"files", "profiles"},
     "tables": {"provenance", "files"},
     "notebook": {"config", "profiles", "provenance", "files", "plots"},
     "reproduce": {"config", "profiles", "provenance", "files", "notebook", "plots"},

@@ -5,10 +5,7 @@ from itertools import product
 
 import pytest
 
-from zspag.profiles import PROFILES, RECIPES, for_pair, trial
-
-PAPER_DATA = ("facescrub", "svhn", "cifar10", "cifar100")
-PAPER_NETS = ("alexnet", "vgg16", "resnet18", "vit")
+from zspag.profiles import PAPER_DATA, PAPER_NETS, PROFILES, RECIPES, for_pair, trial
 
 
 @pytest.mark.parametrize(("dataset", "arch"), list(product(PAPER_DATA, PAPER_NETS)))

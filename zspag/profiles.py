@@ -32,6 +32,9 @@ _CORE = (
     "head_only",
 )
 
+PAPER_DATA = ("facescrub", "svhn", "cifar10", "cifar100")
+PAPER_NETS = ("alexnet", "vgg16", "resnet18", "vit")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -55,10 +58,8 @@ _VIT = TrainConfig(
     pad=4, mixup=0.4,
 )  # fmt: skip
 # Small ones on two cores.
-_SMALL = TrainConfig(epochs=8, batch_size=128, lr=0.1, augment="hint", pad=4)
-_SMALL_VIT = TrainConfig(
-    epochs=14, batch_size=128, lr=1e-3, optimizer="adamw", weight_decay=0.05, augment="hint", pad=4
-)
+_SMALL = TrainConfig(epochs=6, batch_size=128, lr=0.1, augment="hint", pad=4)
+_SMALL_VIT = TrainConfig(epochs=6, batch_size=128, lr=2e-3, optimizer="adamw", weight_decay=0.05, augment="hint", pad=4)
 _MNIST = TrainConfig(epochs=2, batch_size=128, lr=0.05, augment="hint", pad=2)
 _MNIST_VIT = replace(_SMALL_VIT, epochs=4, pad=2)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zspag import files
+from zspag.profiles import PAPER_DATA, PAPER_NETS
 
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[a-z_]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 NOT_YET = "_not yet measured_\n"
@@ -179,9 +180,6 @@ def _labels(numbers: dict[str, list[float]]) -> str:
         f" (beta = 0) {drift[1]:.4f}: influence drifts {verdict}.\n"
     )
 
-
-PAPER_DATA = ("facescrub", "svhn", "cifar10", "cifar100")
-PAPER_NETS = ("alexnet", "vgg16", "resnet18", "vit")
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "chapters": chapters,
