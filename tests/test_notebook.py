@@ -127,6 +127,13 @@ def test_figure_that_cannot_be_drawn_leaves_no_file_and_is_not_sealed(root, draw
     assert page.seal().startswith("02_proxies: 0 figures, 0 results")
 
 
+def test_finding_that_does_not_hold_stops_every_profile_but_a_trial(root):
+    Page("04_labels", "smoke").expect(2 > 1)
+    with pytest.raises(AssertionError, match="a finding of 04_labels does not hold in the smoke profile"):
+        Page("04_labels", "smoke").expect(1 > 2)
+    Page("04_labels", "paper-trial").expect(1 > 2)
+
+
 def test_rows_are_kept_until_a_cell_or_the_package_or_the_profile_changes(root, monkeypatch):
     computed, cells, code = [], ["a = 1"], ["one"]
     monkeypatch.setattr("zspag.notebook._cells_so_far", lambda: list(cells))

@@ -51,7 +51,6 @@ def test_a_trial_takes_the_way_of_its_pair_with_less_of_everything(dataset, arch
     assert part == trial(whole)
     assert (part.name, part.trial, whole.trial) == ("paper-trial", True, False)
     assert (part.dataset, part.arch, part.methods) == (whole.dataset, whole.arch, whole.methods)
-    assert part.train.optimizer == whole.train.optimizer
     assert part.width < whole.width
     assert (part.share, len(part.classes), len(part.seeds)) == (0.01, 1, 1)
     assert part.train.epochs < whole.train.epochs

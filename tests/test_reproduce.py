@@ -428,7 +428,8 @@ def test_an_interrupt_leaves_no_kernel_no_worker_and_no_half_file(root, number):
     )
     write(root, "00_busy", PAGE.format(name="00_busy"), busy, SEAL)
     script = (
-        "import argparse, sys\nfrom zspag.reproduce import add_arguments, run\n"
+        "import argparse, signal, sys\nfrom zspag.reproduce import add_arguments, run\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs start without one
         "parser = argparse.ArgumentParser(); add_arguments(parser)\n"
         "sys.exit(run(parser.parse_args(['--profile', 'smoke'])))"
     )

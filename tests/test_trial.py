@@ -26,7 +26,7 @@ def place(tmp_path_factory):
     shutil.copytree(ROOT / "results" / "cpu", root / "results" / "cpu", ignore=shutil.ignore_patterns("checkpoints"))
     draw = np.random.default_rng(0)
     for label in range(10):
-        for split, count in (("train", 12), ("test", 8)):
+        for split, count in (("train", 32), ("test", 8)):
             folder = root / "data" / "cifar10" / split / f"class{label}"
             folder.mkdir(parents=True)
             for index in range(count):

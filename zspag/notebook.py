@@ -168,6 +168,15 @@ class Page:
         """Write numbers that no figure shows; arguments as in ``figure``."""
         self._outputs[name] = (self._save(name, draw=None, data=data, caption="", numbers=numbers, seed=seed),)
 
+    def expect(self, finding: object) -> None:
+        """Assert a finding: something that a trained network shows, and that one trained on a trial's share need not.
+
+        Raises:
+            AssertionError: If the finding does not hold and the profile has all of its data.
+        """
+        if self.profile.share == 1 and not finding:
+            raise AssertionError(f"a finding of {self.name} does not hold in the {self.profile.name} profile")
+
     def kept(self, name: str, compute: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
         """Return rows that take long to compute, from the notebook's own cache if nothing before them has changed.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-FEWEST = 8  # images of a class that a thinned data set keeps, where the class has them
+FEWEST = 32  # images of a class that a thinned data set keeps, where the class has them
 
 
 @dataclass(frozen=True)
