@@ -120,7 +120,7 @@ def test_the_small_nets_keep_their_initial_weights_for_a_seed(arch):
 
 
 def test_a_committed_checkpoint_loads_name_by_name():
-    tensors, record = checkpoints.load(ROOT / "results/cpu/checkpoints/original-cifar10-seed0.safetensors")
+    tensors, record = checkpoints.load(ROOT / "results/cpu/checkpoints/original-cifar10-conv7-seed0.safetensors")
     assert (record["config"]["arch"], record["config"]["width"]) == ("conv7", 20)
     model = make("conv7", num_classes=10, image_size=32, width=20, mean=MEAN, std=STD)
     assert set(model.state_dict()) == set(tensors)

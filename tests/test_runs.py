@@ -118,7 +118,7 @@ def test_run_draws_a_figure_that_carries_the_same_record(root):
 
 def test_recorded_checkpoints_are_those_of_the_run(root, finished):
     folder = root / "results" / "tiny" / "checkpoints"
-    names = ["original-digits-seed0.safetensors", "retrained-digits-seed0-without3.safetensors"]
+    names = ["original-digits-digits-seed0.safetensors", "retrained-digits-digits-seed0-without3.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == names
     tensors, record = checkpoints.load(folder / names[0])
     model = experiment.trained(PROFILE, 0)
@@ -139,7 +139,20 @@ def test_run_from_recorded_models_trains_nothing_and_finds_the_same(root, tmp_pa
     lines = list(runs.run(replace(PROFILE, recorded_models=True), record=True))
     (before,), (after,) = result_of(root)["data"]["rows"], result_of(tmp_path)["data"]["rows"]
     assert {name for name in before if before[name] != after[name]} == {"seconds"}
-    assert lines[-1].startswith("left results/tiny/checkpoints/retrained-digits-seed0-without3.safetensors as it was")
+    assert lines[-1].startswith(
+        "left results/tiny/checkpoints/retrained-digits-digits-seed0-without3.safetensors as it"
+    )
+
+
+def test_checkpoint_that_is_too_large_is_left_out_and_said_so(root, tmp_path, monkeypatch):
+    (tmp_path / "runs").symlink_to(root / "runs")
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    monkeypatch.setattr(runs, "RECORDED_BYTES", 100)
+    lines = list(runs.run(PROFILE, record=True))
+    assert lines[-1].startswith(
+        "left out results/tiny/checkpoints/retrained-digits-digits-seed0-without3.safetensors: 0.0 MB"
+    )
+    assert not (tmp_path / "results" / "tiny" / "checkpoints").exists()
 
 
 def test_run_without_record_leaves_results_alone(root, tmp_path, monkeypatch):

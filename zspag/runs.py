@@ -26,6 +26,8 @@ from zspag.experiment import Case
 from zspag.runtime import pick_device, pool_map, threads
 from zspag.unlearning import Unlearned, zero_shot_unlearn
 
+RECORDED_BYTES = 1_000_000  # the largest checkpoint that is committed; a larger net is trained again
+
 
 def class_numbers(profile: Profile, names: Sequence[str]) -> tuple[int, ...]:
     """Return class numbers for names or numbers given as text.
@@ -215,11 +217,14 @@ def _record_checkpoint(profile: Profile, seed: int, without: int | None) -> str:
     """Copy a trained model to the committed folder; its record holds the recipe and the file its own SHA-256."""
     kind = "original" if without is None else "retrained"
     source = experiment.store(profile).path(kind, experiment.training_key(profile, seed, without))
-    name = f"{kind}-{Path(profile.dataset).name}-seed{seed}" + ("" if without is None else f"-without{without}")
+    net = f"{Path(profile.dataset).name}-{Path(profile.arch.split(':')[0]).stem}"
+    name = f"{kind}-{net}-seed{seed}" + ("" if without is None else f"-without{without}")
     target = experiment.recorded_folder(profile) / f"{name}.safetensors"
     place = target.relative_to(files.repository_root())
     if not source.exists():
         return f"left {place} as it was: this run took a recorded model"
+    if source.stat().st_size > RECORDED_BYTES:
+        return f"left out {place}: {source.stat().st_size / 1e6:.1f} MB are too much for a repository"
     with files.replacing(target) as temporary:
         shutil.copyfile(source, temporary)
     return f"wrote {place}"
