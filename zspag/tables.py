@@ -106,7 +106,7 @@ def window_text(frame: pd.DataFrame, method: str) -> str:
 def ladder_panels(frame: pd.DataFrame, methods: Sequence[str], titles: dict[str, str]) -> dict[str, Any]:
     """Return the three panels of learning-rate curves for ``plots.curves``: forgetting, over-unlearning, drift."""
     axes: dict[str, tuple[str, int, dict[str, float], Panel]] = {
-        "acc_forget": ("forget accuracy on test images (%)", 100, {"1 %": 100 * SAFE_FORGET}, {}),
+        "acc_forget": ("forget accuracy on test images (%)", 100, {"1 %": 100 * SAFE_FORGET}, {"ylim": [-3, 103]}),
         "over_unlearning": (
             "over-unlearning (points)", 100, {"half a point": 100 * SAFE_RETAIN}, {"ylim": [-1, 8]},
         ),
