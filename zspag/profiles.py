@@ -1,7 +1,8 @@
 """The named profiles, and how each pair of data set and architecture is trained under them.
 
-Every knob of scale hangs on the profile. ``CHOICE:`` the paper gives no recipe for any of its sixteen pairs; those here
-were chosen by the test accuracy of the *original* models alone, never by that of an unlearned one.
+Every knob of scale hangs on the profile. ``CHOICE:`` the paper gives no recipe for any of its sixteen pairs. Those of
+``paper`` are guesses that no GPU has tried yet; those of ``cpu`` were set by the time they take, and judged by the
+accuracy of *original* models alone.
 
 Invariant: a profile is a constant; what the command line changes is another profile.
 """
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from zspag.config import Ladders, Profile, ProxyConfig, TrainConfig, UnlearnConfig, UpdateConfig
 
-# Wide enough that no safe window reaches an end, on digits as on CIFAR-10 (notebook 05 checks it for digits).
+# Wide enough that no safe window reached an end on digits or CIFAR-10; one that does is marked by tables.window_text.
 LADDERS = Ladders(
     low=(0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03),
     middle=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
