@@ -1,8 +1,10 @@
 """A laboratory small enough for tests: a digits net of width 8, trained in a second, and everything made from it."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +54,19 @@ def small() -> Small:
     generator = generator_for(0, "material")
     material = prepare(model, images, forget=(FORGET,), num_classes=10, config=config, generator=generator)
     return Small(model, images, labels, *guard.retain_train(), config, material)
+
+
+@contextmanager
+def rooted(root, data):
+    """Run with ``root`` as the repository and ``data`` as the folder of the data sets; for fixtures of a module.
+
+    Yields:
+        The root.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZSPAG_ROOT", str(root))
+        patch.setenv("ZSPAG_DATA", str(data))
+        yield root
 
 
 def changed_names(before: nn.Module, after: nn.Module) -> set[str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from laboratory import TINY, small
+from laboratory import TINY, rooted, small
 
 from zspag import checkpoints, experiment, files, provenance
 from zspag.baselines import METHODS
@@ -39,9 +39,7 @@ def at(monkeypatch, folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_folder):
     """A finished grid of two classes, computed once; tests that change it work on a copy."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZSPAG_DATA", str(data_folder))
-        folder = at(patch, tmp_path_factory.mktemp("finished"))
+    with rooted(tmp_path_factory.mktemp("finished"), data_folder) as folder:
         frame = compute_grid(PROFILE, METHODS_HERE)
     return folder, frame
 

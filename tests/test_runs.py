@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from laboratory import FORGET, TINY, small
+from laboratory import FORGET, TINY, rooted, small
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -54,10 +54,7 @@ def test_unknown_class_is_named_beside_the_known_ones(name):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_folder):
     """A run of one class with its record, as ``zspag run --record`` makes it."""
-    root = tmp_path_factory.mktemp("root")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZSPAG_ROOT", str(root))
-        patch.setenv("ZSPAG_DATA", str(data_folder))
+    with rooted(tmp_path_factory.mktemp("root"), data_folder) as root:
         before = torch.get_num_threads()
         lines = list(runs.run(PROFILE, record=True))
         assert torch.get_num_threads() == before

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from laboratory import TINY
+from laboratory import TINY, rooted
 
 from zspag import experiment, files, provenance, sweep
 from zspag.baselines import METHODS
@@ -18,10 +18,7 @@ NAMES = ("delete", "head_only")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_folder):
-    root = tmp_path_factory.mktemp("root")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZSPAG_ROOT", str(root))
-        patch.setenv("ZSPAG_DATA", str(data_folder))
+    with rooted(tmp_path_factory.mktemp("root"), data_folder) as root:
         lines = list(sweep.sweep(PROFILE, NAMES, record=True))
     return root, lines
 
