@@ -1,5 +1,6 @@
 """The grid goes on where it stopped, computes the same on any number of workers, and knows what made every file."""
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -264,6 +265,21 @@ def test_key_moves_with_a_statement_and_not_with_a_docstring(tmp_path, monkeypat
     experiment._code_hash.cache_clear()
     assert keys["first"] == keys["other_docstring"]
     assert {name for name in keys["first"] if keys["first"][name] != keys["other_statement"][name]} == {"code"}
+
+
+def test_key_moves_with_the_profiles_own_architecture_and_with_no_other(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_net.py").write_text("def net():\n    return 1\n")
+    factory = importlib.import_module("own_net").net
+    monkeypatch.setitem(experiment.models.ARCHITECTURES, "own", factory)
+    keys = {}
+    for when, source in (("before", "return 1"), ("after", "return 2")):
+        (tmp_path / "own_net.py").write_text(f"def net():\n    {source}\n")
+        experiment._code_hash.cache_clear()
+        keys[when] = [training_key(replace(PROFILE, arch=arch), 0, None) for arch in ("own", "conv7")]
+    experiment._code_hash.cache_clear()
+    assert keys["before"][0] != keys["after"][0]
+    assert keys["before"][1] == keys["after"][1]
 
 
 def test_key_holds_the_content_of_a_factory_and_not_its_place(tmp_path):

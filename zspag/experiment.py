@@ -37,8 +37,8 @@ from zspag.subspaces import ClassMoments, Moments, combine, pooled, second_momen
 from zspag.training import train
 from zspag.unlearning import Ladder, Material, prepare
 
-_TRAINING_CODE = ("zspag.models", "zspag.training")
-_MATERIAL_CODE = (*_TRAINING_CODE, "zspag.proxies", "zspag.activations", "zspag.subspaces")
+_TRAINING_CODE = ("zspag.models.building", "zspag.models.layers", "zspag.training")
+_MATERIAL_CODE = ("zspag.proxies", "zspag.activations", "zspag.subspaces")
 _METHOD_CODE = tuple(
     f"zspag.{name}" for name in ("influence", "pseudo_labels", "unlearning", "baselines", "evaluation")
 )
@@ -87,13 +87,10 @@ def store(profile: Profile) -> checkpoints.Store:
     return checkpoints.Store(repository_root() / "runs" / profile.name / "checkpoints")
 
 
-def _surroundings(profile: Profile, code: Sequence[str]) -> dict[str, Any]:
-    return {
-        "torch": torch.__version__,
-        "device": pick_device().type,
-        "threads": profile.threads,
-        "code": _code_hash(tuple(code)),
-    }
+def _code_of(profile: Profile, *further: str) -> str:
+    """Hash the code that trains the profile's net, and further modules; other architectures do not count."""
+    factory = models.ARCHITECTURES.get(profile.arch)  # a file of the user's is in the key itself
+    return _code_hash((*_TRAINING_CODE, *(() if factory is None else (factory.__module__,)), *further))
 
 
 @lru_cache(maxsize=8)
@@ -121,7 +118,11 @@ def training_key(profile: Profile, seed: int, without: int | None) -> dict[str, 
         "train": to_dict(recipe(profile)),
         "seed": seed,
         "without": without,
-    } | _surroundings(profile, _TRAINING_CODE)
+        "torch": torch.__version__,
+        "device": pick_device().type,
+        "threads": profile.threads,
+        "code": _code_of(profile),
+    }
 
 
 def trained(profile: Profile, seed: int, without: int | None = None) -> nn.Module:
@@ -205,7 +206,7 @@ def material_of(case: Case) -> Material:
         "forget": case.forget,
         "forget_samples": case.profile.forget_samples,
         "proxies": to_dict(config.proxies),
-        "code": _code_hash(_MATERIAL_CODE),
+        "code": _code_of(case.profile, *_MATERIAL_CODE),
     }
     found = store(case.profile).get("material", key)
     if found is not None and (config.subspace.combine == "pool" or found[1]["material"]["per_class"]):
@@ -369,7 +370,7 @@ def _run_path(case: Case, name: str) -> Path:
         "config": to_dict(whole_ladder(case.profile, name) if name in METHODS else case.profile.unlearn),
         "method": name,
         "recorded_models": case.profile.recorded_models,
-        "code": _code_hash((*_MATERIAL_CODE, *_METHOD_CODE)),
+        "code": _code_of(case.profile, *_MATERIAL_CODE, *_METHOD_CODE),
     }
     folder = repository_root() / "runs" / case.profile.name / "grid"
     return folder / f"{name}-class{case.forget}-seed{case.seed}-{provenance.digest(key)[:16]}.json"

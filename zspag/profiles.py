@@ -60,9 +60,11 @@ _VIT = TrainConfig(
 )  # fmt: skip
 # Small ones on two cores.
 _SMALL = TrainConfig(epochs=6, batch_size=128, lr=0.1, augment="hint", pad=4)
-_SMALL_VIT = TrainConfig(epochs=6, batch_size=128, lr=2e-3, optimizer="adamw", weight_decay=0.05, augment="hint", pad=4)
+_SMALL_VIT = TrainConfig(
+    epochs=12, batch_size=128, lr=1e-3, optimizer="adamw", weight_decay=0.05, augment="hint", pad=4
+)
 _MNIST = TrainConfig(epochs=2, batch_size=128, lr=0.05, augment="hint", pad=2)
-_MNIST_VIT = replace(_SMALL_VIT, epochs=4, pad=2)
+_MNIST_VIT = replace(_SMALL_VIT, lr=2e-3, pad=2)
 
 # "any" stands for every data set that has no line of its own.
 RECIPES: dict[str, dict[tuple[str, str], Recipe]] = {
@@ -72,7 +74,7 @@ RECIPES: dict[str, dict[tuple[str, str], Recipe]] = {
         ("mnist", "alexnet"): Recipe(16, _MNIST),
         ("mnist", "vgg11"): Recipe(16, _MNIST),
         ("mnist", "resnet18"): Recipe(8, _MNIST),
-        ("mnist", "vit"): Recipe(48, _MNIST_VIT),
+        ("mnist", "vit"): Recipe(64, _MNIST_VIT),
     },
     "paper": {
         ("any", "alexnet"): Recipe(64, _ALEXNET),
