@@ -234,13 +234,13 @@ def test_delete_on_the_same_weights_is_zs_pag_with_soft_labels_unprojected():
     fitted = go("unprojected", config=config)
     for first, second in zip(distilled.runs, fitted.runs, strict=True):
         assert_same_weights(first, second)
-    assert differ(distilled.runs[0], go("soft_labels").runs[0])  # the projection
+    assert differ(distilled.runs[0], go("zs_pag", config=config).runs[0])  # the projection
     assert differ(distilled.runs[0], go("delete").runs[0])  # the trainable set
 
 
 @pytest.mark.parametrize(
     ("name", "strategy"),
-    [("soft_labels", "soft"), ("random_labels", "random"), ("second_best_labels", "second_best"),
+    [("process_labels", "process"), ("random_labels", "random"), ("second_best_labels", "second_best"),
      ("influence_labels", "influence")],
 )  # fmt: skip
 def test_label_variants_are_zs_pag_with_another_strategy(name, strategy):

@@ -133,7 +133,7 @@ def unprojected(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, 
 def _in_subspace(choose: Callable[[nn.Module, Tensor, Material, Subspace, torch.Generator], Subspace]) -> Run:
     """ZS-PAG with another subspace of the same rank per layer: does it matter *which* directions are protected?
 
-    Labels are soft, so that nothing but the directions differs from "soft_labels".
+    Labels and rank are those of "zs_pag", so nothing but the directions differs.
     """
 
     def run(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
@@ -141,7 +141,7 @@ def _in_subspace(choose: Callable[[nn.Module, Tensor, Material, Subspace, torch.
         own = combine(material.moments, config=config.subspace)
         other = choose(model, forget_images, material, own, generator_for(_seed(generator), "subspace"))
         return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                    project=hard_projector(other), strategy="soft")  # fmt: skip
+                    project=hard_projector(other))  # fmt: skip
 
     return run
 
@@ -300,7 +300,7 @@ def _plain(title: str, run: Run, reads: str, reference: str) -> Method:
 METHODS: dict[str, Method] = {
     "zs_pag": _projected("ZS-PAG", _zs_pag(None), _OURS),
     "unprojected": _plain("ZS-PAG without projection", unprojected, _PROXIES, "control"),
-    "soft_labels": _projected("ZS-PAG, soft labels", _zs_pag("soft"), "control"),
+    "process_labels": _projected("ZS-PAG, influence labels", _zs_pag("process"), _OURS),
     "influence_labels": _projected("ZS-PAG, labels tilted once", _zs_pag("influence"), "control"),
     "second_best_labels": _projected("ZS-PAG, second-best labels", _zs_pag("second_best"), "control"),
     "random_labels": _projected("ZS-PAG, random labels", _zs_pag("random"), "control"),

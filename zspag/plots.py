@@ -28,9 +28,9 @@ _COLOURS = sns.color_palette("colorblind", 10).as_hex()
 _MARKERS = "osD^vP*X<>"
 _HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++", "oo", "**", "||")
 _KNOWN = {
-    "ZS-PAG": 0, "proxies": 0, "unlearned": 0, "process": 0,
+    "ZS-PAG": 0, "proxies": 0, "unlearned": 0, "soft": 0,
     "original": 7, "before": 7,
-    "masked original": 9, "soft": 9, "ZS-PAG, soft labels": 9,
+    "masked original": 9, "process": 9, "ZS-PAG, influence labels": 9,
     "retrained": 2, "retain data": 2, "oracle": 2, "subspace of retain data": 2,
     "ZS-PAG without projection": 3, "without projection": 3, "forget samples": 3, "forget": 3,
     "subspace of forget samples": 3,

@@ -23,7 +23,7 @@ _DIGITS_TRAINING = TrainConfig(epochs=15, batch_size=64, lr=0.3)
 _CORE = (
     "zs_pag",
     "unprojected",
-    "soft_labels",
+    "process_labels",
     "second_best_labels",
     "random_labels",
     "gradient_ascent",
