@@ -139,7 +139,8 @@ class UpdateConfig:
         min_steps: Least steps per epoch; small forget sets are cut into smaller batches.
         epochs: Epochs within which a rate must forget.
         settle: A run goes on for this share of the epochs it took to forget, once it has: unseen images of the class
-            lag a little behind those of the forget set, and no forget-only signal sees them. CHOICE: 1, as long again.
+            lag a little behind those of the forget set, and no forget-only signal sees them. CHOICE: 2; at 1 every
+            fifth forgotten digit class still showed itself in a test image or two, at 3 nothing more was won.
         give_up: A run stops at half the cap if more than this share of the forget set is still recognized then.
         forget_accuracy: Accuracy on the forget set that counts as forgotten, a fraction.
     """
@@ -153,7 +154,7 @@ class UpdateConfig:
     batch_size: int = 128
     min_steps: int = 20
     epochs: int = 8
-    settle: float = 1.0
+    settle: float = 2.0
     give_up: float = 0.9
     forget_accuracy: float = 0.01
 
