@@ -139,8 +139,8 @@ class UpdateConfig:
         min_steps: Least steps per epoch; small forget sets are cut into smaller batches.
         epochs: Epochs within which a rate must forget.
         settle: A run goes on for this share of the epochs it took to forget, once it has: unseen images of the class
-            lag a little behind those of the forget set, and no forget-only signal sees them. CHOICE: 2; at 1 every
-            fifth forgotten digit class still showed itself in a test image or two, at 3 nothing more was won.
+            lag a little behind those of the forget set, and no forget-only signal sees them. CHOICE: 2; at 1, 5 of 30
+            digit runs still recognized a test image or two of the class, at 3 nothing more was won.
         give_up: A run stops at half the cap if more than this share of the forget set is still recognized then.
         forget_accuracy: Accuracy on the forget set that counts as forgotten, a fraction.
     """
