@@ -342,26 +342,39 @@ def test_material_survives_the_store_bit_for_bit(copied, no_computing):
     assert not torch.equal(again.moments[0].second[name], again.moments[1].second[name])
 
 
-def test_material_without_single_classes_survives_the_store_but_is_no_answer_to_a_merge(
-    copied, no_computing, monkeypatch
-):
+def test_material_without_single_classes_survives_the_store_with_and_without_votes_for_a_merge():
     whole = small().material
-    means = replace(whole, moments=replace(whole.moments, per_class=None))
-    tensors, facts = experiment._pack(means)
-    assert len(tensors) == 3 + 2 * len(whole.names)
-    again = experiment._unpack(tensors, {"material": facts})
-    assert (again.moments.per_class, len(again.moments), again.frozen) == (None, 9, whole.frozen)
-    for ours, theirs in (
-        (again.moments.pooled, whole.moments.pooled),
-        (again.moments.averaged, whole.moments.averaged),
-    ):
-        assert again.names == whole.names
-        assert ours.rows_per_sample == theirs.rows_per_sample
-        assert all(torch.equal(ours.second[name], theirs.second[name]) for name in whole.names)
+    for votes in (None, (0.9, whole.moments[2])):  # any moments will do for votes
+        means = replace(whole, moments=replace(whole.moments, per_class=None, votes=votes))
+        tensors, facts = experiment._pack(means)
+        assert len(tensors) == 3 + (2 if votes is None else 3) * len(whole.names)
+        again = experiment._unpack(tensors, {"material": facts})
+        assert (again.moments.per_class, len(again.moments), again.frozen) == (None, 9, whole.frozen)
+        assert (again.moments.votes is None) == (votes is None)
+        kept = [(again.moments.pooled, whole.moments.pooled), (again.moments.averaged, whole.moments.averaged)]
+        if votes is not None:
+            assert again.moments.votes[0] == 0.9
+            kept.append((again.moments.votes[1], votes[1]))
+        for ours, theirs in kept:
+            assert again.names == whole.names
+            assert ours.rows_per_sample == theirs.rows_per_sample
+            assert all(torch.equal(ours.second[name], theirs.second[name]) for name in whole.names)
 
-    stored, get = (tensors, {"material": facts}), checkpoints.Store.get
-    monkeypatch.setattr(checkpoints.Store, "get", lambda *at: stored if at[1] == "material" else get(*at))
-    assert material_of(CASE).moments.per_class is None
+
+def test_single_classes_are_made_again_where_they_were_not_kept(copied, monkeypatch):
+    whole = material_of(CASE)
+    assert experiment.material_with_classes(CASE).moments.per_class is not None
+    means = replace(whole, moments=replace(whole.moments, per_class=None))
+    monkeypatch.setattr(experiment, "material_of", lambda _case: means)
+    again = experiment.material_with_classes(CASE)
+    assert again.proxies is means.proxies
+    for ours, theirs in zip(again.moments, whole.moments, strict=True):
+        for name, second in ours.second.items():
+            torch.testing.assert_close(second, theirs.second[name])
+
+
+def test_material_for_a_pool_is_no_answer_to_a_merge(copied, no_computing):
+    material_of(CASE)
     merging = replace(PROFILE, unlearn=replace(PROFILE.unlearn, subspace=SubspaceConfig(combine="merge")))
     with pytest.raises(AssertionError, match="this would compute"):
         material_of(replace(CASE, profile=merging))

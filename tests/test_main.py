@@ -6,10 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from zspag import provenance
+from zspag import experiment, provenance
 from zspag.__main__ import main
+from zspag.config import FolderConfig
 from zspag.files import write_json
 from zspag.profiles import PROFILES
 
@@ -100,6 +103,28 @@ def test_run_changes_what_is_asked_and_nothing_else(started, tmp_path, monkeypat
     digits = PROFILES["digits"]
     expected = replace(digits, classes=(7, 2), seeds=(4, 0), arch="conv7", train=replace(digits.train, epochs=9))
     assert started == [(replace(expected, recorded_models=True), {"record": True})]
+
+
+def test_run_and_sweep_read_a_folder_by_the_options_given(started, tmp_path):
+    draw = np.random.default_rng(0)
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / name).mkdir()
+        for index in range(6):
+            Image.fromarray(draw.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(tmp_path / name / f"{index}.png")
+    given = ["--image-size", "8", "--test-share", "0.5", "--split-seed", "3", "--min-per-class", "4"]
+    for command in ("run", "sweep"):
+        assert main([command, "--profile", "smoke", "--dataset", str(tmp_path), "--classes", "bee", *given]) == 0
+    for profile, *_ in started:
+        assert profile.folder == FolderConfig(image_size=8, test_share=0.5, split_seed=3, min_per_class=4)
+        assert profile.classes == (1,)
+        data = experiment.data_of(profile)
+        assert (data.image_size, len(data.train.labels), len(data.test.labels)) == (8, 9, 9)
+
+
+def test_run_refuses_a_folder_option_for_a_data_set_with_a_size_of_its_own(started, capsys):
+    assert main(["run", "--profile", "smoke", "--image-size", "16", "--classes", "3"]) == 2
+    assert said(capsys)[1].startswith("zspag run: image_size=16 is for image folders; digits has its own size")
+    assert started == []
 
 
 def test_sweep_takes_the_methods_of_the_profile_or_those_asked_for(started, tmp_path, monkeypatch):

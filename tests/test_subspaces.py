@@ -302,12 +302,29 @@ def test_classes_beyond_the_budget_leave_their_means_and_say_so(monkeypatch):
     for needs_classes in (list, lambda m: m[0], lambda m: combine(m, config=merge)):
         with pytest.raises(ValueError, match="of 5 single classes were not kept, they take .* GB: combine='pool'"):
             needs_classes(folding)
-    assert list(folded(iter(parts), classes=len(parts), keep=True)) == parts
 
 
-@pytest.mark.parametrize(("keep", "held"), [(False, [0] * 5), (True, [1, 2, 3, 4, 5])])
-def test_a_folded_class_is_let_go_before_the_next_one_is_made_unless_it_is_to_be_kept(monkeypatch, keep, held):
-    monkeypatch.setattr(subspaces, "KEPT_BYTES", 0)
+@pytest.mark.parametrize("budget", [0, 10**9])
+def test_classes_cut_as_they_pass_merge_as_if_all_had_been_kept(monkeypatch, budget):
+    parts = several()
+    monkeypatch.setattr(subspaces, "KEPT_BYTES", budget)
+    folding = folded(iter(parts), classes=len(parts), merge_at=0.9)
+    ours, theirs = (merged(m, energy=0.9, merge_energy=0.95) for m in (folding, parts))
+    assert ours.ranks == theirs.ranks
+    assert torch.equal(ours.bases["w"], theirs.bases["w"])
+    other = SubspaceConfig(combine="merge", energy=0.5)  # an energy that nobody cut at needs the classes themselves
+    if budget:
+        assert combine(folding, config=other).ranks == combine(parts, config=other).ranks
+        assert combine(folding, config=other).ranks != ours.ranks
+    else:
+        with pytest.raises(ValueError, match="combine='merge' must be asked for"):
+            combine(folding, config=other)
+
+
+@pytest.mark.parametrize("merge_at", [None, 0.9])
+@pytest.mark.parametrize(("budget", "held"), [(0, [0] * 5), (10**9, [1, 2, 3, 4, 5])])
+def test_a_folded_class_is_let_go_before_the_next_one_is_made_unless_all_fit(monkeypatch, budget, held, merge_at):
+    monkeypatch.setattr(subspaces, "KEPT_BYTES", budget)
     made, alive = [], []
 
     def stream():
@@ -320,9 +337,9 @@ def test_a_folded_class_is_let_go_before_the_next_one_is_made_unless_it_is_to_be
         made.append(weakref.ref(part.second["w"]))
         return part
 
-    folding = folded(stream(), classes=5, keep=keep)
+    folding = folded(stream(), classes=5, merge_at=merge_at)
     assert alive == held
-    assert (folding.per_class is not None) == keep
+    assert (folding.per_class is not None) == (budget > 0)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ Invariant: thin; every sub-command imports what it needs when it is called, so t
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from zspag import profiles
-from zspag.config import Profile
+from zspag.config import FolderConfig, Profile
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,10 +83,19 @@ def _add_data_tasks(one: argparse.ArgumentParser) -> None:
     for task, text in (("get", "fetch or read a data set and cache it"), ("check", "compare the cache and the source")):
         each = tasks.add_parser(task, help=text)
         each.add_argument("name", metavar="NAME", help="data set, or the path of an image folder")
-        each.add_argument("--image-size", type=int, help="resize the images of a folder to this many pixels")
-        each.add_argument("--test-share", type=float, help="share of a folder without train/ and test/ that is tested")
-        each.add_argument("--split-seed", type=int, help="seed of that split")
-        each.add_argument("--min-per-class", type=int, help="fewest images of a class in such a folder")
+        _add_folder(each)
+
+
+def _add_folder(one: argparse.ArgumentParser) -> None:
+    """Add the options of an image folder."""
+    one.add_argument("--image-size", type=int, help="resize the images of a folder to this many pixels")
+    one.add_argument("--test-share", type=float, help="share of a folder without train/ and test/ that is tested")
+    one.add_argument("--split-seed", type=int, help="seed of that split")
+    one.add_argument("--min-per-class", type=int, help="fewest images of a class in such a folder")
+
+
+def _folder(chosen: argparse.Namespace) -> FolderConfig:
+    return FolderConfig(**{option.name: getattr(chosen, option.name) for option in fields(FolderConfig)})
 
 
 def _add_profile(one: argparse.ArgumentParser) -> None:
@@ -97,6 +106,7 @@ def _add_profile(one: argparse.ArgumentParser) -> None:
     one.add_argument("--classes", help="forget classes, names or numbers, comma-separated (default: the profile's)")
     one.add_argument("--seeds", help="seeds, comma-separated (default: the profile's)")
     one.add_argument("--epochs", type=int, help="training epochs (default: the profile's)")
+    _add_folder(one)
     one.add_argument("--recorded-models", action="store_true", help="take committed checkpoints instead of training")
     one.add_argument("--record", action="store_true", help="write results, figure and checkpoints to results/PROFILE")
 
@@ -110,7 +120,7 @@ def _profile(chosen: argparse.Namespace) -> Profile:
     from zspag import runs
 
     profile = profiles.for_pair(profiles.PROFILES[chosen.profile], dataset=chosen.dataset, arch=chosen.arch)
-    changes: dict[str, object] = {"recorded_models": chosen.recorded_models}
+    changes: dict[str, object] = {"recorded_models": chosen.recorded_models, "folder": _folder(chosen)}
     if profile.trial and chosen.record:
         raise ValueError(f"{profile.name} is a trial, its numbers mean nothing: leave out --record")
     if chosen.seeds is not None:
@@ -170,7 +180,7 @@ def _data(chosen: argparse.Namespace) -> int:
     if chosen.task == "list":
         print("\n".join(inventory.listing()))
         return 0
-    options = {key: value for key, value in vars(chosen).items() if key not in {"command", "action", "task", "name"}}
+    options = asdict(_folder(chosen))
     if chosen.task == "get":
         print(inventory.get(chosen.name, **options))
         return 0

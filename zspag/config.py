@@ -88,6 +88,11 @@ class SubspaceConfig:
         _require(self.kind in ("hard", "soft"), f"kind must be 'hard' or 'soft', got {self.kind!r}")
         _require(self.damping > 0, f"damping must be positive, got {self.damping}")
 
+    @property
+    def merge_at(self) -> float | None:
+        """The energy at which single classes are cut, or None where they are not."""
+        return self.energy if (self.combine, self.kind) == ("merge", "hard") else None
+
 
 STRATEGIES = ("random", "second_best", "soft", "influence", "process")
 SOLVERS = ("identity", "kfac", "cg")
@@ -262,6 +267,23 @@ class Ladders:
 
 
 @dataclass(frozen=True)
+class FolderConfig:
+    """How an image folder of the user's is read; None leaves an option to ``zspag.data``, which checks them all.
+
+    Attributes:
+        image_size: Height and width that images are resized to, in pixels.
+        test_share: Share of every class for the test where a folder has no train/ and test/.
+        split_seed: Seed of that split.
+        min_per_class: Fewest images of a class that is split so.
+    """
+
+    image_size: int | None = None
+    test_share: float | None = None
+    split_seed: int | None = None
+    min_per_class: int | None = None
+
+
+@dataclass(frozen=True)
 class Profile:
     """How large the experiments are: every knob of scale hangs here.
 
@@ -283,6 +305,7 @@ class Profile:
         recorded_models: Take committed checkpoints of the same recipe, where there are any, instead of training.
         trial: Proves that every line runs; its nets are hardly trained and its numbers mean nothing.
         share: Share of every class's images, in both splits.
+        folder: How an image folder is read.
     """
 
     name: str
@@ -302,6 +325,7 @@ class Profile:
     recorded_models: bool = False
     trial: bool = False
     share: float = 1.0
+    folder: FolderConfig = field(default_factory=FolderConfig)
 
     def __post_init__(self) -> None:
         _require(0 < self.share <= 1, f"share must lie in (0, 1], got {self.share}")

@@ -27,7 +27,7 @@ from zspag.baselines import (
     random_subspace,
     retain_subspace,
 )
-from zspag.config import Profile, TrainConfig, UnlearnConfig, from_dict, to_dict
+from zspag.config import FolderConfig, Profile, TrainConfig, UnlearnConfig, from_dict, to_dict
 from zspag.data import Dataset, Guard, Split, channel_statistics, load, thinned
 from zspag.evaluation import Panel, Parts, agreement, captured, masked_parts, mean_js, score, selectivity
 from zspag.files import repository_root
@@ -67,12 +67,12 @@ class RetainDataRead(RuntimeError):  # noqa: N818  reads as a fact
 
 def data_of(profile: Profile) -> Dataset:
     """Return a profile's data set, loaded once per process."""
-    return _data(profile.dataset, profile.share)
+    return _data(profile.dataset, profile.share, profile.folder)
 
 
 @lru_cache(maxsize=2)
-def _data(name: str, share: float) -> Dataset:
-    return thinned(load(name), share)
+def _data(name: str, share: float, folder: FolderConfig) -> Dataset:
+    return thinned(load(name, **asdict(folder)), share)
 
 
 def case_name(profile: Profile) -> str:
@@ -206,10 +206,10 @@ def material_of(case: Case) -> Material:
         "forget": case.forget,
         "forget_samples": case.profile.forget_samples,
         "proxies": to_dict(config.proxies),
+        "merge_at": config.subspace.merge_at,
         "code": _code_of(case.profile, *_MATERIAL_CODE),
     }
-    found = store(case.profile).get("material", key)
-    if found is not None and (config.subspace.combine == "pool" or found[1]["material"]["per_class"]):
+    if (found := store(case.profile).get("material", key)) is not None:
         return _unpack(*found)
     started, guard = time.time(), guard_of(case)
     images, _ = forget_set(case, guard)
@@ -227,17 +227,30 @@ def material_of(case: Case) -> Material:
     return material
 
 
+def material_with_classes(case: Case) -> Material:
+    """Return the material with the moments of every single class, made again where they were too large to keep."""
+    material = material_of(case)
+    if material.moments.per_class is not None:
+        return material
+    model = trained(case.profile, case.seed)
+    retained = sorted(material.proxies.hits)
+    per_class = tuple(second_moments(model, material.proxies.of_class(label)) for label in retained)
+    return replace(material, moments=replace(material.moments, per_class=per_class))
+
+
 def _pack(material: Material) -> tuple[dict[str, Tensor], dict[str, Any]]:
     proxies, moments = material.proxies, material.moments
     tensors = {"images": proxies.images, "labels": proxies.labels, "sources": proxies.sources}
     means = [("pooled", moments.pooled), ("averaged", moments.averaged)]
-    for place, part in [*means, *enumerate(moments.per_class or ())]:
+    voted = [] if moments.votes is None else [("votes", moments.votes[1])]
+    for place, part in [*means, *voted, *enumerate(moments.per_class or ())]:
         tensors |= {f"moment/{place}/{name}": second for name, second in part.second.items()}
     facts = {
         "hits": list(proxies.hits.items()),
         "eps": proxies.eps,
         "weights": list(material.names),
         "per_class": moments.per_class is not None,
+        "merge_at": None if moments.votes is None else moments.votes[0],
         "rows_per_sample": moments.pooled.rows_per_sample,
         "unprojectable": material.frozen,
         "seconds": material.seconds,
@@ -258,7 +271,9 @@ def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> Material:
 
     classes = len(proxies.hits)
     per_class = tuple(map(part, range(classes))) if facts["per_class"] else None
-    return Material(proxies, ClassMoments(part("pooled"), part("averaged"), classes, per_class), facts["seconds"])
+    votes = None if facts["merge_at"] is None else (facts["merge_at"], part("votes"))
+    means = ClassMoments(part("pooled"), part("averaged"), classes, per_class, votes)
+    return Material(proxies, means, facts["seconds"])
 
 
 def panel_of(case: Case) -> Panel:

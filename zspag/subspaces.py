@@ -79,7 +79,7 @@ def second_moments(model: nn.Module, images: Tensor) -> Moments:
 
 
 # Up to this size moments are kept class by class; beyond it only their means are (99 classes of a VGG-16 would take
-# 100 GB). It changes no result: what needs single classes asks for them.
+# 100 GB). It changes no result.
 KEPT_BYTES = 2 * 10**9
 
 
@@ -92,12 +92,14 @@ class ClassMoments:
         averaged: Mean of the moments as they are, whose size per layer the curvature needs.
         classes: Number of classes.
         per_class: The moments of each class, or None where they were too large to keep.
+        votes: An energy and the mean over classes of U U^T with bases cut at it, where they were asked for.
     """
 
     pooled: Moments
     averaged: Moments
     classes: int
     per_class: tuple[Moments, ...] | None
+    votes: tuple[float, Moments] | None = None
 
     def __len__(self) -> int:
         return self.classes
@@ -112,32 +114,37 @@ class ClassMoments:
         if self.per_class is None:
             raise ValueError(
                 f"the moments of {self.classes} single classes were not kept, they take"
-                f" {self.classes * self.pooled.bytes() / 1e9:.3g} GB: combine='pool' needs their means only,"
-                " combine='merge' keeps them"
+                f" {self.classes * self.pooled.bytes() / 1e9:.3g} GB: combine='pool' needs their means only, and"
+                " combine='merge' must be asked for, with its energy, before they are made"
             )
         return self.per_class
 
 
-def folded(parts: Iterable[Moments], *, classes: int, keep: bool = False) -> ClassMoments:
+def folded(parts: Iterable[Moments], *, classes: int, merge_at: float | None = None) -> ClassMoments:
     """Take moments class by class, so that no more than one class is held beside the means.
 
     Args:
         parts: Moments of one class each, best made one at a time by a generator.
-        classes: How many there will be.
-        keep: Keep every class whatever its size; otherwise those that fit ``KEPT_BYTES`` together.
+        classes: How many there will be; each is kept if all of them fit ``KEPT_BYTES`` together.
+        merge_at: Cut every class at this energy as it passes, for ``merged``; None cuts none.
 
     Raises:
         ValueError: If there are no classes.
     """
-    pool, average = _RunningMean(_normalized), _RunningMean(_as_it_is)
+    pool, average, ballot = _RunningMean(_normalized), _RunningMean(_as_it_is), _RunningMean(_as_it_is)
     kept: list[Moments] = []
     for part in parts:
         pool.add(part)
         average.add(part)
-        if keep or classes * part.bytes() <= KEPT_BYTES:
+        if merge_at is not None:
+            ballot.add(_vote(part, energy=merge_at))
+        if classes * part.bytes() <= KEPT_BYTES:
             kept.append(part)
         del part  # or it would stay until the next one is there
-    return ClassMoments(pool.mean(), average.mean(), classes, tuple(kept) if len(kept) == classes else None)
+    return ClassMoments(
+        pool.mean(), average.mean(), classes, tuple(kept) if len(kept) == classes else None,
+        None if merge_at is None else (merge_at, ballot.mean()),
+    )  # fmt: skip
 
 
 class _RunningMean:
@@ -259,11 +266,18 @@ def merged(moments: Iterable[Moments], *, energy: float, merge_energy: float) ->
         CHOICE: ``merge_energy`` is a share of the trace of the sum. An absolute cut on its eigenvalues would drop a
         direction that one class of many owns.
     """
-    votes = _RunningMean(_as_it_is)
+    if isinstance(moments, ClassMoments) and moments.votes is not None and moments.votes[0] == energy:
+        return by_energy(moments.votes[1], energy=merge_energy)
+    ballot = _RunningMean(_as_it_is)
     for part in moments:
-        bases = by_energy(part, energy=energy).bases
-        votes.add(replace(part, second={name: basis @ basis.transpose(1, 2) for name, basis in bases.items()}))
-    return by_energy(votes.mean(), energy=merge_energy)
+        ballot.add(_vote(part, energy=energy))
+    return by_energy(ballot.mean(), energy=merge_energy)
+
+
+def _vote(part: Moments, *, energy: float) -> Moments:
+    """Return U U^T of one class in the place of its moments."""
+    bases = by_energy(part, energy=energy).bases
+    return replace(part, second={name: basis @ basis.transpose(1, 2) for name, basis in bases.items()})
 
 
 def combine(moments: Iterable[Moments], *, config: SubspaceConfig) -> Subspace:

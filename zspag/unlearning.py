@@ -222,7 +222,7 @@ def prepare(
     attacked = time.perf_counter()
     moments = folded(
         (second_moments(model, proxies.of_class(label)) for label in retained),
-        classes=len(retained), keep=config.subspace.combine == "merge",
+        classes=len(retained), merge_at=config.subspace.merge_at,
     )  # fmt: skip
     seconds = {"proxies": attacked - started, "subspaces": time.perf_counter() - attacked}
     material = Material(proxies, moments, seconds)
