@@ -189,7 +189,12 @@ class UpdateConfig:
 
 @dataclass(frozen=True)
 class UnlearnConfig:
-    """All of ZS-PAG; the defaults serve a model nobody has seen before."""
+    """All of ZS-PAG; the defaults serve a model nobody has seen before.
+
+    CHOICE: one setting for every pair of data and net. What must differ from pair to pair is found on the forget set
+    while the method runs: the radius by doubling until the attack hits, the rate by the ladder, the epochs by when the
+    set is forgotten. All three stand in the result files, beside the directions that each layer has left.
+    """
 
     proxies: ProxyConfig = field(default_factory=ProxyConfig)
     subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
