@@ -133,6 +133,16 @@ def test_every_module_is_in_the_table_and_imports_what_it_says(component, path):
     assert not _forbidden(component, path.read_text(encoding="utf-8"), package)
 
 
+FAMILIES = [path for component, path in _sources() if component == "baselines" and path.stem != "__init__"]
+
+
+@pytest.mark.parametrize("path", FAMILIES, ids=lambda path: path.stem)
+def test_a_family_of_methods_uses_no_other_so_that_its_own_code_is_all_its_runs_depend_on(path):
+    inside = {name for name in _imported(path.read_text(encoding="utf-8")) if name.startswith("zspag.baselines")}
+    assert {name.split(".")[2] for name in inside} <= {"method"}
+    assert len(FAMILIES) > 2
+
+
 @pytest.mark.parametrize(
     "source",
     [

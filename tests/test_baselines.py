@@ -13,7 +13,8 @@ from reference import assert_same_state, state_of
 from torch import nn
 
 from zspag import baselines, experiment
-from zspag.baselines import METHODS, Method, Run, retain_subspace
+from zspag.baselines import METHODS, Method, Run, projected, retain_subspace, targets
+from zspag.baselines import method as shared_parts
 from zspag.config import LabelConfig, Ladders, UpdateConfig
 from zspag.evaluation import captured
 from zspag.experiment import Case, RetainDataRead, run_method
@@ -161,8 +162,8 @@ def test_norm_statistics_stay_and_only_the_claimed_weights_move(name):
 def loss_of(monkeypatch, name):
     """Return the loss that a method hands to the loop, without running it."""
     caught = []
-    monkeypatch.setattr(baselines, "descend", lambda *_, loss, **options: caught.append((loss, options)))
-    monkeypatch.setattr(baselines, "climb", lambda run, **_: [run(0.1), run(0.2)])
+    monkeypatch.setattr(shared_parts, "descend", lambda *_, loss, **options: caught.append((loss, options)))
+    monkeypatch.setattr(shared_parts, "climb", lambda run, **_: [run(0.1), run(0.2)])
     go(name)
     return caught
 
@@ -202,7 +203,7 @@ def test_random_relabeling_never_draws_a_forget_class_and_draws_afresh(monkeypat
         drawn.append(random_labels(*args, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(baselines, "random_labels", spy)
+    monkeypatch.setattr(targets, "random_labels", spy)
     go("random_relabeling", ladder=(1e-6, 2e-6))
     labels = torch.cat(drawn)
     assert labels[:, FORGET].sum() == 0
@@ -217,7 +218,7 @@ def test_teacher_of_delete_is_the_masked_original(monkeypatch):
     case, teachers = small(), []
     (loss, options), _ = loss_of(monkeypatch, "delete")
     monkeypatch.setattr(
-        baselines, "soft_cross_entropy", lambda logits, labels: teachers.append(labels) or logits.sum() * 0
+        targets, "soft_cross_entropy", lambda logits, labels: teachers.append(labels) or logits.sum() * 0
     )
     loss(case.model, torch.arange(len(case.images)))
     assert teachers[0][:, FORGET].abs().max() == 0
@@ -230,7 +231,7 @@ def test_teacher_of_delete_is_the_masked_original(monkeypatch):
 def test_delete_on_the_same_weights_is_zs_pag_with_soft_labels_unprojected():
     case, config = small(), replace(small().config, labels=LabelConfig(strategy="soft"))
     shared = {"config": config, "names": list(case.material.moments[0].second)}
-    distilled = baselines._distil(case.model, case.images, case.labels, generator=generator_for(0, "method"), **shared)
+    distilled = targets._distil(case.model, case.images, case.labels, generator=generator_for(0, "method"), **shared)
     fitted = go("unprojected", config=config)
     for first, second in zip(distilled.runs, fitted.runs, strict=True):
         assert_same_weights(first, second)
@@ -252,9 +253,9 @@ def test_label_variants_are_zs_pag_with_another_strategy(name, strategy):
 
 def test_curvature_gets_moments_in_their_own_size(monkeypatch):
     """As in ``zero_shot_unlearn``: normalized moments, which subspaces are cut from, would change the damping."""
-    real, handed = baselines.relabeler, []
+    real, handed = projected.relabeler, []
     monkeypatch.setattr(
-        baselines, "relabeler", lambda *args, **options: handed.append(options["moments"]) or real(*args, **options)
+        projected, "relabeler", lambda *args, **options: handed.append(options["moments"]) or real(*args, **options)
     )
     go("influence_labels", ladder=(0.03,))
     parts = small().material.moments
@@ -296,7 +297,7 @@ def test_rehearsal_is_the_sum_of_two_means(monkeypatch):
     (loss, _), _ = loss_of(monkeypatch, "rehearsal")
     kept, model = [], Fixed(torch.randn(6, 10, generator=generator_for("logits")))
     monkeypatch.setattr(
-        baselines, "soft_cross_entropy",
+        targets, "soft_cross_entropy",
         lambda logits, labels: kept.append(labels) or -(labels * logits.log_softmax(1)).sum(1).mean(),
     )  # fmt: skip
     value = loss(model, torch.arange(3))
@@ -397,7 +398,7 @@ def cheating(read):
 
     def run(model, forget_images, forget_labels, **shared):
         read()
-        return baselines.delete(model, forget_images, forget_labels, **shared)
+        return targets.delete(model, forget_images, forget_labels, **shared)
 
     return Method("a cheat", run, None, "forget set, it says", "nobody", "low")
 

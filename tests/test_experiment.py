@@ -282,6 +282,21 @@ def test_key_moves_with_the_profiles_own_architecture_and_with_no_other(tmp_path
     assert keys["before"][1] == keys["after"][1]
 
 
+def test_path_of_a_run_moves_with_the_methods_own_family_and_with_no_other(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_family.py").write_text("def run():\n    return 1\n")
+    run = importlib.import_module("own_family").run
+    monkeypatch.setitem(experiment.METHODS, "own", replace(METHODS["delete"], run=run))
+    paths = {}
+    for when, source in (("before", "return 1"), ("after", "return 2")):
+        (tmp_path / "own_family.py").write_text(f"def run():\n    {source}\n")
+        experiment._code_hash.cache_clear()
+        paths[when] = [experiment._run_path(CASE, name) for name in ("own", "delete", "references")]
+    experiment._code_hash.cache_clear()
+    assert paths["before"][0] != paths["after"][0]
+    assert paths["before"][1:] == paths["after"][1:]
+
+
 def test_key_holds_the_content_of_a_factory_and_not_its_place(tmp_path):
     def key_at(folder, source):
         folder.mkdir()

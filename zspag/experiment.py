@@ -40,7 +40,7 @@ from zspag.unlearning import Ladder, Material, prepare
 _TRAINING_CODE = ("zspag.models.building", "zspag.models.layers", "zspag.training")
 _MATERIAL_CODE = ("zspag.proxies", "zspag.activations", "zspag.subspaces")
 _METHOD_CODE = tuple(
-    f"zspag.{name}" for name in ("influence", "pseudo_labels", "unlearning", "baselines", "evaluation")
+    f"zspag.{name}" for name in ("influence", "pseudo_labels", "unlearning", "evaluation", "baselines.method")
 )
 REFERENCES = ("original", "masked", "retrained")
 TITLES = {"original": "original", "masked": "masked original", "retrained": "retrained"} | {
@@ -385,10 +385,16 @@ def _run_path(case: Case, name: str) -> Path:
         "config": to_dict(whole_ladder(case.profile, name) if name in METHODS else case.profile.unlearn),
         "method": name,
         "recorded_models": case.profile.recorded_models,
-        "code": _code_of(case.profile, *_MATERIAL_CODE, *_METHOD_CODE),
+        "code": _code_of(case.profile, *_MATERIAL_CODE, *_METHOD_CODE, *_family(name)),
     }
     folder = repository_root() / "runs" / case.profile.name / "grid"
     return folder / f"{name}-class{case.forget}-seed{case.seed}-{provenance.digest(key)[:16]}.json"
+
+
+def _family(name: str) -> tuple[str, ...]:
+    """Return the module a method stands in: an edit of another family leaves its runs as they are."""
+    method = METHODS.get(name)
+    return () if method is None else ((method.run or method.oracle).__module__,)
 
 
 def _compute_case(job: tuple[Case, tuple[str, ...]]) -> None:

@@ -1,0 +1,148 @@
+"""ZS-PAG and its ablations: other labels, other subspaces, no projection.
+
+Invariant: each differs from "zs_pag" in the one thing it is named after, and draws as much from the generator.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from zspag.baselines.method import ORACLE, PROXIES, Method, Run, forget_classes, seed_of
+from zspag.config import UnlearnConfig
+from zspag.pseudo_labels import relabeler
+from zspag.runtime import generator_for
+from zspag.subspaces import (
+    Projector,
+    Subspace,
+    averaged,
+    by_rank,
+    combine,
+    hard_projector,
+    pooled,
+    projector,
+    random_like,
+    second_moments,
+)
+from zspag.unlearning import Ladder, Material, climb, fit_labels
+
+_OURS = "Chen et al., IJCAI 2025"
+
+
+def _fit(
+    model: nn.Module,
+    forget_images: Tensor,
+    forget_labels: Tensor,
+    *,
+    config: UnlearnConfig,
+    generator: torch.Generator,
+    material: Material,
+    project: Projector | None,
+    strategy: str | None = None,
+) -> Ladder:
+    """Fit pseudo-labels of ``strategy`` (the configured one if None) with or without a projector."""
+    seed, names = seed_of(generator), material.names
+    labels = config.labels if strategy is None else replace(config.labels, strategy=strategy)
+    relabel = relabeler(
+        model, forget_images, forget=forget_classes(forget_labels), proxies=material.proxies,
+        moments=averaged(material.moments), projector=project, names=names, config=labels,
+        generator=generator_for(seed, "labels"),
+    )  # fmt: skip
+    return climb(
+        lambda lr: fit_labels(
+            model, forget_images, forget_labels, relabel=relabel, project=project, names=names,
+            update=replace(config.update, lr=lr), generator=generator_for(seed, "update"),
+        ),
+        update=config.update,
+    )  # fmt: skip
+
+
+def _zs_pag(strategy: str | None) -> Run:
+    """ZS-PAG with the configured labels, or with those of ``strategy``."""
+
+    def run(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
+            config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+        project = projector(material.moments, config=config.subspace)
+        return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
+                    project=project, strategy=strategy)  # fmt: skip
+
+    return run
+
+
+def unprojected(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
+                config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+    """ZS-PAG's labels and weights, without the projection."""
+    return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
+                project=None)  # fmt: skip
+
+
+def _in_subspace(choose: Callable[[nn.Module, Tensor, Material, Subspace, torch.Generator], Subspace]) -> Run:
+    """ZS-PAG with another subspace of the same rank per layer: does it matter *which* directions are protected?
+
+    Labels and rank are those of "zs_pag", so nothing but the directions differs.
+    """
+
+    def run(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
+            config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+        own = combine(material.moments, config=config.subspace)
+        other = choose(model, forget_images, material, own, generator_for(seed_of(generator), "subspace"))
+        return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
+                    project=hard_projector(other))  # fmt: skip
+
+    return run
+
+
+def forget_subspace(model: nn.Module, forget_images: Tensor, material: Material, own: Subspace,  # noqa: ARG001
+                    generator: torch.Generator) -> Subspace:  # fmt: skip  # noqa: ARG001
+    """Directions the forget samples themselves use, at the ranks of ``own``."""
+    return by_rank(second_moments(model, forget_images), ranks=own.ranks)
+
+
+def noise_subspace(model: nn.Module, forget_images: Tensor, material: Material, own: Subspace,
+                   generator: torch.Generator) -> Subspace:  # fmt: skip
+    """Directions that uniform noise images use, as many images as proxies, at the ranks of ``own``."""
+    count = len(material.proxies.labels)
+    noise = torch.rand((count, *forget_images.shape[1:]), generator=generator).to(forget_images)
+    return by_rank(second_moments(model, noise), ranks=own.ranks)
+
+
+def random_subspace(model: nn.Module, forget_images: Tensor, material: Material, own: Subspace,  # noqa: ARG001
+                    generator: torch.Generator) -> Subspace:  # fmt: skip
+    """Uniformly random directions, at the ranks of ``own``."""
+    return random_like(own, generator=generator)
+
+
+def oracle_subspace(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
+                    config: UnlearnConfig, generator: torch.Generator, material: Material,
+                    retain_images: Tensor, retain_labels: Tensor) -> Ladder:  # fmt: skip
+    """ZS-PAG with the subspace of the true retain data at the same ranks: what proxies would ideally replace."""
+    own = combine(material.moments, config=config.subspace)
+    seed_of(generator)  # keeps the batches those of the other subspaces
+    other = retain_subspace(model, retain_images, retain_labels, own=own)
+    return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
+                project=hard_projector(other))  # fmt: skip
+
+
+def retain_subspace(model: nn.Module, retain_images: Tensor, retain_labels: Tensor, *, own: Subspace) -> Subspace:
+    """Return the subspace of true retain data at the ranks of ``own``, every class weighing the same (an oracle)."""
+    parts = [second_moments(model, retain_images[retain_labels == label]) for label in retain_labels.unique()]
+    return by_rank(pooled(parts), ranks=own.ranks)
+
+
+def _projected(title: str, run: Run, reference: str, ladder: str = "high") -> Method:
+    return Method(title, run, None, PROXIES, reference, ladder)
+
+
+METHODS: dict[str, Method] = {
+    "zs_pag": _projected("ZS-PAG", _zs_pag(None), _OURS),
+    "unprojected": _projected("ZS-PAG without projection", unprojected, "control", "low"),
+    "process_labels": _projected("ZS-PAG, influence labels", _zs_pag("process"), _OURS),
+    "influence_labels": _projected("ZS-PAG, labels tilted once", _zs_pag("influence"), "control"),
+    "second_best_labels": _projected("ZS-PAG, second-best labels", _zs_pag("second_best"), "control"),
+    "random_labels": _projected("ZS-PAG, random labels", _zs_pag("random"), "control"),
+    "forget_subspace": _projected("subspace of forget samples", _in_subspace(forget_subspace), "control"),
+    "noise_subspace": _projected("subspace of noise", _in_subspace(noise_subspace), "control", "middle"),
+    "random_subspace": _projected("random subspace", _in_subspace(random_subspace), "control", "low"),
+    "oracle_subspace": Method("subspace of retain data", None, oracle_subspace, ORACLE, "oracle", "high"),
+}
