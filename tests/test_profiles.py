@@ -30,6 +30,16 @@ def test_the_line_of_a_data_set_wins_over_that_of_any():
     assert small.width != other.width
 
 
+def test_a_net_that_holds_forget_images_out_is_handed_all_of_them():
+    cpu = PROFILES["cpu"]
+    chosen = for_pair(cpu, arch="allcnn")
+    assert (chosen.forget_samples, chosen.unlearn.update.held_out) == (None, RECIPES["cpu"]["any", "allcnn"].held_out)
+    assert replace(chosen.unlearn, update=cpu.unlearn.update) == cpu.unlearn
+    assert chosen.unlearn.update.held_out > 0
+    other = for_pair(cpu, arch="vit")
+    assert (other.forget_samples, other.unlearn) == (cpu.forget_samples, cpu.unlearn)
+
+
 def test_a_strangers_net_is_trained_as_the_profiles_own_with_what_the_images_bear():
     cpu = PROFILES["cpu"]
     chosen = for_pair(cpu, arch="net.py:build")

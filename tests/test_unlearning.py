@@ -13,7 +13,7 @@ from torch import nn
 from zspag import subspaces
 from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
-from zspag.runtime import generator_for
+from zspag.runtime import generator_for, logits_of
 from zspag.subspaces import by_energy, hard_projector, pooled, projector, second_moments, soft_projector
 from zspag.unlearning import (
     Descent,
@@ -385,6 +385,44 @@ def test_the_history_tells_loss_and_accuracy_and_the_run_stops_once_it_has_forgo
     assert done.reached(0.01)
     assert not done.diverged
     assert done.history[-1].loss < done.history[0].loss
+
+
+def held_out_run(held_out, *, count=10, lr=0.02):
+    """Descend on hard targets; return the images, the run, and the indices of every batch."""
+    model, images, labels, loss, project = setting(count=count)
+    batches = []
+
+    def watched(current, batch):
+        batches.append(batch)
+        return loss(current, batch)
+
+    update = update_of(lr=lr, epochs=3, batch_size=3, forget_accuracy=0.0, held_out=held_out)
+    done = descend(
+        model, images, labels, loss=watched, names=PROJECTABLE, project=project, update=update,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    return images, labels, done, torch.cat(batches)
+
+
+@pytest.mark.parametrize(("held_out", "fitted"), [(0.0, 10), (0.3, 7), (0.25, 7)])
+def test_held_out_samples_are_judged_and_never_fitted(held_out, fitted):
+    images, labels, done, batches = held_out_run(held_out)
+    seen = set(batches.tolist())
+    assert len(seen) == fitted
+    assert len(batches) == len(done.history) * fitted
+    judged = sorted(set(range(10)) - seen) if held_out else list(range(10))
+    right = (logits_of(done.model, images[judged]).argmax(1) == labels[judged]).double().mean().item()
+    assert done.history[-1].forget_accuracy == right
+
+
+def test_every_rate_holds_the_same_samples_out():
+    (*_, first), (*_, second) = held_out_run(0.3, lr=0.02), held_out_run(0.3, lr=1e-6)
+    assert set(first.tolist()) == set(second.tolist())
+
+
+def test_nothing_left_to_fit_is_an_error():
+    with pytest.raises(ValueError, match=r"held_out=0.3 of 1 forget samples leaves none to fit"):
+        held_out_run(0.3, count=1)
 
 
 @pytest.mark.parametrize(("settle", "factor"), [(0.0, 1), (0.5, 1.5), (1.0, 2)])

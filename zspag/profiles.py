@@ -39,15 +39,17 @@ PAPER_NETS = ("alexnet", "vgg16", "resnet18", "vit")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one architecture is built and trained.
+    """How one architecture is built and trained, and what it needs to be made to forget.
 
     Attributes:
         width: Channels of the first block (hidden dimension of a transformer).
         train: Training recipe.
+        held_out: ``UpdateConfig.held_out`` for this net; above 0 it is handed the whole forget set of the profile.
     """
 
     width: int
     train: TrainConfig
+    held_out: float = 0.0
 
 
 # Large nets on a GPU: SGD with Nesterov momentum for convolutions, AdamW with mixup for the transformer.
@@ -69,7 +71,9 @@ _MNIST_VIT = replace(_SMALL_VIT, lr=2e-3, pad=2)
 # "any" stands for every data set that has no line of its own.
 RECIPES: dict[str, dict[tuple[str, str], Recipe]] = {
     "cpu": {
-        ("any", "allcnn"): Recipe(48, _SMALL),
+        # With 1 000 images of a horse none was left on the forget set after some epochs at rate 1, and of unseen ones
+        # 4 %; with all 5 000 at rate 3 less than half a per cent. Held-out forget images see that, fitted ones do not.
+        ("any", "allcnn"): Recipe(48, _SMALL, held_out=0.1),
         ("any", "vit"): Recipe(96, _SMALL_VIT),
         ("mnist", "alexnet"): Recipe(16, _MNIST),
         ("mnist", "vgg11"): Recipe(16, _MNIST),
@@ -186,4 +190,10 @@ def for_pair(profile: Profile, *, dataset: str | None = None, arch: str | None =
     table = RECIPES.get(profile.name, {})
     found = table.get((changed.dataset, changed.arch)) or table.get(("any", changed.arch))
     train = replace(profile.train, augment="hint") if profile.train.augment != "none" else profile.train
-    return replace(changed, train=train) if found is None else replace(changed, width=found.width, train=found.train)
+    if found is None:
+        return replace(changed, train=train)
+    changed = replace(changed, width=found.width, train=found.train)
+    if not found.held_out:
+        return changed
+    update = replace(profile.unlearn.update, held_out=found.held_out)
+    return replace(changed, unlearn=replace(profile.unlearn, update=update), forget_samples=None)

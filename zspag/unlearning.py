@@ -27,7 +27,7 @@ BatchLoss = Callable[[nn.Module, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the forget set: mean loss, accuracy on the forget set afterwards (a fraction), seconds."""
+    """One pass over the fitted samples: mean loss, accuracy on the judged ones afterwards (a fraction), seconds."""
 
     loss: float
     forget_accuracy: float
@@ -276,7 +276,7 @@ def descend(
     Args:
         model: Not changed.
         forget_images: Shape (n, C, H, W).
-        forget_labels: Shape (n,); read by the stopping rule only.
+        forget_labels: Shape (n,); read by the stopping rule only, which judges the samples that are held out, if any.
         loss: Maps the current model and the indices of a batch to a scalar.
         names: Parameters that may move; all others stay frozen.
         project: Applied to every gradient before momentum (projection is linear, so momentum stays projected too).
@@ -288,7 +288,7 @@ def descend(
         The copy after the last epoch, with its history.
 
     Raises:
-        ValueError: If ``update.lr`` is None.
+        ValueError: If ``update.lr`` is None, or ``update.held_out`` leaves nothing to fit.
     """
     if update.lr is None:
         raise ValueError("descend needs a learning rate: set update.lr, or use the forget-only rule")
@@ -299,6 +299,12 @@ def descend(
     velocity = {name: torch.zeros_like(parameter) for name, parameter in moving.items()}
     history: list[Epoch] = []
     diverged = False
+    fitted, judged = _parted(len(forget_images), update.held_out, generator)
+    judged_images, judged_labels = (
+        (channels_last(forget_images[judged]), forget_labels[judged])
+        if update.held_out
+        else (forget_images, forget_labels)
+    )
     with evaluating(changed):
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in moving)
@@ -306,22 +312,37 @@ def descend(
             started, total = time.perf_counter(), 0.0
             if before_epoch is not None:
                 before_epoch(changed)
-            order = torch.randperm(len(forget_images), generator=generator).to(forget_images.device)
+            order = fitted[torch.randperm(len(fitted), generator=generator)].to(forget_images.device)
             for batch in order.split(batch_size(len(order), update)):
                 value = loss(changed, batch)
                 if diverged := not bool(torch.isfinite(value)):
                     break
                 _step_(moving, velocity, value, project=project, lr=update.lr, momentum=update.momentum)
                 total += value.item() * len(batch)
-            logits = logits_of(changed, forget_images)
+            logits = logits_of(changed, judged_images)
             diverged = diverged or not bool(torch.isfinite(logits).all())  # the last step may have blown up unseen
-            remaining = (logits.argmax(1) == forget_labels).double().mean().item()
+            remaining = (logits.argmax(1) == judged_labels).double().mean().item()
             history.append(Epoch(total / len(order), remaining, time.perf_counter() - started))
             if _finished(history, update):
                 break
         for name, parameter in parameters.items():
             parameter.requires_grad_(flags[name])
     return Descent(changed, update.lr, tuple(history), diverged)
+
+
+def _parted(count: int, held_out: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the indices that are fitted and those that are judged: the same, all of them, if nothing is held out.
+
+    Raises:
+        ValueError: If nothing is left to fit.
+    """
+    if held_out == 0:
+        return torch.arange(count), torch.arange(count)
+    held = math.ceil(held_out * count)
+    if held == count:
+        raise ValueError(f"held_out={held_out} of {count} forget samples leaves none to fit: pass more, or held_out=0")
+    order = torch.randperm(count, generator=generator)
+    return order[held:], order[:held]
 
 
 def _finished(history: Sequence[Epoch], update: UpdateConfig) -> bool:
