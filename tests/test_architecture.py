@@ -41,11 +41,14 @@ MAY_IMPORT = {
     "notebook": {"config", "profiles", "provenance", "files", "plots"},
     "reproduce": {"config", "profiles", "provenance", "files", "notebook", "plots"},
     "claims": {"files"},
+    "cluster": {"runtime"},
     "__init__": {"config", "models", "unlearning"},
 }
-MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {"plots", "tables", "notebook", "reproduce", "claims", "__init__"}
+MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {
+    "plots", "tables", "notebook", "reproduce", "claims", "cluster", "__init__"
+}  # fmt: skip
 MAY_IMPORT["runs"] = MAY_IMPORT["experiment"] | {"experiment", "plots"}
-MAY_IMPORT["sweep"] = MAY_IMPORT["runs"] | {"runs", "tables"}
+MAY_IMPORT["sweep"] = MAY_IMPORT["runs"] | {"runs", "tables", "cluster"}
 MAY_IMPORT["__main__"] = set(MAY_IMPORT) - set(METHOD) - {"__init__"} | {"unlearning"}
 
 CLASS_NUMBERS = {"int", "Sequence[int]", "tuple[int, ...]"}

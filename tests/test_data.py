@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import threading
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -692,6 +693,17 @@ def test_share_keeps_every_class_in_both_splits_and_has_a_hash_of_its_own():
 def test_smallest_share_leaves_a_few_images_of_each_class():
     part = thinned(read_digits(), 1e-6)
     assert part.train.labels.bincount().tolist() == part.test.labels.bincount().tolist() == [FEWEST] * 10
+
+
+def test_of_many_classes_the_first_are_kept():
+    whole = read_digits()
+    counts = torch.arange(13).repeat_interleave(3)
+    split = Split(whole.train.images[: len(counts)], counts)
+    many = replace(whole, classes=tuple("abcdefghijklm"), train=split, test=split)
+    part = thinned(many, 0.5)
+    assert part.classes == tuple("abcdefghij")
+    assert part.num_classes == 10
+    assert part.train.labels.unique().tolist() == list(range(10))
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])

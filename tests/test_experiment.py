@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pandas as pd
@@ -11,6 +12,7 @@ from laboratory import TINY, rooted, small
 
 from zspag import checkpoints, experiment, files, provenance
 from zspag.baselines import METHODS
+from zspag.cluster import spread_over
 from zspag.config import Ladders, SubspaceConfig
 from zspag.data import load
 from zspag.experiment import (
@@ -25,6 +27,7 @@ from zspag.experiment import (
     training_key,
     whole_ladder,
 )
+from zspag.runtime import pool_map
 
 pytestmark = pytest.mark.usefixtures("own_data")
 PROFILE = replace(TINY, classes=(3, 5), ladders=Ladders(low=(0.003, 0.03), middle=(0.01, 0.1), high=(0.03, 0.3)))
@@ -133,7 +136,7 @@ def test_second_call_computes_nothing(copied, finished, no_computing):
 
 def test_new_grid_would_compute(tmp_path, monkeypatch, no_computing):
     at(monkeypatch, tmp_path)
-    with pytest.raises(RuntimeError, match="originals failed.*\n.*this would compute"):
+    with pytest.raises(RuntimeError, match=r"^1 job of the grid failed.*\n  seed 0: .*this would compute$"):
         compute_grid(PROFILE, METHODS_HERE)
 
 
@@ -165,7 +168,7 @@ def test_failing_job_leaves_the_others_and_is_named(copied, monkeypatch):
         return real(case, name, **rest)
 
     monkeypatch.setattr(experiment, "run_method", fails_on_five)
-    with pytest.raises(RuntimeError, match=r"1 of 2 .* failed.*\n  seed 0, class 5: ArithmeticError: out of luck"):
+    with pytest.raises(RuntimeError, match=r"1 job of .*\n  seed 0, class 5, head_only: ArithmeticError: out of"):
         compute_grid(PROFILE, METHODS_HERE)
     kept = {path.name.rpartition("-")[0] for path in grid_files(copied)}
     methods = {f"{name}-class{label}-seed0" for name in ("references", *METHODS_HERE) for label in PROFILE.classes}
@@ -175,13 +178,32 @@ def test_failing_job_leaves_the_others_and_is_named(copied, monkeypatch):
     assert len(compute_grid(PROFILE, METHODS_HERE)) == 2 * (3 + len(METHODS_HERE) * len(PROFILE.ladders.low))
 
 
+def test_class_that_cannot_be_prepared_costs_its_own_methods_only(copied, monkeypatch):
+    for path in grid_files(copied):
+        path.unlink()
+    real = experiment.material_of
+
+    def fails_on_five(case):
+        if case.forget == 5:
+            raise ArithmeticError("out of reach")
+        return real(case)
+
+    monkeypatch.setattr(experiment, "material_of", fails_on_five)
+    with pytest.raises(RuntimeError, match=r"^1 job of .*\n  seed 0, class 5: ArithmeticError: out of reach$"):
+        compute_grid(PROFILE, METHODS_HERE)
+    kept = {path.name.rpartition("-")[0] for path in grid_files(copied)}
+    others = set(PROFILE.classes) - {5}
+    assert {f"{name}-class{label}-seed0" for name in METHODS_HERE for label in others} <= kept
+    assert not [name for name in kept if "class5" in name and not name.startswith("references")]
+
+
 def test_cheat_in_a_grid_writes_no_file(copied, monkeypatch):
     def cheat(model, forget_images, forget_labels, **shared):
         load("digits")
         return METHODS["delete"].run(model, forget_images, forget_labels, **shared)
 
     monkeypatch.setitem(METHODS, "cheat", replace(METHODS["delete"], run=cheat))
-    with pytest.raises(RuntimeError, match="class 3: RetainDataRead: cheat read 1797 samples"):
+    with pytest.raises(RuntimeError, match="class 3, cheat: RetainDataRead: cheat read 1797 samples"):
         compute_grid(replace(PROFILE, classes=(3,)), ("cheat",))
     assert not [path for path in grid_files(copied) if path.name.startswith("cheat")]
 
@@ -192,13 +214,16 @@ def test_unknown_method_is_named_before_anything_runs(tmp_path, monkeypatch, no_
         compute_grid(PROFILE, ("delete", "magic"))
 
 
-def test_two_workers_give_the_rows_of_one(copied, finished):
+@pytest.mark.parametrize("spreading", ["pool", "dask"])
+def test_two_workers_give_the_rows_of_one(copied, finished, spreading):
     """Spawned processes, one thread each; from the same trained models, which other tests need too."""
     for path in grid_files(copied):
         path.unlink()
     for path in (copied / "runs" / "tiny" / "checkpoints" / "material").iterdir():
         path.unlink()
-    frame = compute_grid(replace(PROFILE, workers=2), METHODS_HERE)
+    open_one = nullcontext(pool_map) if spreading == "pool" else spread_over(None, workers=2, threads_each=1)
+    with open_one as spread:
+        frame = compute_grid(replace(PROFILE, workers=2), METHODS_HERE, spread=spread)
     pd.testing.assert_frame_equal(comparable(frame), comparable(finished[1]), check_exact=True)
 
 

@@ -130,10 +130,15 @@ def test_run_refuses_a_folder_option_for_a_data_set_with_a_size_of_its_own(start
 def test_sweep_takes_the_methods_of_the_profile_or_those_asked_for(started, tmp_path, monkeypatch):
     monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
     assert main(["sweep", "--profile", "smoke"]) == 0
-    assert main(["sweep", "--profile", "digits", "--methods", "zs_pag,delete", "--classes", "2", "--record"]) == 0
+    command = "sweep --profile digits --methods zs_pag,delete --classes 2 --record --scheduler tcp://host:8786"
+    assert main(command.split()) == 0
     smoke, digits = PROFILES["smoke"], PROFILES["digits"]
-    assert started[0] == (smoke, smoke.methods, {"record": False})
-    assert started[1] == (replace(digits, classes=(2,)), ("zs_pag", "delete"), {"record": True})
+    assert started[0] == (smoke, smoke.methods, {"record": False, "scheduler": None})
+    assert started[1] == (
+        replace(digits, classes=(2,)),
+        ("zs_pag", "delete"),
+        {"record": True, "scheduler": "tcp://host:8786"},
+    )
 
 
 def test_sweep_of_an_unknown_method_names_the_known_ones(capsys, tmp_path, monkeypatch):

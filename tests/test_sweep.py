@@ -69,7 +69,8 @@ def test_lines_name_the_safe_rates_and_the_files(finished):
 def test_second_sweep_computes_nothing_and_records_only_if_asked(finished, tmp_path, monkeypatch):
     (tmp_path / "runs").symlink_to(finished[0] / "runs")
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    monkeypatch.setattr(experiment, "_compute_case", None)
+    monkeypatch.setattr(experiment, "_compute_method", None)
+    monkeypatch.setattr(experiment, "_prepare_case", None)
     lines = list(sweep.sweep(PROFILE, NAMES, record=False))
     assert len(lines) == 4
     assert not (tmp_path / "results").exists()

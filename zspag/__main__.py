@@ -50,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("sweep", help="run methods over their whole ladders; write every row and a figure")
     _add_profile(one)
     one.add_argument("--methods", help="methods, comma-separated (default: the profile's)")
+    one.add_argument(
+        "--scheduler", metavar="ADDRESS", help="dask scheduler of a running cluster (default: start workers)"
+    )
     one.set_defaults(action=_sweep)
 
     one = commands.add_parser("unlearn", help="make a model of your own forget the classes of an image folder")
@@ -148,7 +151,7 @@ def _sweep(chosen: argparse.Namespace) -> int:
     profile = _profile(chosen)
     methods = profile.methods if chosen.methods is None else tuple(chosen.methods.split(","))
     try:
-        for line in sweep.sweep(profile, methods, record=chosen.record):
+        for line in sweep.sweep(profile, methods, record=chosen.record, scheduler=chosen.scheduler):
             print(line, flush=True)
     except RunsFailed as error:
         print(f"zspag sweep: {error}", file=sys.stderr)

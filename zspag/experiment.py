@@ -10,9 +10,9 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -55,6 +55,15 @@ class Case:
     profile: Profile
     seed: int
     forget: int
+
+
+class Spread(Protocol):
+    """Carries jobs to processes, as ``runtime.pool_map`` does."""
+
+    def __call__(
+        self, function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: int, threads_each: int, title: str
+    ) -> Iterable[tuple[Any, Any]]:
+        """Yield each job with its answer, or with the exception it raised."""
 
 
 class RunsFailed(RuntimeError):  # noqa: N818  reads as a fact
@@ -328,12 +337,15 @@ def _call(
     )  # fmt: skip
 
 
-def compute_grid(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
+def compute_grid(profile: Profile, methods: Sequence[str], *, spread: Spread = pool_map) -> pd.DataFrame:
     """Run methods on every class and seed of a profile, and return one row per run.
+
+    Every method of a class and seed is a job and a file of its own, so what is lost with a worker is one job.
 
     Args:
         profile: Says classes, seeds, rates and workers.
         methods: Names of ``baselines.METHODS``.
+        spread: What carries jobs to processes: ``runtime.pool_map``, or a cluster's.
 
     Returns:
         Rows of all references and methods: method, forget, seed, lr, chosen, epochs, seconds, retain_samples_read
@@ -347,11 +359,22 @@ def compute_grid(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
     if unknown:
         raise ValueError(f"unknown method {', '.join(unknown)}; known are {', '.join(METHODS)}")
     data_of(profile)  # a missing data set is said once, not by every worker
-    _finish(profile, _train_original, [(profile, seed) for seed in profile.seeds], "originals")
+    finish = partial(_finish, profile, spread)
+    failures = finish(_train_original, [(profile, seed) for seed in profile.seeds], "originals")
+    lost = {seed for (_, seed), _ in failures}
     cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
-    jobs = [(case, tuple(methods)) for case in cases]
-    missing = [job for job in jobs if not all(_run_path(job[0], name).exists() for name in ("references", *methods))]
-    _finish(profile, _compute_case, missing, "classes and seeds")
+    missing = [(case, name) for case in cases for name in methods if not _run_path(case, name).exists()]
+    started = {case for case, _ in missing}
+    bare = [case for case in cases if case in started or not _run_path(case, "references").exists()]
+    failures += finish(_prepare_case, [(case,) for case in bare if case.seed not in lost], "classes and seeds")
+    broken = {job[0] for job, _ in failures}
+    ready = [job for job in missing if job[0].seed not in lost and job[0] not in broken]
+    failures += finish(_compute_method, ready, "methods")
+    if failures:
+        lines = "\n".join(f"  {_name(job)}: {type(error).__name__}: {error}" for job, error in failures)
+        raise RunsFailed(
+            f"{len(failures)} job{'s' * (len(failures) > 1)} of the grid failed; the others are kept:\n{lines}"
+        )
     rows = [
         row
         for case in cases
@@ -361,17 +384,19 @@ def compute_grid(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _finish(profile: Profile, function: Callable[[Any], None], jobs: Sequence[Any], title: str) -> None:
-    answers = pool_map(function, jobs, workers=profile.workers, threads_each=profile.threads, title=title)
-    failures = [(job, answer) for job, answer in answers if isinstance(answer, Exception)]
-    if failures:
-        lines = "\n".join(f"  {_name(job)}: {type(error).__name__}: {error}" for job, error in failures)
-        raise RunsFailed(f"{len(failures)} of {len(jobs)} {title} failed; the others are kept:\n{lines}")
+def _finish(
+    profile: Profile, spread: Spread, function: Callable[[Any], None], jobs: Sequence[Any], title: str
+) -> list[tuple[Any, Exception]]:
+    """Do the jobs and return those that failed, each with its exception."""
+    answers = spread(function, jobs, workers=profile.workers, threads_each=profile.threads, title=title)
+    return [(job, answer) for job, answer in answers if isinstance(answer, Exception)]
 
 
 def _name(job: Any) -> str:
-    first = job[0]
-    return f"seed {first.seed}, class {first.forget}" if isinstance(first, Case) else f"seed {job[1]}"
+    first, *further = job
+    if not isinstance(first, Case):
+        return f"seed {job[1]}"
+    return ", ".join([f"seed {first.seed}, class {first.forget}", *further])
 
 
 def _train_original(job: tuple[Profile, int]) -> None:
@@ -397,15 +422,20 @@ def _family(name: str) -> tuple[str, ...]:
     return () if method is None else ((method.run or method.oracle).__module__,)
 
 
-def _compute_case(job: tuple[Case, tuple[str, ...]]) -> None:
-    """Compute what is missing of one case; every finished method is a file."""
-    case, methods = job
+def _prepare_case(job: tuple[Case]) -> None:
+    """Compute what all methods of a case share: the retrained model, the references' rows, the material."""
+    (case,) = job
     panel = panel_of(case)
     references = dict(zip(REFERENCES, (panel.original, masked_parts(panel), panel.retrained), strict=True))
     kept_rows(case, "references", lambda: [_row(case, name, parts, panel) for name, parts in references.items()])
-    model, material = trained(case.profile, case.seed), material_of(case)
-    for name in methods:
-        kept_rows(case, name, lambda name=name: _ladder_rows(case, name, model, material, panel))  # type: ignore[misc]
+    material_of(case)
+
+
+def _compute_method(job: tuple[Case, str]) -> None:
+    """Compute one method of a case over its ladder."""
+    case, name = job
+    model, material, panel = trained(case.profile, case.seed), material_of(case), panel_of(case)
+    kept_rows(case, name, lambda: _ladder_rows(case, name, model, material, panel))
 
 
 def _ladder_rows(case: Case, name: str, model: nn.Module, material: Material, panel: Panel) -> list[dict[str, Any]]:

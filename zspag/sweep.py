@@ -12,24 +12,26 @@ from typing import Any
 
 import pandas as pd
 
-from zspag import experiment, provenance, runs, tables
+from zspag import cluster, experiment, provenance, runs, tables
 from zspag.config import Profile, to_dict
 from zspag.runtime import pick_device
 
 
-def sweep(profile: Profile, methods: Sequence[str], *, record: bool) -> Iterator[str]:
+def sweep(profile: Profile, methods: Sequence[str], *, record: bool, scheduler: str | None = None) -> Iterator[str]:
     """Run methods on every class and seed of a profile and write the rows.
 
     Args:
         profile: Data, architecture, classes, seeds, configuration and ladders.
         methods: Names of ``baselines.METHODS``.
         record: Write the result to ``results/<profile>`` too.
+        scheduler: Address of a dask scheduler; None starts workers on this machine.
 
     Yields:
         Lines for the reader: safe rates per method, then the files.
     """
     started = time.time()
-    frame = experiment.compute_grid(profile, methods)
+    with cluster.spread_over(scheduler, workers=profile.workers, threads_each=profile.threads) as spread:
+        frame = experiment.compute_grid(profile, methods, spread=spread)
     for name in methods:
         yield f"{experiment.TITLES[name]}: safe rates {tables.window_text(frame, name)}"
     name = f"sweep_{experiment.case_name(profile)}"

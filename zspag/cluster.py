@@ -1,0 +1,119 @@
+"""The grid on a dask cluster: another way to carry the same jobs to processes, of one machine or of many.
+
+Without an address a cluster of this machine is started: one worker process per GPU where there are any, else as many
+as the profile says, each with the profile's threads. On other machines the package, the folder that ``ZSPAG_ROOT``
+names and the data must be there under the same paths, as on the shared file system of a cluster.
+
+Invariant: a job's result is a file that it writes itself, so a worker that dies costs its own unfinished job, which
+another worker does again. Nothing here knows what a job computes.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from zspag.runtime import Answer, Job, pool_map, progress
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+ANSWERS_WITHIN = 10.0  # seconds that a scheduler somewhere else is given
+HERE = "127.0.0.1"  # no other machine can send jobs to workers started here
+
+
+@contextmanager
+def spread_over(scheduler: str | None, *, workers: int, threads_each: int) -> Generator[Any, None, None]:
+    """Open a cluster and hand out what carries jobs to it, with the signature of ``runtime.pool_map``.
+
+    Args:
+        scheduler: Address of a running dask scheduler such as "tcp://host:8786"; None starts workers here.
+        workers: Worker processes on this machine, where it has no GPU.
+        threads_each: Intra-op threads of torch in each.
+
+    Yields:
+        A function that carries jobs, for as long as the cluster is open.
+
+    Raises:
+        ValueError: If nobody answers at the address; the message names it.
+    """
+    if scheduler is None and workers == 1 and torch.cuda.device_count() <= 1:
+        yield pool_map  # one after the other in this process: there is nothing to spread
+        return
+    with _client(scheduler, workers=workers, threads_each=threads_each) as client:
+        yield partial(_carry, client)
+
+
+def _carry(
+    client: "Client",
+    function: Callable[[Job], Answer],
+    jobs: Sequence[Job],
+    *,
+    workers: int,  # noqa: ARG001  the cluster has the workers it has
+    threads_each: int,
+    title: str,
+) -> Iterator[tuple[Job, Answer | Exception]]:
+    """Send the jobs to the cluster.
+
+    Yields:
+        Each job as it finishes, with its answer or its exception.
+    """
+    from distributed import as_completed
+
+    futures = {client.submit(_with_threads, function, job, threads_each, pure=False): job for job in jobs}
+    try:
+        for future in progress(as_completed(futures, loop=client.loop), total=len(jobs), title=title):
+            error = future.exception()
+            yield futures[future], error if error is not None else future.result()
+    finally:
+        client.cancel(list(futures))
+
+
+def _with_threads(function: Callable[[Job], Answer], job: Job, threads_each: int) -> Answer:
+    torch.set_num_threads(threads_each)
+    return function(job)
+
+
+@contextmanager
+def _client(scheduler: str | None, *, workers: int, threads_each: int) -> Generator["Client", None, None]:
+    from distributed import Client
+
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout=ANSWERS_WITHIN, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no dask scheduler answers at {scheduler!r} ({error}); start one, or leave the address out"
+            ) from error
+        with client:
+            yield client
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="zspag-workers-") as folder,
+        _local_cluster(workers, threads_each, folder) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def _local_cluster(workers: int, threads_each: int, folder: str) -> Any:
+    """Start one-job-at-a-time workers here, one per GPU if there are GPUs."""
+    import dask
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    gpus = torch.cuda.device_count()
+    spec = {}
+    for index in range(gpus or workers):
+        env = {"OMP_NUM_THREADS": str(threads_each)} | ({"CUDA_VISIBLE_DEVICES": str(index)} if gpus else {})
+        options = {"nthreads": 1, "memory_limit": 0, "env": env, "local_directory": folder, "host": HERE}
+        spec[index] = {"cls": Nanny, "options": options}
+    dask.config.set({"distributed.admin.tick.limit": "1h"})  # a job holds its worker for minutes, and that is fine
+    return SpecCluster(
+        workers=spec,
+        scheduler={"cls": Scheduler, "options": {"dashboard": False, "host": HERE}},
+        silence_logs=logging.CRITICAL,
+    )
