@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import PROXIES, Method, descend_all, forget_classes, seed_of
+from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, seed_of
 from zspag.config import UnlearnConfig
 from zspag.pseudo_labels import masked_log_probabilities
 from zspag.runtime import chunks, frozen, generator_for, logits_of
@@ -115,4 +115,4 @@ def _attack_chunk(
     return moving
 
 
-METHODS: dict[str, Method] = {"aru": Method("ARU", aru, None, PROXIES, "ARU, 2026", "low")}
+METHODS: dict[str, Method] = {"aru": Method("ARU", aru, None, FORGET, "ARU, 2026", "low")}
