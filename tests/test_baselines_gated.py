@@ -210,6 +210,21 @@ def test_no_forget_image_is_trained_on():
         assert torch.equal(tensor, other.model.state_dict()[name])
 
 
+def test_gate_is_what_keeps_a_class_from_the_student(monkeypatch):
+    """Class 0, which the maker does show; of many others the student learns nothing even without a gate."""
+    case, ends = small(), {}
+    own = case.retain_labels == 0
+    monkeypatch.setattr(gated, "ROUNDS", 5)  # learns enough within three epochs
+    for threshold in (GATE, 1.1):
+        monkeypatch.setattr(gated, "GATE", threshold)
+        config = replace(case.config, update=UpdateConfig(lr=0.003, epochs=3))
+        (only,) = gkt(case.model, case.retain_images[own], case.retain_labels[own], num_classes=10, config=config,
+                      generator=generator_for(0, "method"), material=None).runs  # fmt: skip
+        ends[threshold] = only.history[-1].forget_accuracy
+    assert ends[GATE] < 0.05
+    assert ends[1.1] > 0.8
+
+
 def test_student_learns_more_at_a_rate_that_is_not_tiny():
     tiny, useful = run(lr=1e-7)[0], run(lr=0.003)[0]
     assert len(run(epochs=2)[0].history) == 2  # nothing is recognized from the start, and yet it goes on

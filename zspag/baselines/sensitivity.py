@@ -13,7 +13,7 @@ from zspag.unlearning import BatchLoss, Ladder, Material
 
 COPIES = 25  # JiT: noisy copies of every sample
 SIGMA = 0.5  # JiT: standard deviation of their noise; the paper's for convolutional nets
-IRRELEVANT = 1.0  # MU-Mis: lambda, the weight of the other class
+IRRELEVANT = 1.0  # MU-Mis: lambda, the weight of the other class; CHOICE: both count the same
 
 
 def jit(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
@@ -27,8 +27,9 @@ def jit(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_c
 
     Note:
         The published code never zeroes its gradients, so that each step repeats those of all batches before it. Here a
-        step sees its own batch alone. DIFFERS: sigma counts pixels in [0, 1], not normalized ones, and copies may leave
-        that range; as many epochs as every method instead of one.
+        step sees its own batch alone. A step that brings f(x) closer to where f(x + e) was moves f(x + e) too, so that
+        the loss may grow without end: the rates between too little and ruin are few. DIFFERS: sigma counts pixels in
+        [0, 1], not normalized ones, and copies may leave that range; as many epochs as every method instead of one.
     """
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
