@@ -8,12 +8,21 @@ argument and is marked in every table. One module per family; a method is one fu
 Invariant: norm statistics are frozen and no method decays weights; the learning-rate rule sees the forget set only.
 """
 
-from zspag.baselines import adversarial, boundary, projected, saliency, targets
+from zspag.baselines import (
+    adversarial,
+    boundary,
+    gated,
+    projected,
+    relatives,
+    saliency,
+    sensitivity,
+    synthetic,
+    targets,
+)
 from zspag.baselines.method import Method, Run
 from zspag.baselines.projected import forget_subspace, noise_subspace, random_subspace, retain_subspace
 
-METHODS: dict[str, Method] = (
-    projected.METHODS | targets.METHODS | boundary.METHODS | adversarial.METHODS | saliency.METHODS
-)
+FAMILIES = (projected, targets, boundary, adversarial, saliency, sensitivity, relatives, synthetic, gated)
+METHODS: dict[str, Method] = {name: method for family in FAMILIES for name, method in family.METHODS.items()}
 
 __all__ = ["METHODS", "Method", "Run", "forget_subspace", "noise_subspace", "random_subspace", "retain_subspace"]
