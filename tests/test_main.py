@@ -16,7 +16,7 @@ from zspag.config import FolderConfig
 from zspag.files import write_json
 from zspag.profiles import PROFILES
 
-COMMANDS = ("reproduce", "run", "sweep", "unlearn", "data", "env", "provenance")
+COMMANDS = ("reproduce", "run", "sweep", "unlearn", "methods", "data", "env", "provenance")
 
 
 @pytest.fixture

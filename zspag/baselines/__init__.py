@@ -8,10 +8,10 @@ argument and is marked in every table. One module per family; a method is one fu
 Invariant: norm statistics are frozen and no method decays weights; the learning-rate rule sees the forget set only.
 """
 
-from zspag.baselines import projected, targets
+from zspag.baselines import importances, oracles, projected, targets
 from zspag.baselines.method import Method, Run
 from zspag.baselines.projected import forget_subspace, noise_subspace, random_subspace, retain_subspace
 
-METHODS: dict[str, Method] = projected.METHODS | targets.METHODS
+METHODS: dict[str, Method] = projected.METHODS | targets.METHODS | oracles.METHODS | importances.METHODS
 
 __all__ = ["METHODS", "Method", "Run", "forget_subspace", "noise_subspace", "random_subspace", "retain_subspace"]
