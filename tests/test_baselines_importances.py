@@ -111,13 +111,12 @@ def test_memory_bound_changes_no_result(monkeypatch):
         torch.testing.assert_close(part, whole[key])
 
 
-def test_large_sets_are_sampled_without_replacement(monkeypatch):
-    monkeypatch.setattr(importances, "SAMPLES", 4)
+def test_large_sets_are_sampled_without_replacement():
     images, labels = torch.arange(9.0), torch.arange(9)
-    kept, of = importances._sample(images, labels, generator_for(0))
+    kept, of = importances._sample(images, labels, 4, generator_for(0))
     assert len(kept.unique()) == 4
     assert torch.equal(kept.long(), of)
-    assert torch.equal(importances._sample(images[:4], labels[:4], generator_for(0))[0], images[:4])
+    assert torch.equal(importances._sample(images[:4], labels[:4], 4, generator_for(0))[0], images[:4])
 
 
 # Fisher forgetting

@@ -21,8 +21,10 @@ from zspag.influence import Direction, weights_of
 from zspag.runtime import chunks, frozen, generator_for, logits_of, plain_attention
 from zspag.unlearning import Descent, Epoch, Ladder, Material, climb
 
-# Most samples of either set whose gradients are taken one by one; an importance is a mean and hardly needs more.
-SAMPLES = 2000
+# Most samples whose gradients are taken one by one. Fisher information takes one per label and hardly changes with
+# more samples; a true label's gradient is large on few samples only, and with fewer of them SSD retained less.
+FISHER_SAMPLES = 1000
+SSD_SAMPLES = 5000
 # Numbers that the gradients of single samples may hold at once (1 GB as float32); bounds memory, changes no result.
 _HELD = 2**28
 # Labels of a sample that its Fisher information is summed over, likeliest first; the rest has next to no probability.
@@ -47,10 +49,10 @@ def fisher_forgetting(model: nn.Module, forget_images: Tensor, forget_labels: Te
         DIFFERS: the paper derives a covariance of F^(-1/2), its code draws with 1/F, as here. The code also erases the
         class's row of the head and draws more noise for the head and the biases; that masks a logit rather than forgets
         by noise, and is left out, as is the averaging of the variance over a unit's inputs. F is summed over the
-        ``FISHER_LABELS`` likeliest labels of at most ``SAMPLES`` samples.
+        ``FISHER_LABELS`` likeliest labels of at most ``FISHER_SAMPLES`` samples.
     """
     seed, started = seed_of(generator), time.perf_counter()
-    images, _ = _sample(retain_images, retain_labels, generator_for(seed, "sample"))
+    images, _ = _sample(retain_images, retain_labels, FISHER_SAMPLES, generator_for(seed, "sample"))
     fisher = fisher_information(model, images)
     spread = {name: part.reciprocal().clamp_max(FISHER_INVERSE_MAX).sqrt() for name, part in fisher.items()}
     seconds = time.perf_counter() - started
@@ -79,12 +81,12 @@ def selective_dampening(model: nn.Module, forget_images: Tensor, forget_labels: 
     Note:
         DIFFERS: the published code squares the mean gradient of each batch, so that its importances depend on the batch
         size; here they are what the paper defines. The full-data importance weighs forget and retain set by their sizes
-        and looks at no more than ``SAMPLES`` of each. It holds the forget set too, so that the ratio cannot exceed one
-        over the forget set's share: with ten equal classes, alpha = 10 selects nothing.
+        and looks at no more than ``SSD_SAMPLES`` of each. It holds the forget set too, so that the ratio cannot exceed
+        one over the forget set's share: with ten equal classes, alpha = 10 selects nothing.
     """
     started, drawing = time.perf_counter(), generator_for(seed_of(generator), "sample")
-    forget = importances(model, *_sample(forget_images, forget_labels, drawing))
-    retain = importances(model, *_sample(retain_images, retain_labels, drawing))
+    forget = importances(model, *_sample(forget_images, forget_labels, SSD_SAMPLES, drawing))
+    retain = importances(model, *_sample(retain_images, retain_labels, SSD_SAMPLES, drawing))
     share = len(forget_images) / (len(forget_images) + len(retain_images))
     full = {name: share * part + (1 - share) * retain[name] for name, part in forget.items()}
     seconds = time.perf_counter() - started
@@ -145,11 +147,11 @@ def _squared_gradients(model: nn.Module, images: Tensor, labels: Tensor, shares:
     return {name: part / len(images) for name, part in total.items()}
 
 
-def _sample(images: Tensor, labels: Tensor, drawing: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return at most ``SAMPLES`` of the samples, drawn without replacement."""
-    if len(images) <= SAMPLES:
+def _sample(images: Tensor, labels: Tensor, most: int, drawing: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return at most ``most`` of the samples, drawn without replacement."""
+    if len(images) <= most:
         return images, labels
-    kept = torch.randperm(len(images), generator=drawing)[:SAMPLES].to(images.device)
+    kept = torch.randperm(len(images), generator=drawing)[:most].to(images.device)
     return images[kept], labels[kept]
 
 
