@@ -22,7 +22,7 @@ from zspag.runtime import chunks, frozen, generator_for, logits_of, plain_attent
 from zspag.unlearning import Descent, Epoch, Ladder, Material, climb
 
 # Most samples whose gradients are taken one by one. Fisher information takes one per label and hardly changes with
-# more samples; a true label's gradient is large on few samples only, and with fewer of them SSD retained less.
+# more samples; a true label's gradient is large on few samples only, and what SSD leaves rests on those.
 FISHER_SAMPLES = 1000
 SSD_SAMPLES = 5000
 # Numbers that the gradients of single samples may hold at once (1 GB as float32); bounds memory, changes no result.
@@ -71,18 +71,21 @@ def fisher_forgetting(model: nn.Module, forget_images: Tensor, forget_labels: Te
 def selective_dampening(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
                         config: UnlearnConfig, generator: torch.Generator, material: Material,  # noqa: ARG001
                         retain_images: Tensor, retain_labels: Tensor) -> Ladder:  # fmt: skip
-    """Shrink the weights that matter more to the forget set than 1 / rate times what they matter to all data.
+    """Shrink the weights that matter far more to the forget set than to all data, by how much more they do.
 
-    The paper selects above a multiple alpha of the full-data importance, 10 for whole classes. Here alpha = 1 / rate,
-    so that a higher rate edits more: the paper's 10 is the rate .1. Below alpha = 1 nothing more is shrunk.
+    The paper selects weights whose forget importance exceeds alpha times their full-data importance, alpha = 10 for
+    whole classes. That holds the forget set too, with its share s of the samples: the ratio cannot exceed 1 / s, and
+    among ten equal classes 10 selects nothing. So the rate of the ladder sets alpha = 1 / (s + (1 - s) rate), which is
+    to select where forget importance exceeds 1 / rate times *retain* importance. A higher rate edits more, every rate
+    can select, and where s is small the paper's 10 is the rate .1. Above the rate 1 nothing more is shrunk.
 
     Reference: Foster et al. (SSD), AAAI 2024.
 
     Note:
         DIFFERS: the published code squares the mean gradient of each batch, so that its importances depend on the batch
         size; here they are what the paper defines. The full-data importance weighs forget and retain set by their sizes
-        and looks at no more than ``SSD_SAMPLES`` of each. It holds the forget set too, so that the ratio cannot exceed
-        one over the forget set's share: with ten equal classes, alpha = 10 selects nothing.
+        and looks at no more than ``SSD_SAMPLES`` of each. The paper's second constant is fixed at its 1
+        (``SSD_DAMPENING``); the ladder moves the first.
     """
     started, drawing = time.perf_counter(), generator_for(seed_of(generator), "sample")
     forget = importances(model, *_sample(forget_images, forget_labels, SSD_SAMPLES, drawing))
@@ -93,7 +96,7 @@ def selective_dampening(model: nn.Module, forget_images: Tensor, forget_labels: 
 
     def at(rate: float) -> Descent:
         def dampened(name: str, weight: Tensor) -> Tensor:
-            chosen = forget[name] > full[name] / rate
+            chosen = forget[name] > full[name] / (share + (1 - share) * rate)
             shrink = (SSD_DAMPENING * full[name] / forget[name]).clamp_max(1)
             return torch.where(chosen, shrink * weight, weight)
 
