@@ -16,7 +16,7 @@ from zspag.config import FolderConfig
 from zspag.files import write_json
 from zspag.profiles import PROFILES
 
-COMMANDS = ("reproduce", "run", "sweep", "unlearn", "data", "env", "provenance")
+COMMANDS = ("reproduce", "run", "sweep", "unlearn", "methods", "data", "env", "provenance")
 
 
 @pytest.fixture
@@ -238,6 +238,23 @@ def test_unlearn_from_the_command_line_to_the_file(capsys, tmp_path):
     assert out.startswith("forgot 0 with 5 images")
     assert err == ""
     assert main(["provenance", str(tmp_path / "out.safetensors")]) == 0
+
+
+# methods
+
+
+def test_methods_lists_every_method_with_the_rates_of_the_profile(capsys):
+    from zspag.baselines import METHODS
+
+    assert main(["methods"]) == 0
+    out, err = said(capsys)
+    assert [line.split(":")[0] for line in out.splitlines() if not line.startswith(" ")] == list(METHODS)
+    assert "zs_pag: ZS-PAG\n  reads: forget set, proxies made from it\n" in out
+    assert out.count("(oracle)") == sum(method.oracle is not None for method in METHODS.values())
+    assert "  ladder: middle, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1\n" in out
+    assert err == ""
+    assert main(["methods", "--profile", "smoke"]) == 0
+    assert "  ladder: middle, 0.03, 0.3\n" in said(capsys)[0]
 
 
 # env and provenance

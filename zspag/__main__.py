@@ -1,4 +1,4 @@
-"""The command line: ``zspag reproduce | run | sweep | unlearn | data | env | provenance``.
+"""The command line: ``zspag reproduce | run | sweep | unlearn | methods | data | env | provenance``.
 
 Invariant: thin; every sub-command imports what it needs when it is called, so that ``zspag --help`` answers at once.
 """
@@ -65,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--out", required=True, type=Path, help="where the unlearned state dict goes, .safetensors")
     one.add_argument("--seed", type=int, default=0)
     one.set_defaults(action=_unlearn)
+
+    one = commands.add_parser("methods", help="list the methods: what each reads, its reference, rates and constants")
+    one.add_argument("--profile", default="cpu", choices=sorted(profiles.PROFILES), help="whose rates are printed")
+    one.set_defaults(action=_methods)
 
     one = commands.add_parser("data", help="list the data sets, get one, or check a cached one against its source")
     _add_data_tasks(one)
@@ -174,6 +178,14 @@ def _unlearn(chosen: argparse.Namespace) -> int:
         out=chosen.out, seed=chosen.seed,
     ):  # fmt: skip
         print(line, flush=True)
+    return 0
+
+
+def _methods(chosen: argparse.Namespace) -> int:
+    from zspag.baselines import METHODS, inventory
+
+    for line in inventory.listing(METHODS, ladders=profiles.PROFILES[chosen.profile].ladders):
+        print(line)
     return 0
 
 

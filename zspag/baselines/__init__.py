@@ -12,6 +12,8 @@ from zspag.baselines import (
     adversarial,
     boundary,
     gated,
+    importances,
+    oracles,
     projected,
     relatives,
     saliency,
@@ -22,7 +24,19 @@ from zspag.baselines import (
 from zspag.baselines.method import Method, Run
 from zspag.baselines.projected import forget_subspace, noise_subspace, random_subspace, retain_subspace
 
-FAMILIES = (projected, targets, boundary, adversarial, saliency, sensitivity, relatives, synthetic, gated)
+FAMILIES = (
+    projected,
+    targets,
+    boundary,
+    adversarial,
+    saliency,
+    sensitivity,
+    relatives,
+    synthetic,
+    gated,
+    oracles,
+    importances,
+)
 METHODS: dict[str, Method] = {name: method for family in FAMILIES for name, method in family.METHODS.items()}
 
 __all__ = ["METHODS", "Method", "Run", "forget_subspace", "noise_subspace", "random_subspace", "retain_subspace"]
