@@ -431,10 +431,16 @@ def _prepare_case(job: tuple[Case]) -> None:
     material_of(case)
 
 
+@lru_cache(maxsize=1)
+def _at_hand(case: Case, _root: Path) -> tuple[nn.Module, Material, Panel]:
+    """Load what the methods of a case share once for all that a process runs in a row."""
+    return trained(case.profile, case.seed), material_of(case), panel_of(case)
+
+
 def _compute_method(job: tuple[Case, str]) -> None:
     """Compute one method of a case over its ladder."""
     case, name = job
-    model, material, panel = trained(case.profile, case.seed), material_of(case), panel_of(case)
+    model, material, panel = _at_hand(case, repository_root())
     kept_rows(case, name, lambda: _ladder_rows(case, name, model, material, panel))
 
 
