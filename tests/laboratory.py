@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zspag.baselines import method
 from zspag.config import Ladders, UnlearnConfig
 from zspag.data import Guard, channel_statistics
 from zspag.data.sources import read_digits
@@ -73,3 +74,25 @@ def changed_names(before: nn.Module, after: nn.Module) -> set[str]:
     """Return the names of parameters and buffers that differ in any bit."""
     other = after.state_dict()
     return {name for name, tensor in before.state_dict().items() if not torch.equal(tensor, other[name])}
+
+
+def caught_losses(monkeypatch, run):
+    """Call ``run``, a method of the table, and return what it hands to the loop at two rates: loss and options."""
+    caught = []
+    monkeypatch.setattr(method, "descend", lambda *_, loss, **options: caught.append((loss, options)))
+    monkeypatch.setattr(method, "climb", lambda run, **_: [run(0.1), run(0.2)])
+    run()
+    return caught
+
+
+class Fixed(nn.Module):
+    """A model whose logits are given, one row per image; it records which images it saw."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append(images)
+        return self.logits[: len(images)]

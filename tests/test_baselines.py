@@ -8,9 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from laboratory import FORGET, LADDER, TINY, changed_names, small
+from laboratory import FORGET, LADDER, TINY, Fixed, caught_losses, changed_names, small
 from reference import assert_same_state, state_of
-from torch import nn
 
 from zspag import baselines, experiment
 from zspag.baselines import METHODS, Method, Run, projected, retain_subspace, targets
@@ -200,25 +199,8 @@ def test_norm_statistics_stay_and_only_the_claimed_weights_move(name):
 
 
 def loss_of(monkeypatch, name):
-    """Return the loss that a method hands to the loop, without running it."""
-    caught = []
-    monkeypatch.setattr(shared_parts, "descend", lambda *_, loss, **options: caught.append((loss, options)))
-    monkeypatch.setattr(shared_parts, "climb", lambda run, **_: [run(0.1), run(0.2)])
-    go(name)
-    return caught
-
-
-class Fixed(nn.Module):
-    """A model whose logits are given, one row per image; it records which images it saw."""
-
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = nn.Parameter(logits)
-        self.seen = []
-
-    def forward(self, images):
-        self.seen.append(images)
-        return self.logits[: len(images)]
+    """Return the loss that a method hands to the loop at two rates, with its other options, without running it."""
+    return caught_losses(monkeypatch, lambda: go(name))
 
 
 def test_gradient_ascent_lets_go_of_a_sample_past_log_k(monkeypatch):

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from laboratory import FORGET, small
+from laboratory import FORGET, Fixed, small
 from reference import assert_same_state, state_of
-from test_baselines import Fixed, differ, go, loss_of
+from test_baselines import differ, go, loss_of
 from torch import nn
 from torch.nn import functional as F
 

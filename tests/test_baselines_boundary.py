@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from laboratory import FORGET, small
+from laboratory import FORGET, Fixed, small
 from reference import assert_same_state, state_of
 from stranger import stranger
-from test_baselines import Fixed, go, loss_of
+from test_baselines import go, loss_of
 from torch import nn
 from torch.nn import functional as F
 

@@ -2,15 +2,15 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from laboratory import FORGET, LADDER, small
+from laboratory import FORGET, LADDER, Fixed, caught_losses, small
 from torch import nn
 from torch.nn import functional as F
 
 from zspag.baselines import METHODS, oracles
-from zspag.baselines import method as shared_parts
 from zspag.config import SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.profiles import LADDERS
 from zspag.runtime import generator_for, logits_of
@@ -31,24 +31,7 @@ def go(name, *, seed=0, ladder=LADDER, epochs=3):
 
 def loss_of(monkeypatch, name, *, epochs=3):
     """Return the losses that an oracle hands to the loop at two rates, without running them."""
-    caught = []
-    monkeypatch.setattr(shared_parts, "descend", lambda *_, loss, **_options: caught.append(loss))
-    monkeypatch.setattr(shared_parts, "climb", lambda run, **_: [run(0.1), run(0.2)])
-    go(name, epochs=epochs)
-    return caught
-
-
-class Fixed(nn.Module):
-    """A model whose logits are given, one row per image; it records which images it saw."""
-
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = nn.Parameter(logits)
-        self.seen = []
-
-    def forward(self, images):
-        self.seen.append(images)
-        return self.logits[: len(images)]
+    return [loss for loss, _ in caught_losses(monkeypatch, lambda: go(name, epochs=epochs))]
 
 
 def fixed():
@@ -280,16 +263,15 @@ def test_scrub_goes_through_the_forget_set_first_and_later_only_repairs(monkeypa
 
 
 def test_scrub_takes_turns_by_epochs_where_an_epoch_is_one_step(monkeypatch):
-    case, caught = small(), []
-    monkeypatch.setattr(shared_parts, "descend", lambda *_, loss, **_options: caught.append(loss))
-    monkeypatch.setattr(shared_parts, "climb", lambda run, **_: run(0.1))
-    METHODS["scrub"].oracle(
-        case.model, case.images, case.labels, num_classes=10, generator=generator_for(0), material=case.material,
-        config=replace(case.config, update=UpdateConfig(min_steps=1, epochs=6)),
+    case = small()
+    run = partial(
+        METHODS["scrub"].oracle, case.model, case.images, case.labels, num_classes=10, generator=generator_for(0),
+        material=case.material, config=replace(case.config, update=UpdateConfig(min_steps=1, epochs=6)),
         retain_images=case.retain_images, retain_labels=case.retain_labels,
     )  # fmt: skip
+    (loss, _), _ = caught_losses(monkeypatch, run)
     model = Fixed(torch.randn(2000, 10, generator=generator_for("logits")))
-    assert ["max" if caught[0](model, torch.arange(60)) < 0 else "min" for _ in range(6)] == [
+    assert ["max" if loss(model, torch.arange(60)) < 0 else "min" for _ in range(6)] == [
         "max", "min", "max", "min", "min", "min",
     ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from laboratory import caught_losses
 from torch import nn
 
 from zspag.baselines import method as shared_parts
@@ -36,12 +37,9 @@ def run(method, model, images, labels):
 
 def losses_of(monkeypatch, method, images, labels):
     """Return the loss that a method hands to the loop."""
-    caught = []
-    monkeypatch.setattr(shared_parts, "descend", lambda *_, loss, **__: caught.append(loss))
-    monkeypatch.setattr(shared_parts, "climb", lambda one, **_: [one(0.1)])
-    method(linear(), images, labels, num_classes=CLASSES, config=UnlearnConfig(), generator=generator_for("method"),
-           material=None)  # fmt: skip
-    return caught[0]
+    given = {"num_classes": CLASSES, "config": UnlearnConfig(), "generator": generator_for("method"), "material": None}
+    (loss, _), _ = caught_losses(monkeypatch, lambda: method(linear(), images, labels, **given))
+    return loss
 
 
 def jit_gradient(weight, image, noise):

@@ -38,6 +38,17 @@ def test_one_worker_stays_in_this_process():
         assert carry is pool_map
 
 
+def test_nothing_is_started_for_a_grid_that_is_finished(monkeypatch):
+    def explode(*_args):
+        raise AssertionError("this would start workers")
+
+    monkeypatch.setattr(cluster, "_local_cluster", explode)
+    with spread_over(None, workers=2, threads_each=1) as carry:
+        assert list(carry(_square, [], workers=2, threads_each=1, title="")) == []
+        with pytest.raises(AssertionError, match="would start workers"):
+            next(carry(_square, [1], workers=2, threads_each=1, title=""))
+
+
 def test_two_workers_answer_as_a_pool_does_and_name_what_failed():
     with spread_over(None, workers=2, threads_each=3) as carry:
         answers = dict(carry(_square, list(range(8)), workers=2, threads_each=3, title=""))

@@ -11,8 +11,8 @@ another worker does again. Nothing here knows what a job computes.
 import logging
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +28,7 @@ HERE = "127.0.0.1"  # no other machine can send jobs to workers started here
 
 @contextmanager
 def spread_over(scheduler: str | None, *, workers: int, threads_each: int) -> Generator[Any, None, None]:
-    """Open a cluster and hand out what carries jobs to it, with the signature of ``runtime.pool_map``.
+    """Hand out what carries jobs to a cluster, with the signature of ``runtime.pool_map``.
 
     Args:
         scheduler: Address of a running dask scheduler such as "tcp://host:8786"; None starts workers here.
@@ -44,12 +44,15 @@ def spread_over(scheduler: str | None, *, workers: int, threads_each: int) -> Ge
     if scheduler is None and workers == 1 and torch.cuda.device_count() <= 1:
         yield pool_map  # one after the other in this process: there is nothing to spread
         return
-    with _client(scheduler, workers=workers, threads_each=threads_each) as client:
-        yield partial(_carry, client)
+    with ExitStack() as opened:
+        start = cache(lambda: opened.enter_context(_client(scheduler, workers=workers, threads_each=threads_each)))
+        if scheduler is not None:
+            start()  # whether anybody answers is known at once; workers here are started for the first job
+        yield partial(_carry, start)
 
 
 def _carry(
-    client: "Client",
+    start: Callable[[], "Client"],
     function: Callable[[Job], Answer],
     jobs: Sequence[Job],
     *,
@@ -62,8 +65,11 @@ def _carry(
     Yields:
         Each job as it finishes, with its answer or its exception.
     """
+    if not jobs:
+        return
     from distributed import as_completed
 
+    client = start()
     futures = {client.submit(_with_threads, function, job, threads_each, pure=False): job for job in jobs}
     try:
         for future in progress(as_completed(futures, loop=client.loop), total=len(jobs), title=title):

@@ -257,7 +257,8 @@ class Ladders:
 
     Attributes:
         low: For updates along whole gradients, smallest rate first, a factor of about 3 apart.
-        middle: For updates of the last layer only, or along a good part of the gradient.
+        middle: For updates of the last layer only, along a good part of the gradient, or of another kind; what a rate
+            means to a method without a gradient loop, the method says.
         high: For projected updates.
     """
 

@@ -36,9 +36,14 @@ def masked_log_probabilities(logits: Tensor, *, forget: Sequence[int]) -> Tensor
     return masked.log_softmax(1)
 
 
+def retained_classes(num_classes: int, forget: Sequence[int]) -> Tensor:
+    """Return the classes that stay, in order, on the CPU, where draws are made."""
+    return torch.tensor([label for label in range(num_classes) if label not in forget])
+
+
 def random_labels(count: int, *, num_classes: int, forget: Sequence[int], generator: torch.Generator) -> Tensor:
     """Return one-hot labels (count, K), uniform over the retained classes."""
-    retained = torch.tensor([label for label in range(num_classes) if label not in forget])
+    retained = retained_classes(num_classes, forget)
     drawn = torch.randint(len(retained), (count,), generator=generator)
     return F.one_hot(retained[drawn], num_classes).float()
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
 from zspag.proxies import ProxySet, generate
-from zspag.pseudo_labels import Relabel, relabeler
+from zspag.pseudo_labels import Relabel, relabeler, retained_classes
 from zspag.runtime import channels_last, evaluating, frozen, generator_for, logits_of
 from zspag.subspaces import ClassMoments, Projector, averaged, folded, projector, second_moments
 
@@ -216,7 +216,7 @@ def prepare(
     Raises:
         ValueError: If a class cannot be reached by the attack, or no layer can be projected.
     """
-    retained = [label for label in range(num_classes) if label not in forget]
+    retained = retained_classes(num_classes, forget).tolist()
     started = time.perf_counter()
     proxies = generate(model, forget_images, retained=retained, config=config.proxies, generator=generator)
     attacked = time.perf_counter()
@@ -299,12 +299,10 @@ def descend(
     velocity = {name: torch.zeros_like(parameter) for name, parameter in moving.items()}
     history: list[Epoch] = []
     diverged = False
-    fitted, judged = _parted(len(forget_images), update.held_out, generator)
-    judged_images, judged_labels = (
-        (channels_last(forget_images[judged]), forget_labels[judged])
-        if update.held_out
-        else (forget_images, forget_labels)
-    )
+    fitted, held = _parted(len(forget_images), update.held_out, generator)
+    judged_images, judged_labels = forget_images, forget_labels
+    if len(held):
+        judged_images, judged_labels = channels_last(forget_images[held]), forget_labels[held]
     with evaluating(changed):
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in moving)
@@ -331,17 +329,15 @@ def descend(
 
 
 def _parted(count: int, held_out: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return the indices that are fitted and those that are judged: the same, all of them, if nothing is held out.
+    """Return the indices that are fitted and those that are held out.
 
     Raises:
         ValueError: If nothing is left to fit.
     """
-    if held_out == 0:
-        return torch.arange(count), torch.arange(count)
     held = math.ceil(held_out * count)
     if held == count:
         raise ValueError(f"held_out={held_out} of {count} forget samples leaves none to fit: pass more, or held_out=0")
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator) if held else torch.arange(count)
     return order[held:], order[:held]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, seed_of
+from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, layer_of, seed_of
 from zspag.config import UnlearnConfig
 from zspag.pseudo_labels import masked_log_probabilities
 from zspag.runtime import chunks, frozen, generator_for, logits_of
@@ -82,7 +82,7 @@ def expanding(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *,
         ValueError: If the last layer is not a linear layer or a convolution with one output per class.
     """
     seed = seed_of(generator)
-    place = material.names[-1].rpartition(".")[0]
+    place = layer_of(material.names[-1])
     widened = Expanded(model, place=place, num_classes=num_classes, generator=generator_for(seed, "output"))
 
     def loss(current: nn.Module, batch: Tensor) -> Tensor:

@@ -65,6 +65,17 @@ def forget_classes(forget_labels: Tensor) -> tuple[int, ...]:
     return tuple(sorted(set(forget_labels.tolist())))
 
 
+def layer_of(weight: str) -> str:
+    """Return the name of the layer that a weight belongs to, "" for the model itself."""
+    return weight.rpartition(".")[0]
+
+
+def head_names(model: nn.Module, material: Material) -> list[str]:
+    """Return the names of all parameters of the last layer that can be projected."""
+    head = layer_of(material.names[-1])
+    return [name for name, _ in model.named_parameters() if layer_of(name) == head]
+
+
 def descend_all(
     model: nn.Module,
     forget_images: Tensor,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, seed_of
 from zspag.config import UnlearnConfig
+from zspag.pseudo_labels import retained_classes
 from zspag.runtime import logits_of, plain_attention
 from zspag.unlearning import BatchLoss, Ladder, Material
 
@@ -73,7 +74,7 @@ def mu_mis(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, nu
         the gradient in the pixels does not depend on them.
     """
     forget = forget_classes(forget_labels)
-    retained = torch.tensor([label for label in range(num_classes) if label not in forget])
+    retained = retained_classes(num_classes, forget)
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:

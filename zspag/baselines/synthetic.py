@@ -10,10 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zspag.activations import watching
-from zspag.baselines.method import FORGET, PROXIES, Method, descend_all, forget_classes, seed_of
+from zspag.baselines.method import (
+    FORGET,
+    PROXIES,
+    Method,
+    descend_all,
+    forget_classes,
+    head_names,
+    seed_of,
+)
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
-from zspag.pseudo_labels import masked_log_probabilities
+from zspag.pseudo_labels import masked_log_probabilities, retained_classes
 from zspag.runtime import chunks, frozen, generator_for
 from zspag.unlearning import BatchLoss, Ladder, Material
 
@@ -97,14 +105,13 @@ def head_sampling(model: nn.Module, forget_images: Tensor, forget_labels: Tensor
         ValueError: If the last layer of the model does not give the logits.
     """
     head, seed, forget = material.names[-1], seed_of(generator), forget_classes(forget_labels)
-    names = [name for name, _ in model.named_parameters() if name.rpartition(".")[0] == head.rpartition(".")[0]]
     original = dict(model.named_parameters())[head]
     if original.shape[0] != num_classes:
         raise ValueError(f"the last layer, {head}, has {original.shape[0]} outputs instead of {num_classes} logits")
     images = torch.cat([forget_images, material.proxies.images])
     labels = torch.cat([forget_labels, material.proxies.labels])
     means, residuals = class_statistics(features_of(model, images, head=head), labels, num_classes=num_classes)
-    retained = torch.tensor([label for label in range(num_classes) if label not in forget])
+    retained = retained_classes(num_classes, forget)
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
@@ -117,7 +124,7 @@ def head_sampling(model: nn.Module, forget_images: Tensor, forget_labels: Tensor
         return loss
 
     return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed, make_loss=make_loss,
-                        names=names)  # fmt: skip
+                        names=head_names(model, material))  # fmt: skip
 
 
 def features_of(model: nn.Module, images: Tensor, *, head: str) -> Tensor:

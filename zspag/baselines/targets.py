@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import FORGET, PROXIES, Method, descend_all, forget_classes, seed_of
+from zspag.baselines.method import FORGET, PROXIES, Method, descend_all, forget_classes, head_names, seed_of
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
@@ -60,9 +60,7 @@ def delete(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, nu
 def head_only(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
               config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
     """DELETE on the last layer alone: how far does an edit of the head go?"""
-    last = material.names[-1]
-    prefix = last.rpartition(".")[0]
-    names = [name for name, _ in model.named_parameters() if name.rpartition(".")[0] == prefix]
+    names = head_names(model, material)
     return _distil(model, forget_images, forget_labels, config=config, generator=generator, names=names)
 
 
