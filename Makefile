@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help figures test lint format lab notebooks readme clean
+.PHONY: help figures test lint format lab notebooks readme newcomer clean
 
 PYTHON ?= python3
 PROFILE ?= digits
@@ -42,6 +42,9 @@ notebooks: $(STAMP) ## Run the notebooks and write them back with their outputs
 
 readme: $(STAMP) ## Write the README's tables from the recorded results
 	@$(RUN) -m zspag.readme
+
+newcomer: $(STAMP) ## Time the README's commands in a fresh clone of what is committed
+	@$(RUN) tests/newcomer.py
 
 clean: ## Remove the environment and all caches; runs, data and results stay
 	@rm -rf $(VENV) build dist zspag.egg-info .mypy_cache .pytest_cache .ruff_cache

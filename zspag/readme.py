@@ -65,6 +65,20 @@ CHAPTERS = {
 }
 
 
+def commands(results: Path) -> str:
+    """Return how long the README's commands took in a fresh clone, as ``make newcomer`` timed them."""
+    found = _read(results / "commands.json")
+    if found is None:
+        return NOT_YET
+    minutes = {name: f"{spent / 60:.1f} minutes" for name, spent in found["seconds"].items()}
+    return (
+        f"In a fresh clone on {found['provenance']['threads']} cores, after the set-up (mostly a download),"
+        " `make figures` took"
+        f" {minutes['make figures']},\ntyped again {minutes['make figures, again']}, and `make test`"
+        f" {minutes['make test']}; all ended well.\n"
+    )
+
+
 def _table(name: str) -> Callable[[Path], str]:
     def block(results: Path) -> str:
         found = _read(results / "digits" / f"{name}.json")
@@ -182,6 +196,7 @@ def _labels(numbers: dict[str, list[float]]) -> str:
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
+    "commands": commands,
     "chapters": chapters,
     "headline": headline,
     "main_table": _table("05_main"),

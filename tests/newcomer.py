@@ -1,0 +1,42 @@
+"""What a newcomer meets: clone the repository into an empty folder, type the README's commands, time each.
+
+Run by hand (`make newcomer`), for it takes a quarter of an hour; writes ``results/commands.json``, which the README
+shows. Set-up is timed apart, since it is mostly a download.
+"""
+
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from zspag import files, provenance
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = {
+    "set-up": ["make", ".venv/.installed"],
+    "make figures": ["make", "figures"],
+    "make figures, again": ["make", "figures"],
+    "make test": ["make", "test"],
+}
+
+
+def main() -> None:
+    """Time every command in a fresh clone of what is committed; the first that fails ends it unrecorded."""
+    started, seconds = time.time(), {}
+    given = {name: value for name, value in os.environ.items() if not name.startswith(("ZSPAG_", "PYTHONPATH"))}
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "zspag"
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        for name, command in COMMANDS.items():
+            begun = time.perf_counter()
+            subprocess.run(command, cwd=clone, env=given, check=True)
+            seconds[name] = time.perf_counter() - begun
+    record = provenance.record(
+        config={}, seed=None, data_sha256=None, device="cpu", threads=os.cpu_count() or 1, started=started
+    )
+    files.write_json(ROOT / "results" / "commands.json", {"schema": 1, "seconds": seconds, "provenance": record})
+
+
+if __name__ == "__main__":
+    main()
