@@ -33,7 +33,7 @@ def run_result(**data):
               ("original", "unlearned", "masked", "retrained")}  # fmt: skip
     row = {"scores": scores, "lr": 1, "seconds": {"total": 1}, "threads": 2, "retain_samples_read": 0}
     row |= {"class_name": "apple", "seed": 0}
-    config = {"dataset": "cifar100", "arch": "conv7"}
+    config = {"dataset": "cifar100", "arch": "conv7", "unlearn": {"update": {}}}
     return {"name": "sweep_cifar100_conv7_maple_tree-sea", "provenance": {"config": config},
             "data": {"rows": [row], "markdown": "| a table |"} | data}  # fmt: skip
 
@@ -53,6 +53,14 @@ def test_results_on_pixels_coded_with_loss_say_so(tmp_path, data, shown):
     write_json(tmp_path / "paper" / "sweep_cifar100_conv7_apple.json", run_result(**data))
     assert f"| {shown}" in readme.runs(tmp_path)
     assert readme.sweeps(tmp_path).startswith(shown)
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.0, "conv7 |"), (0.1, "conv7 (10 % held out) |")])
+def test_a_run_that_held_forget_images_out_says_so(tmp_path, share, shown):
+    result = run_result()
+    result["provenance"]["config"]["unlearn"]["update"]["held_out"] = share
+    write_json(tmp_path / "cpu" / "run_one.json", result)
+    assert shown in readme.runs(tmp_path)
 
 
 def test_the_classes_of_a_sweep_come_from_the_file_and_not_from_its_name(tmp_path):

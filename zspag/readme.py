@@ -136,12 +136,18 @@ def runs(results: Path) -> str:
             forgot = [f"{100 * score[name]['acc_forget']:.1f}" for name in ("original", "unlearned")]
             kept = [f"{100 * score[name]['acc_retain']:.2f}" for name in ("unlearned", "masked", "retrained")]
             cost = [f"{row['lr']:g}", f"{row['seconds']['total']:.0f} ({row['threads']})", row["retain_samples_read"]]
-            place = [_setting(found), row["class_name"], row["seed"]]
+            place = [_setting(found) + _held_out(found), row["class_name"], row["seed"]]
             lines.append([*place, *forgot, *kept, f"{score['unlearned']['drift']:.4f}", *cost])
     if not lines:
         return NOT_YET
     table = [header.split("|"), ["---"] * len(lines[0]), *lines]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in table) + "\n"
+
+
+def _held_out(found: dict[str, Any]) -> str:
+    """Say which share of the forget set was held out, where a run departed from the defaults so."""
+    share = found["provenance"]["config"]["unlearn"]["update"].get("held_out", 0.0)
+    return f" ({100 * share:g} % held out)" if share else ""
 
 
 def _setting(found: dict[str, Any]) -> str:
