@@ -77,7 +77,9 @@ def test_a_bad_option_is_named_with_its_value(kind, option, value):
     assert repr(value) in str(caught.value)
 
 
-@pytest.mark.parametrize(("option", "value"), [("epochs", 0), ("batch_size", 0), ("lr", 0.0), ("augment", "mixup")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("epochs", 0), ("batch_size", 0), ("lr", 0.0), ("augment", "mixup"), ("rand_augment", 31)]
+)
 def test_a_bad_training_option_is_named_with_its_value(option, value):
     with pytest.raises(ValueError, match=f"^{option} must .*got {value!r}"):
         replace(TRAIN, **{option: value})

@@ -11,7 +11,7 @@ from torch import nn
 from zspag import training
 from zspag.config import TrainConfig
 from zspag.models import build
-from zspag.training import augmented, mixed, one_cycle, precision_of, train
+from zspag.training import augmented, distorted, mixed, one_cycle, precision_of, train
 
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.1, augment="shift_flip", pad=2)
 
@@ -364,3 +364,56 @@ def test_precision_follows_the_device(has_it, expected, monkeypatch):
 
 def test_precision_is_part_of_the_answer(samples):
     assert run(samples).precision == "float32"
+
+
+# Distortions
+
+
+def pictures(count, channels=3):
+    return torch.randint(0, 256, (count, channels, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_distortions_are_drawn_for_every_group_and_from_the_seeded_generator(channels):
+    one = pictures(1, channels)
+    alike = one.expand(3 * training.DISTORTED_ALIKE, -1, -1, -1).contiguous()
+    torch.manual_seed(2)
+    first = distorted(alike, magnitude=20)
+    torch.manual_seed(2)
+    assert torch.equal(distorted(alike, magnitude=20), first)
+    torch.manual_seed(3)
+    assert not torch.equal(distorted(alike, magnitude=20), first)
+    assert (first.dtype, first.shape) == (alike.dtype, alike.shape)
+    groups = first.split(training.DISTORTED_ALIKE)
+    assert all(torch.equal(group, group[:1].expand_as(group)) for group in groups)  # one draw for a whole group
+    assert any(not torch.equal(groups[0], group) for group in groups[1:])  # and a fresh one for the next
+
+
+def test_no_distortion_returns_the_images_and_draws_nothing():
+    images, before = pictures(5), torch.get_rng_state()
+    assert distorted(images, magnitude=0) is images
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_training_with_distortions_goes_on_bit_for_bit_and_gives_the_global_generator_back(tmp_path, monkeypatch):
+    images, labels, config = pictures(50), torch.arange(50) % 3, replace(CONFIG, rand_augment=9)
+    model = build("digits", num_classes=3, in_channels=3, image_size=6, width=3, seed=0)
+    before, state = torch.get_rng_state(), tmp_path / "state.safetensors"
+    whole = train(model, images, labels, config=config, seed=1).model.state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train(model, images, labels, config=config, seed=1, state_path=state)
+    assert_same_bits(train(model, images, labels, config=config, seed=1, state_path=state).model.state_dict(), whole)
+    plain = train(model, images, labels, config=CONFIG, seed=1).model.state_dict()
+    assert any(not torch.equal(plain[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("images", "found"), [(pictures(9).float() / 255, "torch.float32 with 3"), (pictures(9, 2), "torch.uint8 with 2")]
+)
+def test_distortions_need_grey_or_rgb_images_of_bytes(images, found):
+    model = build("digits", num_classes=3, in_channels=images.shape[1], image_size=6, width=3, seed=0)
+    with pytest.raises(ValueError, match=f"rand_augment needs grey or RGB images of uint8, got {found} channels"):
+        train(model, images, torch.arange(9) % 3, config=replace(CONFIG, rand_augment=9), seed=1)

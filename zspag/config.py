@@ -223,6 +223,7 @@ class TrainConfig:
             the data set says its images bear (no flip for digits).
         pad: Padding of the random crop, in pixels.
         mixup: Largest share of a second image mixed into each (drawn uniformly per batch), labels likewise; 0 is none.
+        rand_augment: Magnitude of RandAugment's two random distortions, 1 to 30; 0 is none.
     """
 
     epochs: int
@@ -235,10 +236,12 @@ class TrainConfig:
     augment: str = "none"
     pad: int = 0
     mixup: float = 0.0
+    rand_augment: int = 0
 
     def __post_init__(self) -> None:
         _require(self.optimizer in ("sgd", "adamw"), f"optimizer must be 'sgd' or 'adamw', got {self.optimizer!r}")
         _require(0 <= self.mixup <= 0.5, f"mixup must lie in [0, 0.5], got {self.mixup}")
+        _require(0 <= self.rand_augment <= 30, f"rand_augment must lie in 0..30, got {self.rand_augment}")
         _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
         _require(self.lr > 0, f"lr must be positive, got {self.lr}")

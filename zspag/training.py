@@ -27,6 +27,7 @@ from zspag.files import replacing
 from zspag.runtime import derive_seed, device_of, generator_for, progress
 
 RISE = 0.2  # share of all steps in which a one-cycle rate rises
+DISTORTED_ALIKE = 32  # images that share the two distortions RandAugment draws: one by one they would starve a GPU
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,28 @@ def augmented(images: Tensor, *, augment: str, pad: int, generator: torch.Genera
     return moved.permute(0, 3, 1, 2)
 
 
+def distorted(images: Tensor, *, magnitude: int) -> Tensor:
+    """Distort images by RandAugment (Cubuk et al., 2020): two operations in a row, each drawn from fourteen.
+
+    Args:
+        images: Shape (n, C, H, W), uint8, C of 1 or 3.
+        magnitude: Strength, 1 to 30; 0 draws nothing and returns the images.
+
+    Returns:
+        Images of the same shape and type, on the device they were on.
+
+    Note:
+        DIFFERS: the draw is one for ``DISTORTED_ALIKE`` images, not for each. torchvision draws from the global
+        generator, which ``train`` seeds for every epoch and gives back as it was.
+    """
+    if magnitude == 0:
+        return images
+    from torchvision.transforms import v2  # late: most trainings do without, and it takes a second
+
+    distort = v2.RandAugment(num_ops=2, magnitude=magnitude)
+    return torch.cat([distort(group) for group in images.split(DISTORTED_ALIKE)])
+
+
 def _reflected(positions: Tensor, size: int) -> Tensor:
     positions = positions.abs()
     return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
@@ -197,7 +220,8 @@ def _run_epoch_(
         rate = one_cycle(step, config.epochs * per_epoch, peak=config.lr)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = _scaled(augmented(images[chosen], augment=config.augment, pad=config.pad, generator=generator))
+        moved = augmented(images[chosen], augment=config.augment, pad=config.pad, generator=generator)
+        batch = _scaled(distorted(moved, magnitude=config.rand_augment))
         batch, other, share = mixed(batch, labels[chosen], most=config.mixup, generator=generator)
         with torch.autocast(batch.device.type, precision, enabled=precision != torch.float32):
             logits = model(batch).float()
@@ -275,6 +299,10 @@ def _check_training_set(model: nn.Module, images: Tensor, labels: Tensor, config
     if config.augment != "none" and not 0 < config.pad < min(images.shape[2:]):
         raise ValueError(
             f"pad must lie in 1..{min(images.shape[2:]) - 1} pixels for {config.augment!r}, got {config.pad}"
+        )
+    if config.rand_augment and (images.dtype != torch.uint8 or images.shape[1] not in (1, 3)):
+        raise ValueError(
+            f"rand_augment needs grey or RGB images of uint8, got {images.dtype} with {images.shape[1]} channels"
         )
     if config.augment == "hint":
         raise ValueError("augment 'hint' leaves the choice to the data set: replace it by the data set's augment_hint")
