@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "training": {"config", "runtime", "files"},
     "checkpoints": {"config", "provenance", "files"},
     "evaluation": {"runtime", "activations", "subspaces"},
+    "relearning": {"runtime"},
     "plots": {"provenance", "files"},
     "readme": {"files", "profiles"},
     "tables": {"provenance", "files"},

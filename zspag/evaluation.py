@@ -25,6 +25,29 @@ def masked(logits: Tensor, *, forget: Sequence[int]) -> Tensor:
     return hidden.log_softmax(1).clamp_min(FLOOR).log_softmax(1)
 
 
+class Masked(nn.Module):
+    """The masked original as a model that can be trained: logits of the forget classes lowered by ``-FLOOR``.
+
+    Args:
+        model: The original, which stays a part of it.
+        forget: Forget classes.
+        num_classes: Width of the logits.
+    """
+
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, *, forget: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.model = model
+        shift = torch.zeros(num_classes)
+        shift[list(forget)] = FLOOR
+        self.register_buffer("shift", shift)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (n, C, H, W) to logits (n, K)."""
+        return self.model(images) + self.shift
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the share of rows whose argmax is the label (micro accuracy)."""
     return (logits.argmax(1) == labels).double().mean().item()

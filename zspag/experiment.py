@@ -28,10 +28,22 @@ from zspag.baselines import (
     retain_subspace,
 )
 from zspag.config import FolderConfig, Profile, TrainConfig, UnlearnConfig, from_dict, to_dict
-from zspag.data import Dataset, Guard, Split, channel_statistics, load, thinned
-from zspag.evaluation import Panel, Parts, agreement, captured, masked_parts, mean_js, score, selectivity
+from zspag.data import Dataset, Guard, Split, channel_statistics, load, spread_evenly, thinned
+from zspag.evaluation import (
+    Masked,
+    Panel,
+    Parts,
+    accuracy,
+    agreement,
+    captured,
+    masked_parts,
+    mean_js,
+    score,
+    selectivity,
+)
 from zspag.files import repository_root
 from zspag.proxies import ProxySet
+from zspag.relearning import MOST_STEPS, RATE, SHARE, relearning_curve, steps_until
 from zspag.runtime import channels_last, generator_for, pick_device, pool_map
 from zspag.subspaces import ClassMoments, Moments, combine, pooled, second_moments
 from zspag.training import train
@@ -40,9 +52,11 @@ from zspag.unlearning import Ladder, Material, prepare
 _TRAINING_CODE = ("zspag.models.building", "zspag.models.layers", "zspag.training")
 _MATERIAL_CODE = ("zspag.proxies", "zspag.activations", "zspag.subspaces")
 _METHOD_CODE = tuple(
-    f"zspag.{name}" for name in ("influence", "pseudo_labels", "unlearning", "evaluation", "baselines.method")
+    f"zspag.{name}"
+    for name in ("influence", "pseudo_labels", "unlearning", "evaluation", "relearning", "baselines.method")
 )
 REFERENCES = ("original", "masked", "retrained")
+JUDGED = 200  # forget test images, evenly spaced, that relearning is judged on after every step
 TITLES = {"original": "original", "masked": "masked original", "retrained": "retrained"} | {
     name: method.title for name, method in METHODS.items()
 }
@@ -348,8 +362,8 @@ def compute_grid(profile: Profile, methods: Sequence[str], *, spread: Spread = p
         spread: What carries jobs to processes: ``runtime.pool_map``, or a cluster's.
 
     Returns:
-        Rows of all references and methods: method, forget, seed, lr, chosen, epochs, seconds, retain_samples_read
-        and the fields of ``Scores``. References have no rate.
+        Rows of all references and methods: method, forget, seed, lr, chosen, epochs, seconds, retain_samples_read,
+        relearn_steps (references and chosen rates only) and the fields of ``Scores``. References have no rate.
 
     Raises:
         ValueError: If a method is unknown.
@@ -425,10 +439,37 @@ def _family(name: str) -> tuple[str, ...]:
 def _prepare_case(job: tuple[Case]) -> None:
     """Compute what all methods of a case share: the retrained model, the references' rows, the material."""
     (case,) = job
-    panel = panel_of(case)
-    references = dict(zip(REFERENCES, (panel.original, masked_parts(panel), panel.retrained), strict=True))
-    kept_rows(case, "references", lambda: [_row(case, name, parts, panel) for name, parts in references.items()])
+    kept_rows(case, "references", lambda: _reference_rows(case))
     material_of(case)
+
+
+def _reference_rows(case: Case) -> list[dict[str, Any]]:
+    panel, original = panel_of(case), trained(case.profile, case.seed)
+    masked = Masked(original, forget=panel.forget, num_classes=data_of(case.profile).num_classes)
+    models_and_logits = {
+        "original": (original, panel.original),
+        "masked": (masked.to(pick_device()), masked_parts(panel)),
+        "retrained": (trained(case.profile, case.seed, case.forget), panel.retrained),
+    }
+    return [
+        _row(case, name, logits, panel) | {"relearn_steps": relearn_steps(case, model, panel)}
+        for name, (model, logits) in models_and_logits.items()
+    ]
+
+
+def relearn_steps(case: Case, model: nn.Module, panel: Panel) -> int:
+    """Return the steps of training on forget images until half as many test images of the class are recognized again.
+
+    Half of what the original recognized; ``relearning.MOST_STEPS`` where that was not reached.
+    """
+    level = SHARE * accuracy(panel.original.forget_test, panel.labels.forget_test)
+    judged = spread_evenly(torch.arange(len(panel.labels.forget_test)), JUDGED)
+    curve = relearning_curve(
+        model, panel.images.forget_train, panel.labels.forget_train, judged_images=panel.images.forget_test[judged],
+        judged_labels=panel.labels.forget_test[judged], level=level, lr=RATE, most_steps=MOST_STEPS,
+        generator=generator_for(case.seed, "relearning"),
+    )  # fmt: skip
+    return steps_until(curve, level, most_steps=MOST_STEPS)
 
 
 @lru_cache(maxsize=1)
@@ -456,6 +497,7 @@ def _ladder_rows(case: Case, name: str, model: nn.Module, material: Material, pa
             "epochs": len(run.history),
             "seconds": sum(epoch.seconds for epoch in run.history),
             "retain_samples_read": guard.retain_samples_read,
+            "relearn_steps": relearn_steps(case, run.model, panel) if index == ladder.chosen else None,
         }
         for index, run in enumerate(ladder.runs)
     ]

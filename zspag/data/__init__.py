@@ -7,7 +7,7 @@ from zspag.data.folders import labelled_folder
 from zspag.data.guard import Guard
 from zspag.data.loading import data_root, load
 from zspag.data.sources import gaussians2d
-from zspag.data.splits import Dataset, Split, channel_statistics, thinned
+from zspag.data.splits import Dataset, Split, channel_statistics, spread_evenly, thinned
 
 __all__ = [
     "Dataset",
@@ -18,5 +18,6 @@ __all__ = [
     "gaussians2d",
     "labelled_folder",
     "load",
+    "spread_evenly",
     "thinned",
 ]

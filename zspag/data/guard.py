@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from zspag.data.splits import Dataset, Split, spread
+from zspag.data.splits import Dataset, Split, spread_evenly
 
 # One stack for the whole process and not one per context: a method that reads from a thread of its own is seen too.
 _active: list["Guard"] = []
@@ -81,7 +81,7 @@ class Guard:
     def _read(self, part: str, split: Split, labels: Sequence[int], limit: int | None) -> tuple[Tensor, Tensor]:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 sample per class, got {limit}")
-        chosen = torch.cat([spread((split.labels == label).nonzero().flatten(), limit) for label in labels])
+        chosen = torch.cat([spread_evenly((split.labels == label).nonzero().flatten(), limit) for label in labels])
         own = part == "forget_train"
         if self in _active and own:
             self.forget_samples_read += len(chosen)

@@ -130,10 +130,12 @@ def thinned(dataset: Dataset, share: float) -> Dataset:
 
 def _thinned(split: Split, classes: int, share: float) -> Split:
     members = [(split.labels == label).nonzero().flatten() for label in range(classes)]
-    return split.select(torch.cat([spread(own, max(FEWEST, round(share * len(own)))) for own in members]).sort().values)
+    return split.select(
+        torch.cat([spread_evenly(own, max(FEWEST, round(share * len(own)))) for own in members]).sort().values
+    )
 
 
-def spread(indices: Tensor, limit: int | None) -> Tensor:
+def spread_evenly(indices: Tensor, limit: int | None) -> Tensor:
     """Return at most ``limit`` of the indices, evenly spaced: images sorted by name come in kinds."""
     if limit is None or limit >= len(indices):
         return indices
