@@ -28,13 +28,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "zspag"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=clone, check=True, capture_output=True, text=True
+        ).stdout.strip()
         for name, command in COMMANDS.items():
             begun = time.perf_counter()
             subprocess.run(command, cwd=clone, env=given, check=True)
             seconds[name] = time.perf_counter() - begun
     record = provenance.record(
         config={}, seed=None, data_sha256=None, device="cpu", threads=os.cpu_count() or 1, started=started
-    )
+    ) | {"commit": commit, "dirty": False}  # what was timed is the clone, whatever has been edited here since
     files.write_json(ROOT / "results" / "commands.json", {"schema": 1, "seconds": seconds, "provenance": record})
 
 
