@@ -12,7 +12,7 @@ from PIL import Image
 
 from zspag.config import Profile
 from zspag.files import read_json
-from zspag.profiles import PAPER_NETS, PROFILES
+from zspag.profiles import PAPER_DATA, PAPER_NETS, PROFILES
 
 ROOT = Path(__file__).parents[1]
 TRIAL: Profile = PROFILES["paper-trial"]
@@ -20,21 +20,29 @@ TRIAL: Profile = PROFILES["paper-trial"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A root with the notebooks and what they read of results/, and a little CIFAR-10: a colour and a bar per class."""
+    """A root with the notebooks and what they read of results/, and a little of each of the paper's data sets."""
     root = tmp_path_factory.mktemp("root")
     shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
     shutil.copytree(ROOT / "results" / "cpu", root / "results" / "cpu", ignore=shutil.ignore_patterns("checkpoints"))
-    draw = np.random.default_rng(0)
-    for label in range(10):
-        for split, count in (("train", 32), ("test", 8)):
-            folder = root / "data" / "cifar10" / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = draw.integers(0, 80, (32, 32, 3))
-                pixels[:, :, label % 3] += 60
-                pixels[3 * label : 3 * label + 3] += 110
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    paint(root / "data" / "cifar10", classes=10, size=32)
+    paint(root / "data" / "cifar100", classes=100, size=32)
+    paint(root / "data" / "svhn", classes=10, size=32)
+    paint(root / "data" / "facescrub", classes=12, size=70)  # crops are resized to 64
     return root
+
+
+def paint(folder, *, classes, size):
+    """Images with a colour and a bar per class (the first ten: a trial keeps no others)."""
+    draw = np.random.default_rng(0)
+    for label in range(classes):
+        for split, count in (("train", 32), ("test", 8)) if label < 10 else (("train", 2), ("test", 1)):
+            target = folder / split / f"class{label:02}"
+            target.mkdir(parents=True)
+            for index in range(count):
+                pixels = draw.integers(0, 80, (size, size, 3))
+                pixels[:, :, label % 3] += 60
+                pixels[size * label // 11 : size * (label + 1) // 11] += 110
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(target / f"{index}.png")
 
 
 def zspag(place, *arguments):
@@ -56,11 +64,20 @@ def test_every_notebook_of_the_paper_profile_runs_and_draws_every_figure(place):
     assert (config["arch"], config["dataset"], config["trial"]) == (TRIAL.arch, "cifar10", True)
 
 
-@pytest.mark.parametrize("arch", [arch for arch in PAPER_NETS if arch != TRIAL.arch])
-def test_each_architecture_of_the_paper_is_trained_forgets_and_is_judged(arch, place):
-    done = zspag(place, "run", "--profile", "paper-trial", "--arch", arch)
+OTHERS = [("svhn", "alexnet"), ("facescrub", "vgg16"), ("cifar100", "vit")]
+
+
+@pytest.mark.parametrize(("dataset", "arch"), OTHERS)
+def test_each_data_set_and_architecture_of_the_paper_is_trained_forgets_and_is_judged(dataset, arch, place):
+    done = zspag(place, "run", "--profile", "paper-trial", "--dataset", dataset, "--arch", arch)
     assert done.returncode == 0, done.stdout + done.stderr
-    (row,) = read_json(place / f"runs/paper-trial/results/run_cifar10_{arch}_class3.json")["data"]["rows"]
+    (row,) = read_json(place / f"runs/paper-trial/results/run_{dataset}_{arch}_class03.json")["data"]["rows"]
     assert row["retain_samples_read"] == 0
     assert set(row["scores"]) == {"original", "masked", "retrained", "unlearned"}
     assert len(row["free_dimension"]) > 4
+
+
+def test_nothing_of_the_paper_is_left_out_of_the_trial():
+    tried = [(TRIAL.dataset, TRIAL.arch), *OTHERS]
+    assert {dataset for dataset, _ in tried} == set(PAPER_DATA)
+    assert {arch for _, arch in tried} == set(PAPER_NETS)
