@@ -156,6 +156,8 @@ def main_table(rows: pd.DataFrame, frame: pd.DataFrame, titles: dict[str, str]) 
 
 
 def _percent(value: dict[str, float]) -> str:
+    if math.isnan(value["mean"]):
+        return "not measured"
     return f"{100 * value['mean']:.2f} ± {100 * value['half']:.2f}"
 
 
