@@ -60,6 +60,7 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
             "rows": rows,
             "data_source": data.data_source,
             "test_half": profile.test_half,
+            "titles": {name: experiment.TITLES[name] for name in (*experiment.REFERENCES, *methods)},
             "class_names": [data.classes[forget] for forget in profile.classes],
         },
         "provenance": provenance.record(
