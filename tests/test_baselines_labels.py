@@ -16,7 +16,7 @@ from zspag.runtime import generator_for, logits_of
 from zspag.subspaces import Projector
 from zspag.unlearning import Descent
 
-TILTS = ("worst_class_labels", "balanced_labels", "lookahead_labels", "bilevel_labels")
+TILTS = ("worst_class_labels", "balanced_labels", "lookahead_labels", "bilevel_labels", "noise_labels")
 N, M, K, WIDTH = 7, 9, 4, 5
 LR, STEPS = 0.7, 3
 
@@ -183,6 +183,23 @@ def test_simulated_epoch_leaves_the_run_alone(monkeypatch):
         labels, "look_ahead", lambda current, setting, simulate: simulate(current) and setting.masked.exp()
     )
     assert torch.equal(go("lookahead_labels"), go("zs_pag"))
+
+
+# By lot
+
+
+def test_labels_by_lot_are_as_far_from_soft_ones_as_those_by_influence_and_differ_with_the_seed(tiny):
+    model, setting = tiny
+    other = moved(model)
+    one, two, again = (
+        labels._by_lot(labels.Attempt(setting, model, LR, seed, lambda current: None))(other) for seed in (1, 2, 1)
+    )
+    assert torch.equal(one, again)
+    assert not torch.allclose(one, two)
+    for given in (one, two, labels.worst_class(other, setting)):
+        scores = (given[:, :3].log() - setting.masked[:, :3]) / setting.beta  # up to a constant of each sample
+        centered = scores - scores.mean(1, keepdim=True)
+        assert centered.std(correction=0).item() == pytest.approx(1)
 
 
 # Bilevel

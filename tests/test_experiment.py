@@ -570,8 +570,9 @@ def test_without_retrained_models_none_is_trained_and_what_needs_them_is_empty(c
     beside = ["gap", "agreement_forget", "agreement_retain", "js_forget", "js_retain"]
     assert set(frame["method"]) == {"original", "masked", "head_only"}
     assert frame[beside].isna().all(axis=None)
-    whole = compute_grid(profile, ("head_only",))
+    panel_of(CASE)
     assert {job[2:] for job in trainings} == {(), (3,)}
+    whole = compute_grid(profile, ("head_only",))
     assert not whole[beside].isna().any(axis=None)
     same = ["acc_forget", "acc_retain", "drift", "nll_retain"]
     ours, theirs = (one[one["method"] == "head_only"][same].to_numpy() for one in (frame, whole))

@@ -167,19 +167,46 @@ def bilevel(model: nn.Module, setting: Setting, *, lr: float, steps: int, rounds
     return logs.exp()
 
 
-Plan = Callable[[Setting, nn.Module, float, Callable[[nn.Module], Descent]], Relabel]
+@dataclass(frozen=True)
+class Attempt:
+    """A run at one rate, before it starts.
+
+    Attributes:
+        setting: What labels are made from.
+        model: The original model.
+        lr: Rate of the run.
+        seed: Seed of the method's streams, the same at every rate.
+        simulate: Runs ``LOOKAHEAD_EPOCHS`` from a model on soft labels, on the run's own first batches.
+    """
+
+    setting: Setting
+    model: nn.Module
+    lr: float
+    seed: int
+    simulate: Callable[[nn.Module], Descent]
+
+
+Plan = Callable[[Attempt], Relabel]
 
 
 def _every_epoch(strategy: Callable[[nn.Module, Setting], Tensor]) -> Plan:
-    return lambda setting, _model, _lr, _simulate: lambda current: strategy(current, setting)
+    return lambda attempt: lambda current: strategy(current, attempt.setting)
 
 
-def _ahead(setting: Setting, _model: nn.Module, _lr: float, simulate: Callable[[nn.Module], Descent]) -> Relabel:
-    return lambda current: look_ahead(current, setting, simulate)
+def _ahead(attempt: Attempt) -> Relabel:
+    return lambda current: look_ahead(current, attempt.setting, attempt.simulate)
 
 
-def _searched(setting: Setting, model: nn.Module, lr: float, _simulate: Callable[[nn.Module], Descent]) -> Relabel:
-    labels = bilevel(model, setting, lr=lr, steps=UNROLLED_STEPS, rounds=ROUNDS)
+def _searched(attempt: Attempt) -> Relabel:
+    labels = bilevel(attempt.model, attempt.setting, lr=attempt.lr, steps=UNROLLED_STEPS, rounds=ROUNDS)
+    return lambda _current: labels
+
+
+def _by_lot(attempt: Attempt) -> Relabel:
+    masked = attempt.setting.masked
+    drawn = torch.randn(masked.shape, generator=generator_for(attempt.seed, "labels")).to(masked)
+    scores = standardized(drawn, forget=attempt.setting.forget)
+    labels = tilted_labels(masked, scores, beta=attempt.setting.beta)
     return lambda _current: labels
 
 
@@ -210,7 +237,7 @@ def _fit(
         def simulate(current: nn.Module) -> Descent:
             return fit(current, lambda _current: soft, lr, epochs=LOOKAHEAD_EPOCHS, settle=0.0)
 
-        return fit(model, plan(setting, model, lr, simulate), lr)
+        return fit(model, plan(Attempt(setting, model, lr, seed, simulate)), lr)
 
     return climb(run, update=config.update)
 
@@ -245,6 +272,13 @@ def bilevel_labels(model: nn.Module, forget_images: Tensor, forget_labels: Tenso
     """
     return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
                 plan=_searched)  # fmt: skip
+
+
+def noise_labels(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
+                 config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+    """Tilt the labels by lot, as strongly as the others do by influence: does influence beat chance?"""
+    return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
+                plan=_by_lot)  # fmt: skip
 
 
 def distilled(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
@@ -283,6 +317,7 @@ _RUNS: Sequence[tuple[str, str, Callable[..., Ladder]]] = (
     ("balanced_labels", "ZS-PAG, labels for balanced classes", balanced_labels),
     ("lookahead_labels", "ZS-PAG, labels that look ahead", lookahead_labels),
     ("bilevel_labels", "ZS-PAG, bilevel labels", bilevel_labels),
+    ("noise_labels", "ZS-PAG, labels tilted by lot", noise_labels),
     ("distilled", "ZS-PAG, proxies distilled", distilled),
 )
 METHODS: dict[str, Method] = {name: Method(title, run, None, PROXIES, "ours", "high") for name, title, run in _RUNS}
