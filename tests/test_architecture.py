@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "evaluation": {"runtime", "activations", "subspaces"},
     "relearning": {"runtime"},
     "plots": {"provenance", "files"},
-    "readme": {"files", "profiles"},
+    "readme": {"files", "profiles", "tables"},
     "tables": {"provenance", "files"},
     "notebook": {"config", "profiles", "provenance", "files", "plots"},
     "reproduce": {"config", "profiles", "provenance", "files", "notebook", "plots"},

@@ -17,7 +17,7 @@ from datafiles import assert_same_set, encoded, folder_files, picture, write_fol
 from PIL import Image
 
 import zspag.data
-from zspag.data import Dataset, Guard, Split, channel_statistics, data_root, gaussians2d, load, thinned
+from zspag.data import Dataset, Guard, Split, channel_statistics, data_root, gaussians2d, halved, load, thinned
 from zspag.data.archives import UnsafeArchiveError, files_in, unpack
 from zspag.data.sources import read_digits
 from zspag.data.splits import FEWEST, assemble
@@ -710,3 +710,56 @@ def test_of_many_classes_the_first_are_kept():
 def test_share_that_is_none_is_refused(share):
     with pytest.raises(ValueError, match=rf"share must lie in \(0, 1\], got {share}"):
         thinned(read_digits(), share)
+
+
+# ---------------------------------------------------------------------------------------------- halves of a test set
+
+
+def rows_of(images):
+    return sorted(image.numpy().tobytes() for image in images)
+
+
+def test_halves_share_nothing_and_together_are_the_test_set():
+    splits = []
+    for seed, each in enumerate((5, 8)):
+        images = torch.randint(0, 256, (3 * each, 1, 4, 4), generator=torch.Generator().manual_seed(seed)).byte()
+        splits.append(Split(images, torch.arange(3 * each) % 3))
+    whole = assemble("noise", ("a", "b", "c"), *splits, augment_hint="none", data_source="a generator")
+    first, second = (halved(whole, name).test for name in ("first", "second"))
+    assert rows_of(torch.cat([first.images, second.images])) == rows_of(whole.test.images)
+    assert len(set(rows_of(whole.test.images))) == 24  # no image stands in for another
+    for label in range(3):
+        own = whole.test.images[whole.test.labels == label]
+        assert torch.equal(first.images[first.labels == label], own[::2])
+        assert torch.equal(second.images[second.labels == label], own[1::2])
+
+
+def test_halves_of_an_odd_class_differ_by_one_and_nothing_else_of_the_set_changes():
+    whole = read_digits()
+    first, second = (halved(whole, name) for name in ("first", "second"))
+    gaps = first.test.labels.bincount() - second.test.labels.bincount()
+    assert set(gaps.tolist()) == {0, 1}
+    assert first.train is second.train is whole.train
+    assert first.classes == second.classes == whole.classes
+    assert len({whole.sha256, first.sha256, second.sha256}) == 3
+
+
+def test_halves_keep_the_order_of_the_test_set():
+    whole = read_digits()
+    part = halved(whole, "second").test
+    place = {image.numpy().tobytes(): index for index, image in enumerate(whole.test.images)}
+    order = [place[image.numpy().tobytes()] for image in part.images]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("name", ["third", "", "First"])
+def test_a_half_that_does_not_exist_is_refused(name):
+    with pytest.raises(ValueError, match=f"a test half is 'first' or 'second', got '{name}'"):
+        halved(read_digits(), name)
+
+
+def test_a_single_test_image_cannot_be_halved():
+    whole = read_digits()
+    kept = torch.cat([(whole.test.labels != 4).nonzero().flatten(), (whole.test.labels == 4).nonzero()[0]])
+    with pytest.raises(ValueError, match="test set of digits cannot be halved: class '4' has 1 image"):
+        halved(replace(whole, test=whole.test.select(kept)), "first")

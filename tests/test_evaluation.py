@@ -1,7 +1,7 @@
 """Every figure of merit against its definition, worked by hand or by the slowest way there is."""
 
 import math
-from dataclasses import astuple, replace
+from dataclasses import asdict, astuple, replace
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from zspag.evaluation import (
     masked_parts,
     mean_js,
     mean_kl,
+    mean_nll,
     per_class_accuracy,
     score,
     selectivity,
@@ -132,6 +133,14 @@ def test_agreement_compares_answers_and_not_labels():
     assert agreement(votes(0, 1), votes(0, 1) / 50) == 1.0
 
 
+def test_likelihood_is_that_of_the_true_class():
+    logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
+    by_hand = -(logits.softmax(1)[0, 2].log() + logits.softmax(1)[1, 1].log()) / 2
+    assert mean_nll(logits, torch.tensor([2, 1])) == pytest.approx(by_hand.item())
+    assert mean_nll(logits, torch.tensor([0, 1])) != pytest.approx(by_hand.item())
+    assert mean_nll(logits + 5, torch.tensor([2, 1])) == pytest.approx(by_hand.item())
+
+
 # Scores
 
 
@@ -159,6 +168,24 @@ def test_retrained_model_has_no_gap_to_itself():
     scores = score(panel.retrained, panel)
     assert (scores.gap, scores.agreement_forget, scores.agreement_retain) == (0, 1, 1)
     assert (scores.js_forget, scores.js_retain) == (pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12))
+
+
+def test_without_a_retrained_model_what_needs_it_is_none_and_the_rest_is_as_it_was():
+    logits, panel = Parts(votes(4, 0), votes(4, 4), votes(1, 0, 1)), panel_of()
+    whole, without = (asdict(score(logits, one)) for one in (panel, replace(panel, retrained=None)))
+    empty = {name for name, value in without.items() if value is None}
+    assert empty == {"gap", "agreement_forget", "agreement_retain", "js_forget", "js_retain"}
+    assert {name: whole[name] for name in whole.keys() - empty} == {
+        name: without[name] for name in whole.keys() - empty
+    }
+    assert None not in whole.values()
+
+
+def test_likelihood_is_judged_on_retained_images():
+    panel = panel_of()
+    logits = replace(panel.original, retain_test=torch.randn(3, 5, generator=torch.Generator().manual_seed(0)))
+    assert score(logits, panel).nll_retain == pytest.approx(mean_nll(logits.retain_test, panel.labels.retain_test))
+    assert score(panel.original, panel).nll_retain != pytest.approx(score(logits, panel).nll_retain)
 
 
 def test_over_unlearning_is_positive_for_lost_accuracy_and_negative_for_gained():

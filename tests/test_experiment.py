@@ -255,6 +255,8 @@ def keys_of(profile, *, seed=0, forget=3, name="delete"):
         ({"arch": "conv7"}, {"model", "retrained", "run"}),
         ({"ladders": Ladders((0.03,), (0.03,), (0.03,))}, {"run"}),
         ({"forget_samples": 20}, {"run"}),
+        ({"test_half": "first"}, {"run"}),
+        ({"retrained": False}, {"run"}),
         ({"share": 0.5}, {"model", "retrained", "run"}),
         ({"unlearn": replace(PROFILE.unlearn, labels=replace(PROFILE.unlearn.labels, beta=0.7))}, {"run"}),
         ({"unlearn": replace(PROFILE.unlearn, proxies=replace(PROFILE.unlearn.proxies, steps=11))}, {"run"}),
@@ -521,3 +523,59 @@ def test_noise_floor_needs_two_seeds(copied, monkeypatch, no_computing):
     assert floor["forget"].tolist() == [3, 3, 5, 5]
     assert (floor[["agreement_forget", "agreement_retain"]] == 1).all(axis=None)  # the same model stands for all seeds
     assert floor[["js_forget", "js_retain"]].abs().max(axis=None) < 1e-12
+
+
+# Half of the test set, and no retrained models
+
+
+def test_a_half_changes_what_is_judged_on_and_nothing_that_a_method_is_handed(copied, monkeypatch):
+    monkeypatch.setattr(experiment, "train", None)  # trained models and material are found again
+    monkeypatch.setattr(experiment, "prepare", None)
+    halves = [replace(CASE, profile=replace(PROFILE, test_half=name)) for name in ("first", "second")]
+    whole, first, second = (panel_of(case) for case in (CASE, *halves))
+    for part in ("forget_test", "retain_test"):
+        counts = [len(getattr(panel.labels, part)) for panel in (whole, first, second)]
+        assert counts[0] == counts[1] + counts[2]
+        assert min(counts) > 0
+    for case, panel in zip(halves, (first, second), strict=True):
+        assert torch.equal(panel.images.forget_train, whole.images.forget_train)
+        images, _ = experiment.forget_set(case, experiment.guard_of(case))
+        assert torch.equal(images, experiment.forget_set(CASE, experiment.guard_of(CASE))[0])
+        assert torch.equal(experiment.material_of(case).proxies.images, experiment.material_of(CASE).proxies.images)
+
+
+def test_rows_of_a_half_are_those_of_the_half(copied, monkeypatch):
+    monkeypatch.setattr(experiment, "train", None)
+    whole, first, second = (
+        by_method(compute_grid(replace(PROFILE, classes=(3,), seeds=(0,), test_half=name), ("head_only",)))
+        for name in (None, "first", "second")
+    )
+    counts = [len(panel_of(Case(replace(PROFILE, test_half=name), 0, 3)).labels.forget_test)
+              for name in ("first", "second")]  # fmt: skip
+    own = [part["acc_forget"].to_numpy() for part in (whole, first, second)]
+    assert own[0] == pytest.approx((counts[0] * own[1] + counts[1] * own[2]) / sum(counts))
+    assert not (first["drift"].to_numpy() == second["drift"].to_numpy()).all()
+
+
+def by_method(frame):
+    return frame[frame["method"] != "retrained"].sort_values(["method", "lr"])
+
+
+def test_without_retrained_models_none_is_trained_and_what_needs_them_is_empty(copied, monkeypatch):
+    trainings = []
+    monkeypatch.setattr(experiment, "trained", lambda *job: trainings.append(job) or trained(*job))
+    profile = replace(PROFILE, classes=(3,), seeds=(0,))
+    frame = compute_grid(replace(profile, retrained=False), ("head_only",))
+    assert {job[2:] for job in trainings} == {()}
+    beside = ["gap", "agreement_forget", "agreement_retain", "js_forget", "js_retain"]
+    assert set(frame["method"]) == {"original", "masked", "head_only"}
+    assert frame[beside].isna().all(axis=None)
+    panel_of(CASE)
+    assert {job[2:] for job in trainings} == {(), (3,)}
+    whole = compute_grid(profile, ("head_only",))
+    assert not whole[beside].isna().any(axis=None)
+    same = ["acc_forget", "acc_retain", "drift", "nll_retain"]
+    ours, theirs = (one[one["method"] == "head_only"][same].to_numpy() for one in (frame, whole))
+    assert (ours == theirs).all()
+    with pytest.raises(ValueError, match="leaves retrained models out"):
+        experiment.retraining_noise(replace(PROFILE, retrained=False, seeds=(0, 1)))

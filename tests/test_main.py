@@ -12,7 +12,7 @@ from PIL import Image
 
 from zspag import experiment, provenance
 from zspag.__main__ import main
-from zspag.config import FolderConfig
+from zspag.config import FolderConfig, Ladders
 from zspag.files import write_json
 from zspag.profiles import PROFILES
 
@@ -141,6 +141,30 @@ def test_sweep_takes_the_methods_of_the_profile_or_those_asked_for(started, tmp_
     )
 
 
+def test_sweep_takes_a_half_of_the_test_set_rates_of_its_own_and_no_retrained_models(started, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
+    command = "sweep --profile digits --methods zs_pag --test-half second --rates 1,3.5 --no-retrained"
+    assert main(command.split()) == 0
+    ladders = Ladders(low=(1.0, 3.5), middle=(1.0, 3.5), high=(1.0, 3.5))
+    expected = replace(PROFILES["digits"], test_half="second", ladders=ladders, retrained=False)
+    assert started[-1][0] == expected
+    assert main(["sweep", "--profile", "digits"]) == 0
+    assert started[-1][0] == PROFILES["digits"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ("3,x", "--rates takes numbers, comma-separated, got '3,x'"),
+        ("3,1", "low must hold positive rates in increasing order"),
+    ],
+)
+def test_sweep_refuses_rates_that_are_none(rates, message, started, capsys):
+    assert main(["sweep", "--profile", "digits", "--rates", rates]) == 2
+    assert said(capsys)[1].startswith(f"zspag sweep: {message}")
+    assert started == []
+
+
 def test_sweep_of_an_unknown_method_names_the_known_ones(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
     assert main(["sweep", "--profile", "smoke", "--methods", "magic"]) == 2
@@ -177,6 +201,7 @@ def test_run_is_the_cpu_profile_unless_told_otherwise(started):
             "zspag run: smoke is a trial, its numbers mean nothing: leave out --record",
         ),
         ("--epochs 0", "zspag run: epochs must be at least 1, got 0"),
+        ("--test-half third", "zspag run: test_half must be 'first', 'second' or None, got 'third'"),
         ("--dataset nowhere --classes 1", "zspag run: no data set 'nowhere'"),
     ],
 )

@@ -91,3 +91,23 @@ def test_sweep_from_recorded_models_trains_nothing(finished, tmp_path, monkeypat
     before = [row for row in result_of(finished[0])["data"]["rows"] if row["method"] == "delete"]
     after = [row for row in result_of(tmp_path, "runs/tiny/results")["data"]["rows"] if row["method"] == "delete"]
     assert [row | {"seconds": 0} for row in after] == [row | {"seconds": 0} for row in before]
+
+
+def test_a_sweep_of_a_half_says_so_in_name_caption_and_rows_and_leaves_the_whole_alone(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    (tmp_path / "runs").symlink_to(finished[0] / "runs")
+    monkeypatch.setattr(experiment, "train", None)
+    lines = list(sweep.sweep(replace(PROFILE, test_half="second", retrained=False), ("delete",), record=True))
+    name = "sweep_digits_digits_3_second-half"
+    assert f"wrote results/tiny/{name}.json" in lines
+    result = files.read_json(tmp_path / "results" / "tiny" / f"{name}.json")
+    assert result["caption"].endswith("judged on the second half of the test set.")
+    assert result["data"]["test_half"] == "second"
+    assert {row["gap"] for row in result["data"]["rows"]} == {None}
+    assert "not measured" in result["data"]["markdown"]
+    assert result["data"]["titles"]["delete"] == "DELETE"
+    whole = result_of(finished[0])
+    assert whole["data"]["test_half"] is None
+    assert "half" not in whole["caption"]
+    assert None not in {row["gap"] for row in whole["data"]["rows"]}
+    assert "not measured" not in whole["data"]["markdown"]

@@ -10,13 +10,21 @@ from scipy import stats
 
 from zspag.tables import (
     _T975,
+    C3_MEASURES,
+    FROZEN,
+    RIVALS,
     by_rule,
     curve,
+    improves,
     in_hindsight,
+    label_table,
+    label_verdict,
     ladder_panels,
     main_table,
     markdown,
     over_classes,
+    paired,
+    ranked,
     safe_rates,
     window,
     window_text,
@@ -268,3 +276,104 @@ def test_markdown_has_a_header_a_rule_and_a_line_per_row():
         "| A | 1.00 ± 0.20 | 0.3 |",
         "| B | 0 | nan |",
     ]
+
+
+# Paired comparisons and claim C3
+
+OFFSETS = {(0, 1): 0.3, (0, 2): 0.5, (3, 1): -0.2, (3, 2): 0.1, (7, 1): 0.9, (7, 2): 0.4}  # class, seed: hard or easy
+
+
+def compared(differences, *, noise=0.0):
+    """Rows of one rate per method, class and seed: an offset of the case plus what the method adds to all measures."""
+    return pd.DataFrame(
+        [
+            {"method": method, "forget": forget, "seed": seed, "lr": 1.0, "chosen": True}
+            | {column: offset + added + noise * (-1) ** (forget + seed) * (method == FROZEN) for column in C3_MEASURES}
+            for method, added in differences.items()
+            for (forget, seed), offset in OFFSETS.items()
+        ]
+    )
+
+
+def test_paired_differences_are_free_of_what_is_common_to_a_class_and_seed():
+    frame = compared({"zs_pag": 0.0, "a": 0.25})
+    gap = paired(frame, ("drift",), baseline="zs_pag")["a"]["drift"]
+    assert gap["mean"] == pytest.approx(0.25)
+    assert gap["half"] == pytest.approx(0, abs=1e-12)
+    assert (gap["lower"], gap["pairs"], gap["classes"]) == (0, 6, 3)
+    assert over_classes(frame, "drift")["a"]["half"] > 0.5  # unpaired, classes drown the difference
+
+
+def test_interval_of_paired_differences_is_that_of_scipy_over_classes():
+    values = {
+        "zs_pag": {0: (0.1, 0.3), 3: (0.5, 0.5), 7: (0.2, 0.0)},
+        "a": {0: (0.2, 0.3), 3: (0.1, 0.6), 7: (0.9, 0.2)},
+    }
+    frame = pd.DataFrame([row for name, numbers in values.items() for row in rows(name, numbers, column="drift")])
+    gaps = [np.mean(values["a"][c]) - np.mean(values["zs_pag"][c]) for c in (0, 3, 7)]
+    low, high = stats.t.interval(0.95, 2, np.mean(gaps), stats.sem(gaps))
+    gap = paired(frame, ("drift",), baseline="zs_pag")["a"]["drift"]
+    assert gap["mean"] == pytest.approx(np.mean(gaps))
+    assert gap["half"] == pytest.approx((high - low) / 2, rel=1e-3)
+    assert (gap["lower"], gap["pairs"]) == (1, 6)
+
+
+def test_a_pair_that_lacks_a_side_is_refused():
+    frame = compared({"zs_pag": 0.0, "a": 0.25, "b": 0.1})
+    frame = frame[~(frame["method"].eq("a") & frame["forget"].eq(7))]
+    with pytest.raises(ValueError, match="drift cannot be paired: some class and seed has none for a"):
+        paired(frame, ("drift",), baseline="zs_pag")
+
+
+def gap_of(mean, half=1.0, classes=3):
+    return {"mean": mean, "half": half, "classes": classes}
+
+
+def test_a_difference_counts_beyond_its_interval_only():
+    assert [ranked(gap_of(mean)) for mean in (-1.1, -0.9, 0.9, 1.1)] == [
+        "better", "not distinguishable", "not distinguishable", "worse",
+    ]  # fmt: skip
+    assert ranked(gap_of(-5.0, half=0.0, classes=1)) == "not distinguishable"  # one class has no interval
+
+
+def test_improving_is_better_in_one_measure_and_worse_in_none():
+    better, same, worse = gap_of(-2.0), gap_of(0.0), gap_of(2.0)
+    assert improves({"a": better, "b": same}) == "better"
+    assert improves({"a": same, "b": same}) == "not distinguishable"
+    assert improves({"a": better, "b": worse}) == "worse"
+
+
+def test_label_table_shows_both_halves_in_units_and_leaves_out_what_was_not_run():
+    first, second = compared({"zs_pag": 0.0, "a": 0.25, "b": -0.5}), compared({"zs_pag": 0.0, "b": 0.125})
+    table = label_table({"first": first, "second": second}, baseline="zs_pag", titles={"a": "labels A"})
+    assert list(table.index) == ["labels A", "b"]
+    assert table.loc["labels A", "first: drift (thousandths of a nat)"] == "+250.00 ± 0.00 (0 of 6)"
+    assert table.loc["b", "first: over-unlearning (points)"] == "-50.00 ± 0.00 (6 of 6)"
+    assert table.loc["b", "second: over-unlearning (points)"] == "+12.50 ± 0.00 (0 of 6)"
+    assert (table.loc["labels A", [name for name in table if name.startswith("second")]] == "").all()
+
+
+def verdict(differences, **options):
+    return label_verdict(compared(differences, **options), titles={name: f"<{name}>" for name in (FROZEN, *RIVALS)})
+
+
+def test_verdict_supports_the_claim_only_if_every_rival_is_beaten_and_nothing_is_lost():
+    rivals = dict.fromkeys(RIVALS, 0.0)
+    won = verdict(rivals | {FROZEN: -2.0}, noise=0.01)
+    assert "is **supported**" in won
+    assert all(f"better than <{name}>" in won for name in RIVALS)
+    assert "3 classes, 2 fresh originals" in won
+    assert "within the interval" in won
+    one_lost = verdict(rivals | {FROZEN: -2.0, "zs_pag": -4.0}, noise=0.01)
+    assert "is **not supported**" in one_lost
+    assert "worse than <zs_pag>" in one_lost
+    level = verdict(rivals | {FROZEN: 0.0}, noise=0.5)
+    assert "is **not supported**" in level
+    assert "not distinguishable from <random_labels>" in level
+
+
+def test_verdict_asks_for_retained_accuracy_as_well():
+    frame = compared(dict.fromkeys(RIVALS, 9.0) | {FROZEN: 5.0})  # better than all, and far below the masked original
+    said = label_verdict(frame, titles={name: name for name in (FROZEN, *RIVALS)})
+    assert "is **not supported**" in said
+    assert "beyond the interval" in said

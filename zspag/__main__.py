@@ -10,7 +10,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from zspag import profiles
-from zspag.config import FolderConfig, Profile
+from zspag.config import FolderConfig, Ladders, Profile
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("sweep", help="run methods over their whole ladders; write every row and a figure")
     _add_profile(one)
     one.add_argument("--methods", help="methods, comma-separated (default: the profile's)")
+    one.add_argument("--rates", help="learning rates of every method, comma-separated (default: the profile's ladders)")
+    one.add_argument(
+        "--no-retrained", action="store_true", help="train no retrained models; what compares with them stays empty"
+    )
     one.add_argument(
         "--scheduler", metavar="ADDRESS", help="dask scheduler of a running cluster (default: start workers)"
     )
@@ -113,6 +117,7 @@ def _add_profile(one: argparse.ArgumentParser) -> None:
     one.add_argument("--classes", help="forget classes, names or numbers, comma-separated (default: the profile's)")
     one.add_argument("--seeds", help="seeds, comma-separated (default: the profile's)")
     one.add_argument("--epochs", type=int, help="training epochs (default: the profile's)")
+    one.add_argument("--test-half", metavar="HALF", help="judge on every second test image: first or second")
     _add_folder(one)
     one.add_argument("--recorded-models", action="store_true", help="take committed checkpoints instead of training")
     one.add_argument("--record", action="store_true", help="write results, figure and checkpoints to results/PROFILE")
@@ -127,7 +132,11 @@ def _profile(chosen: argparse.Namespace) -> Profile:
     from zspag import runs
 
     profile = profiles.for_pair(profiles.PROFILES[chosen.profile], dataset=chosen.dataset, arch=chosen.arch)
-    changes: dict[str, object] = {"recorded_models": chosen.recorded_models, "folder": _folder(chosen)}
+    changes: dict[str, object] = {
+        "recorded_models": chosen.recorded_models,
+        "folder": _folder(chosen),
+        "test_half": chosen.test_half,
+    }
     if profile.trial and chosen.record:
         raise ValueError(f"{profile.name} is a trial, its numbers mean nothing: leave out --record")
     if chosen.seeds is not None:
@@ -152,7 +161,10 @@ def _sweep(chosen: argparse.Namespace) -> int:
     from zspag import sweep
     from zspag.experiment import RunsFailed
 
-    profile = _profile(chosen)
+    profile = replace(_profile(chosen), retrained=not chosen.no_retrained)
+    if chosen.rates is not None:
+        rates = _rates(chosen.rates)
+        profile = replace(profile, ladders=Ladders(low=rates, middle=rates, high=rates))
     methods = profile.methods if chosen.methods is None else tuple(chosen.methods.split(","))
     try:
         for line in sweep.sweep(profile, methods, record=chosen.record, scheduler=chosen.scheduler):
@@ -161,6 +173,13 @@ def _sweep(chosen: argparse.Namespace) -> int:
         print(f"zspag sweep: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(rate) for rate in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--rates takes numbers, comma-separated, got {text!r}") from error
 
 
 def _seeds(text: str) -> tuple[int, ...]:

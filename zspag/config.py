@@ -320,6 +320,9 @@ class Profile:
         trial: Proves that every line runs; its nets are hardly trained and its numbers mean nothing.
         share: Share of every class's images, in both splits.
         folder: How an image folder is read.
+        test_half: Half of the test set that models are judged on, "first" or "second"; None judges on all of it. It
+            changes nothing that a method or a training sees.
+        retrained: Train the retrained references; without them what compares with a retrained model stays empty.
     """
 
     name: str
@@ -340,9 +343,15 @@ class Profile:
     trial: bool = False
     share: float = 1.0
     folder: FolderConfig = field(default_factory=FolderConfig)
+    test_half: str | None = None
+    retrained: bool = True
 
     def __post_init__(self) -> None:
         _require(0 < self.share <= 1, f"share must lie in (0, 1], got {self.share}")
+        _require(
+            self.test_half in (None, "first", "second"),
+            f"test_half must be 'first', 'second' or None, got {self.test_half!r}",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

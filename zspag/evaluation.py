@@ -70,6 +70,11 @@ def mean_kl(reference: Tensor, logits: Tensor) -> float:
     return (log_p.exp() * (log_p - log_q)).sum(1).mean().item()
 
 
+def mean_nll(logits: Tensor, labels: Tensor) -> float:
+    """Return the mean negative log-likelihood of the labels under softmax(logits), in nats."""
+    return -logits.double().log_softmax(1).gather(1, labels[:, None]).mean().item()
+
+
 def mean_js(first: Tensor, second: Tensor) -> float:
     """Return the mean Jensen-Shannon divergence of two sets of logits, in nats (at most log 2)."""
     log_p, log_q = first.double().log_softmax(1), second.double().log_softmax(1)
@@ -104,26 +109,28 @@ class Parts:
 
 @dataclass(frozen=True)
 class Panel:
-    """Everything a score needs of one (class, seed): labels, and the logits of the two reference models.
+    """Everything a score needs of one (class, seed): labels, and the logits of the reference models.
 
     Attributes:
         images: Images of every part.
         labels: Labels of every part.
         original: Logits of the original.
-        retrained: Logits of the retrained model.
+        retrained: Logits of the retrained model; None where there is none.
         forget: Forget classes.
     """
 
     images: Parts
     labels: Parts
     original: Parts
-    retrained: Parts
+    retrained: Parts | None
     forget: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Scores:
     """What evaluation.md asks of one model; accuracies are fractions, divergences nats.
+
+    What compares with the retrained model is None where there is none.
 
     Attributes:
         acc_forget: Test accuracy on the forget classes.
@@ -132,6 +139,7 @@ class Scores:
         acc_forget_train: Accuracy on the forget training samples.
         over_unlearning: acc_retain of the masked original minus acc_retain.
         drift: Mean KL(masked original, model) on retained test images.
+        nll_retain: Mean negative log-likelihood of the true labels on retained test images.
         gap: Mean absolute difference in accuracy to the retrained model over forget train, forget test, retain test.
         agreement_forget: Share of forget test images on which model and retrained model agree.
         agreement_retain: The same on retained test images.
@@ -145,11 +153,12 @@ class Scores:
     acc_forget_train: float
     over_unlearning: float
     drift: float
-    gap: float
-    agreement_forget: float
-    agreement_retain: float
-    js_forget: float
-    js_retain: float
+    nll_retain: float
+    gap: float | None
+    agreement_forget: float | None
+    agreement_retain: float | None
+    js_forget: float | None
+    js_retain: float | None
 
 
 def score(logits: Parts, panel: Panel) -> Scores:
@@ -165,14 +174,6 @@ def score(logits: Parts, panel: Panel) -> Scores:
     clean = Parts(*(_finite(part) for part in (logits.forget_train, logits.forget_test, logits.retain_test)))
     yardstick = masked(panel.original.retain_test, forget=panel.forget)
     acc_retain = macro_accuracy(clean.retain_test, panel.labels.retain_test)
-    differences = [
-        abs(accuracy(own, labels) - accuracy(other, labels))
-        for own, other, labels in (
-            (clean.forget_train, panel.retrained.forget_train, panel.labels.forget_train),
-            (clean.forget_test, panel.retrained.forget_test, panel.labels.forget_test),
-            (clean.retain_test, panel.retrained.retain_test, panel.labels.retain_test),
-        )
-    ]
     return Scores(
         acc_forget=accuracy(clean.forget_test, panel.labels.forget_test),
         acc_retain=acc_retain,
@@ -180,12 +181,31 @@ def score(logits: Parts, panel: Panel) -> Scores:
         acc_forget_train=accuracy(clean.forget_train, panel.labels.forget_train),
         over_unlearning=macro_accuracy(yardstick, panel.labels.retain_test) - acc_retain,
         drift=mean_kl(yardstick, clean.retain_test),
-        gap=sum(differences) / len(differences),
-        agreement_forget=agreement(clean.forget_test, panel.retrained.forget_test),
-        agreement_retain=agreement(clean.retain_test, panel.retrained.retain_test),
-        js_forget=mean_js(clean.forget_test, panel.retrained.forget_test),
-        js_retain=mean_js(clean.retain_test, panel.retrained.retain_test),
+        nll_retain=mean_nll(clean.retain_test, panel.labels.retain_test),
+        **_beside_retrained(clean, panel),
     )
+
+
+def _beside_retrained(clean: Parts, panel: Panel) -> dict[str, float | None]:
+    """Compare with the retrained model: accuracies on all parts, answers and divergences on the test parts."""
+    other = panel.retrained
+    if other is None:
+        return dict.fromkeys(("gap", "agreement_forget", "agreement_retain", "js_forget", "js_retain"))
+    differences = [
+        abs(accuracy(own, labels) - accuracy(reference, labels))
+        for own, reference, labels in (
+            (clean.forget_train, other.forget_train, panel.labels.forget_train),
+            (clean.forget_test, other.forget_test, panel.labels.forget_test),
+            (clean.retain_test, other.retain_test, panel.labels.retain_test),
+        )
+    ]
+    return {
+        "gap": sum(differences) / len(differences),
+        "agreement_forget": agreement(clean.forget_test, other.forget_test),
+        "agreement_retain": agreement(clean.retain_test, other.retain_test),
+        "js_forget": mean_js(clean.forget_test, other.forget_test),
+        "js_retain": mean_js(clean.retain_test, other.retain_test),
+    }
 
 
 def _finite(logits: Tensor) -> Tensor:

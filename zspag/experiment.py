@@ -9,7 +9,7 @@ Invariant: this is the laboratory. It may read retain data; a method it runs may
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,11 +28,12 @@ from zspag.baselines import (
     retain_subspace,
 )
 from zspag.config import FolderConfig, Profile, TrainConfig, UnlearnConfig, from_dict, to_dict
-from zspag.data import Dataset, Guard, Split, channel_statistics, load, spread_evenly, thinned
+from zspag.data import Dataset, Guard, Split, channel_statistics, halved, load, spread_evenly, thinned
 from zspag.evaluation import (
     Masked,
     Panel,
     Parts,
+    Scores,
     accuracy,
     agreement,
     captured,
@@ -98,10 +99,25 @@ def _data(name: str, share: float, folder: FolderConfig) -> Dataset:
     return thinned(load(name, **asdict(folder)), share)
 
 
+def judged_on(profile: Profile) -> Dataset:
+    """Return the data set that models are judged on: its test set is the profile's half, if the profile names one.
+
+    Trainings and material are keyed by ``data_of``: what was made while one half judged serves the other as well.
+    """
+    half = profile.test_half
+    return data_of(profile) if half is None else _half_of(profile.dataset, profile.share, profile.folder, half)
+
+
+@lru_cache(maxsize=2)
+def _half_of(name: str, share: float, folder: FolderConfig, half: str) -> Dataset:
+    return halved(_data(name, share, folder), half)
+
+
 def case_name(profile: Profile) -> str:
-    """Return data set, architecture and forget classes as part of a file name."""
+    """Return data set, architecture, forget classes and the half of the test set, if any, as part of a file name."""
     names = "-".join(data_of(profile).classes[forget] for forget in profile.classes)
     name = f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}"
+    name += "" if profile.test_half is None else f"_{profile.test_half}-half"
     return name.replace(" ", "").replace("/", "-")  # Fashion-MNIST has a class "T-shirt/top"
 
 
@@ -212,8 +228,8 @@ def _recorded_checkpoint(profile: Profile, key: dict[str, Any]) -> tuple[dict[st
 
 
 def guard_of(case: Case) -> Guard:
-    """Return a fresh data guard for the case."""
-    return Guard(data_of(case.profile), (case.forget,))
+    """Return a fresh data guard for the case; of the test set it knows the profile's half."""
+    return Guard(judged_on(case.profile), (case.forget,))
 
 
 def forget_set(case: Case, guard: Guard) -> tuple[Tensor, Tensor]:
@@ -300,14 +316,19 @@ def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> Material:
 
 
 def panel_of(case: Case) -> Panel:
-    """Return what a case's models are judged on: images, labels and the logits of original and retrained model."""
+    """Return what a case's models are judged on: images, labels, the logits of the original and of the retrained model.
+
+    The logits of the retrained model are None under a profile that leaves it out.
+    """
     guard, device = guard_of(case), pick_device()
     parts = [guard.forget_train(case.profile.forget_samples), guard.forget_test(), guard.retain_test()]
     images = Parts(*(part[0].to(device) for part in parts))
     labels = Parts(*(part[1].to(device) for part in parts))
     original = trained(case.profile, case.seed)
-    retrained = trained(case.profile, case.seed, case.forget)
-    return Panel(images, labels, images.map_logits(original), images.map_logits(retrained), (case.forget,))
+    retrained = None
+    if case.profile.retrained:
+        retrained = images.map_logits(trained(case.profile, case.seed, case.forget))
+    return Panel(images, labels, images.map_logits(original), retrained, (case.forget,))
 
 
 def whole_ladder(profile: Profile, method: str) -> UnlearnConfig:
@@ -363,7 +384,8 @@ def compute_grid(profile: Profile, methods: Sequence[str], *, spread: Spread = p
 
     Returns:
         Rows of all references and methods: method, forget, seed, lr, chosen, epochs, seconds, retain_samples_read,
-        relearn_steps (references and chosen rates only) and the fields of ``Scores``. References have no rate.
+        relearn_steps (references and chosen rates only) and the fields of ``Scores``. References have no rate;
+        without retrained models what needs them is NaN.
 
     Raises:
         ValueError: If a method is unknown.
@@ -395,7 +417,8 @@ def compute_grid(profile: Profile, methods: Sequence[str], *, spread: Spread = p
         for name in ("references", *methods)
         for row in files.read_json(_run_path(case, name))["rows"]
     ]
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    return frame.astype({item.name: float for item in fields(Scores)})  # a column of None alone is no number otherwise
 
 
 def _finish(
@@ -424,6 +447,8 @@ def _run_path(case: Case, name: str) -> Path:
         "config": to_dict(whole_ladder(case.profile, name) if name in METHODS else case.profile.unlearn),
         "method": name,
         "recorded_models": case.profile.recorded_models,
+        "test_half": case.profile.test_half,
+        "retrained": case.profile.retrained,
         "code": _code_of(case.profile, *_MATERIAL_CODE, *_METHOD_CODE, *_family(name)),
     }
     folder = repository_root() / "runs" / case.profile.name / "grid"
@@ -449,8 +474,9 @@ def _reference_rows(case: Case) -> list[dict[str, Any]]:
     models_and_logits = {
         "original": (original, panel.original),
         "masked": (masked.to(pick_device()), masked_parts(panel)),
-        "retrained": (trained(case.profile, case.seed, case.forget), panel.retrained),
     }
+    if panel.retrained is not None:
+        models_and_logits["retrained"] = (trained(case.profile, case.seed, case.forget), panel.retrained)
     return [
         _row(case, name, logits, panel) | {"relearn_steps": relearn_steps(case, model, panel)}
         for name, (model, logits) in models_and_logits.items()
@@ -590,12 +616,17 @@ def retraining_noise(profile: Profile) -> pd.DataFrame:
     Returns:
         One row per class and pair of seeds: agreement and Jensen-Shannon divergence (nats) on forget and retained test
         images. No rows with fewer than two seeds.
+
+    Raises:
+        ValueError: If the profile leaves the retrained models out.
     """
     rows = []
     for forget in profile.classes:
         panels = [panel_of(Case(profile, seed, forget)) for seed in profile.seeds]
         for first, second in itertools.pairwise(panels):
             ours, theirs = first.retrained, second.retrained
+            if ours is None or theirs is None:
+                raise ValueError("the profile leaves retrained models out (retrained=False): they have no spread")
             rows.append(
                 {
                     "forget": forget,

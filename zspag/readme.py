@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zspag import files
+import pandas as pd
+
+from zspag import files, tables
 from zspag.profiles import PAPER_DATA, PAPER_NETS
 
-_BLOCK = re.compile(r"(<!-- begin (?P<name>[a-z_]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- begin (?P<name>[a-z0-9_]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 NOT_YET = "_not yet measured_\n"
 
 
@@ -182,6 +184,8 @@ def sweeps(results: Path) -> str:
     tables = []
     for path in sorted(results.glob("*/sweep_*.json")):
         found = files.read_json(path)
+        if found["data"].get("test_half"):
+            continue  # a half alone says little; both together are the block "c3"
         names = ", ".join(found["data"].get("class_names") or found["name"].rpartition("_")[2].split("-"))
         seeds = len({row["seed"] for row in found["data"]["rows"]})
         title = f"{_setting(found)}, {names}, {seeds} seed{'s' * (seeds > 1)}:"
@@ -201,6 +205,18 @@ def _labels(numbers: dict[str, list[float]]) -> str:
     )
 
 
+def c3(results: Path) -> str:
+    """Return claim C3: labels against soft ones on the half they were chosen on and on the other, and the verdict."""
+    found = {half: _read(results / "cpu" / f"{tables.C3_SWEEP}_{half}-half.json") for half in ("first", "second")}
+    if found["first"] is None or found["second"] is None:
+        return NOT_YET
+    data = {half: one["data"] for half, one in found.items() if one is not None}
+    halves = {half: pd.DataFrame(one["rows"]) for half, one in data.items()}
+    titles = data["first"]["titles"] | data["second"]["titles"]
+    table = tables.markdown(tables.label_table(halves, baseline="zs_pag", titles=titles))
+    return f"{table}\n\n{tables.label_verdict(halves['second'], titles=titles)}\n"
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "commands": commands,
     "chapters": chapters,
@@ -210,6 +226,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "runs": runs,
     "pairs": pairs,
     "sweeps": sweeps,
+    "c3": c3,
 }
 
 

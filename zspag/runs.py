@@ -56,7 +56,12 @@ def run(profile: Profile, *, record: bool) -> Iterator[str]:
 
     Yields:
         Lines for the reader.
+
+    Raises:
+        ValueError: If the profile leaves out the retrained models, which a run shows beside the unlearned ones.
     """
+    if not profile.retrained:
+        raise ValueError("a run shows retrained models beside the unlearned ones: leave retrained=False to sweeps")
     started = time.time()
     cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
     for case in cases:
@@ -136,6 +141,7 @@ def _forget_class(case: Case, all_cores: int) -> dict[str, Any]:
 def _judge(case: Case, unlearned: Unlearned) -> dict[str, Any]:
     panel = experiment.panel_of(case)
     logits = panel.images.map_logits(unlearned.model)
+    assert panel.retrained is not None, "run refuses a profile without retrained models"
     references = {
         "original": panel.original,
         "masked": masked_parts(panel),

@@ -50,7 +50,8 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
         "name": name,
         "profile": profile.name,
         "draw": "curves",
-        "caption": "Forget accuracy, over-unlearning and drift over the learning rate.",
+        "caption": "Forget accuracy, over-unlearning and drift over the learning rate"
+        + (f", judged on the {profile.test_half} half of the test set." if profile.test_half else "."),
         "numbers": {name: [value, None] for name, value in (factors | drift).items()},
         "data": tables.ladder_panels(frame, methods, experiment.TITLES)
         | {
@@ -58,6 +59,8 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
             "hindsight": tables.markdown(tables.main_table(best, frame, experiment.TITLES)),
             "rows": rows,
             "data_source": data.data_source,
+            "test_half": profile.test_half,
+            "titles": {name: experiment.TITLES[name] for name in (*experiment.REFERENCES, *methods)},
             "class_names": [data.classes[forget] for forget in profile.classes],
         },
         "provenance": provenance.record(

@@ -18,6 +18,15 @@ Panel = dict[str, Any]
 SAFE_FORGET = 0.01  # acc_forget at or below this is forgotten (evaluation.md, safe window)
 SAFE_RETAIN = 0.005  # over-unlearning at or below this is safe
 REFERENCES = ("original", "masked", "retrained")
+# What labels are compared by (claim C3): name and unit, factor, digits; less is better in all three.
+C3_MEASURES: dict[str, tuple[str, float, int]] = {
+    "over_unlearning": ("over-unlearning (points)", 100.0, 2),
+    "drift": ("drift (thousandths of a nat)", 1000.0, 2),
+    "nll_retain": ("negative log-likelihood (thousandths of a nat)", 1000.0, 2),
+}
+C3_SWEEP = "sweep_cifar10_conv7_airplane-cat-horse"  # the files of the two halves are called after it
+RIVALS = ("random_labels", "second_best_labels", "zs_pag")  # labels that claim C3 says are improved on
+FROZEN = "balanced_labels"
 # Two-sided 97.5 % points of Student's t for 1..30 degrees of freedom; a table keeps scipy out of a reader's way.
 _T975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -55,6 +64,116 @@ def over_classes(rows: pd.DataFrame, column: str) -> dict[str, dict[str, float]]
         half = _T975[min(count - 1, len(_T975)) - 1] * deviation / math.sqrt(count) if count > 1 else 0.0
         answer[str(method)] = {"mean": float(values.mean()), "half": half, "sd": deviation, "classes": count}
     return answer
+
+
+def paired(rows: pd.DataFrame, columns: Sequence[str], *, baseline: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Return every method's differences to a baseline, per class and seed, averaged as the protocol has it.
+
+    Classes differ much more than methods do; a difference within one class and seed is free of that.
+
+    Args:
+        rows: One row per method, class and seed, from ``by_rule`` or ``in_hindsight``.
+        columns: Columns to compare, such as "drift".
+        baseline: The method that is subtracted.
+
+    Returns:
+        Per method (but the baseline) and column what ``over_classes`` returns of the differences, and "lower" of
+        "pairs": in how many of the classes and seeds the method has the smaller value.
+
+    Raises:
+        ValueError: If a method lacks a class or seed that the baseline has, or the other way round.
+    """
+    answer: dict[str, dict[str, dict[str, float]]] = {}
+    for column in columns:
+        wide = rows.pivot(index=["forget", "seed"], columns="method", values=column)
+        if wide.isna().any(axis=None):
+            lacking = ", ".join(wide.columns[wide.isna().any()])
+            raise ValueError(f"{column} cannot be paired: some class and seed has none for {lacking}")
+        gaps = wide.drop(columns=baseline).sub(wide[baseline], axis=0)
+        means = over_classes(gaps.reset_index().melt(["forget", "seed"], var_name="method"), "value")
+        for method, mean in means.items():
+            counts = {"lower": int((gaps[method] < 0).sum()), "pairs": len(gaps)}
+            answer.setdefault(method, {})[column] = mean | counts
+    return answer
+
+
+def ranked(gap: dict[str, float]) -> str:
+    """Say in a word whether a paired difference, where less is better, is beyond its interval.
+
+    Example:
+        >>> ranked({"mean": -2.0, "half": 1.0, "classes": 3}), ranked({"mean": -1.0, "half": 2.0, "classes": 3})
+        ('better', 'not distinguishable')
+    """
+    if gap["classes"] < 2 or abs(gap["mean"]) <= gap["half"]:
+        return "not distinguishable"
+    return "better" if gap["mean"] < 0 else "worse"
+
+
+def improves(gaps: dict[str, dict[str, float]]) -> str:
+    """Say whether a method improves on its baseline: better in one of the paired measures and worse in none.
+
+    Args:
+        gaps: Per measure, less being better, a paired difference as in ``paired``.
+
+    Returns:
+        "better", "worse" (in at least one measure), or "not distinguishable".
+    """
+    words = {ranked(gap) for gap in gaps.values()}
+    return "worse" if "worse" in words else "better" if "better" in words else "not distinguishable"
+
+
+def label_table(halves: dict[str, pd.DataFrame], *, baseline: str, titles: dict[str, str]) -> pd.DataFrame:
+    """Return the table of claim C3: every method minus the baseline, on the half it was chosen on and on the other.
+
+    Args:
+        halves: Per half of the test set, the rows of its grid.
+        baseline: The method that is subtracted.
+        titles: Readable names of the methods.
+
+    Returns:
+        One line per method, as "mean ± half-width (pairs that are lower of all pairs)"; a method that was run on one
+        half only has empty cells for the other.
+    """
+    lines: dict[str, dict[str, str]] = {}
+    for half, frame in halves.items():
+        ruled = by_rule(frame)
+        gaps = paired(ruled[~ruled["method"].isin(REFERENCES)], tuple(C3_MEASURES), baseline=baseline)
+        for method, measures in gaps.items():
+            for column, (text, factor, digits) in C3_MEASURES.items():
+                gap = measures[column]
+                cell = f"{factor * gap['mean']:+.{digits}f} ± {factor * gap['half']:.{digits}f}"
+                share = f" ({gap['lower']} of {gap['pairs']})"
+                lines.setdefault(titles.get(method, method), {})[f"{half}: {text}"] = cell + share
+    columns = [f"{half}: {text}" for half in halves for text, *_ in C3_MEASURES.values()]
+    return pd.DataFrame.from_dict(lines, orient="index", columns=columns).fillna("").rename_axis("labels")
+
+
+def label_verdict(frame: pd.DataFrame, *, titles: dict[str, str]) -> str:
+    """Return the verdict on claim C3 in sentences composed from the rows of the half that confirms.
+
+    Args:
+        frame: Rows of the grid on that half; ``FROZEN`` and the labels it is to beat are among them.
+        titles: Readable names of the methods.
+    """
+    ruled = by_rule(frame)
+    ruled = ruled[~ruled["method"].isin(REFERENCES)]
+    words = {}
+    for rival in RIVALS:
+        two = ruled[ruled["method"].isin([FROZEN, rival])]
+        words[rival] = improves(paired(two, tuple(C3_MEASURES), baseline=rival)[FROZEN])
+    lost = over_classes(ruled, "over_unlearning")[FROZEN]
+    kept = lost["mean"] <= lost["half"]
+    holds = all(word == "better" for word in words.values()) and kept
+    cases = ruled[["forget", "seed"]].drop_duplicates()
+    against = "; ".join(f"{word} than {titles[rival]}" if word != "not distinguishable"
+                        else f"{word} from {titles[rival]}" for rival, word in words.items())  # fmt: skip
+    return (
+        f"Claim C3 is **{'supported' if holds else 'not supported'}**: the frozen formula, {titles[FROZEN]}, on the"
+        f" half of the test set that it was not chosen on ({cases['forget'].nunique()} classes,"
+        f" {cases['seed'].nunique()} fresh original{'s' * (cases['seed'].nunique() > 1)}), is {against}. Against the"
+        f" masked original it loses {100 * lost['mean']:+.2f} ± {100 * lost['half']:.2f} points of retained accuracy,"
+        f" {'within' if kept else 'beyond'} the interval."
+    )
 
 
 def curve(frame: pd.DataFrame, method: str, column: str) -> dict[str, list[float]]:
@@ -156,6 +275,8 @@ def main_table(rows: pd.DataFrame, frame: pd.DataFrame, titles: dict[str, str]) 
 
 
 def _percent(value: dict[str, float]) -> str:
+    if math.isnan(value["mean"]):
+        return "not measured"
     return f"{100 * value['mean']:.2f} ± {100 * value['half']:.2f}"
 
 

@@ -13,6 +13,7 @@ from zspag.baselines import (
     boundary,
     gated,
     importances,
+    labels,
     oracles,
     projected,
     relatives,
@@ -26,6 +27,7 @@ from zspag.baselines.projected import forget_subspace, noise_subspace, random_su
 
 FAMILIES = (
     projected,
+    labels,
     targets,
     boundary,
     adversarial,

@@ -7,7 +7,7 @@ from zspag.data.folders import labelled_folder
 from zspag.data.guard import Guard
 from zspag.data.loading import data_root, load
 from zspag.data.sources import gaussians2d
-from zspag.data.splits import Dataset, Split, channel_statistics, spread_evenly, thinned
+from zspag.data.splits import Dataset, Split, channel_statistics, halved, spread_evenly, thinned
 
 __all__ = [
     "Dataset",
@@ -16,6 +16,7 @@ __all__ = [
     "channel_statistics",
     "data_root",
     "gaussians2d",
+    "halved",
     "labelled_folder",
     "load",
     "spread_evenly",

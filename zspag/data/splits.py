@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 FEWEST = 32  # images of a class that a thinned data set keeps, where the class has them
+HALVES = ("first", "second")
 MOST_CLASSES = 10  # classes that it keeps: a net that hardly sees an image cannot tell a hundred apart
 
 
@@ -133,6 +134,26 @@ def _thinned(split: Split, classes: int, share: float) -> Split:
     return split.select(
         torch.cat([spread_evenly(own, max(FEWEST, round(share * len(own)))) for own in members]).sort().values
     )
+
+
+def halved(dataset: Dataset, half: str) -> Dataset:
+    """Return the data set with one half of its test set: every second image of each class, in the order of the set.
+
+    What was chosen on one half can be confirmed on the other. Of a class's test images numbered from 1, the odd ones
+    are the "first" half and the even ones the "second": whatever kinds the order comes in, both halves have them.
+
+    Raises:
+        ValueError: If there is no such half, or a class has a single test image.
+    """
+    if half not in HALVES:
+        raise ValueError(f"a test half is {' or '.join(map(repr, HALVES))}, got {half!r}")
+    members = [(dataset.test.labels == label).nonzero().flatten() for label in range(dataset.num_classes)]
+    for name, own in zip(dataset.classes, members, strict=True):
+        if len(own) < 2:
+            raise ValueError(f"the test set of {dataset.name} cannot be halved: class {name!r} has {len(own)} image(s)")
+    chosen = torch.cat([own[HALVES.index(half) :: 2] for own in members]).sort().values
+    test = dataset.test.select(chosen)
+    return replace(dataset, test=test, sha256=content_hash(dataset.classes, dataset.train, test))
 
 
 def spread_evenly(indices: Tensor, limit: int | None) -> Tensor:
