@@ -43,6 +43,21 @@ def test_result_holds_every_row_and_its_curves(finished):
         assert drawn["y"] == pytest.approx([factor * row[column] for row in rows[3:5]])
 
 
+def test_result_answers_every_question_with_a_table_and_has_no_floor_with_one_seed(finished):
+    data = result_of(finished[0])["data"]
+    assert all(table.startswith("| method | ") for table in data["tables"].values())
+    assert "masked original" in data["tables"]["Who is dominated?"]
+    assert (data["noise"], data["verdicts"]) == ([], [])  # without ZS-PAG there is no verdict on it
+
+
+def test_many_methods_are_drawn_eight_at_a_time_beside_the_first(monkeypatch):
+    monkeypatch.setattr(sweep.tables, "ladder_panels", lambda _frame, names, _titles: {"panels": [names], "columns": 3})
+    names = [f"m{number}" for number in range(18)]
+    drawn = sweep._panels(None, names)
+    assert drawn == {"panels": [names[:9], [names[0], *names[9:17]], [names[0], *names[17:]]], "columns": 3}
+    assert sweep._panels(None, names[:1])["panels"] == [names[:1]]
+
+
 def test_result_names_the_classes_and_where_the_pixels_came_from(finished):
     data = result_of(finished[0])["data"]
     assert (data["class_names"], data["data_source"]) == (["3"], "scikit-learn's own copy")
