@@ -441,7 +441,7 @@ def comparison_table(summary: pd.DataFrame, titles: Mapping[str, str]) -> pd.Dat
             "safe window (factor)": f"{row['safe window']:.0f}" if math.isfinite(row["safe window"]) else "no rate",
         }
         if "AIN" in summary:
-            line["AIN"] = f"{row['AIN']:.2f}"
+            line["AIN"] = f"{row['AIN']:.3f}"
         lines.append(line | {"dominated by": _named(beaten[str(name)], titles) or "nobody"})
     return pd.DataFrame(lines).set_index("method")
 
