@@ -12,6 +12,7 @@ from PIL import Image
 
 from zspag import experiment, provenance
 from zspag.__main__ import main
+from zspag.baselines import METHODS
 from zspag.config import FolderConfig
 from zspag.files import write_json
 from zspag.profiles import PROFILES
@@ -139,6 +140,12 @@ def test_sweep_takes_the_methods_of_the_profile_or_those_asked_for(started, tmp_
         ("zs_pag", "delete"),
         {"record": True, "scheduler": "tcp://host:8786"},
     )
+
+
+def test_sweep_of_all_methods_takes_the_whole_table(started, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
+    assert main(["sweep", "--profile", "digits", "--methods", "all"]) == 0
+    assert started[0][1] == tuple(METHODS)
 
 
 def test_sweep_of_an_unknown_method_names_the_known_ones(capsys, tmp_path, monkeypatch):

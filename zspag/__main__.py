@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("sweep", help="run methods over their whole ladders; write every row and a figure")
     _add_profile(one)
-    one.add_argument("--methods", help="methods, comma-separated (default: the profile's)")
+    one.add_argument("--methods", help="methods, comma-separated, or all of them: all (default: the profile's)")
     one.add_argument(
         "--scheduler", metavar="ADDRESS", help="dask scheduler of a running cluster (default: start workers)"
     )
@@ -150,10 +150,12 @@ def _run(chosen: argparse.Namespace) -> int:
 
 def _sweep(chosen: argparse.Namespace) -> int:
     from zspag import sweep
+    from zspag.baselines import METHODS
     from zspag.experiment import RunsFailed
 
     profile = _profile(chosen)
     methods = profile.methods if chosen.methods is None else tuple(chosen.methods.split(","))
+    methods = tuple(METHODS) if methods == ("all",) else methods
     try:
         for line in sweep.sweep(profile, methods, record=chosen.record, scheduler=chosen.scheduler):
             print(line, flush=True)
