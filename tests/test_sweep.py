@@ -1,5 +1,6 @@
 """A sweep is the grid in one file: every row, the curves drawn from them, and nothing computed twice."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -47,7 +48,18 @@ def test_result_answers_every_question_with_a_table_and_has_no_floor_with_one_se
     data = result_of(finished[0])["data"]
     assert all(table.startswith("| method | ") for table in data["tables"].values())
     assert "masked original" in data["tables"]["Who is dominated?"]
-    assert (data["noise"], data["verdicts"]) == ([], [])  # without ZS-PAG there is no verdict on it
+    assert (data["noise"], data["verdicts"], data["seconds"]) == ([], [], {})  # nothing to say about an absent ZS-PAG
+
+
+def test_sweep_of_zs_pag_says_whether_it_is_dominated_and_what_retraining_costs(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished[0] / "runs", tmp_path / "runs")
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    list(sweep.sweep(PROFILE, ("zs_pag", "delete"), record=False))
+    data = result_of(tmp_path, "runs/tiny/results")["data"]
+    assert "ZS-PAG is dominated by " in data["verdicts"][0]
+    assert "relearning (AIN)" in data["verdicts"][0]
+    assert data["seconds"]["retraining"] > 0
+    assert "in all / retraining" in data["tables"]["What does it cost, and what does it read?"]
 
 
 def test_many_methods_are_drawn_eight_at_a_time_beside_the_first(monkeypatch):

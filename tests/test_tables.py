@@ -470,6 +470,12 @@ def test_many_who_dominate_are_counted():
 
 
 def test_every_table_answers_one_question(whole):
-    made = every_table(whole, {}, reads={"zs_pag": "x", "oracle": "y"}, noise=pd.DataFrame())
+    options = {"reads": {"zs_pag": "forget set, proxies", "oracle": "y"}, "noise": pd.DataFrame()}
+    made = every_table(whole, {}, **options, seconds={})
     assert all(question.endswith("?") for question in made)
     assert [len(table) for table in made.values()] == [5, 5, 5, 2, 2]
+    seconds = {"proxies": 3.0, "subspaces": 1.0, "update": 9.0, "retraining": 16.0}
+    timed = every_table(whole, {}, **options, seconds=seconds)["What does it cost, and what does it read?"]
+    assert timed["before (s)"].to_dict() == {"zs_pag": "4.00", "oracle": "0.00"}
+    assert timed["in all / retraining"].to_dict() == {"zs_pag": "0.50", "oracle": "0.12"}
+    assert "before (s)" not in made["What does it cost, and what does it read?"]

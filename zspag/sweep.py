@@ -44,8 +44,11 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
     """Return a result file: the curves, all tables, what the safe windows are worth in numbers, and every row."""
     ruled, best = tables.by_rule(frame), tables.in_hindsight(frame)
     noise = experiment.retraining_noise(profile) if len(profile.seeds) > 1 else pd.DataFrame()
+    # Recorded models were trained elsewhere: their time says nothing about this machine.
+    timed = "zs_pag" in methods and not profile.recorded_models
+    seconds = experiment.stage_seconds(profile, frame) if timed else {}
     together = tables.comparison(ruled, frame)
-    shown = tables.every_table(frame, experiment.TITLES, reads=experiment.READS, noise=noise)
+    shown = tables.every_table(frame, experiment.TITLES, reads=experiment.READS, noise=noise, seconds=seconds)
     verdicts = [tables.verdict(together, experiment.TITLES, name) for name in ("zs_pag",) if name in together.index]
     factors = {f"safe window {method}": tables.window(tables.safe_rates(frame, method)) for method in methods}
     drift = {f"drift in hindsight {method}": tables.over_classes(best, "drift")[method]["mean"] for method in methods}
@@ -65,6 +68,7 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
             "tables": {question: tables.markdown(table) for question, table in shown.items()},
             "verdicts": verdicts,
             "noise": noise.to_dict("records"),
+            "seconds": seconds,
             "rows": rows,
             "data_source": data.data_source,
             "class_names": [data.classes[forget] for forget in profile.classes],

@@ -298,8 +298,25 @@ def cost_table(
     return pd.DataFrame(lines).set_index("method")
 
 
+def preparation(seconds: Mapping[str, float], reads: Mapping[str, str]) -> dict[str, float]:
+    """Return what ``cost_table`` charges before the update: proxies and subspaces, to whoever may read proxies.
+
+    In full, although some need less: an upper bound.
+
+    Args:
+        seconds: From ``experiment.stage_seconds``.
+        reads: What data a method may touch, in words.
+    """
+    return {name: seconds["proxies"] + seconds["subspaces"] for name, words in reads.items() if "proxies" in words}
+
+
 def every_table(
-    frame: pd.DataFrame, titles: Mapping[str, str], *, reads: Mapping[str, str], noise: pd.DataFrame
+    frame: pd.DataFrame,
+    titles: Mapping[str, str],
+    *,
+    reads: Mapping[str, str],
+    noise: pd.DataFrame,
+    seconds: Mapping[str, float],
 ) -> dict[str, pd.DataFrame]:
     """Return all tables of a grid at the rate that the forget-only rule takes, by the question each one answers.
 
@@ -308,14 +325,16 @@ def every_table(
         titles: Readable names of the methods.
         reads: What data a method may touch, in words.
         noise: As in ``prediction_table``.
+        seconds: From ``experiment.stage_seconds``; empty where stages and retraining were not timed.
     """
     rows = by_rule(frame)
+    before = preparation(seconds, reads) if seconds else {}
     return {
         "Did it forget, and did it keep the rest?": forgetting_table(rows, titles),
         "How far from retraining, in accuracy?": distance_table(rows, titles),
         "How far from retraining, image by image?": prediction_table(rows, titles, noise),
         "What does it cost, and what does it read?": cost_table(
-            rows, frame, titles, reads=reads, before={}, retraining=None
+            rows, frame, titles, reads=reads, before=before, retraining=seconds.get("retraining")
         ),
         "Who is dominated?": comparison_table(comparison(rows, frame), titles),
     }
