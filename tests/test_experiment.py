@@ -3,7 +3,7 @@
 import importlib
 import json
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
@@ -27,7 +27,7 @@ from zspag.experiment import (
     training_key,
     whole_ladder,
 )
-from zspag.runtime import pool_map
+from zspag.runtime import logits_of, pool_map
 
 pytestmark = pytest.mark.usefixtures("own_data")
 PROFILE = replace(TINY, classes=(3, 5), ladders=Ladders(low=(0.003, 0.03), middle=(0.01, 0.1), high=(0.03, 0.3)))
@@ -579,3 +579,50 @@ def test_without_retrained_models_none_is_trained_and_what_needs_them_is_empty(c
     assert (ours == theirs).all()
     with pytest.raises(ValueError, match="leaves retrained models out"):
         experiment.retraining_noise(replace(PROFILE, retrained=False, seeds=(0, 1)))
+
+
+# A look into one run
+
+
+@pytest.mark.parametrize("method", ["delete", "head_only", "zs_pag", "unprojected"])
+def test_watched_run_is_the_run_of_the_grid_bit_for_bit(copied, method):
+    lr = getattr(PROFILE.ladders, METHODS[method].ladder)[1]
+    model, rows = experiment.watched_run(CASE, method, lr=lr)
+    ladder, _ = experiment.run_method(CASE, method, model=trained(PROFILE, 0), material=material_of(CASE))
+    (again,) = [run for run in ladder.runs if run.lr == lr]
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.model.state_dict().items())
+    assert not model._forward_pre_hooks
+    assert len(rows) == len(again.history) + 1
+    panel = panel_of(CASE)
+    for row, net in ((rows.iloc[0], trained(PROFILE, 0)), (rows.iloc[-1], again.model)):
+        assert row.drop("epoch").to_dict() == asdict(experiment.score(panel.images.map_logits(net), panel))
+    assert rows["epoch"].tolist() == list(range(len(rows)))
+    assert rows.iloc[0]["acc_forget"] > rows.iloc[-1]["acc_forget"]
+
+
+def test_method_outside_the_loop_cannot_be_watched(copied, monkeypatch):
+    run = experiment.run_method
+
+    def silent(case, name, *, model, material):
+        return run(case, name, model=trained(PROFILE, 0), material=material)  # a copy that nobody looks at
+
+    monkeypatch.setattr(experiment, "run_method", silent)
+    with pytest.raises(ValueError, match=r"delete has \d+ epochs of which 0 were seen"):
+        experiment.watched_run(CASE, "delete", lr=0.03)
+
+
+@pytest.mark.parametrize(
+    ("classes", "shown"), [(tuple(range(10)), 8), ((3, 7), 7), ((3,), 3), ((3, 0, 7), 0), ((5, 8), 8)]
+)
+def test_class_that_is_shown_is_fixed_beforehand(classes, shown):
+    case = experiment.shown_case(replace(PROFILE, classes=classes, seeds=(4, 2)))
+    assert (case.forget, case.seed) == (shown, 4)
+
+
+def test_penultimate_features_are_what_the_last_layer_multiplies():
+    lab = small()
+    features = experiment.penultimate(lab.model, lab.images)
+    head = [part for part in lab.model.modules() if isinstance(part, torch.nn.Linear)][-1]
+    expected = logits_of(lab.model, lab.images)
+    torch.testing.assert_close(features.float() @ head.weight.T + head.bias, expected)
+    assert features.shape == (len(lab.images), head.in_features)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from zspag import experiment, provenance
 from zspag.__main__ import main
+from zspag.baselines import METHODS
 from zspag.config import FolderConfig, Ladders
 from zspag.files import write_json
 from zspag.profiles import PROFILES
@@ -163,6 +164,12 @@ def test_sweep_refuses_rates_that_are_none(rates, message, started, capsys):
     assert main(["sweep", "--profile", "digits", "--rates", rates]) == 2
     assert said(capsys)[1].startswith(f"zspag sweep: {message}")
     assert started == []
+
+
+def test_sweep_of_all_methods_takes_the_whole_table(started, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
+    assert main(["sweep", "--profile", "digits", "--methods", "all"]) == 0
+    assert started[0][1] == tuple(METHODS)
 
 
 def test_sweep_of_an_unknown_method_names_the_known_ones(capsys, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from zspag import plots, provenance
+from zspag.baselines import METHODS
 
 LINE = {"x": [0.1, 0.3, 1.0], "y": [3.0, 2.0, 2.5]}
 DATA = {
@@ -110,6 +111,20 @@ def test_no_two_names_of_a_figure_look_the_same():
     (styles,) = line_styles(plots.draw(result_of("curves", curves_of(*names))))
     assert len(set(styles.values())) == len(names)
     assert len({colour for colour, _ in styles.values()}) < len(names)  # colour alone would not do
+
+
+def test_every_method_has_a_look_of_its_own_in_every_figure():
+    titles = [method.title for method in METHODS.values()] + ["original", "masked original", "retrained"]
+    assert len({plots._METHODS[title] for title in titles}) == len(titles)
+    (among,) = line_styles(plots.draw(result_of("curves", curves_of(*plots._KNOWN, *titles))))
+    for title in titles:
+        (alone,) = line_styles(plots.draw(result_of("curves", curves_of(title))))
+        assert alone[title] == among[title]
+
+
+def test_looks_run_out_only_after_a_hundred_names():
+    names = [f"new {number}" for number in range(100)]
+    assert len(set(plots._styles([curves_of(*names)]).values())) == 100
 
 
 def test_name_looks_the_same_in_every_panel_of_a_figure():

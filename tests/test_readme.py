@@ -34,7 +34,8 @@ def run_result(**data):
     row = {"scores": scores, "lr": 1, "seconds": {"total": 1}, "threads": 2, "retain_samples_read": 0}
     row |= {"class_name": "apple", "seed": 0}
     config = {"dataset": "cifar100", "arch": "conv7", "unlearn": {"update": {}}}
-    return {"name": "sweep_cifar100_conv7_maple_tree-sea", "provenance": {"config": config},
+    return {"schema": 1, "name": "sweep_cifar100_conv7_maple_tree-sea",
+            "provenance": {"config": config, "started": "2026-01-01"},
             "data": {"rows": [row], "markdown": "| a table |"} | data}  # fmt: skip
 
 
@@ -67,6 +68,50 @@ def test_the_classes_of_a_sweep_come_from_the_file_and_not_from_its_name(tmp_pat
     path = tmp_path / "paper" / "sweep_cifar100_conv7_maple_tree-sea.json"
     write_json(path, run_result(class_names=["maple_tree", "sea"]))
     assert readme.sweeps(tmp_path).startswith("cifar100, conv7, maple_tree, sea, 1 seed:")
+
+
+def recorded_sweep(folder, classes, *, schema=1, methods=("zs_pag",), started="2026-01-01", **data):
+    result = run_result(**data)
+    rows = [result["data"]["rows"][0] | {"method": name} for name in methods]
+    result |= {"schema": schema, "data": result["data"] | {"rows": rows, "markdown": f"| of {classes} |"}}
+    result["provenance"]["started"] = started
+    write_json(folder / f"sweep_cifar100_conv7_{classes}.json", result)
+
+
+NEWER = {
+    "schema": {"schema": 2, "methods": (), "started": "2025-01-01"},
+    "methods": {"methods": ("zs_pag", "delete"), "started": "2025-01-01"},
+    "start": {"started": "2026-02-01"},
+}
+
+
+@pytest.mark.parametrize("better", NEWER)
+def test_of_several_sweeps_the_newest_schema_then_most_methods_then_the_youngest_counts(tmp_path, better):
+    recorded_sweep(tmp_path / "cpu", "b-cat")
+    recorded_sweep(tmp_path / "cpu", "a-sea", **NEWER[better])
+    recorded_sweep(tmp_path / "cpu", "c-dog")
+    found = readme.recorded_sweeps(tmp_path)
+    assert {key: path.stem for key, path in found.items()} == {
+        ("cpu", "cifar100", "conv7"): "sweep_cifar100_conv7_a-sea"
+    }
+    assert "| of a-sea |" in readme.sweeps(tmp_path)
+    assert "| of b-cat |" not in readme.sweeps(tmp_path)
+
+
+def test_sweeps_of_other_profiles_are_others(tmp_path):
+    recorded_sweep(tmp_path / "cpu", "cat")
+    recorded_sweep(tmp_path / "digits", "cat")
+    assert [key[0] for key in readme.recorded_sweeps(tmp_path)] == ["cpu", "digits"]
+    assert readme.sweeps(tmp_path).count("| of cat |") == 2
+    assert readme.recorded_sweeps(tmp_path / "nowhere") == {}
+
+
+def test_sweep_says_who_dominates_where_its_file_does(tmp_path):
+    recorded_sweep(tmp_path / "cpu", "cat")
+    assert "dominated" not in readme.sweeps(tmp_path)
+    shown = {"tables": {"Who is dominated?": "| by nobody |"}, "verdicts": ["ZS-PAG is dominated by nobody."]}
+    recorded_sweep(tmp_path / "cpu", "cat", **shown)
+    assert "ZS-PAG is dominated by nobody.\n\n| by nobody |" in readme.sweeps(tmp_path)
 
 
 def test_every_figure_and_link_of_the_readme_exists():

@@ -1,5 +1,6 @@
 """A sweep is the grid in one file: every row, the curves drawn from them, and nothing computed twice."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -41,6 +42,32 @@ def test_result_holds_every_row_and_its_curves(finished):
         drawn = panel["series"]["DELETE"]
         assert drawn["x"] == [0.003, 0.03]
         assert drawn["y"] == pytest.approx([factor * row[column] for row in rows[3:5]])
+
+
+def test_result_answers_every_question_with_a_table_and_has_no_floor_with_one_seed(finished):
+    data = result_of(finished[0])["data"]
+    assert all(table.startswith("| method | ") for table in data["tables"].values())
+    assert "masked original" in data["tables"]["Who is dominated?"]
+    assert (data["noise"], data["verdicts"], data["seconds"]) == ([], [], {})  # nothing to say about an absent ZS-PAG
+
+
+def test_sweep_of_zs_pag_says_whether_it_is_dominated_and_what_retraining_costs(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished[0] / "runs", tmp_path / "runs")
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    list(sweep.sweep(PROFILE, ("zs_pag", "delete"), record=False))
+    data = result_of(tmp_path, "runs/tiny/results")["data"]
+    assert "ZS-PAG is dominated by " in data["verdicts"][0]
+    assert "relearning (AIN)" in data["verdicts"][0]
+    assert data["seconds"]["retraining"] > 0
+    assert "in all / retraining" in data["tables"]["What does it cost, and what does it read?"]
+
+
+def test_many_methods_are_drawn_eight_at_a_time_beside_the_first(monkeypatch):
+    monkeypatch.setattr(sweep.tables, "ladder_panels", lambda _frame, names, _titles: {"panels": [names], "columns": 3})
+    names = [f"m{number}" for number in range(18)]
+    drawn = sweep._panels(None, names)
+    assert drawn == {"panels": [names[:9], [names[0], *names[9:17]], [names[0], *names[17:]]], "columns": 3}
+    assert sweep._panels(None, names[:1])["panels"] == [names[:1]]
 
 
 def test_result_names_the_classes_and_where_the_pixels_came_from(finished):

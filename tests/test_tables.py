@@ -14,7 +14,14 @@ from zspag.tables import (
     FROZEN,
     RIVALS,
     by_rule,
+    comparison,
+    comparison_table,
+    cost_table,
     curve,
+    distance_table,
+    dominated,
+    every_table,
+    forgetting_table,
     improves,
     in_hindsight,
     label_table,
@@ -24,8 +31,12 @@ from zspag.tables import (
     markdown,
     over_classes,
     paired,
+    prediction_table,
     ranked,
     safe_rates,
+    to_retrained,
+    tradeoff_panels,
+    verdict,
     window,
     window_text,
 )
@@ -353,21 +364,21 @@ def test_label_table_shows_both_halves_in_units_and_leaves_out_what_was_not_run(
     assert (table.loc["labels A", [name for name in table if name.startswith("second")]] == "").all()
 
 
-def verdict(differences, **options):
+def said(differences, **options):
     return label_verdict(compared(differences, **options), titles={name: f"<{name}>" for name in (FROZEN, *RIVALS)})
 
 
 def test_verdict_supports_the_claim_only_if_every_rival_is_beaten_and_nothing_is_lost():
     rivals = dict.fromkeys(RIVALS, 0.0)
-    won = verdict(rivals | {FROZEN: -2.0}, noise=0.01)
+    won = said(rivals | {FROZEN: -2.0}, noise=0.01)
     assert "is **supported**" in won
     assert all(f"better than <{name}>" in won for name in RIVALS)
     assert "3 classes, 2 fresh originals" in won
     assert "within the interval" in won
-    one_lost = verdict(rivals | {FROZEN: -2.0, "zs_pag": -4.0}, noise=0.01)
+    one_lost = said(rivals | {FROZEN: -2.0, "zs_pag": -4.0}, noise=0.01)
     assert "is **not supported**" in one_lost
     assert "worse than <zs_pag>" in one_lost
-    level = verdict(rivals | {FROZEN: 0.0}, noise=0.5)
+    level = said(rivals | {FROZEN: 0.0}, noise=0.5)
     assert "is **not supported**" in level
     assert "not distinguishable from <random_labels>" in level
 
@@ -377,3 +388,203 @@ def test_verdict_asks_for_retained_accuracy_as_well():
     said = label_verdict(frame, titles={name: name for name in (FROZEN, *RIVALS)})
     assert "is **not supported**" in said
     assert "beyond the interval" in said
+
+
+# Paired with retraining
+
+
+def test_difference_to_retraining_is_paired_by_class():
+    """An easy and a hard class differ by 40 points, a method from retraining by 1 and 3: the latter counts."""
+    own, retrained = {0: (0.50, 0.52), 3: (0.90, 0.94)}, {0: (0.50, 0.50), 3: (0.89, 0.89)}
+    frame = pd.DataFrame(rows("a", own) + rows("retrained", retrained))
+    differences = [0.01, 0.03]
+    low, high = stats.t.interval(0.95, 1, np.mean(differences), stats.sem(differences))
+    answer = to_retrained(frame, "acc_retain")
+    assert answer["a"]["mean"] == pytest.approx(0.02)
+    assert answer["a"]["half"] == pytest.approx((high - low) / 2, rel=1e-3)
+    assert answer["a"]["sd"] == pytest.approx(np.std(differences, ddof=1))
+    assert answer["retrained"]["half"] == 0
+    assert over_classes(frame, "acc_retain")["a"]["half"] > 10 * answer["a"]["half"]  # the control: unpaired
+
+
+def test_pairs_are_formed_by_class_and_not_by_place():
+    frame = pd.DataFrame(rows("a", {0: (0.5,), 3: (0.9,)}) + rows("retrained", {3: (0.9,), 0: (0.5,)}))
+    assert to_retrained(frame, "acc_retain")["a"] == {"mean": 0, "half": 0, "sd": 0, "classes": 2}
+
+
+# Narrow tables
+
+
+FURTHER = {
+    "acc_forget_train": 0.0, "agreement_forget": 0.5, "agreement_retain": 0.9, "js_forget": 0.2, "js_retain": 0.01,
+    "epochs": 4.0, "seconds": 2.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def whole():
+    """Two classes; ZS-PAG is chosen at its second rate, an oracle at its first."""
+    ladder = {0.1: (0.5, 0.0, 0.01), 0.3: (0.0, 0.004, 0.02), 1.0: (0.0, 0.004, 0.03)}
+    made = REFERENCES + grid("zs_pag", ladder) + grid("oracle", {0.1: (0.0, 0.0, 0.0)}, read=99)
+    frame = pd.DataFrame(made).assign(**FURTHER)
+    frame.loc[frame["method"].isin(("original", "masked", "retrained")), ["epochs", "seconds"]] = NAN
+    frame.loc[(frame["method"] == "zs_pag") & (frame["forget"] == 5), "acc_retain"] += 0.02
+    return frame
+
+
+def test_forgetting_table_gives_mean_interval_and_deviation(whole):
+    table = forgetting_table(by_rule(whole), {"zs_pag": "ZS-PAG"})
+    assert table.loc["ZS-PAG", "retain, test %"] == "90.60 ± 12.71 (1.41)"
+    assert table.loc["ZS-PAG", "over-unlearning (points)"] == "0.40 ± 0.00 (0.00)"
+    assert list(table.index) == ["original", "masked", "retrained", "ZS-PAG", "oracle"]
+
+
+def test_one_class_is_shown_without_a_spread(whole):
+    one = by_rule(whole[whole["forget"] == 3])
+    assert forgetting_table(one, {}).loc["zs_pag", "retain, test %"] == "89.60"
+
+
+def test_distance_table_has_signs_and_no_minus_zero(whole):
+    table = distance_table(by_rule(whole), {})
+    assert table.loc["zs_pag", "retain - retrained (points)"].startswith("0.60 ± ")
+    assert table.loc["retrained"].tolist()[:2] == ["0.00 ± 0.00 (0.00)"] * 2
+    whole.loc[whole["method"] == "masked", "acc_retain"] -= 1e-9
+    assert "-0.00" not in distance_table(by_rule(whole), {}).loc["masked", "retain - retrained (points)"]
+
+
+def test_noise_floor_is_the_last_line_where_there_is_one(whole):
+    floor = pd.DataFrame({"forget": [3, 3, 5, 5], "agreement_forget": [0.7, 0.9, 0.6, 0.6], "agreement_retain": 1.0,
+                          "js_forget": 0.1, "js_retain": 0.0})  # fmt: skip
+    table = prediction_table(by_rule(whole), {}, floor)
+    assert table.index[-1] == "two retrained models"
+    assert table.loc["two retrained models", "agreement, forget %"].startswith("70.0 ± ")
+    assert "two retrained models" not in prediction_table(by_rule(whole), {}, pd.DataFrame()).index
+
+
+def test_cost_counts_every_rate_the_rule_tried_and_what_came_before(whole):
+    reads = {"zs_pag": "forget set", "oracle": "everything"}
+    own = cost_table(by_rule(whole), whole, {}, reads=reads, before={"zs_pag": 6.0}, retraining=20.0)
+    line = own.loc["zs_pag"]
+    assert (line["all rates tried (s)"], line["before (s)"], line["in all / retraining"]) == ("4.00", "6.00", "0.50")
+    assert own.loc["oracle", "in all / retraining"] == "0.10"
+    assert own["retained samples counted"].to_dict() == {"zs_pag": 0, "oracle": 99}
+    bare = cost_table(by_rule(whole), whole, {}, reads=reads, before={}, retraining=None)
+    assert {"before (s)", "in all / retraining"}.isdisjoint(bare.columns)
+
+
+def test_tradeoff_joins_the_rates_of_a_ladder_in_order(whole):
+    close = {"xlim": [0, 5], "ylim": [80, 90]}
+    first, second = tradeoff_panels(whole, ["zs_pag"], {"zs_pag": "ZS-PAG"}, close=close)["panels"]
+    assert first["series"]["ZS-PAG"]["x"] == pytest.approx([50, 0, 0])
+    assert first["series"]["ZS-PAG"]["y"] == pytest.approx([91, 90.6, 90.6])
+    assert first["lines"] == {"masked original": pytest.approx(90)}
+    assert (second["xlim"], second["ylim"]) == ([0, 5], [80, 90])
+
+
+# Everything at once
+
+
+def scores(**methods):
+    return pd.DataFrame(methods, index=["gap", "drift", "safe window", "AIN"]).T
+
+
+def test_better_on_one_and_as_good_on_the_rest_dominates():
+    summary = scores(a=(0.1, 0.2, 10, 0.5), b=(0.1, 0.2, 10, 0.4), c=(0.1, 0.2, 10, 0.5))
+    assert dominated(summary) == {"a": [], "b": ["a", "c"], "c": []}  # equals do not dominate each other
+
+
+@pytest.mark.parametrize(
+    ("better", "other"),
+    [
+        ((0.1, 0, 1, 0), (0.2, 0, 1, 0)),
+        ((0, 0.1, 1, 0), (0, 0.2, 1, 0)),
+        ((0, 0, 3, 0), (0, 0, 1, 0)),
+        ((0, 0, 1, 0.9), (0, 0, 1, 0.2)),
+        ((0, 0, 1, 0), (0, 0, 0, 0)),  # a window of a single rate beats none
+        ((0, 0, math.inf, 0), (0, 0, 3000, 0)),
+    ],
+)
+def test_every_column_has_the_right_direction(better, other):
+    assert dominated(scores(better=better, other=other)) == {"better": [], "other": ["better"]}
+
+
+def test_one_advantage_is_enough_not_to_be_dominated():
+    assert dominated(scores(a=(0.1, 0.0, 100, 0.1), b=(0.9, 9.0, 0, 0.2))) == {"a": [], "b": []}
+
+
+def test_rounding_of_a_sum_makes_nobody_better():
+    assert dominated(scores(a=(0.1 + 0.2, 0, 1, 0), b=(0.3, 0, 1, 0))) == {"a": [], "b": []}
+
+
+def test_nothing_is_compared_with_a_missing_number():
+    with pytest.raises(ValueError, match="b: a number of gap, drift, safe window, AIN is missing"):
+        dominated(scores(a=(0.1, 0.0, 100, 0.1), b=(0.9, NAN, 0, 0.2)))
+
+
+def relearning(frame, **steps):
+    """Give the chosen runs and the references their steps: {method: (class 3, class 5)}."""
+    counted = {(method, forget): n for method, pair in steps.items() for forget, n in zip((3, 5), pair, strict=True)}
+    has = frame["lr"].isna() | frame["chosen"].eq(True)
+    keys = zip(frame["method"], frame["forget"], strict=True)
+    return frame.assign(relearn_steps=pd.Series([counted[key] for key in keys], frame.index).where(has))
+
+
+STEPS = {"original": (0.0, 0.0), "masked": (2.0, 2.0), "retrained": (10.0, 40.0), "oracle": (1.0, 1.0)}
+
+
+def test_comparison_takes_forget_only_methods_and_the_masked_original(whole):
+    summary = comparison(by_rule(whole), whole)
+    assert list(summary.index) == ["masked", "zs_pag"]
+    assert list(summary.columns) == ["gap", "drift", "safe window"]
+    assert summary["safe window"].tolist() == [math.inf, pytest.approx(10 / 3)]
+    assert dominated(summary) == {"masked": [], "zs_pag": []}  # one drifts less, the other has the smaller gap
+
+
+def test_relearning_is_a_ratio_per_class_and_not_of_means(whole):
+    frame = relearning(whole, zs_pag=(5.0, 10.0), **STEPS)
+    summary = comparison(by_rule(frame), frame)
+    assert summary.loc["zs_pag", "AIN"] == pytest.approx((5 / 10 + 10 / 40) / 2)
+    assert summary.loc["zs_pag", "AIN"] != pytest.approx(15 / 50)
+    assert summary.loc["masked", "AIN"] == pytest.approx((2 / 10 + 2 / 40) / 2)
+
+
+@pytest.mark.parametrize("gap", [{"zs_pag": (NAN, 5.0)}, {"retrained": (0.0, 5.0)}])
+def test_relearning_is_left_out_unless_all_of_it_was_measured(whole, gap):
+    complete = {"zs_pag": (5.0, 5.0), **STEPS}
+    assert "AIN" in comparison(by_rule(relearning(whole, **complete)), whole)
+    assert "AIN" not in comparison(by_rule(relearning(whole, **complete | gap)), whole)
+
+
+def test_table_and_sentence_name_who_dominates():
+    titles = {"zs_pag": "ZS-PAG", "masked": "masked original"}
+    summary = scores(masked=(0.1, 0.0, math.inf, 0.2), zs_pag=(0.1, 0.1, 10, 0.1), far=(0.9, 100.0, 0, 0.0))
+    table = comparison_table(summary, titles)
+    assert table["dominated by"].tolist() == ["nobody", "masked original", "masked original; ZS-PAG"]
+    assert table["safe window (factor)"].tolist() == ["no rate", "10", "0"]
+    assert table.loc["far", "drift (nats)"] == "> 99"
+    everything = "On gap to retraining, drift, safe window and relearning (AIN) together, "
+    assert verdict(summary, titles, "zs_pag") == everything + (
+        "ZS-PAG is dominated by 1 of the 2 other forget-only methods, the masked original included: masked original."
+    )
+    summary.loc["zs_pag", "AIN"] = 0.3
+    assert "ZS-PAG is dominated by none of the 2 other forget-only methods" in verdict(summary, titles, "zs_pag")
+    without = verdict(summary.drop(columns="AIN"), titles, "zs_pag")
+    assert without.startswith("On gap to retraining, drift and safe window together (relearning was not measured")
+
+
+def test_many_who_dominate_are_counted():
+    better = {name: (0.1, 0.1, 10, 0.5) for name in "abcde"}
+    table = comparison_table(scores(**better, last=(0.2, 0.2, 1, 0.1)), {})
+    assert table.loc["last", "dominated by"] == "a; b; c; 2 more"
+
+
+def test_every_table_answers_one_question(whole):
+    options = {"reads": {"zs_pag": "forget set, proxies", "oracle": "y"}, "noise": pd.DataFrame()}
+    made = every_table(whole, {}, **options, seconds={})
+    assert all(question.endswith("?") for question in made)
+    assert [len(table) for table in made.values()] == [5, 5, 5, 2, 2]
+    seconds = {"proxies": 3.0, "subspaces": 1.0, "update": 9.0, "retraining": 16.0}
+    timed = every_table(whole, {}, **options, seconds=seconds)["What does it cost, and what does it read?"]
+    assert timed["before (s)"].to_dict() == {"zs_pag": "4.00", "oracle": "0.00"}
+    assert timed["in all / retraining"].to_dict() == {"zs_pag": "0.50", "oracle": "0.12"}
+    assert "before (s)" not in made["What does it cost, and what does it read?"]

@@ -6,6 +6,7 @@ second call computes nothing.
 Invariant: this is the laboratory. It may read retain data; a method it runs may not, and the data guard counts.
 """
 
+import copy
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zspag import checkpoints, files, models, provenance
+from zspag.activations import watching
 from zspag.baselines import (
     METHODS,
     Method,
@@ -27,7 +29,7 @@ from zspag.baselines import (
     random_subspace,
     retain_subspace,
 )
-from zspag.config import FolderConfig, Profile, TrainConfig, UnlearnConfig, from_dict, to_dict
+from zspag.config import FolderConfig, Ladders, Profile, TrainConfig, UnlearnConfig, from_dict, to_dict
 from zspag.data import Dataset, Guard, Split, channel_statistics, halved, load, spread_evenly, thinned
 from zspag.evaluation import (
     Masked,
@@ -45,7 +47,7 @@ from zspag.evaluation import (
 from zspag.files import repository_root
 from zspag.proxies import ProxySet
 from zspag.relearning import MOST_STEPS, RATE, SHARE, relearning_curve, steps_until
-from zspag.runtime import channels_last, generator_for, pick_device, pool_map
+from zspag.runtime import channels_last, chunks, device_of, generator_for, pick_device, pool_map
 from zspag.subspaces import ClassMoments, Moments, combine, pooled, second_moments
 from zspag.training import train
 from zspag.unlearning import Ladder, Material, prepare
@@ -61,6 +63,7 @@ JUDGED = 200  # forget test images, evenly spaced, that relearning is judged on 
 TITLES = {"original": "original", "masked": "masked original", "retrained": "retrained"} | {
     name: method.title for name, method in METHODS.items()
 }
+READS = {name: method.reads for name, method in METHODS.items()}
 
 
 @dataclass(frozen=True)
@@ -637,3 +640,75 @@ def retraining_noise(profile: Profile) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def shown_case(profile: Profile) -> Case:
+    """Return the class and seed that stand for a profile where one has to be looked at: 8, or a class but 3.
+
+    Class 3 is the one that was used in trials, so it shows nothing new; which class it is depends on no result.
+    """
+    order = sorted(profile.classes, key=lambda forget: (forget != 8, forget == 3))
+    return Case(profile, profile.seeds[0], order[0])
+
+
+def watched_run(case: Case, name: str, *, lr: float) -> tuple[nn.Module, pd.DataFrame]:
+    """Run a method of the grid again at one rate, and judge it after every epoch.
+
+    Looking changes nothing: the model is the grid's, bit for bit.
+
+    Args:
+        case: Class and seed.
+        name: A method that updates by ``unlearning.descend``.
+        lr: The rate.
+
+    Returns:
+        The unlearned model, and one row per epoch from 0 (the original): epoch and the fields of ``Scores``.
+
+    Raises:
+        ValueError: If the method does not go through the loop, so that its epochs could not be seen.
+    """
+    panel, original = panel_of(case), trained(case.profile, case.seed)
+    rows: list[dict[str, float]] = []
+
+    def look(current: nn.Module) -> None:
+        rows.append({"epoch": len(rows)} | asdict(score(panel.images.map_logits(current), panel)))
+
+    look(original)
+    alone = replace(case, profile=replace(case.profile, ladders=Ladders(low=(lr,), middle=(lr,), high=(lr,))))
+    ladder, _ = run_method(alone, name, model=_looked_at(original, look), material=material_of(case))
+    if len(rows) != len(ladder.kept.history) + 1:
+        raise ValueError(f"{name} has {len(ladder.kept.history)} epochs of which {len(rows) - 1} were seen")
+    original.load_state_dict(ladder.kept.model.state_dict())  # without the hook
+    return original, pd.DataFrame(rows)
+
+
+def _looked_at(model: nn.Module, look: Callable[[nn.Module], None]) -> nn.Module:
+    """Return a copy of a model whose own copies call ``look`` at the end of every epoch of ``unlearning.descend``.
+
+    The loop fits with gradients and then judges the forget samples without: the first forward pass without gradients
+    after one with them is the end of an epoch.
+    """
+    watched, fitting = copy.deepcopy(model), False
+
+    def before_forward(current: nn.Module, _inputs: Any) -> None:
+        nonlocal fitting
+        if torch.is_grad_enabled():
+            fitting = True
+        elif fitting:
+            fitting = False  # first, for looking passes forward too
+            look(current)
+
+    watched.register_forward_pre_hook(before_forward)
+    return watched
+
+
+def penultimate(model: nn.Module, images: Tensor) -> Tensor:
+    """Return what enters the last weight of a model, float64 on the CPU, one row per image (one per token, if many)."""
+    return torch.cat([_last_rows(model, chunk) for (chunk,) in chunks(images.to(device_of(model)))])
+
+
+def _last_rows(model: nn.Module, images: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    with torch.no_grad(), watching(model, lambda _name, rows, _outputs: seen.append(rows[0])):
+        model(images)
+    return seen[-1].double().cpu()

@@ -23,21 +23,30 @@ from zspag import files, provenance
 
 Panel = dict[str, Any]
 
-# seaborn's colour-blind palette; a name listed here has the same colour in every figure, whatever stands beside it.
+# seaborn's colour-blind palette; a name listed below has the same colour in every figure, whatever stands beside it.
 _COLOURS = sns.color_palette("colorblind", 10).as_hex()
 _MARKERS = "osD^vP*X<>"
 _HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++", "oo", "**", "||")
-_KNOWN = {
-    "ZS-PAG": 0, "proxies": 0, "unlearned": 0, "soft": 0,
-    "original": 7, "before": 7,
-    "masked original": 9, "process": 9, "ZS-PAG, influence labels": 9,
-    "retrained": 2, "retain data": 2, "oracle": 2, "subspace of retain data": 2,
-    "ZS-PAG without projection": 3, "without projection": 3, "forget samples": 3, "forget": 3,
-    "subspace of forget samples": 3,
-    "DELETE": 1, "noise": 1, "subspace of noise": 1, "second_best": 1, "ZS-PAG, second-best labels": 1,
-    "random": 4, "random subspace": 4, "ZS-PAG, random labels": 4,
-    "gradient ascent": 5, "random relabeling": 6, "influence": 6, "ZS-PAG, labels tilted once": 6,
-    "rehearsal on proxies": 8, "head only": 7,
+# Every method has a colour and a mark of its own, whatever stands beside it. Relatives share a colour.
+_METHODS = {
+    "ZS-PAG": (0, 0),
+    "DELETE": (1, 1), "ZS-PAG, second-best labels": (1, 2), "subspace of noise": (1, 3), "SalUn": (1, 4),
+    "boundary shrink": (1, 5), "boundary expanding": (1, 6),
+    "retrained": (2, 2), "subspace of retain data": (2, 3), "fine-tuning on retain data": (2, 4), "UNSC": (2, 5),
+    "SCRUB": (2, 6), "Fisher forgetting": (2, 7), "SSD": (2, 8),
+    "ZS-PAG without projection": (3, 3), "subspace of forget samples": (3, 4),
+    "ZS-PAG, random labels": (4, 4), "random subspace": (4, 5),
+    "gradient ascent": (5, 5), "JiT": (5, 6), "MU-Mis": (5, 7),
+    "random relabeling": (6, 6), "ZS-PAG, labels tilted once": (6, 7), "L2UL, adversarial": (6, 8),
+    "L2UL, adversarial and importance": (6, 9), "AMUN, adversarial only": (6, 0), "ARU": (6, 1),
+    "original": (7, 7), "head only": (7, 8), "head-only sampling": (7, 9),
+    "rehearsal on proxies": (8, 8), "error-min-max noise": (8, 9), "GKT": (8, 0),
+    "masked original": (9, 9), "ZS-PAG, influence labels": (9, 0),
+}  # fmt: skip
+_KNOWN = {name: colour for name, (colour, _) in _METHODS.items()} | {
+    "proxies": 0, "unlearned": 0, "soft": 0, "before": 7, "process": 9, "retain data": 2, "oracle": 2,
+    "retained classes": 7, "without projection": 3, "forget samples": 3, "forget": 3, "forgotten class": 3,
+    "noise": 1, "second_best": 1, "random": 4, "influence": 6,
 }  # fmt: skip
 
 
@@ -124,11 +133,12 @@ def _styles(panels: Sequence[Panel]) -> dict[str, tuple[int, int]]:
     known = {_KNOWN[name] for name in names if name in _KNOWN}
     every = range(len(_COLOURS))
     fresh = itertools.cycle([colour for colour in every if colour not in known] or every)
-    styles: dict[str, tuple[int, int]] = {}
-    for name in names:
+    styles = {name: _METHODS[name] for name in names if name in _METHODS}
+    for name in [name for name in names if name not in styles]:
         colour = _KNOWN[name] if name in _KNOWN else next(fresh)
-        marks = [(colour + shift) % len(_MARKERS) for shift in every]
-        styles[name] = next(((colour, mark) for mark in marks if (colour, mark) not in styles.values()), (colour, 0))
+        own = [(colour, (colour + shift) % len(_MARKERS)) for shift in every]
+        pairs = itertools.chain(own, itertools.product(every, range(len(_MARKERS))))
+        styles[name] = next((pair for pair in pairs if pair not in styles.values()), own[0])
     return styles
 
 

@@ -179,18 +179,48 @@ def _pair(rows: list[dict[str, Any]]) -> str:
     return f"{forget:.1f} / {lost:+.2f} ({len(rows)})"
 
 
-def sweeps(results: Path) -> str:
-    """Return one table per recorded ``zspag sweep``, every method at the rate that the forget-only rule takes."""
-    tables = []
+def recorded_sweeps(results: Path) -> dict[tuple[str, str, str], Path]:
+    """Return the recorded sweep of every profile, data set and architecture.
+
+    Where several are recorded, it is the one of the newest schema; of these the one of most methods, then the youngest.
+
+    Args:
+        results: The folder that holds one folder per profile.
+    """
+    found: dict[tuple[str, str, str], tuple[tuple[int, int, str], Path]] = {}
     for path in sorted(results.glob("*/sweep_*.json")):
+        content = files.read_json(path)
+        made = content["provenance"]
+        key = (path.parent.name, Path(made["config"]["dataset"]).name, Path(made["config"]["arch"]).name)
+        methods = len({row["method"] for row in content["data"]["rows"] if "method" in row})
+        rank = (content["schema"], methods, made["started"])
+        if key not in found or rank > found[key][0]:
+            found[key] = (rank, path)
+    return {key: path for key, (_, path) in found.items()}
+
+
+def sweeps(results: Path) -> str:
+    """Return the tables of every recorded ``zspag sweep``, every method at the rate that the forget-only rule takes.
+
+    A profile, data set and architecture that were swept several times have one: see ``recorded_sweeps``.
+    """
+    tables = []
+    for path in recorded_sweeps(results).values():
         found = files.read_json(path)
         if found["data"].get("test_half"):
             continue  # a half alone says little; both together are the block "c3"
         names = ", ".join(found["data"].get("class_names") or found["name"].rpartition("_")[2].split("-"))
         seeds = len({row["seed"] for row in found["data"]["rows"]})
-        title = f"{_setting(found)}, {names}, {seeds} seed{'s' * (seeds > 1)}:"
-        tables.append(f"{title}\n\n{found['data']['markdown']}\n{_labels(found.get('numbers', {}))}")
+        shown = " (a demonstration)" * found["provenance"]["config"].get("demonstration", False)
+        title = f"{_setting(found)}{shown}, {names}, {seeds} seed{'s' * (seeds > 1)}:"
+        tables.append(f"{title}\n\n{found['data']['markdown']}\n{_labels(found.get('numbers', {}))}{_verdict(found)}")
     return "\n".join(tables) or NOT_YET
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """Return claim C5 on the rows of a sweep, sentence and table, where the file has them."""
+    compared = found["data"].get("tables", {}).get("Who is dominated?")
+    return "\n" + "\n\n".join([*found["data"]["verdicts"], compared]) + "\n" if compared else ""
 
 
 def _labels(numbers: dict[str, list[float]]) -> str:

@@ -16,6 +16,8 @@ from zspag import cluster, experiment, provenance, runs, tables
 from zspag.config import Profile, to_dict
 from zspag.runtime import pick_device
 
+ROW = 8  # methods beside the first one in a row of panels
+
 
 def sweep(profile: Profile, methods: Sequence[str], *, record: bool, scheduler: str | None = None) -> Iterator[str]:
     """Run methods on every class and seed of a profile and write the rows.
@@ -39,24 +41,35 @@ def sweep(profile: Profile, methods: Sequence[str], *, record: bool, scheduler: 
 
 
 def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataFrame, started: float) -> dict[str, Any]:
-    """Return a result file: the curves, both tables, what the safe windows are worth in numbers, and every row."""
+    """Return a result file: the curves, all tables, what the safe windows are worth in numbers, and every row."""
     ruled, best = tables.by_rule(frame), tables.in_hindsight(frame)
+    noise = experiment.retraining_noise(profile) if len(profile.seeds) > 1 else pd.DataFrame()
+    # Recorded models were trained elsewhere: their time says nothing about this machine.
+    timed = "zs_pag" in methods and not profile.recorded_models
+    seconds = experiment.stage_seconds(profile, frame) if timed else {}
+    together = tables.comparison(ruled, frame)
+    shown = tables.every_table(frame, experiment.TITLES, reads=experiment.READS, noise=noise, seconds=seconds)
+    verdicts = [tables.verdict(together, experiment.TITLES, name) for name in ("zs_pag",) if name in together.index]
     factors = {f"safe window {method}": tables.window(tables.safe_rates(frame, method)) for method in methods}
     drift = {f"drift in hindsight {method}": tables.over_classes(best, "drift")[method]["mean"] for method in methods}
     data = experiment.data_of(profile)
     rows = frame.astype(object).where(frame.notna(), None).to_dict("records")  # a reference has no rate: None, not NaN
     return {
-        "schema": 1,
+        "schema": 2,
         "name": name,
         "profile": profile.name,
         "draw": "curves",
         "caption": "Forget accuracy, over-unlearning and drift over the learning rate"
         + (f", judged on the {profile.test_half} half of the test set." if profile.test_half else "."),
         "numbers": {name: [value, None] for name, value in (factors | drift).items()},
-        "data": tables.ladder_panels(frame, methods, experiment.TITLES)
+        "data": _panels(frame, methods)
         | {
             "markdown": tables.markdown(tables.main_table(ruled, frame, experiment.TITLES)),
             "hindsight": tables.markdown(tables.main_table(best, frame, experiment.TITLES)),
+            "tables": {question: tables.markdown(table) for question, table in shown.items()},
+            "verdicts": verdicts,
+            "noise": noise.to_dict("records"),
+            "seconds": seconds,
             "rows": rows,
             "data_source": data.data_source,
             "test_half": profile.test_half,
@@ -68,3 +81,11 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
             device=pick_device().type, threads=profile.threads, started=started,
         ),
     }  # fmt: skip
+
+
+def _panels(frame: pd.DataFrame, methods: Sequence[str]) -> dict[str, Any]:
+    """Return a row of three panels per eight methods, the first method in each of them: more curves cannot be told."""
+    first, *others = methods
+    parts = [others[start : start + ROW] for start in range(0, max(1, len(others)), ROW)]
+    rows = [tables.ladder_panels(frame, [first, *part], experiment.TITLES) for part in parts]
+    return rows[0] | {"panels": [panel for row in rows for panel in row["panels"]]}
