@@ -184,6 +184,8 @@ def test_claim_c3_is_told_from_both_halves_and_judged_on_the_second(tmp_path):
 def test_half_a_test_set_is_no_row_among_the_whole_sweeps(tmp_path):
     half_file(tmp_path, "first", 0.4)
     assert readme.sweeps(tmp_path) == readme.NOT_YET
-    write_json(tmp_path / "cpu" / "sweep_whole.json", run_result(class_names=["a"]))
-    assert "| a half |" not in readme.sweeps(tmp_path)
-    assert readme.sweeps(tmp_path) != readme.NOT_YET
+    recorded_sweep(tmp_path / "cpu", "whole", class_names=["a"])
+    # The same set and net, and everything that would make it win: only that it is a half keeps it out.
+    recorded_sweep(tmp_path / "cpu", "half", class_names=["a"], schema=9, methods=("a", "b"), test_half="first")
+    assert "| of half |" not in readme.sweeps(tmp_path)
+    assert "| of whole |" in readme.sweeps(tmp_path)

@@ -569,7 +569,9 @@ def test_table_and_sentence_name_who_dominates():
     summary.loc["zs_pag", "AIN"] = 0.3
     assert "ZS-PAG is dominated by none of the 2 other forget-only methods" in verdict(summary, titles, "zs_pag")
     without = verdict(summary.drop(columns="AIN"), titles, "zs_pag")
-    assert without.startswith("On gap to retraining, drift and safe window together (relearning was not measured")
+    assert without.startswith(
+        "On gap to retraining, drift and safe window together (relearning (AIN) not measured in these rows"
+    )
 
 
 def test_many_who_dominate_are_counted():

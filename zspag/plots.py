@@ -42,6 +42,9 @@ _METHODS = {
     "original": (7, 7), "head only": (7, 8), "head-only sampling": (7, 9),
     "rehearsal on proxies": (8, 8), "error-min-max noise": (8, 9), "GKT": (8, 0),
     "masked original": (9, 9), "ZS-PAG, influence labels": (9, 0),
+    "ZS-PAG, labels for the worst class": (9, 1), "ZS-PAG, labels for balanced classes": (9, 2),
+    "ZS-PAG, labels that look ahead": (9, 3), "ZS-PAG, bilevel labels": (9, 4),
+    "ZS-PAG, labels tilted by lot": (4, 6), "ZS-PAG, proxies distilled": (8, 1),
 }  # fmt: skip
 _KNOWN = {name: colour for name, (colour, _) in _METHODS.items()} | {
     "proxies": 0, "unlearned": 0, "soft": 0, "before": 7, "process": 9, "retain data": 2, "oracle": 2,

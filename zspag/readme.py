@@ -183,6 +183,7 @@ def recorded_sweeps(results: Path) -> dict[tuple[str, str, str], Path]:
     """Return the recorded sweep of every profile, data set and architecture.
 
     Where several are recorded, it is the one of the newest schema; of these the one of most methods, then the youngest.
+    Those judged on half of a test set are none.
 
     Args:
         results: The folder that holds one folder per profile.
@@ -190,6 +191,8 @@ def recorded_sweeps(results: Path) -> dict[tuple[str, str, str], Path]:
     found: dict[tuple[str, str, str], tuple[tuple[int, int, str], Path]] = {}
     for path in sorted(results.glob("*/sweep_*.json")):
         content = files.read_json(path)
+        if content["data"].get("test_half"):
+            continue  # a half alone says little; both together are the block "c3"
         made = content["provenance"]
         key = (path.parent.name, Path(made["config"]["dataset"]).name, Path(made["config"]["arch"]).name)
         methods = len({row["method"] for row in content["data"]["rows"] if "method" in row})
@@ -207,8 +210,6 @@ def sweeps(results: Path) -> str:
     tables = []
     for path in recorded_sweeps(results).values():
         found = files.read_json(path)
-        if found["data"].get("test_half"):
-            continue  # a half alone says little; both together are the block "c3"
         names = ", ".join(found["data"].get("class_names") or found["name"].rpartition("_")[2].split("-"))
         seeds = len({row["seed"] for row in found["data"]["rows"]})
         shown = " (a demonstration)" * found["provenance"]["config"].get("demonstration", False)

@@ -448,10 +448,17 @@ def every_table(
     """
     rows = by_rule(frame)
     before = preparation(seconds, reads) if seconds else {}
+    retrained = (
+        {
+            "How far from retraining, in accuracy?": distance_table(rows, titles),
+            "How far from retraining, image by image?": prediction_table(rows, titles, noise),
+        }
+        if "retrained" in set(rows["method"])
+        else {}
+    )
     return {
         "Did it forget, and did it keep the rest?": forgetting_table(rows, titles),
-        "How far from retraining, in accuracy?": distance_table(rows, titles),
-        "How far from retraining, image by image?": prediction_table(rows, titles, noise),
+        **retrained,
         "What does it cost, and what does it read?": cost_table(
             rows, frame, titles, reads=reads, before=before, retraining=seconds.get("retraining")
         ),
@@ -513,9 +520,8 @@ def comparison(rows: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """
     most = rows.groupby("method", sort=False)["retain_samples_read"].max().fillna(0)
     methods = [name for name in most.index if most[name] == 0 and name not in ("original", "retrained")]
-    columns = {
-        name: {method: over_classes(rows, name)[method]["mean"] for method in methods} for name in ("gap", "drift")
-    }
+    measured = [name for name in ("gap", "drift") if rows[name].notna().any()]  # no gap without retrained models
+    columns = {name: {method: over_classes(rows, name)[method]["mean"] for method in methods} for name in measured}
     columns["safe window"] = {
         method: math.inf if method == "masked" else window(safe_rates(frame, method)) for method in methods
     }
@@ -576,7 +582,7 @@ def comparison_table(summary: pd.DataFrame, titles: Mapping[str, str]) -> pd.Dat
     for name, row in summary.iterrows():
         line = {
             "method": titles.get(str(name), str(name)),
-            "gap (points)": f"{100 * row['gap']:.2f}",
+            **({"gap (points)": f"{100 * row['gap']:.2f}"} if "gap" in summary else {}),
             "drift (nats)": f"{row['drift']:.4f}" if row["drift"] < 99 else "> 99",
             "safe window (factor)": f"{row['safe window']:.0f}" if math.isfinite(row["safe window"]) else "no rate",
         }
@@ -596,7 +602,8 @@ def verdict(summary: pd.DataFrame, titles: Mapping[str, str], method: str) -> st
     """Return claim C5 in one sentence: whether a method is dominated, by whom, and on what it was compared."""
     words = {"gap": "gap to retraining", "drift": "drift", "safe window": "safe window", "AIN": "relearning (AIN)"}
     *first, last = [words[name] for name in COMPARED if name in summary]
-    left_out = "" if "AIN" in summary else " (relearning was not measured in these rows)"
+    lacking = [words[name] for name in COMPARED if name not in summary]
+    left_out = f" ({' and '.join(lacking)} not measured in these rows)" if lacking else ""
     by = dominated(summary)[method]
     rivals = len(summary) - 1
     count = f"{len(by) or 'none'} of the {rivals} other forget-only methods, the masked original included"
