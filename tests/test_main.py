@@ -128,13 +128,13 @@ def test_run_refuses_a_folder_option_for_a_data_set_with_a_size_of_its_own(start
     assert started == []
 
 
-def test_sweep_takes_the_methods_of_the_profile_or_those_asked_for(started, tmp_path, monkeypatch):
+def test_sweep_takes_all_methods_or_those_asked_for(started, tmp_path, monkeypatch):
     monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
     assert main(["sweep", "--profile", "smoke"]) == 0
     command = "sweep --profile digits --methods zs_pag,delete --classes 2 --record --scheduler tcp://host:8786"
     assert main(command.split()) == 0
     smoke, digits = PROFILES["smoke"], PROFILES["digits"]
-    assert started[0] == (smoke, smoke.methods, {"record": False, "scheduler": None})
+    assert started[0] == (smoke, tuple(METHODS), {"record": False, "scheduler": None})
     assert started[1] == (
         replace(digits, classes=(2,)),
         ("zs_pag", "delete"),
@@ -164,12 +164,6 @@ def test_sweep_refuses_rates_that_are_none(rates, message, started, capsys):
     assert main(["sweep", "--profile", "digits", "--rates", rates]) == 2
     assert said(capsys)[1].startswith(f"zspag sweep: {message}")
     assert started == []
-
-
-def test_sweep_of_all_methods_takes_the_whole_table(started, tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
-    assert main(["sweep", "--profile", "digits", "--methods", "all"]) == 0
-    assert started[0][1] == tuple(METHODS)
 
 
 def test_sweep_of_an_unknown_method_names_the_known_ones(capsys, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("sweep", help="run methods over their whole ladders; write every row and a figure")
     _add_profile(one)
-    one.add_argument("--methods", help="methods, comma-separated, or all of them: all (default: the profile's)")
+    one.add_argument("--methods", help="methods, comma-separated (default: all; zspag methods lists them)")
     one.add_argument("--rates", help="learning rates of every method, comma-separated (default: the profile's ladders)")
     one.add_argument(
         "--no-retrained", action="store_true", help="train no retrained models; what compares with them stays empty"
@@ -166,8 +166,7 @@ def _sweep(chosen: argparse.Namespace) -> int:
     if chosen.rates is not None:
         rates = _rates(chosen.rates)
         profile = replace(profile, ladders=Ladders(low=rates, middle=rates, high=rates))
-    methods = profile.methods if chosen.methods is None else tuple(chosen.methods.split(","))
-    methods = tuple(METHODS) if methods == ("all",) else methods
+    methods = tuple(METHODS) if chosen.methods is None else tuple(chosen.methods.split(","))
     try:
         for line in sweep.sweep(profile, methods, record=chosen.record, scheduler=chosen.scheduler):
             print(line, flush=True)
