@@ -49,7 +49,7 @@ def test_nothing_is_started_for_a_grid_that_is_finished(monkeypatch):
             next(carry(_square, [1], workers=2, threads_each=1, title=""))
 
 
-def test_two_workers_answer_as_a_pool_does_and_name_what_failed():
+def test_two_workers_answer_as_a_pool_does_and_name_what_failed(capfd):
     with spread_over(None, workers=2, threads_each=3) as carry:
         answers = dict(carry(_square, list(range(8)), workers=2, threads_each=3, title=""))
         assert list(carry(_square, [], workers=2, threads_each=3, title="")) == []
@@ -57,6 +57,7 @@ def test_two_workers_answer_as_a_pool_does_and_name_what_failed():
     assert isinstance(answers[3], ArithmeticError)
     assert {answer[1] for job, answer in answers.items() if job != 3} == {3}
     assert os.getpid() not in {answer[2] for job, answer in answers.items() if job != 3}
+    assert "distributed" not in capfd.readouterr().err  # workers that start and stop as they should say nothing
 
 
 def test_a_worker_killed_in_the_middle_costs_its_own_job_alone(tmp_path):

@@ -115,11 +115,18 @@ def _local_cluster(workers: int, threads_each: int, folder: str) -> Any:
     spec = {}
     for index in range(gpus or workers):
         env = {"OMP_NUM_THREADS": str(threads_each)} | ({"CUDA_VISIBLE_DEVICES": str(index)} if gpus else {})
-        options = {"nthreads": 1, "memory_limit": 0, "env": env, "local_directory": folder, "host": HERE}
+        options = {
+            "nthreads": 1,
+            "memory_limit": 0,
+            "env": env,
+            "local_directory": folder,
+            "host": HERE,
+            "silence_logs": logging.CRITICAL,
+        }
         spec[index] = {"cls": Nanny, "options": options}
     dask.config.set({"distributed.admin.tick.limit": "1h"})  # a job holds its worker for minutes, and that is fine
     return SpecCluster(
         workers=spec,
-        scheduler={"cls": Scheduler, "options": {"dashboard": False, "host": HERE}},
+        scheduler={"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": f"{HERE}:0", "host": HERE}},
         silence_logs=logging.CRITICAL,
     )
