@@ -37,11 +37,11 @@ MAY_IMPORT = {
     "evaluation": {"runtime", "activations", "subspaces"},
     "relearning": {"runtime"},
     "plots": {"provenance", "files"},
-    "readme": {"files", "profiles", "tables"},
+    "readme": {"files", "profiles", "tables", "claims"},
     "tables": {"provenance", "files"},
     "notebook": {"config", "profiles", "provenance", "files", "plots"},
     "reproduce": {"config", "profiles", "provenance", "files", "notebook", "plots"},
-    "claims": {"files"},
+    "claims": {"tables"},
     "cluster": {"runtime"},
     "__init__": {"config", "models", "unlearning"},
 }
@@ -49,7 +49,7 @@ MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {
     "plots", "tables", "notebook", "reproduce", "claims", "cluster", "__init__"
 }  # fmt: skip
 MAY_IMPORT["runs"] = MAY_IMPORT["experiment"] | {"experiment", "plots"}
-MAY_IMPORT["sweep"] = MAY_IMPORT["runs"] | {"runs", "tables", "cluster"}
+MAY_IMPORT["sweep"] = MAY_IMPORT["runs"] | {"runs", "tables", "claims", "cluster"}
 MAY_IMPORT["__main__"] = set(MAY_IMPORT) - set(METHOD) - {"__init__"} | {"unlearning"}
 
 CLASS_NUMBERS = {"int", "Sequence[int]", "tuple[int, ...]"}

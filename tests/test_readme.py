@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from zspag import files, readme, tables
+from zspag import claims, files, readme
 from zspag.files import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -157,15 +157,15 @@ def test_times_of_the_commands_are_those_that_were_measured(tmp_path):
 
 def half_file(folder, half, drift):
     """Rows of all labels of claim C3 on three classes; the frozen formula has the given drift, all others 0.5."""
-    names = ("zs_pag", "random_labels", "second_best_labels", tables.FROZEN)
+    names = ("zs_pag", "random_labels", "second_best_labels", claims.FROZEN)
     rows = [
         {"method": name, "forget": forget, "seed": 1, "lr": 3.0, "chosen": True, "over_unlearning": 0.001,
-         "drift": drift + forget / 1000 if name == tables.FROZEN else 0.5, "nll_retain": 0.3}
+         "drift": drift + forget / 1000 if name == claims.FROZEN else 0.5, "nll_retain": 0.3}
         for name in names for forget in (0, 3, 7)
     ]  # fmt: skip
     data = {"rows": rows, "test_half": half, "titles": {name: f"<{name}>" for name in names}, "markdown": "| a half |"}
     config = {"dataset": "cifar10", "arch": "conv7", "unlearn": {"update": {}}}
-    name = f"{tables.C3_SWEEP}_{half}-half"
+    name = f"{claims.C3_SWEEP}_{half}-half"
     files.write_json(folder / "cpu" / f"{name}.json", {"name": name, "data": data, "provenance": {"config": config}})
 
 
@@ -175,7 +175,7 @@ def test_claim_c3_is_told_from_both_halves_and_judged_on_the_second(tmp_path):
     assert readme.c3(tmp_path) == readme.NOT_YET
     half_file(tmp_path, "second", 0.6)
     said = readme.c3(tmp_path)
-    assert f"<{tables.FROZEN}>" in said
+    assert f"<{claims.FROZEN}>" in said
     assert "worse than <zs_pag>" in said
     half_file(tmp_path, "second", 0.3)
     assert "better than <zs_pag>" in readme.c3(tmp_path)

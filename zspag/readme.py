@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from zspag import files, tables
+from zspag import claims, files, tables
 from zspag.profiles import PAPER_DATA, PAPER_NETS
 
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[a-z0-9_]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
@@ -238,14 +238,14 @@ def _labels(numbers: dict[str, list[float]]) -> str:
 
 def c3(results: Path) -> str:
     """Return claim C3: labels against soft ones on the half they were chosen on and on the other, and the verdict."""
-    found = {half: _read(results / "cpu" / f"{tables.C3_SWEEP}_{half}-half.json") for half in ("first", "second")}
+    found = {half: _read(results / "cpu" / f"{claims.C3_SWEEP}_{half}-half.json") for half in ("first", "second")}
     if found["first"] is None or found["second"] is None:
         return NOT_YET
     data = {half: one["data"] for half, one in found.items() if one is not None}
     halves = {half: pd.DataFrame(one["rows"]) for half, one in data.items()}
     titles = data["first"]["titles"] | data["second"]["titles"]
-    table = tables.markdown(tables.label_table(halves, baseline="zs_pag", titles=titles))
-    return f"{table}\n\n{tables.label_verdict(halves['second'], titles=titles)}\n"
+    table = tables.markdown(claims.label_table(halves, baseline="zs_pag", titles=titles))
+    return f"{table}\n\n{claims.label_verdict(halves['second'], titles=titles)}\n"
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from zspag import cluster, experiment, provenance, runs, tables
+from zspag import claims, cluster, experiment, provenance, runs, tables
 from zspag.config import Profile, to_dict
 from zspag.runtime import pick_device
 
@@ -47,9 +47,10 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
     # Recorded models were trained elsewhere: their time says nothing about this machine.
     timed = "zs_pag" in methods and not profile.recorded_models
     seconds = experiment.stage_seconds(profile, frame) if timed else {}
-    together = tables.comparison(ruled, frame)
+    together = claims.comparison(ruled, frame)
     shown = tables.every_table(frame, experiment.TITLES, reads=experiment.READS, noise=noise, seconds=seconds)
-    verdicts = [tables.verdict(together, experiment.TITLES, name) for name in ("zs_pag",) if name in together.index]
+    shown |= {"Who is dominated?": claims.comparison_table(together, experiment.TITLES)}
+    verdicts = [claims.verdict(together, experiment.TITLES, name) for name in ("zs_pag",) if name in together.index]
     factors = {f"safe window {method}": tables.window(tables.safe_rates(frame, method)) for method in methods}
     drift = {f"drift in hindsight {method}": tables.over_classes(best, "drift")[method]["mean"] for method in methods}
     data = experiment.data_of(profile)

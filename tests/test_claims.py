@@ -1,0 +1,230 @@
+"""Claims: who is better is decided by paired intervals, who is dominated by all measures together."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from tests.frames import NAN, rows, whole_frame
+from zspag.claims import (
+    C3_MEASURES,
+    FROZEN,
+    RIVALS,
+    comparison,
+    comparison_table,
+    dominated,
+    improves,
+    label_table,
+    label_verdict,
+    paired,
+    ranked,
+    verdict,
+)
+from zspag.tables import by_rule, over_classes
+
+
+@pytest.fixture
+def whole():
+    return whole_frame()
+
+
+# Paired comparisons and claim C3
+
+OFFSETS = {(0, 1): 0.3, (0, 2): 0.5, (3, 1): -0.2, (3, 2): 0.1, (7, 1): 0.9, (7, 2): 0.4}  # class, seed: hard or easy
+
+
+def compared(differences, *, noise=0.0):
+    """Rows of one rate per method, class and seed: an offset of the case plus what the method adds to all measures."""
+    return pd.DataFrame(
+        [
+            {"method": method, "forget": forget, "seed": seed, "lr": 1.0, "chosen": True}
+            | {column: offset + added + noise * (-1) ** (forget + seed) * (method == FROZEN) for column in C3_MEASURES}
+            for method, added in differences.items()
+            for (forget, seed), offset in OFFSETS.items()
+        ]
+    )
+
+
+def test_paired_differences_are_free_of_what_is_common_to_a_class_and_seed():
+    frame = compared({"zs_pag": 0.0, "a": 0.25})
+    gap = paired(frame, ("drift",), baseline="zs_pag")["a"]["drift"]
+    assert gap["mean"] == pytest.approx(0.25)
+    assert gap["half"] == pytest.approx(0, abs=1e-12)
+    assert (gap["lower"], gap["pairs"], gap["classes"]) == (0, 6, 3)
+    assert over_classes(frame, "drift")["a"]["half"] > 0.5  # unpaired, classes drown the difference
+
+
+def test_interval_of_paired_differences_is_that_of_scipy_over_classes():
+    values = {
+        "zs_pag": {0: (0.1, 0.3), 3: (0.5, 0.5), 7: (0.2, 0.0)},
+        "a": {0: (0.2, 0.3), 3: (0.1, 0.6), 7: (0.9, 0.2)},
+    }
+    frame = pd.DataFrame([row for name, numbers in values.items() for row in rows(name, numbers, column="drift")])
+    gaps = [np.mean(values["a"][c]) - np.mean(values["zs_pag"][c]) for c in (0, 3, 7)]
+    low, high = stats.t.interval(0.95, 2, np.mean(gaps), stats.sem(gaps))
+    gap = paired(frame, ("drift",), baseline="zs_pag")["a"]["drift"]
+    assert gap["mean"] == pytest.approx(np.mean(gaps))
+    assert gap["half"] == pytest.approx((high - low) / 2, rel=1e-3)
+    assert (gap["lower"], gap["pairs"]) == (1, 6)
+
+
+def test_a_pair_that_lacks_a_side_is_refused():
+    frame = compared({"zs_pag": 0.0, "a": 0.25, "b": 0.1})
+    frame = frame[~(frame["method"].eq("a") & frame["forget"].eq(7))]
+    with pytest.raises(ValueError, match="drift cannot be paired: some class and seed has none for a"):
+        paired(frame, ("drift",), baseline="zs_pag")
+
+
+def gap_of(mean, half=1.0, classes=3):
+    return {"mean": mean, "half": half, "classes": classes}
+
+
+def test_a_difference_counts_beyond_its_interval_only():
+    assert [ranked(gap_of(mean)) for mean in (-1.1, -0.9, 0.9, 1.1)] == [
+        "better", "not distinguishable", "not distinguishable", "worse",
+    ]  # fmt: skip
+    assert ranked(gap_of(-5.0, half=0.0, classes=1)) == "not distinguishable"  # one class has no interval
+
+
+def test_improving_is_better_in_one_measure_and_worse_in_none():
+    better, same, worse = gap_of(-2.0), gap_of(0.0), gap_of(2.0)
+    assert improves({"a": better, "b": same}) == "better"
+    assert improves({"a": same, "b": same}) == "not distinguishable"
+    assert improves({"a": better, "b": worse}) == "worse"
+
+
+def test_label_table_shows_both_halves_in_units_and_leaves_out_what_was_not_run():
+    first, second = compared({"zs_pag": 0.0, "a": 0.25, "b": -0.5}), compared({"zs_pag": 0.0, "b": 0.125})
+    table = label_table({"first": first, "second": second}, baseline="zs_pag", titles={"a": "labels A"})
+    assert list(table.index) == ["labels A", "b"]
+    assert table.loc["labels A", "first: drift (thousandths of a nat)"] == "+250.00 ± 0.00 (0 of 6)"
+    assert table.loc["b", "first: over-unlearning (points)"] == "-50.00 ± 0.00 (6 of 6)"
+    assert table.loc["b", "second: over-unlearning (points)"] == "+12.50 ± 0.00 (0 of 6)"
+    assert (table.loc["labels A", [name for name in table if name.startswith("second")]] == "").all()
+
+
+def said(differences, **options):
+    return label_verdict(compared(differences, **options), titles={name: f"<{name}>" for name in (FROZEN, *RIVALS)})
+
+
+def test_verdict_supports_the_claim_only_if_every_rival_is_beaten_and_nothing_is_lost():
+    rivals = dict.fromkeys(RIVALS, 0.0)
+    won = said(rivals | {FROZEN: -2.0}, noise=0.01)
+    assert "is **supported**" in won
+    assert all(f"better than <{name}>" in won for name in RIVALS)
+    assert "3 classes, 2 fresh originals" in won
+    assert "within the interval" in won
+    one_lost = said(rivals | {FROZEN: -2.0, "zs_pag": -4.0}, noise=0.01)
+    assert "is **not supported**" in one_lost
+    assert "worse than <zs_pag>" in one_lost
+    level = said(rivals | {FROZEN: 0.0}, noise=0.5)
+    assert "is **not supported**" in level
+    assert "not distinguishable from <random_labels>" in level
+
+
+def test_verdict_asks_for_retained_accuracy_as_well():
+    frame = compared(dict.fromkeys(RIVALS, 9.0) | {FROZEN: 5.0})  # better than all, and far below the masked original
+    said = label_verdict(frame, titles={name: name for name in (FROZEN, *RIVALS)})
+    assert "is **not supported**" in said
+    assert "beyond the interval" in said
+
+
+# Everything at once
+
+
+def scores(**methods):
+    return pd.DataFrame(methods, index=["gap", "drift", "safe window", "AIN"]).T
+
+
+def test_better_on_one_and_as_good_on_the_rest_dominates():
+    summary = scores(a=(0.1, 0.2, 10, 0.5), b=(0.1, 0.2, 10, 0.4), c=(0.1, 0.2, 10, 0.5))
+    assert dominated(summary) == {"a": [], "b": ["a", "c"], "c": []}  # equals do not dominate each other
+
+
+@pytest.mark.parametrize(
+    ("better", "other"),
+    [
+        ((0.1, 0, 1, 0), (0.2, 0, 1, 0)),
+        ((0, 0.1, 1, 0), (0, 0.2, 1, 0)),
+        ((0, 0, 3, 0), (0, 0, 1, 0)),
+        ((0, 0, 1, 0.9), (0, 0, 1, 0.2)),
+        ((0, 0, 1, 0), (0, 0, 0, 0)),  # a window of a single rate beats none
+        ((0, 0, math.inf, 0), (0, 0, 3000, 0)),
+    ],
+)
+def test_every_column_has_the_right_direction(better, other):
+    assert dominated(scores(better=better, other=other)) == {"better": [], "other": ["better"]}
+
+
+def test_one_advantage_is_enough_not_to_be_dominated():
+    assert dominated(scores(a=(0.1, 0.0, 100, 0.1), b=(0.9, 9.0, 0, 0.2))) == {"a": [], "b": []}
+
+
+def test_rounding_of_a_sum_makes_nobody_better():
+    assert dominated(scores(a=(0.1 + 0.2, 0, 1, 0), b=(0.3, 0, 1, 0))) == {"a": [], "b": []}
+
+
+def test_nothing_is_compared_with_a_missing_number():
+    with pytest.raises(ValueError, match="b: a number of gap, drift, safe window, AIN is missing"):
+        dominated(scores(a=(0.1, 0.0, 100, 0.1), b=(0.9, NAN, 0, 0.2)))
+
+
+def relearning(frame, **steps):
+    """Give the chosen runs and the references their steps: {method: (class 3, class 5)}."""
+    counted = {(method, forget): n for method, pair in steps.items() for forget, n in zip((3, 5), pair, strict=True)}
+    has = frame["lr"].isna() | frame["chosen"].eq(True)
+    keys = zip(frame["method"], frame["forget"], strict=True)
+    return frame.assign(relearn_steps=pd.Series([counted[key] for key in keys], frame.index).where(has))
+
+
+STEPS = {"original": (0.0, 0.0), "masked": (2.0, 2.0), "retrained": (10.0, 40.0), "oracle": (1.0, 1.0)}
+
+
+def test_comparison_takes_forget_only_methods_and_the_masked_original(whole):
+    summary = comparison(by_rule(whole), whole)
+    assert list(summary.index) == ["masked", "zs_pag"]
+    assert list(summary.columns) == ["gap", "drift", "safe window"]
+    assert summary["safe window"].tolist() == [math.inf, pytest.approx(10 / 3)]
+    assert dominated(summary) == {"masked": [], "zs_pag": []}  # one drifts less, the other has the smaller gap
+
+
+def test_relearning_is_a_ratio_per_class_and_not_of_means(whole):
+    frame = relearning(whole, zs_pag=(5.0, 10.0), **STEPS)
+    summary = comparison(by_rule(frame), frame)
+    assert summary.loc["zs_pag", "AIN"] == pytest.approx((5 / 10 + 10 / 40) / 2)
+    assert summary.loc["zs_pag", "AIN"] != pytest.approx(15 / 50)
+    assert summary.loc["masked", "AIN"] == pytest.approx((2 / 10 + 2 / 40) / 2)
+
+
+@pytest.mark.parametrize("gap", [{"zs_pag": (NAN, 5.0)}, {"retrained": (0.0, 5.0)}])
+def test_relearning_is_left_out_unless_all_of_it_was_measured(whole, gap):
+    complete = {"zs_pag": (5.0, 5.0), **STEPS}
+    assert "AIN" in comparison(by_rule(relearning(whole, **complete)), whole)
+    assert "AIN" not in comparison(by_rule(relearning(whole, **complete | gap)), whole)
+
+
+def test_table_and_sentence_name_who_dominates():
+    titles = {"zs_pag": "ZS-PAG", "masked": "masked original"}
+    summary = scores(masked=(0.1, 0.0, math.inf, 0.2), zs_pag=(0.1, 0.1, 10, 0.1), far=(0.9, 100.0, 0, 0.0))
+    table = comparison_table(summary, titles)
+    assert table["dominated by"].tolist() == ["nobody", "masked original", "masked original; ZS-PAG"]
+    assert table["safe window (factor)"].tolist() == ["no rate", "10", "0"]
+    assert table.loc["far", "drift (nats)"] == "> 99"
+    everything = "On gap to retraining, drift, safe window and relearning (AIN) together, "
+    assert verdict(summary, titles, "zs_pag") == everything + (
+        "ZS-PAG is dominated by 1 of the 2 other forget-only methods, the masked original included: masked original."
+    )
+    summary.loc["zs_pag", "AIN"] = 0.3
+    assert "ZS-PAG is dominated by none of the 2 other forget-only methods" in verdict(summary, titles, "zs_pag")
+    without = verdict(summary.drop(columns="AIN"), titles, "zs_pag")
+    assert without.startswith(
+        "On gap to retraining, drift and safe window together (relearning (AIN) not measured in these rows"
+    )
+
+
+def test_many_who_dominate_are_counted():
+    better = {name: (0.1, 0.1, 10, 0.5) for name in "abcde"}
+    table = comparison_table(scores(**better, last=(0.2, 0.2, 1, 0.1)), {})
+    assert table.loc["last", "dominated by"] == "a; b; c; 2 more"
