@@ -1,16 +1,20 @@
 """Means and panels of an ablation: what could not run is nowhere averaged away."""
 
+import math
+
 import pandas as pd
 import pytest
 
-from zspag.contrasts import bar_panels, curve_panels, forgotten, means, verdict
+from zspag.contrasts import bar_panels, curve_panels, ends, forgotten, means, verdict
 
 DONE = {"hit_rate": 1.0, "free": 0.5, "eps": 0.1, "lr": 1.0, "samples": 9, "failed": "", "reached": True}
 
 
 def row(axis, value, forget, drift, **others):
     place = {"axis": axis, "value": value, "forget": forget, "seed": 0}
-    return place | DONE | {"acc_forget": 0.1 * forget, "over_unlearning": 0.01, "drift": drift} | others
+    return (
+        place | DONE | {"acc_forget": 0.1 * forget, "acc_retain": 0.9, "over_unlearning": 0.01, "drift": drift} | others
+    )
 
 
 FAILED = {"axis": "a", "value": 3, "forget": 2, "seed": 0, "failed": "no sample reached class 4"}
@@ -82,3 +86,9 @@ def test_the_verdict_follows_the_numbers_whichever_way_they_fall():
     assert verdict(axis_of(0.1, acc_forget=0.9), own=0) == "0 of 1 values forget"
     mixed = pd.concat([table, axis_of(0.3, acc_forget=0.9).rename({0: "word"})])
     assert verdict(mixed, own="word").endswith("; the profile's own value, word, is not among them")
+
+
+def test_the_ends_of_an_axis_are_those_that_ran():
+    assert ends(means(FRAME, "a")) == (2, 1, pytest.approx(0.3 / 25.005))
+    nothing = means(pd.DataFrame([FAILED, row("b", 1, 1, 1.0)]), "a")
+    assert all(math.isnan(part) for part in ends(nothing))

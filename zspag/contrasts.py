@@ -3,6 +3,7 @@
 Invariant: nothing here sees a model. A value at which any case could not run has no mean.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 Panel = dict[str, Any]
 
-COLUMNS = ("acc_forget", "over_unlearning", "drift", "hit_rate", "free", "eps", "lr", "samples")
+COLUMNS = ("acc_forget", "acc_retain", "over_unlearning", "drift", "hit_rate", "free", "eps", "lr", "samples")
 # Per column: label, factor, ends of the axis (a ruined model would squeeze all others), further options.
 _AXES: dict[str, tuple[str, float, tuple[float, float], Panel]] = {
     "acc_forget": ("forget accuracy (%)", 100, (0, 100), {"ylim": [-3, 103]}),
@@ -38,6 +39,17 @@ def means(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
 def forgotten(table: pd.DataFrame) -> pd.DataFrame:
     """Return the lines of ``means`` at which every run reached its goal and unseen images are forgotten as well."""
     return table[table["reached"] & (table["acc_forget"] <= FORGOTTEN)]
+
+
+def ends(table: pd.DataFrame) -> tuple[Any, Any, float]:
+    """Return the first and the last value that ran, and how many times the drift of the last the first one has.
+
+    Where nothing ran, all three are NaN.
+    """
+    ran = table[~table["failed"]]
+    if ran.empty:
+        return math.nan, math.nan, math.nan
+    return ran.index[0], ran.index[-1], float(ran["drift"].iloc[0] / ran["drift"].iloc[-1])
 
 
 def verdict(table: pd.DataFrame, *, own: Any) -> str:
