@@ -91,14 +91,15 @@ def axes(profile: Profile) -> dict[str, tuple[Variant, ...]]:
     """Return every axis by name; in a trial profile only the first and the last variant of each."""
     proxies, subspace, labels = "unlearn.proxies.", "unlearn.subspace.", "unlearn.labels."
     radii = [part / 255 for part in (16, 32, 48, 64, 128, 255)]
-    energies, betas = (0.8, 0.9, 0.95, 0.99, 0.995, 0.999), (0.0, 0.5, 1.0, 2.0, 4.0)
+    energies, betas = (0.8, 0.9, 0.95, 0.99, 0.995, 0.999), (0.0, 0.5, 2.0, 4.0)
+    arrive = (proxies + "hit_rate", 1.0)
     whole = ("unlearn.update.ladder", profile.ladders.low)  # a whole gradient needs smaller rates
     widths = sorted({8 * max(1, math.ceil(profile.width * part / 8)) for part in (1 / 3, 2 / 3, 1, 3 / 2)})
     found = [
         *(_along(f"radius {norm}", proxies + "eps", radii, (proxies + "norm", norm))
           for norm in ("l2", "linf")),
         _along("radius by the rule", proxies + "norm", ("l2", "linf")),
-        _along("steps", proxies + "steps", (2, 5, 10, 20, 40)),
+        _along("steps", proxies + "steps", (2, 5, 10, 20)),
         _along("proxies", proxies + "per_class", (1, 3, 10, 50, 100)),
         _along("samples", "forget_samples", (1, 4, 16, 64, profile.forget_samples)),
         _along("energy", subspace + "energy", energies),
@@ -111,9 +112,10 @@ def axes(profile: Profile) -> dict[str, tuple[Variant, ...]]:
         _along("beta, tilted once", labels + "beta", betas, (labels + "strategy", "influence")),
         _along("solver", labels + "solver", ("identity", "kfac", "cg"), (labels + "strategy", "influence")),
         _along("rate", "unlearn.update.lr", profile.ladders.high[:6]),
-        tuple(Variant("hardened", radius, hardened=radius) for radius in (0.0, 0.1, 0.2)),
+        *(tuple(Variant(name, radius, changes, hardened=radius) for radius in (0.0, 0.1, 0.2))
+          for name, changes in (("hardened", ()), ("hardened, all arrive", (arrive,)))),
         _along("width", "width", widths),
-        _along("width, all arrive", "width", widths, (proxies + "hit_rate", 1.0)),
+        _along("width, all arrive", "width", widths, arrive),
     ]  # fmt: skip
     return {axis[0].axis: _ends(axis) if profile.trial else axis for axis in found}
 
