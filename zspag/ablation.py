@@ -92,7 +92,8 @@ def axes(profile: Profile) -> dict[str, tuple[Variant, ...]]:
     proxies, subspace, labels = "unlearn.proxies.", "unlearn.subspace.", "unlearn.labels."
     radii = [part / 255 for part in (16, 32, 48, 64, 128, 255)]
     energies, betas = (0.8, 0.9, 0.95, 0.99, 0.995, 0.999), (0.0, 0.5, 2.0, 4.0)
-    arrive = (proxies + "hit_rate", 1.0)
+    arrive, each = (proxies + "hit_rate", 1.0), profile.unlearn.proxies.per_class
+    counts = sorted({1, 3, 10, each, 2 * each})
     whole = ("unlearn.update.ladder", profile.ladders.low)  # a whole gradient needs smaller rates
     widths = sorted({8 * max(1, math.ceil(profile.width * part / 8)) for part in (1 / 3, 2 / 3, 1, 3 / 2)})
     found = [
@@ -100,7 +101,7 @@ def axes(profile: Profile) -> dict[str, tuple[Variant, ...]]:
           for norm in ("l2", "linf")),
         _along("radius by the rule", proxies + "norm", ("l2", "linf")),
         _along("steps", proxies + "steps", (2, 5, 10, 20)),
-        _along("proxies", proxies + "per_class", (1, 3, 10, 50, 100)),
+        _along("proxies", proxies + "per_class", counts),
         _along("samples", "forget_samples", (1, 4, 16, 64, profile.forget_samples)),
         _along("energy", subspace + "energy", energies),
         tuple(_named("subspace", _SUBSPACES)),
