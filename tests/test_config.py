@@ -40,6 +40,7 @@ PROFILE = Profile(
         (ProxyConfig, "eps", 1.5),
         (ProxyConfig, "eps_start", 0.0),
         (ProxyConfig, "hit_rate", 1.25),
+        (ProxyConfig, "margin", 0.5),
         (ProxyConfig, "norm", "l1"),
         (ProxyConfig, "steps", 0),
         (ProxyConfig, "step_share", 2.0),
@@ -93,7 +94,9 @@ def test_adaptive_optimizers_and_weight_decay_are_refused_with_the_reason():
 
 
 def test_the_edges_of_every_range_are_admitted():
-    ProxyConfig(eps=1.0, eps_start=1.0, hit_rate=1.0, steps=1, step_share=1.0, confidence=None, oversample=1.0)
+    ProxyConfig(
+        eps=1.0, eps_start=1.0, hit_rate=1.0, margin=1.0, steps=1, step_share=1.0, confidence=None, oversample=1.0
+    )
     SubspaceConfig(energy=1.0, merge_energy=1.0)
     LabelConfig(beta=0.0, cg_iterations=1)
     UpdateConfig(lr=None, momentum=0.0, forget_accuracy=0.0)

@@ -253,7 +253,9 @@ def test_a_higher_hit_rate_needs_a_larger_eps_and_the_cap_is_the_last_try():
 def test_generate_searches_eps_when_there_is_none_and_reports_it():
     config = replace(CONFIG, eps=None, eps_start=0.01)
     proxies = generate(linear(), images(), retained=[0, 2, 3], config=config, generator=generator())
-    torch.manual_seed(0)
-    assert proxies.eps == find_eps(linear(), images(), retained=[0, 2, 3], config=config, generator=generator())
+    found = find_eps(linear(), images(), retained=[0, 2, 3], config=config, generator=generator())
+    assert proxies.eps == config.margin * found > found
+    capped = replace(config, eps_max=1.5 * found)
+    assert generate(linear(), images(), retained=[0, 2, 3], config=capped, generator=generator()).eps == 1.5 * found
     fixed = generate(linear(), images(), retained=[0, 2, 3], config=CONFIG, generator=generator())
     assert fixed.eps == CONFIG.eps

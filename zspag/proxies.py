@@ -139,7 +139,10 @@ def generate(
     Raises:
         ValueError: If a class has no hit; the message names it and the option that helps.
     """
-    eps = config.eps or find_eps(model, forget_images, retained=retained, config=config, generator=generator)
+    eps = config.eps
+    if eps is None:
+        arrived = find_eps(model, forget_images, retained=retained, config=config, generator=generator)
+        eps = min(config.margin * arrived, config.eps_max)
     wanted = math.ceil(config.per_class * config.oversample)
     if not config.random_start:
         wanted = min(wanted, len(forget_images))  # without a random start, a repeated source is a repeated proxy
@@ -169,7 +172,7 @@ def find_eps(
 
     Note:
         CHOICE: the paper's budget is unknown. Doubling from 4/255 until 90 % of every class is hit needs no knowledge
-        of the data; notebook 02 shows the hit rate against the radius.
+        of the data; notebook 02 shows the hit rate against the radius. ``generate`` takes ``margin`` times this.
     """
     sources = _draw_sources(len(forget_images), min(PROBE, len(forget_images)), len(retained), generator)
     sources = sources.to(forget_images.device)
