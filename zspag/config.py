@@ -25,9 +25,9 @@ class ProxyConfig:
         eps_start: First radius of the doubling, in pixels.
         eps_max: Largest radius that is tried or taken, in pixels.
         hit_rate: Share of attacked samples that must arrive in each class before the doubling stops.
-        margin: Factor on the radius at which they arrive. CHOICE: 2. Samples that have just arrived lie at the border of
-            their class and stand in badly for what lies inside it: narrow nets lost up to 3 points (notebook 06), and on
-            CIFAR-10 outputs drifted two to three times as far.
+        margin: Factor on the radius at which they arrive. CHOICE: 2. Samples that have just arrived lie at the border
+            of their class and stand in badly for what lies inside it: narrow nets lost up to 3 points (notebook 06),
+            and on CIFAR-10 outputs drifted two to three times as far.
         norm: "linf" or "l2". The radius of an L2 attack is ``eps * sqrt(C*H*W)``, so that one eps means one size of
             change per pixel in both norms.
         steps: PGD steps.
