@@ -39,7 +39,7 @@ def compared(differences, *, noise=0.0):
     """Rows of one rate per method, class and seed: an offset of the case plus what the method adds to all measures."""
     return pd.DataFrame(
         [
-            {"method": method, "forget": forget, "seed": seed, "lr": 1.0, "chosen": True}
+            {"method": method, "forget": forget, "seed": seed, "lr": 1.0, "chosen": True, "acc_forget": 0.0125}
             | {column: offset + added + noise * (-1) ** (forget + seed) * (method == FROZEN) for column in C3_MEASURES}
             for method, added in differences.items()
             for (forget, seed), offset in OFFSETS.items()
@@ -100,6 +100,7 @@ def test_label_table_shows_both_halves_in_units_and_leaves_out_what_was_not_run(
     table = label_table({"first": first, "second": second}, baseline="zs_pag", titles={"a": "labels A"})
     assert list(table.index) == ["labels A", "b"]
     assert table.loc["labels A", "first: drift (thousandths of a nat)"] == "+250.00 ± 0.00 (0 of 6)"
+    assert table.loc["b", "second: forget %"] == "1.25"
     assert table.loc["b", "first: over-unlearning (points)"] == "-50.00 ± 0.00 (6 of 6)"
     assert table.loc["b", "second: over-unlearning (points)"] == "+12.50 ± 0.00 (0 of 6)"
     assert (table.loc["labels A", [name for name in table if name.startswith("second")]] == "").all()
@@ -114,7 +115,7 @@ def test_verdict_supports_the_claim_only_if_every_rival_is_beaten_and_nothing_is
     won = said(rivals | {FROZEN: -2.0}, noise=0.01)
     assert "is **supported**" in won
     assert all(f"better than <{name}>" in won for name in RIVALS)
-    assert "3 classes, 2 fresh originals" in won
+    assert "3 classes, 2 fresh originals, learning rates tried: 1)" in won
     assert "within the interval" in won
     one_lost = said(rivals | {FROZEN: -2.0, "zs_pag": -4.0}, noise=0.01)
     assert "is **not supported**" in one_lost

@@ -92,20 +92,24 @@ def label_table(halves: dict[str, pd.DataFrame], *, baseline: str, titles: dict[
         titles: Readable names of the methods.
 
     Returns:
-        One line per method, as "mean ± half-width (pairs that are lower of all pairs)"; a method that was run on one
-        half only has empty cells for the other.
+        One line per method: its forget accuracy on test images in %, then the differences as "mean ± half-width (pairs
+        that are lower of all pairs)". A method that was run on one half only has empty cells for the other.
     """
     lines: dict[str, dict[str, str]] = {}
     for half, frame in halves.items():
         ruled = by_rule(frame)
         gaps = paired(ruled[~ruled["method"].isin(REFERENCES)], tuple(C3_MEASURES), baseline=baseline)
+        known = over_classes(ruled, "acc_forget")
         for method, measures in gaps.items():
+            line = lines.setdefault(titles.get(method, method), {})
+            line[f"{half}: forget %"] = f"{100 * known[method]['mean']:.2f}"
             for column, (text, factor, digits) in C3_MEASURES.items():
                 gap = measures[column]
                 cell = f"{factor * gap['mean']:+.{digits}f} ± {factor * gap['half']:.{digits}f}"
                 share = f" ({gap['lower']} of {gap['pairs']})"
-                lines.setdefault(titles.get(method, method), {})[f"{half}: {text}"] = cell + share
-    columns = [f"{half}: {text}" for half in halves for text, *_ in C3_MEASURES.values()]
+                line[f"{half}: {text}"] = cell + share
+    shown = ["forget %", *(text for text, *_ in C3_MEASURES.values())]
+    columns = [f"{half}: {text}" for half in halves for text in shown]
     return pd.DataFrame.from_dict(lines, orient="index", columns=columns).fillna("").rename_axis("labels")
 
 
@@ -126,12 +130,14 @@ def label_verdict(frame: pd.DataFrame, *, titles: dict[str, str]) -> str:
     kept = lost["mean"] <= lost["half"]
     holds = all(word == "better" for word in words.values()) and kept
     cases = ruled[["forget", "seed"]].drop_duplicates()
+    rates = ", ".join(f"{rate:g}" for rate in sorted(frame["lr"].dropna().unique()))
     against = "; ".join(f"{word} than {titles[rival]}" if word != "not distinguishable"
                         else f"{word} from {titles[rival]}" for rival, word in words.items())  # fmt: skip
     return (
         f"Claim C3 is **{'supported' if holds else 'not supported'}**: the frozen formula, {titles[FROZEN]}, on the"
         f" half of the test set that it was not chosen on ({cases['forget'].nunique()} classes,"
-        f" {cases['seed'].nunique()} fresh original{'s' * (cases['seed'].nunique() > 1)}), is {against}. Against the"
+        f" {cases['seed'].nunique()} fresh original{'s' * (cases['seed'].nunique() > 1)}, learning rates tried:"
+        f" {rates}), is {against}. Against the"
         f" masked original it loses {100 * lost['mean']:+.2f} ± {100 * lost['half']:.2f} points of retained accuracy,"
         f" {'within' if kept else 'beyond'} the interval."
     )
