@@ -36,9 +36,11 @@ MAY_IMPORT = {
     "checkpoints": {"config", "provenance", "files"},
     "evaluation": {"runtime", "activations", "subspaces"},
     "relearning": {"runtime"},
+    "hardening": {"config", "runtime", "proxies"},
     "plots": {"provenance", "files"},
     "readme": {"files", "profiles", "tables", "claims"},
     "tables": {"provenance", "files"},
+    "contrasts": set(),
     "notebook": {"config", "profiles", "provenance", "files", "plots"},
     "reproduce": {"config", "profiles", "provenance", "files", "notebook", "plots"},
     "claims": {"tables"},
@@ -46,8 +48,9 @@ MAY_IMPORT = {
     "__init__": {"config", "models", "unlearning"},
 }
 MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {
-    "plots", "tables", "notebook", "reproduce", "claims", "cluster", "__init__"
+    "plots", "tables", "contrasts", "notebook", "reproduce", "claims", "cluster", "__init__"
 }  # fmt: skip
+MAY_IMPORT["ablation"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["runs"] = MAY_IMPORT["experiment"] | {"experiment", "plots"}
 MAY_IMPORT["sweep"] = MAY_IMPORT["runs"] | {"runs", "tables", "claims", "cluster"}
 MAY_IMPORT["__main__"] = set(MAY_IMPORT) - set(METHOD) - {"__init__"} | {"unlearning"}
@@ -61,6 +64,7 @@ NO_TORCH = (
     "provenance",
     "plots",
     "tables",
+    "contrasts",
     "notebook",
     "readme",
     "reproduce",

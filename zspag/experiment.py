@@ -323,15 +323,18 @@ def panel_of(case: Case) -> Panel:
 
     The logits of the retrained model are None under a profile that leaves it out.
     """
+    retrained = trained(case.profile, case.seed, case.forget) if case.profile.retrained else None
+    return panel_against(case, original=trained(case.profile, case.seed), retrained=retrained)
+
+
+def panel_against(case: Case, *, original: nn.Module, retrained: nn.Module | None) -> Panel:
+    """Return the panel of a case with reference models of the caller's."""
     guard, device = guard_of(case), pick_device()
     parts = [guard.forget_train(case.profile.forget_samples), guard.forget_test(), guard.retain_test()]
     images = Parts(*(part[0].to(device) for part in parts))
     labels = Parts(*(part[1].to(device) for part in parts))
-    original = trained(case.profile, case.seed)
-    retrained = None
-    if case.profile.retrained:
-        retrained = images.map_logits(trained(case.profile, case.seed, case.forget))
-    return Panel(images, labels, images.map_logits(original), retrained, (case.forget,))
+    beside = None if retrained is None else images.map_logits(retrained)
+    return Panel(images, labels, images.map_logits(original), beside, (case.forget,))
 
 
 def whole_ladder(profile: Profile, method: str) -> UnlearnConfig:
@@ -443,7 +446,7 @@ def _train_original(job: tuple[Profile, int]) -> None:
     trained(*job)
 
 
-def _run_path(case: Case, name: str) -> Path:
+def _run_path(case: Case, name: str, code: Sequence[str] = ()) -> Path:
     key = training_key(case.profile, case.seed, None) | {
         "forget": case.forget,
         "forget_samples": case.profile.forget_samples,
@@ -452,7 +455,7 @@ def _run_path(case: Case, name: str) -> Path:
         "recorded_models": case.profile.recorded_models,
         "test_half": case.profile.test_half,
         "retrained": case.profile.retrained,
-        "code": _code_of(case.profile, *_MATERIAL_CODE, *_METHOD_CODE, *_family(name)),
+        "code": _code_of(case.profile, *_MATERIAL_CODE, *_METHOD_CODE, *_family(name), *code),
     }
     folder = repository_root() / "runs" / case.profile.name / "grid"
     return folder / f"{name}-class{case.forget}-seed{case.seed}-{provenance.digest(key)[:16]}.json"
@@ -536,9 +539,18 @@ def _row(case: Case, name: str, logits: Parts, panel: Panel) -> dict[str, Any]:
     return {"method": name, "forget": case.forget, "seed": case.seed} | asdict(score(logits, panel))
 
 
-def kept_rows(case: Case, name: str, compute: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the rows of one part of a case from its file, computing and writing them first if there is none."""
-    path = _run_path(case, name)
+def kept_rows(
+    case: Case, name: str, compute: Callable[[], Iterable[dict[str, Any]]], *, code: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return the rows of one part of a case from its file, computing and writing them first if there is none.
+
+    Args:
+        case: What the rows are of.
+        name: Name of the part.
+        compute: Makes the rows, of what JSON holds.
+        code: Modules beside those of every method, an edit of which voids the file.
+    """
+    path = _run_path(case, name, code)
     if not path.exists():
         started, rows = time.time(), list(compute())
         record = provenance.record(

@@ -64,6 +64,7 @@ CHAPTERS = {
     "03_subspace_construction": "Which directions are protected, and are they the right ones?",
     "04_pseudo_labeling": "What should a forgotten image become, and does the influence of a label matter?",
     "05_experiments": "Does it hold for every class and seed, and would something simpler have done?",
+    "06_ablations": "Which of its many choices matter, and where does it break?",
 }
 
 

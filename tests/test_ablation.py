@@ -1,0 +1,169 @@
+"""A variant changes what it names and nothing else, runs as a user would, and fails as a row."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from laboratory import TINY, rooted
+
+from zspag import ablation, experiment
+from zspag.ablation import OWN, SCORES, Variant, axes, changed, moving, rows, table
+from zspag.config import to_dict
+from zspag.evaluation import score
+from zspag.experiment import Case, RunsFailed, forget_set, guard_of, material_of, panel_against, panel_of, trained
+from zspag.profiles import PROFILES
+from zspag.unlearning import zero_shot_unlearn
+
+CASE = Case(TINY, 0, 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _root(tmp_path_factory):
+    """One repository for the module: what is trained once serves all tests."""
+    with rooted(tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("data")):
+        yield
+
+
+def leaves(values, where=""):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{where}{name}.")
+        else:
+            yield where + name, value
+
+
+def differences(profile, other):
+    before, after = dict(leaves(to_dict(profile))), dict(leaves(to_dict(other)))
+    return {name for name in before if before[name] != after[name]}
+
+
+EVERY = [pytest.param(one, id=f"{one.axis}={one.value}") for axis in axes(PROFILES["digits"]).values() for one in axis]
+
+
+@pytest.mark.parametrize("variant", EVERY)
+def test_a_variant_changes_only_what_it_names(variant):
+    profile = PROFILES["digits"]
+    found = differences(profile, changed(profile, variant.changes))
+    assert found <= {name for name, _ in variant.changes}
+
+
+@pytest.mark.parametrize(("name", "axis"), axes(PROFILES["digits"]).items())
+def test_an_axis_holds_different_variants(name, axis):
+    assert {one.axis for one in axis} == {name}
+    assert len({one.value for one in axis}) == len(axis) > 1
+    assert len({(one.changes, one.layers, one.hardened) for one in axis}) == len(axis)
+
+
+@pytest.mark.parametrize("name", ["smoke", "paper-trial", "cpu-trial"])
+def test_a_trial_profile_has_two_variants_per_axis(name):
+    assert {len(axis) for axis in axes(PROFILES[name]).values()} <= {1, 2}
+    assert max(len(axis) for axis in axes(PROFILES["paper"]).values()) > 2
+
+
+@pytest.mark.parametrize("path", ["unlearn.proxies.epsilon", "size", "unlearn.proxy.eps", "width.more"])
+def test_an_unknown_option_is_named(path):
+    with pytest.raises(ValueError, match=f"no option '{path}'"):
+        changed(TINY, [(path, 1)])
+
+
+def test_an_impossible_value_is_refused_as_ever():
+    with pytest.raises(ValueError, match="energy must lie in"):
+        changed(TINY, [("unlearn.subspace.energy", 2.0)])
+
+
+def test_the_parts_of_a_net_cover_it():
+    names = ("a", "b", "c", "d", "e")
+    assert moving(names, "first half") + moving(names, "later half") == moving(names, "all") == names
+    assert moving(names, "head") == ("e",)
+    with pytest.raises(ValueError, match="layers must be one of all, first half, later half, head, got 'middle'"):
+        moving(names, "middle")
+
+
+def test_the_profile_as_it_is_gives_what_a_user_gets():
+    (row,) = rows(CASE, (OWN,))
+    model, (images, labels) = trained(TINY, 0), forget_set(CASE, guard_of(CASE))
+    result = zero_shot_unlearn(model, images, labels, num_classes=10, config=TINY.unlearn, seed=0)
+    panel = panel_of(CASE)
+    scores = score(panel.images.map_logits(result.model), panel)
+    assert {name: row[name] for name in SCORES} == {name: getattr(scores, name) for name in SCORES}
+    assert (row["lr"], row["eps"]) == (result.report.lr, result.report.eps)
+    assert (row["reached"], row["failed"]) == (result.report.reached, "")
+    pooled = material_of(CASE).moments.pooled.second
+    shares = [free / pooled[name].shape[1] for name, free in result.report.free_dimension.items()]
+    assert row["free"] == pytest.approx(sum(shares) / len(shares))
+
+
+def test_its_scores_do_not_read_the_retrained_model():
+    panel = panel_of(CASE)
+    other = panel_against(CASE, original=trained(TINY, 0), retrained=trained(TINY, 0))
+    first, second = (score(panel.original, one) for one in (panel, other))
+    assert all(getattr(first, name) == getattr(second, name) for name in SCORES)
+    assert first.gap != second.gap  # which does read it
+
+
+def test_a_radius_that_reaches_no_class_is_a_row_that_says_so():
+    (row,) = rows(CASE, (Variant("radius", 1e-6, (("unlearn.proxies.eps", 1e-6),)),))
+    assert row["failed"].startswith("no forget sample reached class")
+    assert "drift" not in row
+    assert (row["axis"], row["value"], row["forget"], row["seed"]) == ("radius", 1e-6, 3, 0)
+
+
+def test_an_error_of_ours_is_no_row(monkeypatch):
+    def broken(_case, _variant):
+        raise TypeError("a slip")
+
+    monkeypatch.setattr(ablation, "_run", broken)
+    wide = Variant("energy", 0.5, (("unlearn.subspace.energy", 0.5),))
+    with pytest.raises(TypeError, match="a slip"):
+        rows(CASE, (wide,))
+    with pytest.raises(RunsFailed, match="seed 0, class 3: a slip"):
+        table([CASE], {"energy": (wide,)})
+
+
+def test_no_tilt_is_no_influence_and_a_tilt_is_some():
+    labels = "unlearn.labels."
+
+    def tilted(strategy, beta):
+        return Variant("beta", beta, ((labels + "strategy", strategy), (labels + "beta", beta)))
+
+    soft, *others = rows(CASE, (OWN, tilted("process", 0.0), tilted("influence", 0.0), tilted("process", 4.0)))
+    assert [one["drift"] == pytest.approx(soft["drift"], rel=1e-3) for one in others] == [True, True, False]
+
+
+def test_a_subspace_or_a_label_costs_no_further_attack(monkeypatch):
+    rows(CASE, (OWN,))
+    monkeypatch.setattr(experiment, "prepare", None)
+    found = rows(CASE, [Variant("subspace", "merge", (("unlearn.subspace.combine", "merge"),))])
+    assert found[0]["failed"] == ""
+    with pytest.raises(TypeError, match="not callable"):
+        rows(CASE, [Variant("proxies", 5, (("unlearn.proxies.per_class", 5),))])
+
+
+def test_a_frozen_layer_has_no_free_direction_and_an_unprojected_one_has_all():
+    everything, head, whole = rows(
+        CASE, (OWN, Variant("layers", "head", layers="head"), Variant("labels", "soft", projected=False))
+    )
+    assert 0 < head["free"] < everything["free"] < whole["free"] == 1
+
+
+def test_hardening_changes_the_net_that_is_attacked():
+    own, hard = rows(CASE, (OWN, Variant("hardened", 0.1, hardened=0.1)))
+    assert hard["failed"] == ""
+    assert hard["acc_retain"] != own["acc_retain"]
+
+
+def test_a_table_has_a_row_per_case_and_variant_and_is_made_once(monkeypatch):
+    cases = [CASE, replace(CASE, forget=5)]
+    axis = {"rate": tuple(Variant("rate", lr, (("unlearn.update.lr", lr),)) for lr in (0.03, 1.0))}
+    found = table(cases, axis)
+    assert [(row["forget"], row["value"], row["lr"]) for row in found] == [
+        (3, 0.03, 0.03), (3, 1.0, 1.0), (5, 0.03, 0.03), (5, 1.0, 1.0),
+    ]  # fmt: skip
+    monkeypatch.setattr(ablation, "_run", None)
+    assert table(cases, axis) == found
+
+
+def test_the_net_of_a_case_comes_back_the_same_from_the_store():
+    first, second = (ablation._net(CASE, 0.1).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["1.weight"], trained(TINY, 0).state_dict()["1.weight"])
