@@ -110,7 +110,8 @@ def test_label_table_shows_both_halves_in_units_and_leaves_out_what_was_not_run(
 
 def said(differences, **options):
     titles = {name: f"<{name}>" for name in (*OURS, *RIVALS)}
-    return label_verdict(compared(differences, **options), titles=titles)
+    frame = compared(differences, **options)
+    return label_verdict({"first": frame, "second": frame}, titles=titles)
 
 
 def told(text):
@@ -123,7 +124,7 @@ def test_verdict_supports_the_claim_only_if_the_labels_beat_every_rival():
     won = said(rivals | dict.fromkeys(OURS, -2.0), noise=0.01)
     assert "is **supported**" in won
     assert all(part.count("better than <") == 3 for part in told(won))
-    assert "3 classes, 2 fresh originals, learning rates tried: 1)" in won
+    assert "3 classes, 2 fresh originals, learning rates: 1)" in won
     one_lost = said(rivals | dict.fromkeys(OURS, -2.0) | {"zs_pag": -4.0}, noise=0.01)
     assert "is **not supported**" in one_lost
     assert "worse than <zs_pag>" in one_lost
@@ -140,6 +141,22 @@ def test_what_was_frozen_is_told_beside_the_labels_and_does_not_decide_for_them(
     labels, frozen = told(said(rivals | {BEST_LABELS: -2.0, FROZEN: 2.0}, noise=0.01))
     assert "is **supported**" in labels
     assert frozen.count("worse than <") == 3
+
+
+def test_classes_that_the_first_half_did_not_use_are_told_apart():
+    titles = {name: f"<{name}>" for name in (*OURS, *RIVALS)}
+    rivals = dict.fromkeys(RIVALS, 0.0)
+    won, lost = (compared(rivals | dict.fromkeys(OURS, added), noise=0.01) for added in (-2.0, 2.0))
+    second = pd.concat([lost[lost["forget"] == 0], won[won["forget"] != 0]])
+    told_of = {
+        used: label_verdict({"first": won[won["forget"].isin(used)], "second": second}, titles=titles)
+        for used in ((0,), (0, 3), (3,))
+    }
+    whole, new = told_of[(0,)].split("On the 2 classes that the first half did not use: ")
+    assert new.count("better than <") == 6
+    assert "better than <" not in whole
+    assert "did not use" not in told_of[(0, 3)]  # one class has no interval
+    assert told_of[(3,)].split("did not use: ")[1].count("better than <") == 0
 
 
 def test_verdict_asks_for_retained_accuracy_as_well():

@@ -166,7 +166,7 @@ def half_file(folder, half, drift):
     ]  # fmt: skip
     data = {"rows": rows, "test_half": half, "titles": {name: f"<{name}>" for name in names}, "markdown": "| a half |"}
     config = {"dataset": "cifar10", "arch": "conv7", "unlearn": {"update": {}}}
-    name = f"{claims.C3_SWEEP}_{half}-half"
+    name = claims.C3_FILES[half]
     files.write_json(folder / "cpu" / f"{name}.json", {"name": name, "data": data, "provenance": {"config": config}})
 
 
