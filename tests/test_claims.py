@@ -9,6 +9,7 @@ from scipy import stats
 
 from tests.frames import NAN, rows, whole_frame
 from zspag.claims import (
+    BEST_LABELS,
     C3_MEASURES,
     FROZEN,
     RIVALS,
@@ -32,6 +33,7 @@ def whole():
 
 # Paired comparisons and claim C3
 
+OURS = (BEST_LABELS, FROZEN)
 OFFSETS = {(0, 1): 0.3, (0, 2): 0.5, (3, 1): -0.2, (3, 2): 0.1, (7, 1): 0.9, (7, 2): 0.4}  # class, seed: hard or easy
 
 
@@ -39,8 +41,8 @@ def compared(differences, *, noise=0.0):
     """Rows of one rate per method, class and seed: an offset of the case plus what the method adds to all measures."""
     return pd.DataFrame(
         [
-            {"method": method, "forget": forget, "seed": seed, "lr": 1.0, "chosen": True}
-            | {column: offset + added + noise * (-1) ** (forget + seed) * (method == FROZEN) for column in C3_MEASURES}
+            {"method": method, "forget": forget, "seed": seed, "lr": 1.0, "chosen": True, "acc_forget": 0.0125}
+            | {column: offset + added + noise * (-1) ** (forget + seed) * (method in OURS) for column in C3_MEASURES}
             for method, added in differences.items()
             for (forget, seed), offset in OFFSETS.items()
         ]
@@ -100,35 +102,70 @@ def test_label_table_shows_both_halves_in_units_and_leaves_out_what_was_not_run(
     table = label_table({"first": first, "second": second}, baseline="zs_pag", titles={"a": "labels A"})
     assert list(table.index) == ["labels A", "b"]
     assert table.loc["labels A", "first: drift (thousandths of a nat)"] == "+250.00 ± 0.00 (0 of 6)"
+    assert table.loc["b", "second: forget %"] == "1.25"
     assert table.loc["b", "first: over-unlearning (points)"] == "-50.00 ± 0.00 (6 of 6)"
     assert table.loc["b", "second: over-unlearning (points)"] == "+12.50 ± 0.00 (0 of 6)"
     assert (table.loc["labels A", [name for name in table if name.startswith("second")]] == "").all()
 
 
 def said(differences, **options):
-    return label_verdict(compared(differences, **options), titles={name: f"<{name}>" for name in (FROZEN, *RIVALS)})
+    titles = {name: f"<{name}>" for name in (*OURS, *RIVALS)}
+    frame = compared(differences, **options)
+    return label_verdict({"first": frame, "second": frame}, titles=titles)
 
 
-def test_verdict_supports_the_claim_only_if_every_rival_is_beaten_and_nothing_is_lost():
+def told(text):
+    """Cut a verdict into what it says of the labels and of what was frozen."""
+    return text.split("What did best of all")
+
+
+def test_verdict_supports_the_claim_only_if_the_labels_beat_every_rival():
     rivals = dict.fromkeys(RIVALS, 0.0)
-    won = said(rivals | {FROZEN: -2.0}, noise=0.01)
+    won = said(rivals | dict.fromkeys(OURS, -2.0), noise=0.01)
     assert "is **supported**" in won
-    assert all(f"better than <{name}>" in won for name in RIVALS)
-    assert "3 classes, 2 fresh originals" in won
-    assert "within the interval" in won
-    one_lost = said(rivals | {FROZEN: -2.0, "zs_pag": -4.0}, noise=0.01)
+    assert all(part.count("better than <") == 3 for part in told(won))
+    assert "3 classes, 2 fresh originals, learning rates: 1)" in won
+    one_lost = said(rivals | dict.fromkeys(OURS, -2.0) | {"zs_pag": -4.0}, noise=0.01)
     assert "is **not supported**" in one_lost
     assert "worse than <zs_pag>" in one_lost
-    level = said(rivals | {FROZEN: 0.0}, noise=0.5)
+    level = said(rivals | dict.fromkeys(OURS, 0.0), noise=0.5)
     assert "is **not supported**" in level
     assert "not distinguishable from <random_labels>" in level
 
 
+def test_what_was_frozen_is_told_beside_the_labels_and_does_not_decide_for_them():
+    rivals = dict.fromkeys(RIVALS, 0.0)
+    labels, frozen = told(said(rivals | {BEST_LABELS: 2.0, FROZEN: -2.0}, noise=0.01))
+    assert "is **not supported**" in labels
+    assert labels.count("worse than <") == frozen.count("better than <") == 3
+    labels, frozen = told(said(rivals | {BEST_LABELS: -2.0, FROZEN: 2.0}, noise=0.01))
+    assert "is **supported**" in labels
+    assert frozen.count("worse than <") == 3
+
+
+def test_classes_that_the_first_half_did_not_use_are_told_apart():
+    titles = {name: f"<{name}>" for name in (*OURS, *RIVALS)}
+    rivals = dict.fromkeys(RIVALS, 0.0)
+    won, lost = (compared(rivals | dict.fromkeys(OURS, added), noise=0.01) for added in (-2.0, 2.0))
+    second = pd.concat([lost[lost["forget"] == 0], won[won["forget"] != 0]])
+    told_of = {
+        used: label_verdict({"first": won[won["forget"].isin(used)], "second": second}, titles=titles)
+        for used in ((0,), (0, 3), (3,))
+    }
+    whole, new = told_of[(0,)].split("On the 2 classes that the first half did not use: ")
+    assert new.count("better than <") == 6
+    assert "better than <" not in whole
+    assert "did not use" not in told_of[(0, 3)]  # one class has no interval
+    assert told_of[(3,)].split("did not use: ")[1].count("better than <") == 0
+
+
 def test_verdict_asks_for_retained_accuracy_as_well():
-    frame = compared(dict.fromkeys(RIVALS, 9.0) | {FROZEN: 5.0})  # better than all, and far below the masked original
-    said = label_verdict(frame, titles={name: name for name in (FROZEN, *RIVALS)})
-    assert "is **not supported**" in said
-    assert "beyond the interval" in said
+    far_below = said(dict.fromkeys(RIVALS, 9.0) | dict.fromkeys(OURS, 5.0))  # better than all, worse than the original
+    assert "is **not supported**" in far_below
+    assert far_below.count("better than <") == 6
+    assert far_below.count("a loss beyond the interval") == 2
+    above = said(dict.fromkeys(RIVALS, 0.0) | dict.fromkeys(OURS, -5.0), noise=0.01)
+    assert above.count("points, a gain") == 2
 
 
 # Everything at once

@@ -156,16 +156,17 @@ def test_times_of_the_commands_are_those_that_were_measured(tmp_path):
 
 
 def half_file(folder, half, drift):
-    """Rows of all labels of claim C3 on three classes; the frozen formula has the given drift, all others 0.5."""
-    names = ("zs_pag", "random_labels", "second_best_labels", claims.FROZEN)
+    """Rows of the labels of claim C3 on three classes; those that were chosen have the given drift, all others 0.5."""
+    chosen = (claims.BEST_LABELS, claims.FROZEN)
+    names = (*claims.RIVALS, *chosen)
     rows = [
-        {"method": name, "forget": forget, "seed": 1, "lr": 3.0, "chosen": True, "over_unlearning": 0.001,
-         "drift": drift + forget / 1000 if name == claims.FROZEN else 0.5, "nll_retain": 0.3}
+        {"method": name, "forget": forget, "seed": 1, "lr": 3.0, "chosen": True, "acc_forget": 0.0,
+         "over_unlearning": 0.001, "drift": drift + forget / 1000 if name in chosen else 0.5, "nll_retain": 0.3}
         for name in names for forget in (0, 3, 7)
     ]  # fmt: skip
     data = {"rows": rows, "test_half": half, "titles": {name: f"<{name}>" for name in names}, "markdown": "| a half |"}
     config = {"dataset": "cifar10", "arch": "conv7", "unlearn": {"update": {}}}
-    name = f"{claims.C3_SWEEP}_{half}-half"
+    name = claims.C3_FILES[half]
     files.write_json(folder / "cpu" / f"{name}.json", {"name": name, "data": data, "provenance": {"config": config}})
 
 

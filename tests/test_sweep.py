@@ -138,3 +138,14 @@ def test_a_sweep_of_a_half_says_so_in_name_caption_and_rows_and_leaves_the_whole
     assert "half" not in whole["caption"]
     assert None not in {row["gap"] for row in whole["data"]["rows"]}
     assert "not measured" not in whole["data"]["markdown"]
+
+
+def test_a_sweep_of_several_seeds_without_retrained_models_has_no_noise_floor(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    profile = replace(PROFILE, seeds=(0, 1))
+    found = {}
+    for retrained in (False, True):
+        list(sweep.sweep(replace(profile, retrained=retrained), ("delete",), record=True))
+        found[retrained] = result_of(tmp_path)["data"]["noise"]
+    assert found[False] == []
+    assert len(found[True]) == 1

@@ -113,7 +113,8 @@ class LabelConfig:
             the original weights) or "process" (tilted again before every epoch, from the drift on the proxies).
             CHOICE: "soft". The paper tilts; here the tilt drifted further on CIFAR-10 (recorded sweep, notebook 05) and
             made no difference on digits (notebook 04). Under the projection the scores are all but nothing, and to
-            standardize them is to blow up what is left.
+            standardize them is to blow up what is left. Weaker tilts, per class, by looking ahead or through the steps,
+            were tried on half of a test set and taken to the other half (notebook 04, recorded).
         beta: Strength of the tilt, in nats per standard deviation of the scores.
         solver: Curvature for "influence": "identity", "kfac" or "cg".
         damping: Damping of the curvature, relative to its mean diagonal ("kfac") or absolute ("cg").

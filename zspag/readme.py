@@ -239,14 +239,14 @@ def _labels(numbers: dict[str, list[float]]) -> str:
 
 def c3(results: Path) -> str:
     """Return claim C3: labels against soft ones on the half they were chosen on and on the other, and the verdict."""
-    found = {half: _read(results / "cpu" / f"{claims.C3_SWEEP}_{half}-half.json") for half in ("first", "second")}
+    found = {half: _read(results / "cpu" / f"{name}.json") for half, name in claims.C3_FILES.items()}
     if found["first"] is None or found["second"] is None:
         return NOT_YET
     data = {half: one["data"] for half, one in found.items() if one is not None}
     halves = {half: pd.DataFrame(one["rows"]) for half, one in data.items()}
     titles = data["first"]["titles"] | data["second"]["titles"]
     table = tables.markdown(claims.label_table(halves, baseline="zs_pag", titles=titles))
-    return f"{table}\n\n{claims.label_verdict(halves['second'], titles=titles)}\n"
+    return f"{table}\n\n{claims.label_verdict(halves, titles=titles)}\n"
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {

@@ -43,7 +43,7 @@ def sweep(profile: Profile, methods: Sequence[str], *, record: bool, scheduler: 
 def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataFrame, started: float) -> dict[str, Any]:
     """Return a result file: the curves, all tables, what the safe windows are worth in numbers, and every row."""
     ruled, best = tables.by_rule(frame), tables.in_hindsight(frame)
-    noise = experiment.retraining_noise(profile) if len(profile.seeds) > 1 else pd.DataFrame()
+    noise = experiment.retraining_noise(profile) if profile.retrained and len(profile.seeds) > 1 else pd.DataFrame()
     # Recorded models were trained elsewhere: their time says nothing about this machine.
     timed = "zs_pag" in methods and not profile.recorded_models
     seconds = experiment.stage_seconds(profile, frame) if timed else {}
