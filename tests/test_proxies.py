@@ -251,7 +251,7 @@ def test_a_higher_hit_rate_needs_a_larger_eps_and_the_cap_is_the_last_try():
 
 
 def test_generate_searches_eps_when_there_is_none_and_reports_it():
-    config = replace(CONFIG, eps=None, eps_start=0.01)
+    config = replace(CONFIG, eps=None, eps_start=0.01, margin=2.0)
     proxies = generate(linear(), images(), retained=[0, 2, 3], config=config, generator=generator())
     found = find_eps(linear(), images(), retained=[0, 2, 3], config=config, generator=generator())
     assert proxies.eps == config.margin * found > found
