@@ -253,7 +253,7 @@ SPOILT = {
     "no outputs": (change(4, outputs=[]), "it has no outputs"),
     "error": (show(output_type="error", ename="E", evalue="", traceback=[]), "a cell ended in an error"),
     "path": (show(output_type="stream", name="stdout", text="in /home/someone/x.png"), "names /home/someone/x.png"),
-    "size": (show(output_type="display_data", data={"image/png": "A" * MAX_BYTES}), "bytes, 1500000 is the most"),
+    "size": (show(output_type="display_data", data={"image/png": "A" * MAX_BYTES}), "bytes, 2000000 is the most"),
 }
 
 

@@ -149,7 +149,9 @@ def test_pairs_show_the_mean_of_what_was_measured_and_name_the_rest(tmp_path):
 def test_times_of_the_commands_are_those_that_were_measured(tmp_path):
     assert readme.commands(tmp_path) == readme.NOT_YET
     seconds = {"set-up": 60.0, "make figures": 432.0, "make figures, again": 54.0, "make test": 510.0}
-    files.write_json(tmp_path / "commands.json", {"seconds": seconds, "provenance": {"threads": 2, "commit": "0123456789"}})
+    files.write_json(
+        tmp_path / "commands.json", {"seconds": seconds, "provenance": {"threads": 2, "commit": "0123456789"}}
+    )
     said = " ".join(readme.commands(tmp_path).split())
     assert "on 2 cores" in said
     assert "`make figures` took 7.2 minutes, typed again 0.9 minutes, and `make test` 8.5 minutes" in said

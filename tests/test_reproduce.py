@@ -326,7 +326,7 @@ def test_pages_are_committed_without_what_differs_from_run_to_run():
             executed_page("saved to /home/someone/zspag/x.png"),
             "01_odd.ipynb, cell 3: .*names /home/someone/zspag/x.png",
         ),
-        (executed_page(size=MAX_BYTES), "01_odd.ipynb would have 1.5 MB, and 1.5 MB is the most"),
+        (executed_page(size=MAX_BYTES), "01_odd.ipynb would have 2.0 MB, and 2.0 MB is the most"),
     ],
 )
 def test_an_unfit_page_stops_all_from_being_written_back(root, page, message):

@@ -75,9 +75,8 @@ def commands(results: Path) -> str:
         return NOT_YET
     minutes = {name: f"{spent / 60:.1f} minutes" for name, spent in found["seconds"].items()}
     return (
-        f"In a fresh clone (of {found['provenance']['commit'][:7]}) on {found['provenance']['threads']} cores, after the"
-        " set-up (mostly a download),"
-        " `make figures` took"
+        f"In a fresh clone of {found['provenance']['commit'][:7]} on {found['provenance']['threads']} cores, after the"
+        " set-up (mostly a download), `make figures` took"
         f" {minutes['make figures']},\ntyped again {minutes['make figures, again']}, and `make test`"
         f" {minutes['make test']}; all ended well.\n"
     )

@@ -13,7 +13,7 @@ from nbformat import NotebookNode
 
 from zspag import files
 
-MAX_BYTES = 1_500_000
+MAX_BYTES = 2_000_000
 MACHINE_PATH = re.compile(r"(?<![\w<./:-])/(?:[\w.+-]+/)+[\w.+-]+|\b[A-Z]:\\\w+")
 
 
