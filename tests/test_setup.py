@@ -168,11 +168,6 @@ def test_tracked_files_are_small():
     assert large == {}
 
 
-def test_notebooks_read_well_in_a_browser():
-    large = {path.name: path.stat().st_size for path in ROOT.glob("notebooks/*.ipynb") if path.stat().st_size >= 1.5e6}
-    assert large == {}
-
-
 @pytest.mark.parametrize("name", ["data/cifar10/a.png", "runs/digits/a.json", ".venv/bin/python"])
 def test_what_is_large_is_ignored(name):
     _tracked()  # skips outside a checkout

@@ -125,6 +125,8 @@ def headline(results: Path) -> str:
             + ", ".join(f"{kind} {value:.2f}" for kind, value in choosy.items())
             + ".",
         ]
+    if (compared := _read(results / "digits" / "05_comparison.json")) is not None:
+        lines.append(f"* {compared['data']['sentence']}")
     return "\n".join(lines) + "\n"
 
 
