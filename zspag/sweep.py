@@ -6,6 +6,7 @@ and seed is a file of its own under ``runs/``, so an interrupted sweep goes on w
 Invariant: the result file holds every row of the grid, and nothing in it was chosen by looking at the rows.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
     factors = {f"safe window {method}": tables.window(tables.safe_rates(frame, method)) for method in methods}
     drift = {f"drift in hindsight {method}": tables.over_classes(best, "drift")[method]["mean"] for method in methods}
     data = experiment.data_of(profile)
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")  # a reference has no rate: None, not NaN
+    rows = [{str(name): _kept(value) for name, value in row.items()} for row in frame.to_dict("records")]
     return {
         "schema": 2,
         "name": name,
@@ -82,6 +83,13 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
             device=pick_device().type, threads=profile.threads, started=started,
         ),
     }  # fmt: skip
+
+
+def _kept(value: Any) -> Any:
+    """Return a value as a file keeps it: six digits, and None where a row has nothing, as a reference has no rate."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
 
 
 def _panels(frame: pd.DataFrame, methods: Sequence[str]) -> dict[str, Any]:
