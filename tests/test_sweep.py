@@ -41,7 +41,15 @@ def test_result_holds_every_row_and_its_curves(finished):
         factor = 1 if column == "drift" else 100
         drawn = panel["series"]["DELETE"]
         assert drawn["x"] == [0.003, 0.03]
-        assert drawn["y"] == pytest.approx([factor * row[column] for row in rows[3:5]])
+        assert drawn["y"] == pytest.approx(
+            [factor * row[column] for row in rows[3:5]], rel=1e-5
+        )  # rows keep six digits
+
+
+def test_figure_has_the_curves_of_the_result_and_not_its_rows(finished):
+    result, figure = result_of(finished[0]), result_of(finished[0], "figures/tiny")
+    assert figure["data"] == {part: value for part, value in result["data"].items() if part != "rows"}
+    assert result["data"]["rows"]
 
 
 def test_result_answers_every_question_with_a_table_and_has_no_floor_with_one_seed(finished):
