@@ -5,9 +5,11 @@ import math
 import os
 import stat
 
+import numpy as np
 import pytest
+import torch
 
-from zspag.files import read_json, replacing, write_json
+from zspag.files import plain, read_json, replacing, write_json
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
@@ -59,6 +61,19 @@ def test_json_comes_back_equal_and_readable(tmp_path):
     assert "Größe" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("value", [{}, [], 3, "x", None, [[]], [{}], {"a": []}, {"a": {"b": [1, [2, "x"], {"c": []}]}}])
+def test_json_of_every_shape_comes_back_equal(tmp_path, value):
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+
+
+def test_a_list_of_numbers_stands_on_one_line_and_what_is_nested_on_lines_of_its_own(tmp_path):
+    write_json(tmp_path / "a.json", {"column": [1, None, "x"], "both": [[1], {"deep": (2,)}]})
+    assert (tmp_path / "a.json").read_text().splitlines() == [
+        "{", ' "column": [1, null, "x"],', ' "both": [', "  [1],", "  {", '   "deep": [2]', "  }", " ]", "}",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_json_refuses_what_json_cannot_say_and_keeps_the_old_file(tmp_path, value):
     path = tmp_path / "a.json"
@@ -74,3 +89,40 @@ def test_a_damaged_json_file_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"damaged\.json is not readable as JSON .*delete it and run again"):
         read_json(path)
+
+
+def test_numbers_of_every_library_become_plain_and_short():
+    value = {
+        "third": np.float32(1) / 3,
+        "count": np.int64(7),
+        "flag": np.bool_(True),
+        "matrix": torch.tensor([[1, 2, 3]]),
+        "loss": torch.tensor(2 / 3, requires_grad=True),
+        3: (1234567.8, None, "word", False),
+    }
+    found = plain(value, "data")
+    assert found == {
+        "third": 0.333333,
+        "count": 7,
+        "flag": True,
+        "matrix": [[1, 2, 3]],
+        "loss": 0.666667,
+        "3": [1234570.0, None, "word", False],
+    }
+    assert json.loads(json.dumps(found)) == found
+    assert type(found["flag"]) is bool
+    assert type(found["count"]) is int
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ({"a": [0.5, float("nan")]}, ValueError, r"data\.a\[1\] is nan"),
+        (np.array([1.0, np.inf]), ValueError, r"data\[1\] is inf"),
+        ({"a": {"b": object()}}, TypeError, r"data\.a\.b is a object"),
+        ({"a": {1, 2}}, TypeError, r"data\.a is a set"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_with_its_path(value, error, message):
+    with pytest.raises(error, match=message):
+        plain(value, "data")

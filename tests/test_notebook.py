@@ -1,7 +1,6 @@
 """A page writes numbers first, draws from their file, and seals only what is there."""
 
 import base64
-import json
 import sys
 import types
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from zspag import files, plots
-from zspag.notebook import Page, Picture, plain, repository_root, resolve_profile, sha256
+from zspag.notebook import Page, Picture, repository_root, resolve_profile, sha256
 from zspag.profiles import PROFILES
 
 
@@ -49,43 +48,6 @@ def test_root_is_the_repository_unless_the_environment_names_another(monkeypatch
     assert (repository_root() / "zspag" / "notebook.py").is_file()
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
     assert repository_root() == tmp_path
-
-
-def test_numbers_of_every_library_become_plain_and_short():
-    value = {
-        "third": np.float32(1) / 3,
-        "count": np.int64(7),
-        "flag": np.bool_(True),
-        "matrix": torch.tensor([[1, 2, 3]]),
-        "loss": torch.tensor(2 / 3, requires_grad=True),
-        3: (1234567.8, None, "word", False),
-    }
-    found = plain(value, "data")
-    assert found == {
-        "third": 0.333333,
-        "count": 7,
-        "flag": True,
-        "matrix": [[1, 2, 3]],
-        "loss": 0.666667,
-        "3": [1234570.0, None, "word", False],
-    }
-    assert json.loads(json.dumps(found)) == found
-    assert type(found["flag"]) is bool
-    assert type(found["count"]) is int
-
-
-@pytest.mark.parametrize(
-    ("value", "error", "message"),
-    [
-        ({"a": [0.5, float("nan")]}, ValueError, r"data\.a\[1\] is nan"),
-        (np.array([1.0, np.inf]), ValueError, r"data\[1\] is inf"),
-        ({"a": {"b": object()}}, TypeError, r"data\.a\.b is a object"),
-        ({"a": {1, 2}}, TypeError, r"data\.a is a set"),
-    ],
-)
-def test_what_json_cannot_hold_is_refused_with_its_path(value, error, message):
-    with pytest.raises(error, match=message):
-        plain(value, "data")
 
 
 def test_figure_is_drawn_from_the_file_that_holds_its_numbers(root, drawn):

@@ -32,7 +32,7 @@ def run_result(**data):
     scores = {name: {"acc_forget": 0.5, "acc_retain": 0.5, "drift": 0.5} for name in
               ("original", "unlearned", "masked", "retrained")}  # fmt: skip
     row = {"scores": scores, "lr": 1, "seconds": {"total": 1}, "threads": 2, "retain_samples_read": 0}
-    row |= {"class_name": "apple", "seed": 0}
+    row |= {"class_name": "apple", "seed": 0, "method": "zs_pag"}
     config = {"dataset": "cifar100", "arch": "conv7", "unlearn": {"update": {}}}
     return {"schema": 1, "name": "sweep_cifar100_conv7_maple_tree-sea",
             "provenance": {"config": config, "started": "2026-01-01"},
@@ -70,7 +70,7 @@ def test_the_classes_of_a_sweep_come_from_the_file_and_not_from_its_name(tmp_pat
     assert readme.sweeps(tmp_path).startswith("cifar100, conv7, maple_tree, sea, 1 seed:")
 
 
-def recorded_sweep(folder, classes, *, schema=1, methods=("zs_pag",), started="2026-01-01", **data):
+def recorded_sweep(folder, classes, *, schema=1, methods=("zs_pag", "salun"), started="2026-01-01", **data):
     result = run_result(**data)
     rows = [result["data"]["rows"][0] | {"method": name} for name in methods]
     result |= {"schema": schema, "data": result["data"] | {"rows": rows, "markdown": f"| of {classes} |"}}
@@ -79,8 +79,8 @@ def recorded_sweep(folder, classes, *, schema=1, methods=("zs_pag",), started="2
 
 
 NEWER = {
-    "schema": {"schema": 2, "methods": (), "started": "2025-01-01"},
-    "methods": {"methods": ("zs_pag", "delete"), "started": "2025-01-01"},
+    "schema": {"schema": 2, "methods": ("zs_pag",), "started": "2025-01-01"},
+    "methods": {"methods": ("zs_pag", "salun", "delete"), "started": "2025-01-01"},
     "start": {"started": "2026-02-01"},
 }
 

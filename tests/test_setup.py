@@ -164,7 +164,7 @@ def test_such_a_place_would_be_found_and_an_address_would_not():
 
 
 def test_tracked_files_are_small():
-    large = {path.name: path.stat().st_size for path in _tracked() if path.stat().st_size >= 5 * 2**20}
+    large = {path.name: path.stat().st_size for path in _tracked() if path.stat().st_size >= 2 * 2**20}
     assert large == {}
 
 

@@ -117,6 +117,10 @@ def _add_profile(one: argparse.ArgumentParser) -> None:
     one.add_argument("--classes", help="forget classes, names or numbers, comma-separated (default: the profile's)")
     one.add_argument("--seeds", help="seeds, comma-separated (default: the profile's)")
     one.add_argument("--epochs", type=int, help="training epochs (default: the profile's)")
+    one.add_argument("--forget-samples", type=int, help="forget images that a method gets (default: the profile's)")
+    one.add_argument(
+        "--retain-samples", type=int, help="images per retained class that an oracle gets (default: the profile's)"
+    )
     one.add_argument("--test-half", metavar="HALF", help="judge on every second test image: first or second")
     _add_folder(one)
     one.add_argument("--recorded-models", action="store_true", help="take committed checkpoints instead of training")
@@ -141,6 +145,9 @@ def _profile(chosen: argparse.Namespace) -> Profile:
         raise ValueError(f"{profile.name} is a trial, its numbers mean nothing: leave out --record")
     if chosen.seeds is not None:
         changes["seeds"] = _seeds(chosen.seeds)
+    for name in ("forget_samples", "retain_samples"):
+        if getattr(chosen, name) is not None:
+            changes[name] = getattr(chosen, name)
     if chosen.epochs is not None:
         changes["train"] = replace(profile.train, epochs=chosen.epochs)
     profile = replace(profile, **changes)  # type: ignore[arg-type]

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 ANSWERS_WITHIN = 10.0  # seconds that a scheduler somewhere else is given
 HERE = "127.0.0.1"  # no other machine can send jobs to workers started here
+# Dask has workers give freed memory back to the system at once, to be asked for again at the next pass, and looks at
+# the stack of what works a hundred times a second: together half of a job's time, where page faults are dear.
+_WORKERS = {
+    "distributed.admin.tick.limit": "1h",  # a job holds its worker for minutes, and that is fine
+    "distributed.worker.profile.enabled": False,
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**32,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**32,
+}
 
 
 @contextmanager
@@ -124,7 +132,7 @@ def _local_cluster(workers: int, threads_each: int, folder: str) -> Any:
             "silence_logs": logging.CRITICAL,
         }
         spec[index] = {"cls": Nanny, "options": options}
-    dask.config.set({"distributed.admin.tick.limit": "1h"})  # a job holds its worker for minutes, and that is fine
+    dask.config.set(_WORKERS)
     return SpecCluster(
         workers=spec,
         scheduler={"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": f"{HERE}:0", "host": HERE}},

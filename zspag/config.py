@@ -320,7 +320,8 @@ class Profile:
         unlearn: Configuration of ZS-PAG.
         ladders: Learning rates a method is run at.
         methods: Names known to ``zspag.baselines``.
-        forget_samples: Forget images handed to a method; None means all of the class's training images.
+        forget_samples: Forget images of a class handed to a method; None means all of its training images.
+        retain_samples: Images of every retained class handed to an oracle, and to no other method; None means all.
         workers: Processes of the grid.
         threads: Threads per process; part of every key, since different counts give different bits.
         demonstration: Marked on every figure; a demonstration supports no claim of the paper's scale.
@@ -344,6 +345,7 @@ class Profile:
     ladders: Ladders
     methods: tuple[str, ...]
     forget_samples: int | None = None
+    retain_samples: int | None = None
     workers: int = 2
     threads: int = 1
     demonstration: bool = False
@@ -356,6 +358,9 @@ class Profile:
 
     def __post_init__(self) -> None:
         _require(0 < self.share <= 1, f"share must lie in (0, 1], got {self.share}")
+        for name in ("forget_samples", "retain_samples"):
+            count = getattr(self, name)
+            _require(count is None or count >= 1, f"{name} must be at least 1 image or None, got {count}")
         _require(
             self.test_half in (None, "first", "second"),
             f"test_half must be 'first', 'second' or None, got {self.test_half!r}",

@@ -45,6 +45,7 @@ from zspag.evaluation import (
     selectivity,
 )
 from zspag.files import repository_root
+from zspag.profiles import PROFILES
 from zspag.proxies import ProxySet
 from zspag.relearning import MOST_STEPS, RATE, SHARE, relearning_curve, steps_until
 from zspag.runtime import channels_last, chunks, device_of, generator_for, pick_device, pool_map
@@ -117,10 +118,12 @@ def _half_of(name: str, share: float, folder: FolderConfig, half: str) -> Datase
 
 
 def case_name(profile: Profile) -> str:
-    """Return data set, architecture, forget classes and the half of the test set, if any, as part of a file name."""
+    """Return data set, architecture, forget classes and what was cut down, if anything, as part of a file name."""
     names = "-".join(data_of(profile).classes[forget] for forget in profile.classes)
     name = f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}"
     name += "" if profile.test_half is None else f"_{profile.test_half}-half"
+    usual = PROFILES[profile.name].forget_samples if profile.name in PROFILES else profile.forget_samples
+    name += "" if profile.forget_samples == usual else f"_{profile.forget_samples}-forget-images"
     return name.replace(" ", "").replace("/", "-")  # Fashion-MNIST has a class "T-shirt/top"
 
 
@@ -359,19 +362,25 @@ def run_method(case: Case, name: str, *, model: nn.Module, material: Material) -
         "material": material,
     }
     with guard.method():
-        ladder = _call(method, guard, model, images, labels, shared)
+        ladder = _call(method, guard, model, images, labels, case.profile.retain_samples, shared)
     if method.oracle is None and guard.retain_samples_read:
         raise RetainDataRead(f"{name} read {guard.retain_samples_read} samples beyond its forget set")
     return ladder, guard
 
 
 def _call(
-    method: Method, guard: Guard, model: nn.Module, images: Tensor, labels: Tensor, shared: dict[str, Any]
+    method: Method,
+    guard: Guard,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    most: int | None,
+    shared: dict[str, Any],
 ) -> Ladder:
     if method.run is not None:
         return method.run(model, images, labels, **shared)
     assert method.oracle is not None
-    retain_images, retain_labels = guard.retain_train()
+    retain_images, retain_labels = guard.retain_train(most)
     return method.oracle(
         model, images, labels, retain_images=retain_images.to(images.device),
         retain_labels=retain_labels.to(images.device), **shared,
@@ -457,6 +466,8 @@ def _run_path(case: Case, name: str, code: Sequence[str] = ()) -> Path:
         "retrained": case.profile.retrained,
         "code": _code_of(case.profile, *_MATERIAL_CODE, *_METHOD_CODE, *_family(name), *code),
     }
+    if case.profile.retain_samples is not None and name in METHODS and METHODS[name].oracle is not None:
+        key["retain_samples"] = case.profile.retain_samples  # nobody else is handed any
     folder = repository_root() / "runs" / case.profile.name / "grid"
     return folder / f"{name}-class{case.forget}-seed{case.seed}-{provenance.digest(key)[:16]}.json"
 

@@ -1,12 +1,13 @@
-"""Files that are whole or absent: temporary file, fsync, rename.
+"""Files that are whole or absent, temporary file, fsync, rename; and JSON that people can read.
 
 Invariant: no reader ever sees half of a file, whenever the writer is killed.
 """
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,23 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as readable JSON, atomically; NaN and infinities are refused, for JSON has no word for them."""
-    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    """Write ``value`` as readable JSON, atomically; NaN and infinities are refused, for JSON has no word for them.
+
+    A list of numbers or words stands on one line: a column of thousands is neither long nor unreadable then.
+    """
+    text = _readable(value, "\n") + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _readable(value: Any, newline: str) -> str:
+    inner = newline + " "
+    if isinstance(value, dict) and value:
+        parts = [f"{json.dumps(str(key), ensure_ascii=False)}: {_readable(item, inner)}" for key, item in value.items()]
+        return "{" + inner + f",{inner}".join(parts) + newline + "}"
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in value):
+        return "[" + inner + f",{inner}".join(_readable(item, inner) for item in value) + newline + "]"
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
 def read_json(path: str | Path) -> Any:
@@ -60,3 +74,31 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable as JSON ({error}); delete it and run again") from error
+
+
+def plain(value: Any, where: str) -> Any:
+    """Return ``value`` as plain Python for JSON, floats rounded to 6 significant digits.
+
+    Args:
+        value: Numbers, strings, None, or mappings, sequences, arrays and tensors of them.
+        where: Path of ``value`` in the whole, for messages, such as ``data.accuracy``.
+
+    Raises:
+        ValueError: If a number is NaN or infinite; the message names its path.
+        TypeError: If something has no place in JSON; the message names its path.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, torch tensors, without importing either
+        return plain(value.tolist(), where)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}: a result holds finite numbers only, write None where there is none")
+        return float(f"{value:.6g}")
+    raise TypeError(f"{where} is a {type(value).__name__}: a result holds numbers, strings, lists and mappings only")

@@ -6,7 +6,6 @@ exist, each with its SHA-256. A notebook without a seal has not finished.
 
 import base64
 import hashlib
-import math
 import os
 import re
 import resource
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zspag import config, files, provenance
-from zspag.files import repository_root
+from zspag.files import plain, repository_root
 from zspag.profiles import PROFILES
 
 if TYPE_CHECKING:
@@ -43,34 +42,6 @@ def resolve_profile(profile: str | None) -> config.Profile:
     if name not in PROFILES:
         raise ValueError(f"there is no profile {name!r}; choose one of {', '.join(sorted(PROFILES))}")
     return PROFILES[name]
-
-
-def plain(value: Any, where: str) -> Any:
-    """Return ``value`` as plain Python for JSON, floats rounded to 6 significant digits.
-
-    Args:
-        value: Numbers, strings, None, or mappings, sequences, arrays and tensors of them.
-        where: Path of ``value`` in the whole, for messages, such as ``data.accuracy``.
-
-    Raises:
-        ValueError: If a number is NaN or infinite; the message names its path.
-        TypeError: If something has no place in JSON; the message names its path.
-    """
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if hasattr(value, "tolist"):  # numpy scalars and arrays, torch tensors, without importing either
-        return plain(value.tolist(), where)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{where} is {value}: a result holds finite numbers only, write None where there is none")
-        return float(f"{value:.6g}")
-    raise TypeError(f"{where} is a {type(value).__name__}: a result holds numbers, strings, lists and mappings only")
 
 
 def sha256(path: Path) -> str:

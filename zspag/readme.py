@@ -198,7 +198,7 @@ def recorded_sweeps(results: Path) -> dict[tuple[str, str, str], Path]:
             continue  # a half alone says little; both together are the block "c3"
         made = content["provenance"]
         key = (path.parent.name, Path(made["config"]["dataset"]).name, Path(made["config"]["arch"]).name)
-        methods = len({row["method"] for row in content["data"]["rows"] if "method" in row})
+        methods = pd.DataFrame(content["data"]["rows"])["method"].nunique()
         rank = (content["schema"], methods, made["started"])
         if key not in found or rank > found[key][0]:
             found[key] = (rank, path)
@@ -214,7 +214,7 @@ def sweeps(results: Path) -> str:
     for path in recorded_sweeps(results).values():
         found = files.read_json(path)
         names = ", ".join(found["data"].get("class_names") or found["name"].rpartition("_")[2].split("-"))
-        seeds = len({row["seed"] for row in found["data"]["rows"]})
+        seeds = pd.DataFrame(found["data"]["rows"])["seed"].nunique()
         shown = " (a demonstration)" * found["provenance"]["config"].get("demonstration", False)
         title = f"{_setting(found)}{shown}, {names}, {seeds} seed{'s' * (seeds > 1)}:"
         tables.append(f"{title}\n\n{found['data']['markdown']}\n{_labels(found.get('numbers', {}))}{_verdict(found)}")

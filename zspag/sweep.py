@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from zspag import claims, cluster, experiment, provenance, runs, tables
+from zspag import claims, cluster, experiment, files, provenance, runs, tables
 from zspag.config import Profile, to_dict
 from zspag.runtime import pick_device
 
@@ -55,9 +55,8 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
     factors = {f"safe window {method}": tables.window(tables.safe_rates(frame, method)) for method in methods}
     drift = {f"drift in hindsight {method}": tables.over_classes(best, "drift")[method]["mean"] for method in methods}
     data = experiment.data_of(profile)
-    rows = [{str(name): _kept(value) for name, value in row.items()} for row in frame.to_dict("records")]
     return {
-        "schema": 2,
+        "schema": 3,
         "name": name,
         "profile": profile.name,
         "draw": "curves",
@@ -72,7 +71,7 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
             "verdicts": verdicts,
             "noise": noise.to_dict("records"),
             "seconds": seconds,
-            "rows": rows,
+            "rows": _columns(frame),
             "data_source": data.data_source,
             "test_half": profile.test_half,
             "titles": {name: experiment.TITLES[name] for name in (*experiment.REFERENCES, *methods)},
@@ -85,11 +84,11 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
     }  # fmt: skip
 
 
-def _kept(value: Any) -> Any:
-    """Return a value as a file keeps it: six digits, and None where a row has nothing, as a reference has no rate."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """Return rows as a file keeps them, column by column; None where a row has nothing, as a reference has no rate."""
+    known = frame.replace([math.inf, -math.inf], math.nan).astype(object)
+    columns: dict[str, list[Any]] = files.plain(known.where(known.notna(), None).to_dict("list"), "rows")
+    return columns
 
 
 def _panels(frame: pd.DataFrame, methods: Sequence[str]) -> dict[str, Any]:
