@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from zspag import claims, files, readme
+from zspag.config import to_dict
 from zspag.files import write_json
+from zspag.profiles import PROFILES
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,8 +72,11 @@ def test_the_classes_of_a_sweep_come_from_the_file_and_not_from_its_name(tmp_pat
     assert readme.sweeps(tmp_path).startswith("cifar100, conv7, maple_tree, sea, 1 seed:")
 
 
-def recorded_sweep(folder, classes, *, schema=1, methods=("zs_pag", "salun"), started="2026-01-01", **data):
+def recorded_sweep(
+    folder, classes, *, schema=1, methods=("zs_pag", "salun"), started="2026-01-01", config=None, **data
+):
     result = run_result(**data)
+    result["provenance"]["config"] |= config or {}
     rows = [result["data"]["rows"][0] | {"method": name} for name in methods]
     result |= {"schema": schema, "data": result["data"] | {"rows": rows, "markdown": f"| of {classes} |"}}
     result["provenance"]["started"] = started
@@ -92,7 +97,7 @@ def test_of_several_sweeps_the_newest_schema_then_most_methods_then_the_youngest
     recorded_sweep(tmp_path / "cpu", "c-dog")
     found = readme.recorded_sweeps(tmp_path)
     assert {key: path.stem for key, path in found.items()} == {
-        ("cpu", "cifar100", "conv7"): "sweep_cifar100_conv7_a-sea"
+        ("cpu", "cifar100", "conv7", ""): "sweep_cifar100_conv7_a-sea"
     }
     assert "| of a-sea |" in readme.sweeps(tmp_path)
     assert "| of b-cat |" not in readme.sweeps(tmp_path)
@@ -184,11 +189,19 @@ def test_claim_c3_is_told_from_both_halves_and_judged_on_the_second(tmp_path):
     assert "better than <zs_pag>" in readme.c3(tmp_path)
 
 
-def test_half_a_test_set_is_no_row_among_the_whole_sweeps(tmp_path):
-    half_file(tmp_path, "first", 0.4)
+def test_a_sweep_without_retrained_models_is_none_and_one_that_was_cut_down_stands_beside_the_whole(tmp_path):
+    recorded_sweep(tmp_path / "cpu", "bare", config={"retrained": False})
     assert readme.sweeps(tmp_path) == readme.NOT_YET
     recorded_sweep(tmp_path / "cpu", "whole", class_names=["a"])
-    # The same set and net, and everything that would make it win: only that it is a half keeps it out.
-    recorded_sweep(tmp_path / "cpu", "half", class_names=["a"], schema=9, methods=("a", "b"), test_half="first")
-    assert "| of half |" not in readme.sweeps(tmp_path)
-    assert "| of whole |" in readme.sweeps(tmp_path)
+    cut = {"name": "cpu", "forget_samples": 7, "retain_samples": 3, "test_half": "second"}
+    recorded_sweep(tmp_path / "cpu", "few", class_names=["a"], schema=9, config=cut)
+    shown = readme.sweeps(tmp_path)
+    assert "1 seed:\n\n| of whole |" in shown
+    assert (
+        "1 seed (7 forget images, 3 images per class for oracles, judged on the second half of the test images):"
+        "\n\n| of few |"
+    ) in shown
+
+
+def test_every_profile_as_it_is_is_not_cut_down():
+    assert {readme.cut_down(to_dict(profile)) for profile in PROFILES.values()} == {""}

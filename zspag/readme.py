@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from zspag import claims, files, tables
-from zspag.profiles import PAPER_DATA, PAPER_NETS
+from zspag.profiles import PAPER_DATA, PAPER_NETS, PROFILES
 
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[a-z0-9_]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 NOT_YET = "_not yet measured_\n"
@@ -182,22 +182,23 @@ def _pair(rows: list[dict[str, Any]]) -> str:
     return f"{forget:.1f} / {lost:+.2f} ({len(rows)})"
 
 
-def recorded_sweeps(results: Path) -> dict[tuple[str, str, str], Path]:
-    """Return the recorded sweep of every profile, data set and architecture.
+def recorded_sweeps(results: Path) -> dict[tuple[str, str, str, str], Path]:
+    """Return the recorded sweep of every profile, data set, architecture and what was cut down (see ``cut_down``).
 
     Where several are recorded, it is the one of the newest schema; of these the one of most methods, then the youngest.
-    Those judged on half of a test set are none.
+    Those without retrained models, made for claim C3 alone, are none.
 
     Args:
         results: The folder that holds one folder per profile.
     """
-    found: dict[tuple[str, str, str], tuple[tuple[int, int, str], Path]] = {}
+    found: dict[tuple[str, str, str, str], tuple[tuple[int, int, str], Path]] = {}
     for path in sorted(results.glob("*/sweep_*.json")):
         content = files.read_json(path)
-        if content["data"].get("test_half"):
-            continue  # a half alone says little; both together are the block "c3"
         made = content["provenance"]
-        key = (path.parent.name, Path(made["config"]["dataset"]).name, Path(made["config"]["arch"]).name)
+        config = made["config"]
+        if not config.get("retrained", True):
+            continue
+        key = (path.parent.name, Path(config["dataset"]).name, Path(config["arch"]).name, cut_down(config))
         methods = pd.DataFrame(content["data"]["rows"])["method"].nunique()
         rank = (content["schema"], methods, made["started"])
         if key not in found or rank > found[key][0]:
@@ -205,18 +206,32 @@ def recorded_sweeps(results: Path) -> dict[tuple[str, str, str], Path]:
     return {key: path for key, (_, path) in found.items()}
 
 
+def cut_down(config: dict[str, Any]) -> str:
+    """Say what of its profile's size a recorded configuration leaves out; nothing if it was run as it is.
+
+    Args:
+        config: A profile as a dictionary; options that are younger than the record may be missing.
+    """
+    usual = PROFILES.get(config.get("name", ""))
+    samples, half = config.get("forget_samples"), config.get("test_half")
+    parts = [f"{samples} forget images"] if usual is not None and samples != usual.forget_samples else []
+    parts += [f"{config['retain_samples']} images per class for oracles"] if config.get("retain_samples") else []
+    parts += [f"judged on the {half} half of the test images"] if half else []
+    return ", ".join(parts)
+
+
 def sweeps(results: Path) -> str:
     """Return the tables of every recorded ``zspag sweep``, every method at the rate that the forget-only rule takes.
 
-    A profile, data set and architecture that were swept several times have one: see ``recorded_sweeps``.
+    Sweeps of one profile, data set, architecture and size have one table: see ``recorded_sweeps``.
     """
     tables = []
-    for path in recorded_sweeps(results).values():
+    for (*_, cut), path in recorded_sweeps(results).items():
         found = files.read_json(path)
         names = ", ".join(found["data"].get("class_names") or found["name"].rpartition("_")[2].split("-"))
         seeds = pd.DataFrame(found["data"]["rows"])["seed"].nunique()
         shown = " (a demonstration)" * found["provenance"]["config"].get("demonstration", False)
-        title = f"{_setting(found)}{shown}, {names}, {seeds} seed{'s' * (seeds > 1)}:"
+        title = f"{_setting(found)}{shown}, {names}, {seeds} seed{'s' * (seeds > 1)}{f' ({cut})' * bool(cut)}:"
         tables.append(f"{title}\n\n{found['data']['markdown']}\n{_labels(found.get('numbers', {}))}{_verdict(found)}")
     return "\n".join(tables) or NOT_YET
 
