@@ -27,6 +27,7 @@ from zspag.experiment import (
     training_key,
     whole_ladder,
 )
+from zspag.profiles import PROFILES
 from zspag.runtime import logits_of, pool_map
 
 pytestmark = pytest.mark.usefixtures("own_data")
@@ -233,6 +234,8 @@ def test_names_of_results_are_file_names_whatever_the_classes_are_called(monkeyp
     monkeypatch.setattr(experiment, "data_of", lambda _profile: named)
     profile = replace(PROFILE, dataset="fashion", arch="conv7", classes=(0, 1))
     assert experiment.case_name(profile) == "fashion_conv7_T-shirt-top-Ankleboot"
+    fewer = replace(PROFILES["cpu"], classes=(2,), test_half="first", forget_samples=7)
+    assert experiment.case_name(fewer) == "cifar10_conv7_2_first-half_7-forget-images"
 
 
 # Keys
@@ -257,6 +260,7 @@ def keys_of(profile, *, seed=0, forget=3, name="delete"):
         ({"forget_samples": 20}, {"run"}),
         ({"test_half": "first"}, {"run"}),
         ({"retrained": False}, {"run"}),
+        ({"retain_samples": 5}, set()),  # a forget-only method is handed none
         ({"share": 0.5}, {"model", "retrained", "run"}),
         ({"unlearn": replace(PROFILE.unlearn, labels=replace(PROFILE.unlearn.labels, beta=0.7))}, {"run"}),
         ({"unlearn": replace(PROFILE.unlearn, proxies=replace(PROFILE.unlearn.proxies, steps=11))}, {"run"}),
@@ -266,6 +270,11 @@ def keys_of(profile, *, seed=0, forget=3, name="delete"):
 def test_key_moves_with_what_determines_the_result_and_with_nothing_else(change, moved):
     before, after = keys_of(PROFILE), keys_of(replace(PROFILE, **change))
     assert {name for name in before if before[name] != after[name]} == moved
+
+
+def test_key_of_an_oracle_moves_with_the_retain_images_it_is_handed():
+    keys = [keys_of(replace(PROFILE, retain_samples=count), name="fine_tune")["run"] for count in (None, 5, 6)]
+    assert len(set(keys)) == 3
 
 
 def test_key_moves_with_seed_class_and_method():
@@ -492,6 +501,19 @@ def test_forget_samples_of_a_profile_are_the_ones_handed_out(copied, monkeypatch
     case = Case(replace(PROFILE, forget_samples=17), 0, 5)
     experiment.run_method(case, "delete", model=None, material=None)
     assert handed == [17]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(4, 9 * 4), (None, 1438 - 146)])
+def test_retain_samples_of_a_profile_are_all_that_an_oracle_is_handed(copied, monkeypatch, count, expected):
+    def oracle(*_arguments, retain_images, retain_labels, **_options):
+        assert len(retain_images) == len(retain_labels)
+        assert 5 not in retain_labels
+        return len(retain_images)
+
+    monkeypatch.setitem(experiment.METHODS, "fine_tune", replace(experiment.METHODS["fine_tune"], oracle=oracle))
+    case = Case(replace(PROFILE, retain_samples=count), 0, 5)
+    handed, guard = experiment.run_method(case, "fine_tune", model=None, material=None)
+    assert handed == guard.retain_samples_read == expected
 
 
 def test_files_of_the_grid_are_json_without_paths_of_this_machine(finished):

@@ -142,6 +142,12 @@ def test_sweep_takes_all_methods_or_those_asked_for(started, tmp_path, monkeypat
     )
 
 
+def test_sweep_takes_fewer_images_for_methods_and_oracles(started, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
+    assert main(["sweep", "--profile", "digits", "--forget-samples", "20", "--retain-samples", "3"]) == 0
+    assert started[-1][0] == replace(PROFILES["digits"], forget_samples=20, retain_samples=3)
+
+
 def test_sweep_takes_a_half_of_the_test_set_rates_of_its_own_and_no_retrained_models(started, tmp_path, monkeypatch):
     monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
     command = "sweep --profile digits --methods zs_pag --test-half second --rates 1,3.5 --no-retrained"
@@ -203,6 +209,8 @@ def test_run_is_the_cpu_profile_unless_told_otherwise(started):
         ),
         ("--epochs 0", "zspag run: epochs must be at least 1, got 0"),
         ("--test-half third", "zspag run: test_half must be 'first', 'second' or None, got 'third'"),
+        ("--forget-samples 0", "zspag run: forget_samples must be at least 1 image or None, got 0"),
+        ("--retain-samples 0", "zspag run: retain_samples must be at least 1 image or None, got 0"),
         ("--dataset nowhere --classes 1", "zspag run: no data set 'nowhere'"),
     ],
 )
