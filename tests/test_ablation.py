@@ -132,7 +132,7 @@ def test_no_tilt_is_no_influence_and_a_tilt_is_some():
 
 def test_a_subspace_or_a_label_costs_no_further_attack(monkeypatch):
     rows(CASE, (OWN,))
-    monkeypatch.setattr(experiment, "prepare", None)
+    monkeypatch.setattr(experiment.materials, "prepare", None)
     found = rows(CASE, [Variant("subspace", "merge", (("unlearn.subspace.combine", "merge"),))])
     assert found[0]["failed"] == ""
     with pytest.raises(TypeError, match="not callable"):

@@ -455,7 +455,7 @@ def test_oracle_that_hides_is_caught(case, monkeypatch):
         seen.guard = fresh(of)
         return seen.guard
 
-    monkeypatch.setattr(experiment, "guard_of", remember)
+    monkeypatch.setattr(experiment.grid, "guard_of", remember)
     monkeypatch.setitem(METHODS, "cheat", cheating(lambda: seen.guard.retain_test()))
     with pytest.raises(RetainDataRead, match="cheat read 32[0-9] samples"):
         guarded(case, "cheat")

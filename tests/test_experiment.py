@@ -15,6 +15,7 @@ from zspag.baselines import METHODS
 from zspag.cluster import spread_over
 from zspag.config import Ladders, SubspaceConfig
 from zspag.data import load
+from zspag.evaluation import score
 from zspag.experiment import (
     REFERENCES,
     TITLES,
@@ -66,8 +67,8 @@ def no_computing(monkeypatch):
     def explode(*_args, **_options):
         raise AssertionError("this would compute")
 
-    for name in ("train", "run_method", "prepare"):
-        monkeypatch.setattr(experiment, name, explode)
+    for module, name in (("cases", "train"), ("grid", "run_method"), ("materials", "prepare")):
+        monkeypatch.setattr(getattr(experiment, module), name, explode)
 
 
 def grid_files(root):
@@ -147,9 +148,11 @@ def test_deleted_file_is_recomputed_alone(copied, finished, monkeypatch):
     times = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
     ran = []
     real = experiment.run_method
-    monkeypatch.setattr(experiment, "train", None)
+    monkeypatch.setattr(experiment.cases, "train", None)
     monkeypatch.setattr(
-        experiment, "run_method", lambda case, name, **rest: ran.append((case.forget, name)) or real(case, name, **rest)
+        experiment.grid,
+        "run_method",
+        lambda case, name, **rest: ran.append((case.forget, name)) or real(case, name, **rest),
     )
     frame = compute_grid(PROFILE, METHODS_HERE)
     assert ran == [(5, "delete")]
@@ -168,14 +171,14 @@ def test_failing_job_leaves_the_others_and_is_named(copied, monkeypatch):
             raise ArithmeticError("out of luck")
         return real(case, name, **rest)
 
-    monkeypatch.setattr(experiment, "run_method", fails_on_five)
+    monkeypatch.setattr(experiment.grid, "run_method", fails_on_five)
     with pytest.raises(RuntimeError, match=r"1 job of .*\n  seed 0, class 5, head_only: ArithmeticError: out of"):
         compute_grid(PROFILE, METHODS_HERE)
     kept = {path.name.rpartition("-")[0] for path in grid_files(copied)}
     methods = {f"{name}-class{label}-seed0" for name in ("references", *METHODS_HERE) for label in PROFILE.classes}
     assert kept == methods - {"head_only-class5-seed0"}
 
-    monkeypatch.setattr(experiment, "run_method", real)
+    monkeypatch.setattr(experiment.grid, "run_method", real)
     assert len(compute_grid(PROFILE, METHODS_HERE)) == 2 * (3 + len(METHODS_HERE) * len(PROFILE.ladders.low))
 
 
@@ -189,7 +192,7 @@ def test_class_that_cannot_be_prepared_costs_its_own_methods_only(copied, monkey
             raise ArithmeticError("out of reach")
         return real(case)
 
-    monkeypatch.setattr(experiment, "material_of", fails_on_five)
+    monkeypatch.setattr(experiment.grid, "material_of", fails_on_five)
     with pytest.raises(RuntimeError, match=r"^1 job of .*\n  seed 0, class 5: ArithmeticError: out of reach$"):
         compute_grid(PROFILE, METHODS_HERE)
     kept = {path.name.rpartition("-")[0] for path in grid_files(copied)}
@@ -231,7 +234,7 @@ def test_two_workers_give_the_rows_of_one(copied, finished, spreading):
 def test_names_of_results_are_file_names_whatever_the_classes_are_called(monkeypatch):
     classes = ("T-shirt/top", "Ankle boot", *map(str, range(2, 10)))
     named = replace(experiment.data_of(PROFILE), classes=classes)
-    monkeypatch.setattr(experiment, "data_of", lambda _profile: named)
+    monkeypatch.setattr(experiment.cases, "data_of", lambda _profile: named)
     profile = replace(PROFILE, dataset="fashion", arch="conv7", classes=(0, 1))
     assert experiment.case_name(profile) == "fashion_conv7_T-shirt-top-Ankleboot"
     fewer = replace(PROFILES["cpu"], classes=(2,), test_half="first", forget_samples=7)
@@ -245,7 +248,7 @@ def keys_of(profile, *, seed=0, forget=3, name="delete"):
     return {
         "model": provenance.digest(training_key(profile, seed, None)),
         "retrained": provenance.digest(training_key(profile, seed, forget)),
-        "run": experiment._run_path(Case(profile, seed, forget), name).name.rpartition("-")[2],
+        "run": experiment.grid._run_path(Case(profile, seed, forget), name).name.rpartition("-")[2],
     }
 
 
@@ -295,10 +298,10 @@ def test_key_moves_with_a_statement_and_not_with_a_docstring(tmp_path, monkeypat
     keys = {}
     for name, source in sources.items():
         module.write_text(source)
-        experiment._code_hash.cache_clear()
-        monkeypatch.setattr(experiment, "_TRAINING_CODE", ("edited_code",))
+        experiment.cases._code_hash.cache_clear()
+        monkeypatch.setattr(experiment.cases, "_TRAINING_CODE", ("edited_code",))
         keys[name] = training_key(PROFILE, 0, None)
-    experiment._code_hash.cache_clear()
+    experiment.cases._code_hash.cache_clear()
     assert keys["first"] == keys["other_docstring"]
     assert {name for name in keys["first"] if keys["first"][name] != keys["other_statement"][name]} == {"code"}
 
@@ -307,13 +310,13 @@ def test_key_moves_with_the_profiles_own_architecture_and_with_no_other(tmp_path
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "own_net.py").write_text("def net():\n    return 1\n")
     factory = importlib.import_module("own_net").net
-    monkeypatch.setitem(experiment.models.ARCHITECTURES, "own", factory)
+    monkeypatch.setitem(experiment.cases.models.ARCHITECTURES, "own", factory)
     keys = {}
     for when, source in (("before", "return 1"), ("after", "return 2")):
         (tmp_path / "own_net.py").write_text(f"def net():\n    {source}\n")
-        experiment._code_hash.cache_clear()
+        experiment.cases._code_hash.cache_clear()
         keys[when] = [training_key(replace(PROFILE, arch=arch), 0, None) for arch in ("own", "conv7")]
-    experiment._code_hash.cache_clear()
+    experiment.cases._code_hash.cache_clear()
     assert keys["before"][0] != keys["after"][0]
     assert keys["before"][1] == keys["after"][1]
 
@@ -322,13 +325,13 @@ def test_path_of_a_run_moves_with_the_methods_own_family_and_with_no_other(tmp_p
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "own_family.py").write_text("def run():\n    return 1\n")
     run = importlib.import_module("own_family").run
-    monkeypatch.setitem(experiment.METHODS, "own", replace(METHODS["delete"], run=run))
+    monkeypatch.setitem(METHODS, "own", replace(METHODS["delete"], run=run))
     paths = {}
     for when, source in (("before", "return 1"), ("after", "return 2")):
         (tmp_path / "own_family.py").write_text(f"def run():\n    {source}\n")
-        experiment._code_hash.cache_clear()
-        paths[when] = [experiment._run_path(CASE, name) for name in ("own", "delete", "references")]
-    experiment._code_hash.cache_clear()
+        experiment.cases._code_hash.cache_clear()
+        paths[when] = [experiment.grid._run_path(CASE, name) for name in ("own", "delete", "references")]
+    experiment.cases._code_hash.cache_clear()
     assert paths["before"][0] != paths["after"][0]
     assert paths["before"][1:] == paths["after"][1:]
 
@@ -365,7 +368,7 @@ def test_retrained_model_never_saw_the_class(copied, monkeypatch):
         seen.append(set(labels.tolist()))
         raise InterruptedError
 
-    monkeypatch.setattr(experiment, "train", spy)
+    monkeypatch.setattr(experiment.cases, "train", spy)
     for without in (7, None):
         with pytest.raises(InterruptedError):
             trained(replace(PROFILE, width=6), 0, without)
@@ -374,11 +377,11 @@ def test_retrained_model_never_saw_the_class(copied, monkeypatch):
 
 def test_material_survives_the_store_bit_for_bit(copied, no_computing):
     material = small().material
-    tensors, facts = experiment._pack(material)
+    tensors, facts = experiment.materials._pack(material)
     record = json.loads(json.dumps({"material": facts}))  # as a file would hold it
     path = copied / "material.safetensors"
     checkpoints.save(path, tensors, record)
-    again = experiment._unpack(*checkpoints.load(path))
+    again = experiment.materials._unpack(*checkpoints.load(path))
     for name in ("images", "labels", "sources"):
         assert torch.equal(getattr(again.proxies, name), getattr(material.proxies, name))
     assert again.proxies.hits == material.proxies.hits
@@ -397,9 +400,9 @@ def test_material_without_single_classes_survives_the_store_with_and_without_vot
     whole = small().material
     for votes in (None, (0.9, whole.moments[2])):  # any moments will do for votes
         means = replace(whole, moments=replace(whole.moments, per_class=None, votes=votes))
-        tensors, facts = experiment._pack(means)
+        tensors, facts = experiment.materials._pack(means)
         assert len(tensors) == 3 + (2 if votes is None else 3) * len(whole.names)
-        again = experiment._unpack(tensors, {"material": facts})
+        again = experiment.materials._unpack(tensors, {"material": facts})
         assert (again.moments.per_class, len(again.moments), again.frozen) == (None, 9, whole.frozen)
         assert (again.moments.votes is None) == (votes is None)
         kept = [(again.moments.pooled, whole.moments.pooled), (again.moments.averaged, whole.moments.averaged)]
@@ -416,7 +419,7 @@ def test_single_classes_are_made_again_where_they_were_not_kept(copied, monkeypa
     whole = material_of(CASE)
     assert experiment.material_with_classes(CASE).moments.per_class is not None
     means = replace(whole, moments=replace(whole.moments, per_class=None))
-    monkeypatch.setattr(experiment, "material_of", lambda _case: means)
+    monkeypatch.setattr(experiment.materials, "material_of", lambda _case: means)
     again = experiment.material_with_classes(CASE)
     assert again.proxies is means.proxies
     for ours, theirs in zip(again.moments, whole.moments, strict=True):
@@ -497,7 +500,7 @@ def test_subspace_table_compares_at_equal_rank_and_the_oracle_is_the_best(copied
 
 def test_forget_samples_of_a_profile_are_the_ones_handed_out(copied, monkeypatch):
     handed = []
-    monkeypatch.setattr(experiment, "_call", lambda method, guard, model, images, *_: handed.append(len(images)))
+    monkeypatch.setattr(experiment.grid, "_call", lambda method, guard, model, images, *_: handed.append(len(images)))
     case = Case(replace(PROFILE, forget_samples=17), 0, 5)
     experiment.run_method(case, "delete", model=None, material=None)
     assert handed == [17]
@@ -510,7 +513,7 @@ def test_retain_samples_of_a_profile_are_all_that_an_oracle_is_handed(copied, mo
         assert 5 not in retain_labels
         return len(retain_images)
 
-    monkeypatch.setitem(experiment.METHODS, "fine_tune", replace(experiment.METHODS["fine_tune"], oracle=oracle))
+    monkeypatch.setitem(METHODS, "fine_tune", replace(METHODS["fine_tune"], oracle=oracle))
     case = Case(replace(PROFILE, retain_samples=count), 0, 5)
     handed, guard = experiment.run_method(case, "fine_tune", model=None, material=None)
     assert handed == guard.retain_samples_read == expected
@@ -540,7 +543,7 @@ def test_update_costs_what_the_rates_up_to_the_chosen_one_cost(copied, finished,
 def test_noise_floor_needs_two_seeds(copied, monkeypatch, no_computing):
     assert len(experiment.retraining_noise(PROFILE)) == 0
     panels = {case: panel_of(case) for case in (Case(PROFILE, 0, label) for label in PROFILE.classes)}
-    monkeypatch.setattr(experiment, "panel_of", lambda case: panels[Case(PROFILE, 0, case.forget)])
+    monkeypatch.setattr(experiment.findings, "panel_of", lambda case: panels[Case(PROFILE, 0, case.forget)])
     floor = experiment.retraining_noise(replace(PROFILE, seeds=(0, 1, 2)))
     assert floor["forget"].tolist() == [3, 3, 5, 5]
     assert (floor[["agreement_forget", "agreement_retain"]] == 1).all(axis=None)  # the same model stands for all seeds
@@ -551,8 +554,8 @@ def test_noise_floor_needs_two_seeds(copied, monkeypatch, no_computing):
 
 
 def test_a_half_changes_what_is_judged_on_and_nothing_that_a_method_is_handed(copied, monkeypatch):
-    monkeypatch.setattr(experiment, "train", None)  # trained models and material are found again
-    monkeypatch.setattr(experiment, "prepare", None)
+    monkeypatch.setattr(experiment.cases, "train", None)  # trained models and material are found again
+    monkeypatch.setattr(experiment.materials, "prepare", None)
     halves = [replace(CASE, profile=replace(PROFILE, test_half=name)) for name in ("first", "second")]
     whole, first, second = (panel_of(case) for case in (CASE, *halves))
     for part in ("forget_test", "retain_test"):
@@ -567,7 +570,7 @@ def test_a_half_changes_what_is_judged_on_and_nothing_that_a_method_is_handed(co
 
 
 def test_rows_of_a_half_are_those_of_the_half(copied, monkeypatch):
-    monkeypatch.setattr(experiment, "train", None)
+    monkeypatch.setattr(experiment.cases, "train", None)
     whole, first, second = (
         by_method(compute_grid(replace(PROFILE, classes=(3,), seeds=(0,), test_half=name), ("head_only",)))
         for name in (None, "first", "second")
@@ -585,7 +588,8 @@ def by_method(frame):
 
 def test_without_retrained_models_none_is_trained_and_what_needs_them_is_empty(copied, monkeypatch):
     trainings = []
-    monkeypatch.setattr(experiment, "trained", lambda *job: trainings.append(job) or trained(*job))
+    for module in (experiment.cases, experiment.grid):
+        monkeypatch.setattr(module, "trained", lambda *job: trainings.append(job) or trained(*job))
     profile = replace(PROFILE, classes=(3,), seeds=(0,))
     frame = compute_grid(replace(profile, retrained=False), ("head_only",))
     assert {job[2:] for job in trainings} == {()}
@@ -617,7 +621,7 @@ def test_watched_run_is_the_run_of_the_grid_bit_for_bit(copied, method):
     assert len(rows) == len(again.history) + 1
     panel = panel_of(CASE)
     for row, net in ((rows.iloc[0], trained(PROFILE, 0)), (rows.iloc[-1], again.model)):
-        assert row.drop("epoch").to_dict() == asdict(experiment.score(panel.images.map_logits(net), panel))
+        assert row.drop("epoch").to_dict() == asdict(score(panel.images.map_logits(net), panel))
     assert rows["epoch"].tolist() == list(range(len(rows)))
     assert rows.iloc[0]["acc_forget"] > rows.iloc[-1]["acc_forget"]
 
@@ -628,7 +632,7 @@ def test_method_outside_the_loop_cannot_be_watched(copied, monkeypatch):
     def silent(case, name, *, model, material):
         return run(case, name, model=trained(PROFILE, 0), material=material)  # a copy that nobody looks at
 
-    monkeypatch.setattr(experiment, "run_method", silent)
+    monkeypatch.setattr(experiment.findings, "run_method", silent)
     with pytest.raises(ValueError, match=r"delete has \d+ epochs of which 0 were seen"):
         experiment.watched_run(CASE, "delete", lr=0.03)
 

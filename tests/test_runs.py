@@ -130,7 +130,7 @@ def test_run_from_recorded_models_trains_nothing_and_finds_the_same(root, tmp_pa
     for path in (root / "results" / "tiny" / "checkpoints").iterdir():
         (target / path.name).write_bytes(path.read_bytes())
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    monkeypatch.setattr(experiment, "train", None)
+    monkeypatch.setattr(experiment.cases, "train", None)
     with pytest.raises(TypeError, match="NoneType"):
         list(runs.run(PROFILE, record=False))
     lines = list(runs.run(replace(PROFILE, recorded_models=True), record=True))
@@ -174,7 +174,7 @@ def test_second_run_forgets_nothing_anew_and_says_the_same(root, finished, tmp_p
 
 
 def test_class_that_the_data_lacks_is_said_before_anything_is_trained(root, monkeypatch):
-    monkeypatch.setattr(experiment, "trained", None)
+    monkeypatch.setattr(experiment.cases, "train", None)
     with pytest.raises(ValueError, match=r"forget must name classes in 0..9, got \(11,\)"):
         next(runs.run(replace(PROFILE, classes=(FORGET, 11)), record=False))
 

@@ -109,8 +109,8 @@ def test_lines_name_the_safe_rates_and_the_files(finished):
 def test_second_sweep_computes_nothing_and_records_only_if_asked(finished, tmp_path, monkeypatch):
     (tmp_path / "runs").symlink_to(finished[0] / "runs")
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    monkeypatch.setattr(experiment, "_compute_method", None)
-    monkeypatch.setattr(experiment, "_prepare_case", None)
+    monkeypatch.setattr(experiment.grid, "_compute_method", None)
+    monkeypatch.setattr(experiment.grid, "_prepare_case", None)
     lines = list(sweep.sweep(PROFILE, NAMES, record=False))
     assert len(lines) == 4
     assert not (tmp_path / "results").exists()
@@ -119,7 +119,7 @@ def test_second_sweep_computes_nothing_and_records_only_if_asked(finished, tmp_p
 
 def test_sweep_from_recorded_models_trains_nothing(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    monkeypatch.setattr(experiment, "train", None)
+    monkeypatch.setattr(experiment.cases, "train", None)
     with pytest.raises(experiment.RunsFailed, match=r"seed 0: TypeError"):
         list(sweep.sweep(PROFILE, ("delete",), record=False))
     folder = tmp_path / "results" / "tiny" / "checkpoints"
@@ -136,7 +136,7 @@ def test_sweep_from_recorded_models_trains_nothing(finished, tmp_path, monkeypat
 def test_a_sweep_of_a_half_says_so_in_name_caption_and_rows_and_leaves_the_whole_alone(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
     (tmp_path / "runs").symlink_to(finished[0] / "runs")
-    monkeypatch.setattr(experiment, "train", None)
+    monkeypatch.setattr(experiment.cases, "train", None)
     lines = list(sweep.sweep(replace(PROFILE, test_half="second", retrained=False), ("delete",), record=True))
     name = "sweep_digits_digits_3_second-half"
     assert f"wrote results/tiny/{name}.json" in lines
