@@ -36,6 +36,8 @@ MAY_IMPORT = {
     "checkpoints": {"config", "provenance", "files"},
     "evaluation": {"runtime", "activations", "subspaces"},
     "relearning": {"runtime"},
+    "roc": set(),
+    "membership": {"roc"},
     "hardening": {"config", "runtime", "proxies"},
     "plots": {"provenance", "files"},
     "readme": {"files", "profiles", "tables", "claims"},
