@@ -38,6 +38,8 @@ MAY_IMPORT = {
     "relearning": {"runtime"},
     "roc": set(),
     "membership": {"roc"},
+    "features": {"runtime", "activations", "evaluation"},
+    "probes": {"features"},
     "hardening": {"config", "runtime", "proxies"},
     "plots": {"provenance", "files"},
     "readme": {"files", "profiles", "tables", "claims"},
