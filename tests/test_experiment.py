@@ -29,7 +29,7 @@ from zspag.experiment import (
     whole_ladder,
 )
 from zspag.profiles import PROFILES
-from zspag.runtime import logits_of, pool_map
+from zspag.runtime import pool_map
 
 pytestmark = pytest.mark.usefixtures("own_data")
 PROFILE = replace(TINY, classes=(3, 5), ladders=Ladders(low=(0.003, 0.03), middle=(0.01, 0.1), high=(0.03, 0.3)))
@@ -643,12 +643,3 @@ def test_method_outside_the_loop_cannot_be_watched(copied, monkeypatch):
 def test_class_that_is_shown_is_fixed_beforehand(classes, shown):
     case = experiment.shown_case(replace(PROFILE, classes=classes, seeds=(4, 2)))
     assert (case.forget, case.seed) == (shown, 4)
-
-
-def test_penultimate_features_are_what_the_last_layer_multiplies():
-    lab = small()
-    features = experiment.penultimate(lab.model, lab.images)
-    head = [part for part in lab.model.modules() if isinstance(part, torch.nn.Linear)][-1]
-    expected = logits_of(lab.model, lab.images)
-    torch.testing.assert_close(features.float() @ head.weight.T + head.bias, expected)
-    assert features.shape == (len(lab.images), head.in_features)

@@ -4,7 +4,7 @@ Invariant: features are float64 on the CPU, one row per image, and the model is 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,8 @@ def _per_image(rows: Tensor, outputs: Outputs | None, kernel: Sequence[int], *, 
     places = shape[-len(kernel) :]
     maps = rows.unflatten(2, (-1, math.prod(kernel))).mean(3).transpose(1, 2)  # (blocks, C / blocks, R)
     maps = maps.unflatten(2, (count, -1, *places)).mean(3)  # a model may cut each image into several
-    pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(places) - 1]
+    pools: Sequence[Callable[..., Tensor]] = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+    pool = pools[len(places) - 1]
     cells = pool(maps.flatten(0, 1), [min(grid, place) for place in places])  # (C, count, *cells)
     return cells.unflatten(0, (len(rows), -1)).transpose(1, 2).flatten(2)
 

@@ -21,7 +21,6 @@ from zspag.experiment.cases import (
     training_key,
 )
 from zspag.experiment.findings import (
-    penultimate,
     retraining_noise,
     stage_seconds,
     subspace_table,
@@ -69,7 +68,6 @@ __all__ = [
     "material_with_classes",
     "panel_against",
     "panel_of",
-    "penultimate",
     "recipe",
     "recorded_folder",
     "relearn_steps",

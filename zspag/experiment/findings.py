@@ -11,16 +11,15 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from zspag.activations import watching
 from zspag.baselines import forget_subspace, noise_subspace, random_subspace, retain_subspace
 from zspag.config import Ladders, Profile
 from zspag.evaluation import agreement, captured, mean_js, score, selectivity
 from zspag.experiment.cases import Case, forget_set, guard_of, panel_of, store, trained, training_key
 from zspag.experiment.grid import kept_rows, run_method
 from zspag.experiment.materials import material_of
-from zspag.runtime import chunks, device_of, generator_for
+from zspag.runtime import generator_for
 from zspag.subspaces import combine, pooled, second_moments
 
 
@@ -165,15 +164,3 @@ def _looked_at(model: nn.Module, look: Callable[[nn.Module], None]) -> nn.Module
 
     watched.register_forward_pre_hook(before_forward)
     return watched
-
-
-def penultimate(model: nn.Module, images: Tensor) -> Tensor:
-    """Return what enters the last weight of a model, float64 on the CPU, one row per image (one per token, if many)."""
-    return torch.cat([_last_rows(model, chunk) for (chunk,) in chunks(images.to(device_of(model)))])
-
-
-def _last_rows(model: nn.Module, images: Tensor) -> Tensor:
-    seen: list[Tensor] = []
-    with torch.no_grad(), watching(model, lambda _name, rows, _outputs: seen.append(rows[0])):
-        model(images)
-    return seen[-1].double().cpu()
