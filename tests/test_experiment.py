@@ -29,7 +29,7 @@ from zspag.experiment import (
     whole_ladder,
 )
 from zspag.profiles import PROFILES
-from zspag.runtime import pool_map
+from zspag.runtime import logits_of, pool_map
 
 pytestmark = pytest.mark.usefixtures("own_data")
 PROFILE = replace(TINY, classes=(3, 5), ladders=Ladders(low=(0.003, 0.03), middle=(0.01, 0.1), high=(0.03, 0.3)))
@@ -239,6 +239,25 @@ def test_names_of_results_are_file_names_whatever_the_classes_are_called(monkeyp
     assert experiment.case_name(profile) == "fashion_conv7_T-shirt-top-Ankleboot"
     fewer = replace(PROFILES["cpu"], classes=(2,), test_half="first", forget_samples=7)
     assert experiment.case_name(fewer) == "cifar10_conv7_2_first-half_7-forget-images"
+
+
+def test_a_method_that_stops_at_the_rate_it_takes_ends_in_the_same_model(copied):
+    given = {"model": trained(PROFILE, 0), "material": material_of(CASE)}
+    (short, _), (long, _) = (experiment.run_method(CASE, "delete", **given, whole=whole) for whole in (False, True))
+    assert len(short.runs) < len(long.runs)
+    assert short.kept.lr == long.kept.lr
+    ours, theirs = short.kept.model.state_dict(), long.kept.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_untrained_model_is_the_original_before_its_first_step():
+    blank, again, original = experiment.untrained(PROFILE, 0), experiment.untrained(PROFILE, 0), trained(PROFILE, 0)
+    images = experiment.data_of(PROFILE).test.float()
+    assert torch.equal(logits_of(blank, images), logits_of(again, images))
+    assert not torch.equal(logits_of(blank, images), logits_of(experiment.untrained(PROFILE, 1), images))
+    labels = experiment.data_of(PROFILE).test.labels
+    assert (logits_of(blank, images).argmax(1) == labels).double().mean() < 0.3
+    assert (logits_of(original, images).argmax(1) == labels).double().mean() > 0.6
 
 
 # Keys

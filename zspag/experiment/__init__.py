@@ -19,6 +19,7 @@ from zspag.experiment.cases import (
     store,
     trained,
     training_key,
+    untrained,
 )
 from zspag.experiment.findings import (
     retraining_noise,
@@ -79,6 +80,7 @@ __all__ = [
     "subspace_table",
     "trained",
     "training_key",
+    "untrained",
     "watched_run",
     "whole_ladder",
 ]

@@ -165,6 +165,12 @@ def _build(profile: Profile, data: Dataset, kept: Split, seed: int) -> nn.Module
     )  # fmt: skip
 
 
+def untrained(profile: Profile, seed: int) -> nn.Module:
+    """Return the original of a seed as it was before its first step."""
+    data = data_of(profile)
+    return _build(profile, data, data.train, seed).eval().to(pick_device())
+
+
 def recorded_folder(profile: Profile) -> Path:
     """Return where a profile's committed checkpoints lie."""
     return repository_root() / "results" / profile.name / "checkpoints"

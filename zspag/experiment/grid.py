@@ -214,17 +214,26 @@ def whole_ladder(profile: Profile, method: str) -> UnlearnConfig:
     return replace(profile.unlearn, update=update)
 
 
-def run_method(case: Case, name: str, *, model: nn.Module, material: Material) -> tuple[Ladder, Guard]:
-    """Run one method over the ladder under the data guard.
+def run_method(
+    case: Case, name: str, *, model: nn.Module, material: Material, whole: bool = True
+) -> tuple[Ladder, Guard]:
+    """Run one method over its ladder under the data guard.
+
+    Args:
+        case: Class and seed.
+        name: Name of the method.
+        model: The original.
+        material: Proxies and moments, for those that use them.
+        whole: Run every rate; otherwise the rule stops at the one it takes, as it does for a user.
 
     Raises:
         RetainDataRead: If a forget-only method read anything but its forget set.
     """
-    method, guard = METHODS[name], guard_of(case)
+    method, guard, config = METHODS[name], guard_of(case), whole_ladder(case.profile, name)
     images, labels = forget_set(case, guard)
     shared: dict[str, Any] = {
         "num_classes": data_of(case.profile).num_classes,
-        "config": whole_ladder(case.profile, name),
+        "config": replace(config, update=replace(config.update, whole_ladder=whole)),
         "generator": generator_for(case.seed, "method"),  # the same stream for all: methods differ, luck does not
         "material": material,
     }
