@@ -53,7 +53,7 @@ def test_result_holds_every_row_and_its_curves(finished):
 
 def test_figure_has_the_curves_of_the_result_and_not_its_rows(finished):
     result, figure = result_of(finished[0]), result_of(finished[0], "figures/tiny")
-    assert figure["data"] == {part: value for part, value in result["data"].items() if part != "rows"}
+    assert figure["data"] == {part: value for part, value in result["data"].items() if part not in ("rows", "made")}
     assert result["data"]["rows"]
 
 
@@ -131,6 +131,46 @@ def test_sweep_from_recorded_models_trains_nothing(finished, tmp_path, monkeypat
     before = [row for row in rows_of(result_of(finished[0])) if row["method"] == "delete"]
     after = [row for row in rows_of(result_of(tmp_path, "runs/tiny/results")) if row["method"] == "delete"]
     assert [row | {"seconds": 0} for row in after] == [row | {"seconds": 0} for row in before]
+
+
+def grown_root(finished, tmp_path, monkeypatch):
+    """A repository where one method is recorded and both are in the cache."""
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    (tmp_path / "runs").symlink_to(finished[0] / "runs")
+    list(sweep.sweep(PROFILE, NAMES[:1], record=True))
+    assert set(result_of(tmp_path)["data"]["rows"]["method"]) == {*experiment.REFERENCES, NAMES[0]}
+
+
+def test_a_recorded_sweep_grows_by_the_methods_that_are_swept_later(finished, tmp_path, monkeypatch):
+    grown_root(finished, tmp_path, monkeypatch)
+    first = result_of(tmp_path)["data"]
+    monkeypatch.setattr(provenance, "_commit", lambda: ("another", False))
+    lines = list(sweep.sweep(PROFILE, NAMES[1:], record=True))
+    assert f"joined what is recorded of {METHODS[NAMES[0]].title}" in lines
+    grown, whole = result_of(tmp_path)["data"], result_of(finished[0])["data"]
+    assert rows_of({"data": grown}) == rows_of({"data": whole})
+    assert grown["made"][NAMES[0]] == first["made"][NAMES[0]]
+    assert grown["made"][NAMES[1]]["commit"] == "another" != grown["made"][NAMES[0]]["commit"]
+    for part in ("markdown", "tables", "titles"):
+        assert grown[part] == whole[part], part
+
+
+@pytest.mark.parametrize("change", [{"ladders": Ladders((0.003,), (0.1,), (0.3,))}, {"retrained": False}])
+def test_a_recorded_sweep_of_another_configuration_is_replaced(finished, tmp_path, monkeypatch, change):
+    grown_root(finished, tmp_path, monkeypatch)
+    lines = list(sweep.sweep(replace(PROFILE, **change), NAMES[1:], record=True))
+    assert not any(line.startswith("joined") for line in lines)
+    assert set(result_of(tmp_path)["data"]["made"]) == {NAMES[1]}
+
+
+def test_a_recorded_sweep_of_other_data_is_replaced(finished, tmp_path, monkeypatch):
+    grown_root(finished, tmp_path, monkeypatch)
+    path = tmp_path / "results/tiny/sweep_digits_digits_3.json"
+    content = files.read_json(path)
+    content["provenance"]["data_sha256"] = "of something else"
+    files.write_json(path, content)
+    list(sweep.sweep(PROFILE, NAMES[1:], record=True))
+    assert set(result_of(tmp_path)["data"]["made"]) == {NAMES[1]}
 
 
 def test_a_sweep_of_a_half_says_so_in_name_caption_and_rows_and_leaves_the_whole_alone(finished, tmp_path, monkeypatch):

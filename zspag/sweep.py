@@ -3,18 +3,22 @@
 ``zspag sweep`` runs what notebook 05 runs, for any profile, data set and architecture. Every finished method of a class
 and seed is a file of its own under ``runs/``, so an interrupted sweep goes on where it stopped.
 
-Invariant: the result file holds every row of the grid, and nothing in it was chosen by looking at the rows.
+A recorded result grows: methods that are swept later, with the same configuration and data, join those that are there.
+
+Invariant: the result file holds every row of the grid, and nothing in it was chosen by looking at the rows. It says of
+each method by which commit, when and with which versions its rows were made.
 """
 
 import math
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from zspag import claims, cluster, experiment, files, provenance, runs, tables
-from zspag.config import Profile, to_dict
+from zspag.config import Profile, from_dict, to_dict
 from zspag.runtime import pick_device
 
 ROW = 8  # methods beside the first one in a row of panels
@@ -26,7 +30,8 @@ def sweep(profile: Profile, methods: Sequence[str], *, record: bool, scheduler: 
     Args:
         profile: Data, architecture, classes, seeds, configuration and ladders.
         methods: Names of ``baselines.METHODS``.
-        record: Write the result to ``results/<profile>`` too.
+        record: Write the result to ``results/<profile>`` too; what is recorded there of other methods, with the same
+            configuration and data, stays.
         scheduler: Address of a dask scheduler; None starts workers on this machine.
 
     Yields:
@@ -38,10 +43,56 @@ def sweep(profile: Profile, methods: Sequence[str], *, record: bool, scheduler: 
     for name in methods:
         yield f"{experiment.TITLES[name]}: safe rates {tables.window_text(frame, name)}"
     name = f"sweep_{experiment.case_name(profile)}"
-    yield from runs.publish(_result(profile, name, methods, frame, started), record=record)
+    data = experiment.data_of(profile)
+    made_by = provenance.record(
+        config=to_dict(profile), seed=profile.seeds[0], data_sha256=data.sha256, device=pick_device().type,
+        threads=profile.threads, started=started,
+    )  # fmt: skip
+    made = dict.fromkeys(methods, _without_config(made_by))
+    if record:
+        before = _recorded(files.repository_root() / "results" / profile.name / f"{name}.json", profile, data.sha256)
+        joining = [method for method in before[1] if method not in methods]
+        if joining:
+            yield f"joined what is recorded of {', '.join(experiment.TITLES[method] for method in joining)}"
+            frame = _sorted(pd.concat([frame, before[0][before[0]["method"].isin(joining)]]), profile)
+            made |= {method: before[1][method] for method in joining}
+            methods = [method for method in experiment.TITLES if method in made]
+    yield from runs.publish(_result(profile, name, methods, frame, made, made_by), record=record)
 
 
-def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataFrame, started: float) -> dict[str, Any]:
+def _sorted(frame: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Return rows in the order of a grid that was computed as a whole."""
+    order = {"seed": profile.seeds, "forget": profile.classes, "method": tuple(experiment.TITLES)}
+    return frame.sort_values(
+        list(order), key=lambda column: column.map(order[str(column.name)].index), kind="stable", ignore_index=True
+    )
+
+
+def _recorded(path: Path, profile: Profile, data_sha256: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return the rows of a recorded result and, per method, how they were made; nothing if it answers another question.
+
+    An option that is younger than the file had its default then.
+    """
+    if not path.is_file():
+        return pd.DataFrame(), {}
+    content = files.read_json(path)
+    record = content["provenance"]
+    same = from_dict(Profile, record["config"]) == profile and record["data_sha256"] == data_sha256
+    if not same:
+        return pd.DataFrame(), {}
+    rows = pd.DataFrame(content["data"]["rows"])
+    methods = [name for name in rows["method"].unique() if name not in experiment.REFERENCES]
+    return rows, content["data"].get("made") or dict.fromkeys(methods, _without_config(record))
+
+
+def _without_config(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ("config", "platform")}
+
+
+def _result(
+    profile: Profile, name: str, methods: Sequence[str], frame: pd.DataFrame, made: dict[str, Any],
+    made_by: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     """Return a result file: the curves, all tables, what the safe windows are worth in numbers, and every row."""
     ruled, best = tables.by_rule(frame), tables.in_hindsight(frame)
     noise = experiment.retraining_noise(profile) if profile.retrained and len(profile.seeds) > 1 else pd.DataFrame()
@@ -72,16 +123,14 @@ def _result(profile: Profile, name: str, methods: Sequence[str], frame: pd.DataF
             "noise": noise.to_dict("records"),
             "seconds": seconds,
             "rows": _columns(frame),
+            "made": made,
             "data_source": data.data_source,
             "test_half": profile.test_half,
             "titles": {name: experiment.TITLES[name] for name in (*experiment.REFERENCES, *methods)},
             "class_names": [data.classes[forget] for forget in profile.classes],
         },
-        "provenance": provenance.record(
-            config=to_dict(profile), seed=profile.seeds[0], data_sha256=data.sha256,
-            device=pick_device().type, threads=profile.threads, started=started,
-        ),
-    }  # fmt: skip
+        "provenance": made_by,
+    }
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
