@@ -1,0 +1,214 @@
+"""What the outputs on forget images betray: that something was forgotten, and what is still recognized nearby.
+
+The Streisand effect: a model that answers forget images as no retrained model would, with too much or too little
+certainty or with labels of its own, tells everybody what was removed (Golatkar et al., CVPR 2020). Residual knowledge:
+forget images that are recognized again once they are moved a little, where the retrained model does not recognize them
+(Hsu et al., "The Unseen Threat: Residual Knowledge in Machine Unlearning under Perturbed Samples", NeurIPS 2025).
+
+Invariant: a model compared with itself gives nothing to see. What two retrained models of different seeds give is the
+floor below which a trace is none.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zspag.config import ProxyConfig
+from zspag.evaluation import mean_js
+from zspag.proxies import attack
+from zspag.roc import area
+from zspag.runtime import logits_of
+
+RADII = (4 / 255, 8 / 255, 16 / 255, 32 / 255, 64 / 255)  # pixels
+ATTACK = ProxyConfig(norm="linf")  # the ball that random moves fill
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What tells a model from the retrained one by its outputs on the same forget images.
+
+    Attributes:
+        entropy: Mean entropy of the model's outputs, in nats.
+        entropy_retrained: The same of the retrained model.
+        entropy_auc: Chance that an output of the model has more entropy than one of the retrained model, ties counted
+            half: .5 is nothing to see, 1 a model that is always less certain, 0 one that is always more so.
+        entropy_ks: Largest distance of the two distribution functions of the entropy; also sees what has an AUC of .5.
+        label_distance: Total variation distance of the histograms of predicted labels, in [0, 1].
+        forget_mass: Mean probability the model gives to the forget classes together.
+        forget_mass_retrained: The same of the retrained model.
+    """
+
+    entropy: float
+    entropy_retrained: float
+    entropy_auc: float
+    entropy_ks: float
+    label_distance: float
+    forget_mass: float
+    forget_mass_retrained: float
+
+
+def streisand(logits: Tensor, retrained: Tensor, *, forget: Sequence[int]) -> Traces:
+    """Compare a model's outputs on forget images with the retrained model's.
+
+    Args:
+        logits: Logits (or log-probabilities) of the model on forget images that were never trained on, shape (n, K).
+        retrained: Those of the retrained model on the same images.
+        forget: Forget classes.
+
+    Returns:
+        Entropies, label histograms and masses; non-finite logits are cut at a large finite value.
+    """
+    own, other = entropies(logits), entropies(retrained)
+    masses = [_log_softmax(part).exp()[:, list(forget)].sum(1).mean().item() for part in (logits, retrained)]
+    shares, shares_retrained = label_shares(logits), label_shares(retrained)
+    return Traces(
+        entropy=own.mean().item(),
+        entropy_retrained=other.mean().item(),
+        entropy_auc=area(own, other)[0],
+        entropy_ks=_ks(own, other),
+        label_distance=(shares - shares_retrained).abs().sum().item() / 2,
+        forget_mass=masses[0],
+        forget_mass_retrained=masses[1],
+    )
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """Return the entropy of each row of logits (n, K) in nats, between 0 and log K."""
+    log_p = _log_softmax(logits)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+def label_shares(logits: Tensor) -> Tensor:
+    """Return the share of rows of logits (n, K) whose argmax is each class, shape (K,)."""
+    return logits.argmax(1).bincount(minlength=logits.shape[1]).double() / len(logits)
+
+
+def zrf(logits: Tensor, incompetent: Tensor) -> float:
+    """Return the zero-retrain-forgetting score: 1 - mean JS(model, a model that never learned anything).
+
+    Args:
+        logits: Logits of the model on forget images, shape (n, K).
+        incompetent: Those of a model of the same architecture with its initial, random weights.
+
+    Returns:
+        A score between 0 and 1; 1 answers like the untrained model. The retrained model's is what to aim at.
+
+    Note:
+        Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023. DIFFERS: the divergence is in bits here, so
+        that the score fills [0, 1]; in nats it would not fall below 1 - log 2. An untrained model is nearly uniform,
+        so the score favours outputs that spread: a retrained model, sure of a wrong label, scores lower.
+    """
+    divergence = mean_js(_log_softmax(logits), _log_softmax(incompetent))
+    return 1 - divergence / math.log(2)
+
+
+def recognized(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return which rows have their label as argmax, shape (n,); a row that is not finite recognizes nothing."""
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)  # the argmax of NaN is a class like any other
+
+
+@dataclass(frozen=True)
+class Residual:
+    """How often moved forget images are recognized, by a model and by the retrained one; all are shares.
+
+    Attributes:
+        known: Share of images and draws that the model recognizes.
+        known_retrained: The same of the retrained model.
+        difference: The former minus the latter. A ratio would divide by zero: the retrained model may know none.
+        exposed: Share of images the model recognizes in at least one draw and the retrained model in none.
+        exposed_retrained: The reverse, which two retrained models would also show.
+    """
+
+    known: float
+    known_retrained: float
+    difference: float
+    exposed: float
+    exposed_retrained: float
+
+
+def residual(known: Tensor, known_retrained: Tensor) -> Residual:
+    """Compare what a model and the retrained one recognize among the same moved images.
+
+    Args:
+        known: What the model recognizes, booleans of shape (draws, n).
+        known_retrained: The same of the retrained model.
+
+    Returns:
+        Shares over draws and images, and over images alone.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if known.shape != known_retrained.shape:
+        raise ValueError(
+            f"both need the same draws, got shapes {tuple(known.shape)} and {tuple(known_retrained.shape)}"
+        )
+    share, share_retrained = known.double().mean().item(), known_retrained.double().mean().item()
+    ever, ever_retrained = known.any(0), known_retrained.any(0)
+    return Residual(
+        known=share,
+        known_retrained=share_retrained,
+        difference=share - share_retrained,
+        exposed=(ever & ~ever_retrained).double().mean().item(),
+        exposed_retrained=(ever_retrained & ~ever).double().mean().item(),
+    )
+
+
+def recognized_nearby(
+    model: nn.Module, images: Tensor, labels: Tensor, *, radius: float, draws: int, generator: torch.Generator
+) -> Tensor:
+    """Return whether a model recognizes images that were moved at random.
+
+    Args:
+        model: Maps [0, 1] images to logits.
+        images: Forget images, shape (n, C, H, W), values in [0, 1].
+        labels: Their labels, shape (n,).
+        radius: Largest move of a pixel, in pixels; moves are uniform in the L-inf ball, then cut to [0, 1].
+        draws: Moves per image.
+        generator: CPU generator of the moves. In the same state it gives every model the same moved images, and every
+            radius the same directions.
+
+    Returns:
+        Booleans, shape (draws, n).
+    """
+    seen = []
+    for _ in range(draws):
+        noise = torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device) * 2 - 1
+        seen.append(recognized(logits_of(model, (images + radius * noise).clamp(0, 1)), labels))
+    return torch.stack(seen)
+
+
+def recognized_under_attack(
+    model: nn.Module, images: Tensor, labels: Tensor, *, radius: float, generator: torch.Generator
+) -> Tensor:
+    """Return whether a model recognizes images that were moved towards their own label, with its weights at hand.
+
+    Args:
+        model: Maps [0, 1] images to logits.
+        images: Forget images, shape (n, C, H, W), values in [0, 1].
+        labels: Their labels, shape (n,).
+        radius: L-inf radius of the attack, in pixels. It is a lower bound on what a stronger attack would reach.
+        generator: CPU generator of the random starts.
+
+    Returns:
+        Booleans, shape (1, n); every model is attacked on its own.
+    """
+    moved = attack(model, images, labels, eps=radius, config=ATTACK, generator=generator)
+    return recognized(logits_of(model, moved), labels)[None]
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """A ruined model is judged as what it is, as in ``evaluation.score``, without breaking the table."""
+    return logits.double().nan_to_num(nan=0.0, posinf=1e6, neginf=-1e6).clamp(-1e6, 1e6).log_softmax(1)
+
+
+def _ks(first: Tensor, second: Tensor) -> float:
+    """Return the two-sample Kolmogorov-Smirnov statistic."""
+    pooled = torch.cat([first, second])
+    own, other = (
+        torch.searchsorted(part.sort().values, pooled, right=True).double() / len(part) for part in (first, second)
+    )
+    return (own - other).abs().max().item()
