@@ -40,6 +40,8 @@ MAY_IMPORT = {
     "membership": {"roc"},
     "features": {"runtime", "activations", "evaluation"},
     "probes": {"features"},
+    "traces": {"config", "runtime", "proxies", "evaluation", "roc"},
+    "recovery": {"runtime", "relearning", "traces"},
     "hardening": {"config", "runtime", "proxies"},
     "plots": {"provenance", "files"},
     "readme": {"files", "profiles", "tables", "claims"},
