@@ -56,6 +56,7 @@ MAY_IMPORT = {
 MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {
     "plots", "tables", "contrasts", "notebook", "reproduce", "claims", "cluster", "__init__"
 }  # fmt: skip
+MAY_IMPORT["audit"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["ablation"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["runs"] = MAY_IMPORT["experiment"] | {"experiment", "plots"}
 MAY_IMPORT["sweep"] = MAY_IMPORT["runs"] | {"runs", "tables", "claims", "cluster"}

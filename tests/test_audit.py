@@ -1,0 +1,141 @@
+"""The audit: the references come out as what they are, nothing is computed twice, and a ruined network is called so."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from laboratory import TINY, rooted
+
+from zspag import audit, recovery
+from zspag.audit import bench as benches
+from zspag.audit.measures import MEASURES
+from zspag.evaluation import Masked, accuracy
+from zspag.experiment import TITLES, Case, RunsFailed, panel_of
+from zspag.relearning import RATE, SHARE
+from zspag.runtime import logits_of
+
+pytestmark = pytest.mark.usefixtures("own_data")
+FORGET = 3
+PROFILE = replace(TINY, classes=(FORGET,), seeds=(0, 1))
+RATES, RATES_OF_OTHERS = {RATE: 4, 1e-2: 30}, {1e-2: 5}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_folder):
+    """An audit of one class and seed with few steps of relearning, and where it lies."""
+    with pytest.MonkeyPatch.context() as patch, rooted(tmp_path_factory.mktemp("root"), data_folder) as root:
+        patch.setattr(recovery, "RATES", RATES)
+        patch.setattr(recovery, "RATES_OF_OTHERS", RATES_OF_OTHERS)
+        rows = audit.audit(PROFILE, seeds=(0,))
+    return root, rows
+
+
+def of(rows, measure, method):
+    found = audit.measured(rows, measure)
+    return found[found["method"] == method]
+
+
+def test_every_network_has_rows_of_every_measure(finished):
+    counts = finished[1].groupby(["measure", "method"]).size().unstack()
+    assert set(counts.index) == set(MEASURES)
+    assert set(counts.columns) == set(audit.SUBJECTS)
+    assert (counts.nunique(axis=1) == 1).all()  # no network is looked at more often than another
+    assert not finished[1].duplicated(["measure", "method", "attack", "split", "probe", "stage", "shown", "lr", "step",
+                                       "moved", "radius"]).any()  # fmt: skip
+
+
+def test_the_retrained_network_is_at_no_distance_from_itself(finished):
+    _, rows = finished
+    assert of(rows, "likeness", "retrained")["cka"].to_numpy() == pytest.approx(1)
+    (trace,) = of(rows, "streisand", "retrained").to_dict("records")
+    assert (trace["entropy_auc"], trace["entropy_ks"], trace["label_distance"]) == (0.5, 0, 0)
+    assert (of(rows, "residual", "retrained")["difference"] == 0).all()
+    assert (of(rows, "likeness", "original")["cka"] < 1).any()  # the controls
+    assert of(rows, "streisand", "original")["label_distance"].item() > 0.5
+    assert (of(rows, "residual", "original")["difference"] > 0.5).any()
+
+
+def test_beside_retraining_stands_retraining_of_another_seed_where_there_is_one(finished, monkeypatch):
+    root, rows = finished
+    floor = of(rows, "distance", "retrained")
+    assert (floor["js"] > 0).all()
+    assert floor.set_index("split")["gap"]["forget_test"] == 0  # neither knows the class
+    monkeypatch.setenv("ZSPAG_ROOT", str(root))
+    alone = benches.Bench(Case(replace(PROFILE, seeds=(0,)), 0, FORGET))
+    assert list(MEASURES["distance"](alone, "retrained")) == []
+    assert len(list(MEASURES["distance"](alone, "original"))) == 3
+
+
+def test_a_masked_original_is_the_original_once_its_last_layer_is_put_back(finished):
+    _, rows = finished
+    before, masked = of(rows, "restored", "original").iloc[0], of(rows, "restored", "masked").iloc[0]
+    assert before["acc_forget"] == before["acc_forget_before"] > 0.3
+    assert masked["acc_forget_before"] == 0
+    assert masked["acc_forget"] == before["acc_forget"]
+    assert (
+        of(rows, "probes", "masked")["known"].to_numpy() == of(rows, "probes", "original")["known"].to_numpy()
+    ).all()
+
+
+def test_the_original_is_back_at_once_and_the_retrained_network_late(finished):
+    back = audit.arrivals(finished[1])
+    steps = back[back["lr"] == 1e-2].pivot(index="share", columns="method", values="step")
+    assert (steps["original"] == 0).all()
+    assert (steps["masked"] <= steps["retrained"]).all()
+    index = audit.anamnesis(back, lr=1e-2, share=SHARE)
+    assert index["retrained"] == 1
+    assert index["original"] == 0
+
+
+def test_arrivals_that_did_not_happen_carry_a_plus_sign():
+    back = pd.DataFrame(
+        [
+            {"method": "zs_pag", "forget": forget, "seed": 0, "lr": 0.1, "share": 0.5, "step": step, "reached": reached,
+             "acc_retain": 0.5}
+            for forget, step, reached in ((1, 4, True), (2, 8, False))
+        ]
+        + [
+            {"method": "retrained", "forget": forget, "seed": 0, "lr": 0.1, "share": 0.5, "step": 16, "reached": True,
+             "acc_retain": 0.9}
+            for forget in (1, 2)
+        ]
+    )  # fmt: skip
+    table = audit.arrival_table(back, TITLES)
+    assert table.loc["ZS-PAG", "50 % back at 0.1"] == "6+ steps, AIN 0.375, retained 50 %"
+    assert table.loc["retrained", "50 % back at 0.1"] == "16 steps, AIN 1.000, retained 90 %"
+
+
+def test_a_second_audit_computes_nothing_and_another_number_of_steps_is_another_audit(finished, monkeypatch):
+    root, rows = finished
+    monkeypatch.setenv("ZSPAG_ROOT", str(root))
+    monkeypatch.setattr(audit, "Bench", None)
+    pd.testing.assert_frame_equal(audit.audit(PROFILE, seeds=(0,)), rows)
+    with pytest.raises(RunsFailed, match=r"the audit of class 3, seed 1 failed: 'NoneType'"):
+        audit.audit(PROFILE, seeds=(1,))
+
+
+def test_networks_are_those_of_the_forget_only_rule_and_do_not_share_weights(finished, monkeypatch):
+    monkeypatch.setenv("ZSPAG_ROOT", str(finished[0]))
+    case = Case(PROFILE, 0, FORGET)
+    found, panel = benches.networks(case), panel_of(case)
+    assert tuple(found) == audit.SUBJECTS
+    assert isinstance(found["masked"], Masked)
+    assert accuracy(logits_of(found["zs_pag"], panel.images.forget_train), panel.labels.forget_train) <= 0.01
+    assert torch.equal(logits_of(found["original"], panel.images.retain_test), panel.original.retain_test)
+
+
+def test_a_ruined_network_has_one_row_that_says_so(finished, monkeypatch):
+    monkeypatch.setenv("ZSPAG_ROOT", str(finished[0]))
+    networks = benches.networks(Case(PROFILE, 0, FORGET))
+    ruined = torch.nn.Sequential(networks["original"], torch.nn.Threshold(0, float("inf")))
+    monkeypatch.setattr(benches, "networks", lambda _case: {"retrained": networks["retrained"], "delete": ruined})
+    monkeypatch.setattr(audit, "MEASURES", {"restored": lambda bench, name: iter([{"acc_forget": 0.0}])})
+    rows = list(audit._rows(Case(PROFILE, 0, FORGET)))
+    assert [(row["measure"], row["method"]) for row in rows] == [("restored", "retrained"), ("ruined", "delete")]
+
+
+def test_an_audit_without_retrained_models_is_refused(finished, monkeypatch):
+    monkeypatch.setenv("ZSPAG_ROOT", str(finished[0]))
+    with pytest.raises(ValueError, match="an audit needs retrained models"):
+        benches.Bench(Case(replace(PROFILE, retrained=False), 0, FORGET))
