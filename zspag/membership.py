@@ -158,8 +158,9 @@ def attack(
     Note:
         The regression's AUC compares within folds: across folds, each of two fits knows the other's held-out samples,
         and together they read below one half where there is nothing to find. Its rates at a fixed false positive rate
-        are across folds, for want of samples, and a little low. Its standard error is widened as folds share training
-        samples (Nadeau and Bengio, "Inference for the Generalization Error", Machine Learning 2003).
+        are across folds, for want of samples, and a little low. Its standard error is widened, as folds share training
+        samples (Nadeau and Bengio, "Inference for the Generalization Error", Machine Learning 2003): rather too wide,
+        by a fifth to a half in simulations of 15 to 150 members, than too narrow.
     """
     if folds < 2:
         raise ValueError(f"folds must be at least 2, so that something is held out, got {folds}")
