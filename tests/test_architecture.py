@@ -58,6 +58,7 @@ MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {
 }  # fmt: skip
 MAY_IMPORT["audit"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["ablation"] = MAY_IMPORT["experiment"] | {"experiment"}
+MAY_IMPORT["requests"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["runs"] = MAY_IMPORT["experiment"] | {"experiment", "plots"}
 MAY_IMPORT["sweep"] = MAY_IMPORT["runs"] | {"runs", "tables", "claims", "cluster"}
 MAY_IMPORT["__main__"] = set(MAY_IMPORT) - set(METHOD) - {"__init__"} | {"unlearning"}

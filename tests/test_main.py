@@ -238,7 +238,21 @@ def test_unlearn_hands_everything_on(started, tmp_path):
     paths = {name: tmp_path / name for name in ("weights", "forget", "out")}
     options = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
     assert main(["unlearn", "--model", "net.py:make", "--num-classes", "7", "--seed", "3", *options]) == 0
-    assert started == [({"factory": "net.py:make", "num_classes": 7, "seed": 3} | paths,)]
+    expected = {"factory": "net.py:make", "num_classes": 7, "already_forgotten": (), "seed": 3} | paths
+    assert started == [(expected,)]
+    assert (
+        main(["unlearn", "--model", "net.py:make", "--num-classes", "7", "--already-forgotten", "4,0", *options]) == 0
+    )
+    assert started[1] == (expected | {"already_forgotten": (4, 0), "seed": 0},)
+
+
+def test_classes_already_forgotten_are_numbers(started, capsys, tmp_path):
+    options = (
+        f"--weights {tmp_path} --forget {tmp_path} --num-classes 3 --out {tmp_path} --already-forgotten cat".split()
+    )
+    assert main(["unlearn", "--model", "net.py:make", *options]) == 2
+    assert said(capsys)[1] == "zspag unlearn: --already-forgotten takes whole numbers, comma-separated, got 'cat'\n"
+    assert not started
 
 
 def test_unlearn_says_what_cannot_work_in_one_sentence(capsys, tmp_path):

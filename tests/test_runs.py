@@ -202,6 +202,7 @@ def arguments(pictures, folder):
         "weights": folder / "weights.safetensors",
         "forget": pictures,
         "num_classes": 10,
+        "already_forgotten": (),
         "out": folder / "new" / "unlearned.safetensors",
         "seed": 4,
     }
@@ -260,7 +261,7 @@ def test_unlearn_hands_the_pictures_to_the_method_and_keeps_its_defaults(unlearn
     data = read_digits().train
     assert torch.equal(images, data.images[data.labels == FORGET][:40].float() / 255)
     assert labels.tolist() == [FORGET] * 40
-    assert options == {"num_classes": 10, "seed": 4}
+    assert options == {"num_classes": 10, "already_forgotten": (), "seed": 4}
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in load_file(given["weights"]).items())
     written, kept = load_file(given["out"]), result.model.state_dict()
     assert written.keys() == kept.keys()
@@ -306,15 +307,28 @@ def test_tied_weights_come_back_tied(given, quick, tmp_path):
     assert forget_accuracy(model) < 0.2
 
 
-def test_second_class_folder_is_forgotten_too(given, quick, tmp_path):
-    folder = tmp_path / "two"
+def class_folders(folder, labels, *, count):
     data = read_digits().train
-    for label in (FORGET, 5):
+    for label in labels:
         (folder / str(label)).mkdir(parents=True)
-        for index, image in enumerate(data.images[data.labels == label][:20]):
+        for index, image in enumerate(data.images[data.labels == label][:count]):
             Image.fromarray(image[0].numpy()).save(folder / str(label) / f"{index}.png")
-    lines = list(runs.unlearn_files(**given | {"forget": folder}))
+    return folder
+
+
+def test_second_class_folder_is_forgotten_too(given, quick, tmp_path):
+    folder = class_folders(tmp_path / "two", (FORGET, 5), count=20)
+    lines = list(runs.unlearn_files(**given | {"forget": folder, "already_forgotten": (7,)}))
     assert lines[0].startswith("forgot 3, 5 with 40 images")
+    assert not any(line.startswith("warning") for line in lines)
+    report = files.read_json(given["out"].with_suffix(".json"))["report"]
+    assert (report["forget_classes"], report["already_forgotten"]) == ([3, 5], [7])
+
+
+def test_a_warning_of_the_method_is_a_line(given, quick, tmp_path):
+    folder = class_folders(tmp_path / "six", range(6), count=4)
+    lines = list(runs.unlearn_files(**given | {"forget": folder}))
+    assert lines[1].startswith("warning: the forget set names 6 of 10 classes, and each is forgotten whole")
 
 
 def test_unfinished_forgetting_is_said(given, monkeypatch):

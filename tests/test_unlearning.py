@@ -10,9 +10,10 @@ import reference
 import torch
 from torch import nn
 
-from zspag import subspaces
+from zspag import subspaces, unlearning
 from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
+from zspag.pseudo_labels import relabeler
 from zspag.runtime import generator_for, logits_of
 from zspag.subspaces import by_energy, hard_projector, pooled, projector, second_moments, soft_projector
 from zspag.unlearning import (
@@ -605,6 +606,30 @@ def test_the_method_forgets_its_classes_and_keeps_the_others(forget):
     assert after[~gone].double().mean() >= before[~gone].double().mean() - 0.1
 
 
+def test_a_class_already_forgotten_is_no_label_and_is_not_protected(monkeypatch):
+    seen = []
+
+    def spy(*args, forget, proxies, **options):
+        seen.append(
+            (forget, proxies.labels.unique().tolist(), relabeler(*args, forget=forget, proxies=proxies, **options))
+        )
+        return seen[-1][2]
+
+    monkeypatch.setattr(unlearning, "relabeler", spy)
+    model, (images, labels) = make_model(), forget_set()
+    for already in ((), (3,), (3, 2)):  # a class may be asked for twice
+        report = zero_shot_unlearn(
+            model, images, labels, num_classes=CLASSES, config=CONFIG, already_forgotten=already
+        ).report
+        assert (report.forget_classes, report.already_forgotten) == ((2,), already)
+    assert [(forget, protected) for forget, protected, _ in seen] == [
+        ((2,), [0, 1, 3]), ((2, 3), [0, 1]), ((2, 3), [0, 1]),
+    ]  # fmt: skip
+    masses = [relabel(model)[:, 3].max().item() for *_, relabel in seen]
+    assert masses[0] > 0
+    assert masses[1:] == [0, 0]
+
+
 def test_the_material_holds_proxies_and_moments_of_every_retained_class():
     images, _ = forget_set()
     model = make_model()
@@ -701,7 +726,11 @@ BAD = {
     "one-hot labels": ((IMAGES, torch.eye(9).long()), r"of shape \(n,\), got torch.int64 of shape \(9, 9\)"),
     "class too large": ((IMAGES, LABELS + 2), r"holds class 4, outside 0..3 \(num_classes=4\)"),
     "class below zero": ((IMAGES, LABELS - 3), r"holds class -1, outside 0..3"),
-    "all classes": ((IMAGES, torch.arange(9) % CLASSES), "holds all 4 classes: at least one class must be retained"),
+    "all classes": (
+        (IMAGES, torch.arange(9) % CLASSES),
+        "holds all 4 classes, and each is forgotten whole: at least one class must be retained. Single samples across"
+        " classes are not supported, for no class would be left to make proxies of",
+    ),
 }
 
 
@@ -710,6 +739,28 @@ def test_bad_inputs_are_named_with_value_and_remedy(case):
     (images, labels), message = BAD[case]
     with pytest.raises(ValueError, match=message):
         zero_shot_unlearn(make_model(), images, labels, num_classes=CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("already", "message"),
+    [
+        ((4,), r"already_forgotten holds class 4, outside 0..3 \(num_classes=4\)"),
+        ((3, -1), "already_forgotten holds class -1, outside 0..3"),
+        ((0, 1, 3), "the forget set, with those already forgotten, holds all 4 classes"),
+    ],
+)
+def test_classes_already_forgotten_must_exist_and_leave_one(already, message):
+    with pytest.raises(ValueError, match=message):
+        zero_shot_unlearn(make_model(), IMAGES, LABELS, num_classes=CLASSES, already_forgotten=already)
+
+
+def test_most_classes_at_once_are_forgotten_with_a_warning_at_the_callers_line():
+    images, labels = forget_set(labels=(0, 2, 3))
+    with pytest.warns(UserWarning, match="names 3 of 4 classes, and each is forgotten whole, images that") as said:
+        result = zero_shot_unlearn(make_model(), images, labels, num_classes=CLASSES, config=CONFIG)
+    assert result.report.forget_classes == (0, 2, 3)
+    assert [warning.filename for warning in said] == [__file__]
+    assert unlearn(labels=(0, 2)).report.forget_classes == (0, 2)  # half of them: no warning, which would be an error
 
 
 def test_good_inputs_pass():

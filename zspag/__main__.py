@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--weights", required=True, type=Path, help="its state dict, as .safetensors")
     one.add_argument("--forget", required=True, type=Path, metavar="FOLDER", help="images to forget: FOLDER/<label>/*")
     one.add_argument("--num-classes", required=True, type=int, help="width of the logits")
+    one.add_argument(
+        "--already-forgotten", metavar="CLASSES", help="classes that earlier requests removed, numbers, comma-separated"
+    )
     one.add_argument("--out", required=True, type=Path, help="where the unlearned state dict goes, .safetensors")
     one.add_argument("--seed", type=int, default=0)
     one.set_defaults(action=_unlearn)
@@ -144,7 +147,7 @@ def _profile(chosen: argparse.Namespace) -> Profile:
     if profile.trial and chosen.record:
         raise ValueError(f"{profile.name} is a trial, its numbers mean nothing: leave out --record")
     if chosen.seeds is not None:
-        changes["seeds"] = _seeds(chosen.seeds)
+        changes["seeds"] = _numbers("--seeds", chosen.seeds)
     for name in ("forget_samples", "retain_samples"):
         if getattr(chosen, name) is not None:
             changes[name] = getattr(chosen, name)
@@ -190,19 +193,21 @@ def _rates(text: str) -> tuple[float, ...]:
         raise ValueError(f"--rates takes numbers, comma-separated, got {text!r}") from error
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(seed) for seed in text.split(","))
+        return tuple(int(number) for number in text.split(","))
     except ValueError as error:
-        raise ValueError(f"--seeds takes whole numbers, comma-separated, got {text!r}") from error
+        raise ValueError(f"{option} takes whole numbers, comma-separated, got {text!r}") from error
 
 
 def _unlearn(chosen: argparse.Namespace) -> int:
     from zspag import runs
 
+    before = chosen.already_forgotten
     for line in runs.unlearn_files(
         factory=chosen.model, weights=chosen.weights, forget=chosen.forget, num_classes=chosen.num_classes,
-        out=chosen.out, seed=chosen.seed,
+        already_forgotten=() if before is None else _numbers("--already-forgotten", before), out=chosen.out,
+        seed=chosen.seed,
     ):  # fmt: skip
         print(line, flush=True)
     return 0

@@ -9,6 +9,7 @@ Invariant: the method is handed forget samples only, the guard counts everything
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -239,7 +240,14 @@ def _record_checkpoint(profile: Profile, seed: int, without: int | None) -> str:
 
 
 def unlearn_files(
-    *, factory: str, weights: Path, forget: Path, num_classes: int, out: Path, seed: int
+    *,
+    factory: str,
+    weights: Path,
+    forget: Path,
+    num_classes: int,
+    already_forgotten: Sequence[int],
+    out: Path,
+    seed: int,
 ) -> Iterator[str]:
     """Forget the classes of an image folder with somebody's own model.
 
@@ -248,6 +256,7 @@ def unlearn_files(
         weights: Its state dict as safetensors.
         forget: Folder ``<forget>/<label>/*`` with the label's number as folder name.
         num_classes: Width of the logits.
+        already_forgotten: Classes that earlier requests made the weights forget.
         out: Where the unlearned state dict goes.
         seed: Seed of the method.
 
@@ -262,9 +271,12 @@ def unlearn_files(
     started, device = time.time(), pick_device()
     model = _with_weights(models.from_file(factory), weights, factory)
     images, labels = data.labelled_folder(forget)
-    result = zero_shot_unlearn(
-        model.to(device), images.to(device), labels.to(device), num_classes=num_classes, seed=seed
-    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = zero_shot_unlearn(
+            model.to(device), images.to(device), labels.to(device), num_classes=num_classes,
+            already_forgotten=already_forgotten, seed=seed,
+        )  # fmt: skip
     report = result.report
     record = provenance.record(
         config=to_dict(UnlearnConfig()), seed=seed, data_sha256=None, device=device.type,
@@ -278,6 +290,7 @@ def unlearn_files(
     files.write_json(out.with_suffix(".json"), {"report": facts, "provenance": record})
     forgotten = ", ".join(map(str, report.forget_classes))
     yield f"forgot {forgotten} with {len(images)} images (eps {report.eps:.3f}, rate {report.lr:g})"
+    yield from (f"warning: {warning.message}" for warning in said)
     if not report.reached:
         yield "warning: part of the forget set is still recognized; call zero_shot_unlearn with more update.epochs"
     for name, reason in report.frozen.items():

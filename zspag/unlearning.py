@@ -9,6 +9,7 @@ Invariant: the caller's model is only read; all work happens on a copy. Nothing 
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -103,7 +104,8 @@ class Report:
     """How a result came about.
 
     Attributes:
-        forget_classes: Classes that were forgotten.
+        forget_classes: Classes that were forgotten, each of them whole.
+        already_forgotten: Classes that were named as forgotten before.
         eps: Radius of the attack, in pixels.
         lr: Learning rate used.
         reached: Whether the forget set's accuracy fell to ``forget_accuracy`` or below.
@@ -115,6 +117,7 @@ class Report:
     """
 
     forget_classes: tuple[int, ...]
+    already_forgotten: tuple[int, ...]
     eps: float
     lr: float
     reached: bool
@@ -140,6 +143,7 @@ def zero_shot_unlearn(
     forget_labels: Tensor,
     *,
     num_classes: int,
+    already_forgotten: Sequence[int] = (),
     config: UnlearnConfig | None = None,
     seed: int = 0,
 ) -> Unlearned:
@@ -149,8 +153,10 @@ def zero_shot_unlearn(
         model: Any module of convolution, linear and attention layers that maps [0, 1] images to logits; if it expects
             normalized input, put ``Normalize`` in front. It is not changed.
         forget_images: Shape (n, C, H, W), values in [0, 1].
-        forget_labels: Their classes, shape (n,); these classes are forgotten.
+        forget_labels: Their classes, shape (n,); these classes are forgotten whole.
         num_classes: Width K of the logits.
+        already_forgotten: Classes that earlier requests made ``model`` forget: they are not protected, and no forget
+            sample is fitted to them. A class that is left out counts as retained, and comes back in part.
         config: Options of every stage; the defaults search the attack's radius and the learning rate.
         seed: Same seed, same threads, same result.
 
@@ -159,6 +165,13 @@ def zero_shot_unlearn(
 
     Raises:
         ValueError: If the input cannot work; the message says what, where, the value and the remedy.
+
+    Note:
+        A label names a class, not the samples that bear it. Half of a class's images are no different, seen from here,
+        from a class of half the size: the other half is forgotten with them (``zspag.requests`` measures it). Samples
+        spread over all classes are refused, those of more than half of the classes warned about: one or two images of
+        each are enough to lose most of what these classes were known by. L2UL (Cha et al., AAAI 2024) was made for
+        single samples; it aims at a wrong answer on them, which a model retrained without them does not give.
 
     Example:
         >>> from torch import nn
@@ -173,15 +186,17 @@ def zero_shot_unlearn(
     check_inputs(model, forget_images, forget_labels, num_classes=num_classes)
     forget_images = channels_last(forget_images)
     forget = tuple(sorted(set(forget_labels.tolist())))
+    gone = tuple(sorted({*forget, *already_forgotten}))
+    check_request(forget, gone, num_classes=num_classes)
     material = prepare(
-        model, forget_images, forget=forget, num_classes=num_classes, config=config,
+        model, forget_images, forget=gone, num_classes=num_classes, config=config,
         generator=generator_for(seed, "material"),
     )  # fmt: skip
     started = time.perf_counter()
     keep_out = projector(material.moments, config=config.subspace)
     names = tuple(keep_out.factors)
     relabel = relabeler(
-        model, forget_images, forget=forget, proxies=material.proxies, moments=averaged(material.moments),
+        model, forget_images, forget=gone, proxies=material.proxies, moments=averaged(material.moments),
         projector=keep_out, names=names, config=config.labels, generator=generator_for(seed, "labels"),
     )  # fmt: skip
     labels_done = time.perf_counter()
@@ -196,8 +211,9 @@ def zero_shot_unlearn(
     run = ladder.kept
     tried = {one.lr: None if one.diverged else one.history[-1].forget_accuracy for one in ladder.runs}
     report = Report(
-        forget, material.proxies.eps, run.lr, run.reached(config.update.forget_accuracy), tried, run.history,
-        free_dimension(keep_out), material.frozen, seconds,
+        forget, tuple(already_forgotten), material.proxies.eps, run.lr,
+        run.reached(config.update.forget_accuracy), tried, run.history, free_dimension(keep_out), material.frozen,
+        seconds,
     )  # fmt: skip
     return Unlearned(run.model, report)
 
@@ -440,9 +456,42 @@ def check_inputs(model: nn.Module, forget_images: Tensor, forget_labels: Tensor,
         raise ValueError(
             f"forget_labels holds class {int(outside[0])}, outside 0..{num_classes - 1} (num_classes={num_classes})"
         )
-    if len(forget_labels.unique()) == num_classes:
-        raise ValueError(f"the forget set holds all {num_classes} classes: at least one class must be retained")
     _check_logits(model, forget_images[:1], num_classes=num_classes)
+
+
+def check_request(forget: Sequence[int], gone: Sequence[int], *, num_classes: int) -> None:
+    """Refuse a request that leaves no class, and warn where single samples may have been meant.
+
+    Args:
+        forget: Classes to forget now.
+        gone: The same and those that were forgotten before, sorted.
+        num_classes: Width K of the logits.
+
+    Raises:
+        ValueError: If no class would be left, or a class of ``gone`` does not exist.
+
+    Note:
+        CHOICE: the warning begins at half of the classes, which .7 K samples drawn at random are enough to name. It is
+        no refusal, for so many whole classes are forgotten as well as one.
+    """
+    if gone[0] < 0 or gone[-1] >= num_classes:
+        outside = gone[0] if gone[0] < 0 else gone[-1]
+        raise ValueError(
+            f"already_forgotten holds class {outside}, outside 0..{num_classes - 1} (num_classes={num_classes})"
+        )
+    if len(gone) == num_classes:
+        before = "" if len(forget) == num_classes else ", with those already forgotten,"
+        raise ValueError(
+            f"the forget set{before} holds all {num_classes} classes, and each is forgotten whole: at least one class"
+            " must be retained. Single samples across classes are not supported, for no class would be left to make"
+            " proxies of or to relabel to: retrain without them"
+        )
+    if 2 * len(forget) > num_classes:
+        warnings.warn(
+            f"the forget set names {len(forget)} of {num_classes} classes, and each is forgotten whole, images that are"
+            " not in the set included: if single samples were meant, retrain without them instead",
+            stacklevel=4,  # the caller's line: this function, zero_shot_unlearn and its decorator are passed over
+        )
 
 
 @torch.no_grad()

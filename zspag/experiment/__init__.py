@@ -18,6 +18,7 @@ from zspag.experiment.cases import (
     shown_case,
     store,
     trained,
+    trained_on,
     training_key,
     untrained,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "store",
     "subspace_table",
     "trained",
+    "trained_on",
     "training_key",
     "untrained",
     "watched_run",

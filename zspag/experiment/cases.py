@@ -132,6 +132,22 @@ def trained(profile: Profile, seed: int, without: int | None = None) -> nn.Modul
     data, key = data_of(profile), training_key(profile, seed, without)
     kind = "original" if without is None else "retrained"
     kept = data.train if without is None else data.train.select(data.train.labels != without)
+    title = f"{kind} {profile.dataset} seed {seed}" + ("" if without is None else f" without {without}")
+    return trained_on(kept, profile, seed, kind=kind, key=key, title=title)
+
+
+def trained_on(kept: Split, profile: Profile, seed: int, *, kind: str, key: dict[str, Any], title: str) -> nn.Module:
+    """Return the model of a profile and seed that has seen these training samples, from the store or trained.
+
+    Args:
+        kept: The training samples.
+        profile: Says architecture and recipe.
+        seed: Seed of initial weights, order and augmentation.
+        kind: What the model is, in the store's file names: "original" or "retrained".
+        key: Everything that determines the model, which samples it sees among it.
+        title: Title of the progress bar.
+    """
+    data = data_of(profile)
     found = store(profile).get(kind, key) or (_recorded_checkpoint(profile, key) if profile.recorded_models else None)
     model = _build(profile, data, kept, seed)
     if found is not None:
@@ -141,7 +157,7 @@ def trained(profile: Profile, seed: int, without: int | None = None) -> nn.Modul
     state = path.with_suffix(".state.safetensors")
     result = train(
         model, kept.images, kept.labels, config=recipe(profile), seed=seed, device=pick_device(), state_path=state,
-        title=f"{kind} {profile.dataset} seed {seed}" + ("" if without is None else f" without {without}"),
+        title=title,
     )  # fmt: skip
     record = provenance.record(
         config=key, seed=seed, data_sha256=data.sha256, device=pick_device().type, threads=profile.threads,
