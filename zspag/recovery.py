@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zspag.relearning import BATCH, MOMENTUM, MOST_STEPS, RATE, SHARE
+from zspag.residual import recognized
 from zspag.runtime import channels_last, generator_for, logits_of
-from zspag.traces import recognized
 
 # Rates, and the steps after which to give up. The main one tells apart what comes back early; a retrained network may
 # not arrive within its steps, and an index is then a bound. At the other two a retrained one arrives as well (on digits
