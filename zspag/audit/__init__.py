@@ -19,7 +19,9 @@ from zspag.experiment import Case, RunsFailed, Spread, kept_rows
 from zspag.runtime import logits_of, pool_map
 
 __all__ = ["METHODS", "SUBJECTS", "anamnesis", "arrival_table", "arrivals", "audit", "audited", "measured"]
-CODE = tuple(f"zspag.{name}" for name in ("audit", "features", "membership", "probes", "recovery", "roc", "traces"))
+CODE = tuple(
+    f"zspag.{name}" for name in ("audit", "features", "membership", "probes", "recovery", "residual", "roc", "traces")
+)
 
 
 def audit(profile: Profile, *, seeds: Sequence[int], spread: Spread = pool_map) -> pd.DataFrame:

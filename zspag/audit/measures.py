@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zspag import features, membership, probes, recovery, traces
+from zspag import features, membership, probes, recovery, residual, traces
 from zspag.audit.bench import DRAWS, FOLDS, GRID, PENALTY, Bench
 from zspag.evaluation import accuracy, agreement, macro_accuracy, mean_js
 from zspag.experiment import trained, untrained
@@ -139,20 +139,20 @@ def residual_rows(bench: Bench, name: str) -> Rows:
 
     Yields:
         A row per kind of move and radius: moved ("at random" or "by attack"), radius (pixels), and the fields of
-        ``traces.Residual``.
+        ``residual.Residual``.
     """
     images, labels = bench.panel.images.forget_test, bench.panel.labels.forget_test
     looks: dict[str, Callable[..., Tensor]] = {
-        "at random": partial(traces.recognized_nearby, draws=DRAWS),
-        "by attack": traces.recognized_under_attack,
+        "at random": partial(residual.recognized_nearby, draws=DRAWS),
+        "by attack": residual.recognized_under_attack,
     }
-    for radius in traces.RADII:
+    for radius in residual.RADII:
         for moved, look in looks.items():
             known, target = (
                 look(network, images, labels, radius=radius, generator=generator_for(bench.case.seed, "moved"))
                 for network in (bench.networks[name], bench.networks["retrained"])
             )
-            yield {"moved": moved, "radius": radius} | asdict(traces.residual(known, target))
+            yield {"moved": moved, "radius": radius} | asdict(residual.residual(known, target))
 
 
 MEASURES: Mapping[str, Callable[[Bench, str], Rows]] = {
