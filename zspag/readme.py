@@ -65,6 +65,7 @@ CHAPTERS = {
     "04_pseudo_labeling": "What should a forgotten image become, and does the influence of a label matter?",
     "05_experiments": "Does it hold for every class and seed, and would something simpler have done?",
     "06_ablations": "Which of its many choices matter, and where does it break?",
+    "07_audit": "Forgotten, or only silent: what do attackers, probes and training still find?",
 }
 
 

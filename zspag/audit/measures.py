@@ -18,6 +18,7 @@ from zspag.experiment import trained, untrained
 from zspag.runtime import generator_for, logits_of
 
 Rows = Iterator[dict[str, Any]]
+TRIAL_STEPS = 10  # of training, where numbers mean nothing
 
 
 def membership_rows(bench: Bench, name: str) -> Rows:
@@ -117,6 +118,8 @@ def relearning_rows(bench: Bench, name: str) -> Rows:
         "other classes": (*bench.retained, recovery.RATES_OF_OTHERS),
     }
     for what, (pictures, classes, rates) in shown.items():
+        if bench.case.profile.trial:
+            rates = dict.fromkeys(rates, TRIAL_STEPS)
         curves = recovery.training_curves(
             bench.networks[name], pictures, classes, judged=bench.judged, rates=rates, seeds=(bench.case.seed,)
         )
