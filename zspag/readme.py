@@ -267,6 +267,12 @@ def c3(results: Path) -> str:
     return f"{table}\n\n{claims.label_verdict(halves, titles=titles)}\n"
 
 
+def audit(results: Path) -> str:
+    """Return what the audit of notebook 07 found, as its last cell composed it."""
+    found = _read(results / "digits" / "07_findings.json")
+    return NOT_YET if found is None else "\n".join(f"* {line}" for line in found["data"]["sentences"]) + "\n"
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "commands": commands,
     "chapters": chapters,
@@ -277,6 +283,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "pairs": pairs,
     "sweeps": sweeps,
     "c3": c3,
+    "audit": audit,
 }
 
 
