@@ -20,10 +20,11 @@ help: ## Show this list
 figures: $(STAMP) ## Run the notebooks and draw every figure into figures/PROFILE
 	@$(RUN) -m zspag reproduce --profile $(PROFILE) $(if $(filter 1,$(RECORDED)),--recorded)
 
-test: lint ## Lint, then the tests, the doctests and every notebook in the smoke profile
+test: lint ## Lint, then the tests, the doctests, every notebook in the smoke profile, and the claims on what it made
 	@$(RUN) -m pytest
 	@if compgen -G 'notebooks/*.ipynb' > /dev/null; then \
-	  ZSPAG_PROFILE=smoke $(RUN) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300; fi
+	  ZSPAG_PROFILE=smoke $(RUN) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	  && $(RUN) -m zspag claims --profile smoke --fresh; fi
 
 lint: $(STAMP) ## Check format, style and types
 	@$(RUN) -m ruff format --check --quiet .

@@ -50,12 +50,13 @@ MAY_IMPORT = {
     "contrasts": set(),
     "notebook": {"config", "profiles", "provenance", "files", "plots"},
     "reproduce": {"config", "profiles", "provenance", "files", "notebook", "plots"},
-    "claims": {"tables"},
+    "claims": {"files", "profiles", "tables"},
+    "reproducible": {"config", "profiles", "provenance", "files"},
     "cluster": {"runtime"},
     "__init__": {"config", "models", "unlearning"},
 }
 MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {
-    "plots", "tables", "contrasts", "notebook", "reproduce", "claims", "cluster", "__init__"
+    "plots", "tables", "contrasts", "notebook", "reproduce", "reproducible", "claims", "cluster", "__init__"
 }  # fmt: skip
 MAY_IMPORT["audit"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["ablation"] = MAY_IMPORT["experiment"] | {"experiment"}
@@ -78,6 +79,7 @@ NO_TORCH = (
     "readme",
     "reproduce",
     "claims",
+    "reproducible",
     "__main__",
 )
 

@@ -17,7 +17,7 @@ from zspag.config import FolderConfig, Ladders
 from zspag.files import write_json
 from zspag.profiles import PROFILES
 
-COMMANDS = ("reproduce", "run", "sweep", "unlearn", "methods", "data", "env", "provenance")
+COMMANDS = ("reproduce", "run", "sweep", "unlearn", "methods", "claims", "data", "env", "provenance")
 
 
 @pytest.fixture

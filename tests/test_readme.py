@@ -204,4 +204,4 @@ def test_a_sweep_without_retrained_models_is_none_and_one_that_was_cut_down_stan
 
 
 def test_every_profile_as_it_is_is_not_cut_down():
-    assert {readme.cut_down(to_dict(profile)) for profile in PROFILES.values()} == {""}
+    assert {claims.cut_down(to_dict(profile)) for profile in PROFILES.values()} == {""}

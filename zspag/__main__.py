@@ -1,4 +1,4 @@
-"""The command line: ``zspag reproduce | run | sweep | unlearn | methods | data | env | provenance``.
+"""The command line: ``zspag reproduce | run | sweep | unlearn | methods | claims | data | env | provenance``.
 
 Invariant: thin; every sub-command imports what it needs when it is called, so that ``zspag --help`` answers at once.
 """
@@ -77,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--profile", default="cpu", choices=sorted(profiles.PROFILES), help="whose rates are printed")
     one.set_defaults(action=_methods)
 
+    one = commands.add_parser(
+        "claims", help="judge each claim of the paper on recorded results, and verify their files"
+    )
+    one.add_argument("--profile", choices=sorted(profiles.PROFILES), help="whose results (default: all recorded)")
+    one.add_argument("--fresh", action="store_true", help="judge what was computed here (runs/PROFILE/results) instead")
+    one.set_defaults(action=_claims)
+
     one = commands.add_parser("data", help="list the data sets, get one, or check a cached one against its source")
     _add_data_tasks(one)
     one.set_defaults(action=_data)
@@ -84,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("env", help="print versions, device and threads")
     one.set_defaults(action=_env)
 
-    one = commands.add_parser("provenance", help="print how a result, figure, notebook or checkpoint was made")
+    one = commands.add_parser("provenance", help="print how a file was made, and whether it can be made again")
     one.add_argument("file", type=Path)
     one.set_defaults(action=_provenance)
     return parser
@@ -221,6 +228,21 @@ def _methods(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _claims(chosen: argparse.Namespace) -> int:
+    from zspag import claims
+    from zspag.files import repository_root
+
+    root = repository_root()
+    named = [chosen.profile] if chosen.profile else claims.profiles(root / "results")
+    found = [claims.audit(root, profile=profile, fresh=chosen.fresh) for profile in named]
+    for lines, _ in found:
+        print("\n".join([*lines, ""]))
+    troubles = [trouble for _, some in found for trouble in some]
+    for trouble in troubles or ["nothing is recorded"] * (not found):
+        print(f"zspag claims: {trouble}", file=sys.stderr)
+    return 1 if troubles or not found else 0
+
+
 def _data(chosen: argparse.Namespace) -> int:
     from zspag.data import inventory
 
@@ -253,9 +275,10 @@ def _env(_chosen: argparse.Namespace) -> int:
 
 
 def _provenance(chosen: argparse.Namespace) -> int:
-    from zspag import provenance
+    from zspag import provenance, reproducible
 
     print(provenance.describe(provenance.read_record(chosen.file)))
+    print(reproducible.verdict(chosen.file))
     return 0
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from zspag.files import replacing
-from zspag.provenance import KEY, digest, read_header
+from zspag.provenance import KEY, differences, digest, read_header
 
 Tensors = dict[str, Tensor]
 
@@ -162,11 +162,10 @@ class Store:
 
     def explain(self, kind: str, key: dict[str, Any]) -> str:
         """Return one sentence on why ``get`` finds nothing: the fields in which the nearest stored key differs."""
-        wanted = _leaves(json.loads(_json(key)))
-        stored = [_leaves(other) for other in self._keys(kind)]
+        stored = self._keys(kind)
         if not stored:
             return f"nothing of kind {kind!r} is stored in {self.root}"
-        nearest = min((_difference(wanted, other) for other in stored), key=len)
+        nearest = min((differences(key, other, names=("wanted", "stored")) for other in stored), key=len)
         if not nearest:
             return f"{self.path(kind, key)} is stored"
         return f"the nearest stored {kind!r} differs in " + "; ".join(nearest)
@@ -181,18 +180,3 @@ class Store:
             except (struct.error, ValueError, KeyError, TypeError):
                 continue  # damaged: `get` says so, an explanation need not
         return keys
-
-
-def _leaves(value: Any, name: str = "") -> dict[str, str]:
-    """Flatten nested dictionaries to ``{"train.lr": "0.1"}``; everything else, lists too, is a leaf."""
-    if not isinstance(value, dict):
-        return {name: _json(value)}
-    found: dict[str, str] = {}
-    for key, child in value.items():
-        found |= _leaves(child, f"{name}.{key}" if name else key)
-    return found
-
-
-def _difference(wanted: dict[str, str], other: dict[str, str]) -> list[str]:
-    names = [name for name in sorted(wanted.keys() | other.keys()) if wanted.get(name) != other.get(name)]
-    return [f"{name}: {wanted.get(name, 'absent')} wanted, {other.get(name, 'absent')} stored" for name in names]

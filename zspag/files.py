@@ -18,6 +18,11 @@ def repository_root() -> Path:
     return Path(os.environ.get("ZSPAG_ROOT") or Path(__file__).parents[1])
 
 
+def data_root() -> Path:
+    """Return the folder of the data sets: ``ZSPAG_DATA``, or ``data/`` of the repository."""
+    return Path(os.environ.get("ZSPAG_DATA") or repository_root() / "data")
+
+
 @contextmanager
 def replacing(path: str | Path) -> Generator[Path, None, None]:
     """Yield a temporary path beside ``path``; on success it is synced and renamed over ``path``, on failure removed.

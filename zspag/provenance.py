@@ -20,10 +20,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from zspag.files import read_json
+from zspag.files import read_json, repository_root
 
 KEY = "zspag"
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "papermill", "zspag")
+TRAINING_CODE = ("zspag.models.building", "zspag.models.layers", "zspag.training")  # and the architecture's own module
 GENERATED = ("figures", "results", "README.md")  # what a run itself rewrites does not make the code that ran dirty
 
 
@@ -51,7 +52,7 @@ def record(
         "config_sha256": digest(config),
         "seed": seed,
         "data_sha256": data_sha256,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: installed(name) for name in PACKAGES},
         "platform": {"system": platform.system(), "machine": platform.machine()},
         "device": device,
         "threads": threads,
@@ -74,6 +75,36 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def differences(one: Any, other: Any, *, names: tuple[str, str]) -> list[str]:
+    """Name the values in which two nested dictionaries differ; tuples and lists are one value and equal each other.
+
+    Args:
+        one: The first, of what JSON holds.
+        other: The second.
+        names: What the two are called.
+
+    Example:
+        >>> differences({"train": {"lr": 0.1}}, {"train": {"lr": 0.3, "pad": 4}}, names=("wanted", "stored"))
+        ['train.lr: 0.1 wanted, 0.3 stored', 'train.pad: absent wanted, 4 stored']
+    """
+    first, second = _leaves(one), _leaves(other)
+    return [
+        f"{leaf}: {first.get(leaf, 'absent')} {names[0]}, {second.get(leaf, 'absent')} {names[1]}"
+        for leaf in sorted(first.keys() | second.keys())
+        if first.get(leaf) != second.get(leaf)
+    ]
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, str]:
+    """Flatten nested dictionaries to ``{"train.lr": "0.1"}``; everything else, lists too, is a leaf."""
+    if not isinstance(value, dict):
+        return {name: _canonical(value)}
+    found: dict[str, str] = {}
+    for key, child in value.items():
+        found |= _leaves(child, f"{name}.{key}" if name else str(key))
+    return found
+
+
 def code_hash(module_names: Iterable[str]) -> str:
     """Return one SHA-256 (hex) over the syntax trees of modules; comments, layout and docstrings do not count.
 
@@ -92,18 +123,19 @@ def code_hash(module_names: Iterable[str]) -> str:
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
             raise ValueError(f"{name} is not a module with source code, so its code cannot be hashed")
         origin = Path(spec.origin)
-        sources.append([name, _normalized(origin.read_text(encoding="utf-8"))])
+        sources.append([name, normalized(origin.read_text(encoding="utf-8"))])
         if spec.submodule_search_locations is not None:
             inside = {path.relative_to(origin.parent).as_posix(): path for path in origin.parent.rglob("*.py")}
             del inside[origin.name]
             sources += [
-                [f"{name}/{place}", _normalized(path.read_text(encoding="utf-8"))]
+                [f"{name}/{place}", normalized(path.read_text(encoding="utf-8"))]
                 for place, path in sorted(inside.items())
             ]
     return digest(sources)
 
 
-def _normalized(source: str) -> str:
+def normalized(source: str) -> str:
+    """Return Python source as its syntax tree says it: without comments, layout and docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -113,7 +145,8 @@ def _normalized(source: str) -> str:
     return ast.unparse(tree)  # not ast.dump, whose form changes with the version of Python
 
 
-def _version(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """Return the installed version of a package, or None."""
     try:
         return version(package)  # from the metadata: importing torch for its version would make every reader slow
     except PackageNotFoundError:
@@ -121,12 +154,17 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    root = Path(os.environ.get("ZSPAG_ROOT") or Path(__file__).parent.parent).resolve()
+    changes = git("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in GENERATED))
+    return git("rev-parse", "--verify", "--quiet", "HEAD"), None if changes is None else bool(changes)
+
+
+def git(*arguments: str) -> str | None:
+    """Return what git says in the repository; None where it fails, or where this is no checkout of its own."""
+    root = repository_root().resolve()
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root:
-        return None, None  # installed somewhere inside another project's checkout: its commit says nothing about us
-    changes = _git(root, "status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in GENERATED))
-    return _git(root, "rev-parse", "--verify", "--quiet", "HEAD"), None if changes is None else bool(changes)
+        return None  # installed somewhere inside another project's checkout: its commit says nothing about us
+    return _git(root, *arguments)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -1,5 +1,7 @@
 """The README's tables and numbers, written from committed result files: ``make readme``.
 
+The same command accepts what is recorded (``claims.accept``): ``zspag claims`` refuses what was changed afterwards.
+
 Text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` belongs to this module, the rest to people. A test
 fails when a block no longer says what the files say.
 
@@ -14,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from zspag import claims, files, tables
-from zspag.profiles import PAPER_DATA, PAPER_NETS, PROFILES
+from zspag.profiles import PAPER_DATA, PAPER_NETS
 
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[a-z0-9_]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 NOT_YET = "_not yet measured_\n"
@@ -184,41 +186,17 @@ def _pair(rows: list[dict[str, Any]]) -> str:
 
 
 def recorded_sweeps(results: Path) -> dict[tuple[str, str, str, str], Path]:
-    """Return the recorded sweep of every profile, data set, architecture and what was cut down (see ``cut_down``).
-
-    Where several are recorded, it is the one of the newest schema; of these the one of most methods, then the youngest.
-    Those without retrained models, made for claim C3 alone, are none.
+    """Return the sweep that counts for every profile, data set, architecture and size (see ``claims.sweeps``).
 
     Args:
         results: The folder that holds one folder per profile.
     """
-    found: dict[tuple[str, str, str, str], tuple[tuple[int, int, str], Path]] = {}
-    for path in sorted(results.glob("*/sweep_*.json")):
-        content = files.read_json(path)
-        made = content["provenance"]
-        config = made["config"]
-        if not config.get("retrained", True):
-            continue
-        key = (path.parent.name, Path(config["dataset"]).name, Path(config["arch"]).name, cut_down(config))
-        methods = pd.DataFrame(content["data"]["rows"])["method"].nunique()
-        rank = (content["schema"], methods, made["started"])
-        if key not in found or rank > found[key][0]:
-            found[key] = (rank, path)
-    return {key: path for key, (_, path) in found.items()}
-
-
-def cut_down(config: dict[str, Any]) -> str:
-    """Say what of its profile's size a recorded configuration leaves out; nothing if it was run as it is.
-
-    Args:
-        config: A profile as a dictionary; options that are younger than the record may be missing.
-    """
-    usual = PROFILES.get(config.get("name", ""))
-    samples, half = config.get("forget_samples"), config.get("test_half")
-    parts = [f"{samples} forget images"] if usual is not None and samples != usual.forget_samples else []
-    parts += [f"{config['retain_samples']} images per class for oracles"] if config.get("retain_samples") else []
-    parts += [f"judged on the {half} half of the test images"] if half else []
-    return ", ".join(parts)
+    found: dict[tuple[str, str, str, str], Path] = {}
+    for folder in sorted(results.glob("*/")):
+        contents = {path.stem: files.read_json(path) for path in sorted(folder.glob("sweep_*.json"))}
+        names = claims.sweeps(contents)
+        found |= {(folder.name, *key): folder / f"{name}.json" for key, name in names.items()}
+    return found
 
 
 def sweeps(results: Path) -> str:
@@ -273,10 +251,20 @@ def audit(results: Path) -> str:
     return NOT_YET if found is None else "\n".join(f"* {line}" for line in found["data"]["sentences"]) + "\n"
 
 
+def verdicts(results: Path) -> str:
+    """Return the verdict on every claim, one table per profile of which anything is recorded."""
+    shown = [
+        f"Profile `{profile}`:\n\n{claims.table(claims.judge(results / profile, profile=profile))}\n"
+        for profile in claims.profiles(results)
+    ]
+    return "\n".join(shown) or NOT_YET
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "commands": commands,
     "chapters": chapters,
     "headline": headline,
+    "claims": verdicts,
     "main_table": _table("05_main"),
     "hindsight_table": _table("05_hindsight"),
     "runs": runs,
@@ -288,8 +276,9 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
 
 
 def main() -> None:
-    """Rewrite the README's blocks in place."""
+    """Accept the recorded results as they are, and rewrite the README's blocks in place."""
     root = files.repository_root()
+    claims.accept(root / "results")
     path = root / "README.md"
     with files.replacing(path) as temporary:
         temporary.write_text(render(path.read_text(encoding="utf-8"), root), encoding="utf-8")

@@ -5,9 +5,10 @@ Invariant: the same source gives the same tensors in the same order, and ``Datas
 
 from zspag.data.folders import labelled_folder
 from zspag.data.guard import Guard
-from zspag.data.loading import data_root, load
+from zspag.data.loading import load
 from zspag.data.sources import gaussians2d
 from zspag.data.splits import Dataset, Split, channel_statistics, halved, spread_evenly, thinned
+from zspag.files import data_root
 
 __all__ = [
     "Dataset",

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from zspag.data.cache import counts
-from zspag.data.loading import NAMED, data_root, find_folder, load, plan
+from zspag.data.loading import NAMED, find_folder, load, plan
 from zspag.data.official import OFFICIAL, locate
-from zspag.files import read_json
+from zspag.files import data_root, read_json
 
 WHAT = {name: official.what for name, official in OFFICIAL.items()} | {
     "digits": "1 797 handwritten digits, 8x8, grey",

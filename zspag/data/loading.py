@@ -4,7 +4,6 @@ Invariant: a set that cannot be had says in one sentence what to put where.
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +18,7 @@ from zspag.data.guard import count_load
 from zspag.data.official import OFFICIAL, provide, read_official
 from zspag.data.sources import DIGITS_SPLIT_SEED, read_digits
 from zspag.data.splits import Dataset
+from zspag.files import data_root
 
 NAMED = ("digits", *OFFICIAL, "facescrub")
 FOLDER_DEFAULTS = FolderOptions(image_size=None, test_share=0.2, split_seed=0, min_per_class=10)
@@ -39,14 +39,6 @@ class Plan:
     key: str
     source: dict[str, Any]
     build: Callable[[], Dataset]
-
-
-def data_root() -> Path:
-    """Return the folder of the data sets: ``$ZSPAG_DATA``, or ``data/`` of the repository."""
-    if chosen := os.environ.get("ZSPAG_DATA"):
-        return Path(chosen)
-    repository = os.environ.get("ZSPAG_ROOT")
-    return (Path(repository) if repository else Path(__file__).parents[2]) / "data"
 
 
 def load(

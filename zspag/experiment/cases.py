@@ -23,7 +23,7 @@ from zspag.profiles import PROFILES
 from zspag.runtime import channels_last, pick_device
 from zspag.training import train
 
-_TRAINING_CODE = ("zspag.models.building", "zspag.models.layers", "zspag.training")
+_TRAINING_CODE = provenance.TRAINING_CODE
 
 
 @dataclass(frozen=True)
