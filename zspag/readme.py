@@ -67,7 +67,6 @@ CHAPTERS = {
     "04_pseudo_labeling": "What should a forgotten image become, and does the influence of a label matter?",
     "05_experiments": "Does it hold for every class and seed, and would something simpler have done?",
     "06_ablations": "Which of its many choices matter, and where does it break?",
-    "07_audit": "Forgotten, or only silent: what do attackers, probes and training still find?",
 }
 
 
@@ -245,12 +244,6 @@ def c3(results: Path) -> str:
     return f"{table}\n\n{claims.label_verdict(halves, titles=titles)}\n"
 
 
-def audit(results: Path) -> str:
-    """Return what the audit of notebook 07 found, as its last cell composed it."""
-    found = _read(results / "digits" / "07_findings.json")
-    return NOT_YET if found is None else "\n".join(f"* {line}" for line in found["data"]["sentences"]) + "\n"
-
-
 def verdicts(results: Path) -> str:
     """Return the verdict on every claim, one table per profile of which anything is recorded."""
     shown = [
@@ -271,7 +264,6 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "pairs": pairs,
     "sweeps": sweeps,
     "c3": c3,
-    "audit": audit,
 }
 
 

@@ -30,9 +30,10 @@ def membership_rows(bench: Bench, name: str) -> Rows:
     logits, labels = bench.panel.images.map_logits(bench.networks[name]), bench.panel.labels
     draws = generator_for(bench.case.seed, "membership")
     members, others = membership.balanced(labels.forget_train, labels.forget_test, generator=draws)
+    folds = min(FOLDS, len(members) // 2)  # fewer where a trial leaves a handful of images
     found = membership.attack(
         logits.forget_train.cpu()[members], labels.forget_train.cpu()[members],
-        logits.forget_test.cpu()[others], labels.forget_test.cpu()[others], folds=FOLDS, generator=draws,
+        logits.forget_test.cpu()[others], labels.forget_test.cpu()[others], folds=folds, generator=draws,
     )  # fmt: skip
     for attack, figures in found.items():
         yield {"attack": attack} | asdict(figures)
