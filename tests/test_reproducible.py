@@ -60,11 +60,11 @@ def record(profile=PROFILES["digits"], **changes):
     return made | changes
 
 
-def result(root, name="05_ladder", made=None, **data):
+def result(root, name="05_ladder", own=None, **data):
     path = root / "results" / "digits" / f"{name}.json"
     content = {"schema": 1, "name": name, "profile": "digits", "draw": "bars", "numbers": {"a": [1.0, None]}}
     panel = {"groups": ["a"], "series": {"b": [1.0]}}
-    write_json(path, content | {"data": {"panels": [panel]} | data, "provenance": made or record()})
+    write_json(path, content | {"data": {"panels": [panel]} | data, "provenance": own or record()})
     return path
 
 
@@ -108,6 +108,17 @@ def test_changed_code_is_named_committed_or_not(root):
     assert reproducible.verdict(path) == expected
 
 
+def test_methods_that_joined_a_sweep_later_are_compared_with_the_commit_that_made_them(root):
+    made = {name: value for name, value in record().items() if name not in ("config", "platform")}
+    assert reproducible.verdict(result(root, "sweep_digits_digits_0", made={"zs_pag": made})) == SAME
+    (root / "zspag" / "tables.py").write_text(SOURCE.replace("2 * x", "3 * x"))
+    git(root, "add", ".")
+    git(root, "commit", "-q", "-m", "second")
+    later = record()  # the file as a whole is of this commit, one of its methods is not
+    path = result(root, "sweep_digits_digits_0", later, made={"zs_pag": made, "delete": made | later})
+    assert reproducible.verdict(path).endswith(f"no: code since {made['commit'][:7]} (zspag/tables.py)")
+
+
 def test_cells_of_the_same_notebook_are_code_too(root):
     path, sweep = result(root), result(root, "sweep_digits_digits_0")
     write_json(root / "notebooks" / "05_experiments.ipynb", page("x = 1", "y = 3"))
@@ -124,7 +135,7 @@ def test_cells_of_the_same_notebook_are_code_too(root):
     ],
 )
 def test_code_that_is_not_known_cannot_be_compared(root, changes, reason):
-    path = result(root, made=record() | changes)
+    path = result(root, own=record() | changes)
     assert reproducible.verdict(path) == f"this tree reproduces it: cannot tell: {reason}"
 
 
@@ -157,18 +168,18 @@ def older(change):
 
 def test_option_younger_than_the_file_had_its_default(root):
     made = older(lambda config: config["unlearn"]["proxies"].pop("margin"))
-    assert reproducible.verdict(result(root, made=made)) == SAME
+    assert reproducible.verdict(result(root, own=made)) == SAME
 
 
 def test_option_that_is_gone_is_named(root):
     made = older(lambda config: config["unlearn"]["proxies"].update(momentum=0.9))
-    assert "no: configuration (ProxyConfig has no option momentum" in reproducible.verdict(result(root, made=made))
+    assert "no: configuration (ProxyConfig has no option momentum" in reproducible.verdict(result(root, own=made))
 
 
 def test_record_that_was_edited_is_noticed(root):
     made = record()
     made["config"]["width"] = 99
-    assert "does not have the hash that stands beside it" in reproducible.verdict(result(root, made=made))
+    assert "does not have the hash that stands beside it" in reproducible.verdict(result(root, own=made))
 
 
 def test_what_the_command_line_chooses_is_no_difference_to_a_sweep_but_is_one_to_a_notebook(root):
@@ -190,7 +201,7 @@ def test_option_that_no_command_line_has_is_a_difference_to_a_sweep(root):
 def test_profile_that_is_unknown_cannot_be_compared(root):
     made = older(lambda config: config.update(name="mine"))
     assert "cannot tell: the record names no profile that there is, but 'mine'" in reproducible.verdict(
-        result(root, made=made)
+        result(root, own=made)
     )
 
 
@@ -214,14 +225,14 @@ def test_data_that_are_not_here_cannot_be_compared(root):
     ],
 )
 def test_another_environment_is_named(root, changes, said):
-    assert f"reproduces it: no: {said}" in reproducible.verdict(result(root, made=record() | changes))
+    assert f"reproduces it: no: {said}" in reproducible.verdict(result(root, own=record() | changes))
 
 
 def test_whether_torch_takes_a_graphics_card_is_not_known_without_torch(root, monkeypatch):
     monkeypatch.setattr(reproducible.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert "cannot tell: it was made on the CPU" in reproducible.verdict(result(root))
-    assert reproducible.verdict(result(root, made=record() | {"device": "cuda"})) == SAME
+    assert reproducible.verdict(result(root, own=record() | {"device": "cuda"})) == SAME
 
 
 # Figures

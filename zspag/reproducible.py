@@ -46,13 +46,23 @@ def verdict(path: Path) -> str:
     Raises:
         ValueError: If the file carries no record; see ``provenance.read_record``.
     """
-    record = provenance.read_record(path)
     parts = (_configuration, _code, _data, _environment, _figure)
-    findings = [finding for part in parts for finding in part(path, record)]
+    findings = dict.fromkeys(finding for part in parts for record in _records(path) for finding in part(path, record))
     for kind, word in ((DIFFERS, "no"), (UNKNOWN, "cannot tell")):
         if said := [text for known, text in findings if known is kind]:
             return f"this tree reproduces it: {word}: {'; '.join(said)}"
     return "this tree reproduces it: yes"
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """Return the record of a file, and those of methods that were swept at another time, each but once."""
+    own = provenance.read_record(path)
+    parts = files.read_json(path).get("data", {}).get("made", {}) if path.suffix == ".json" else {}
+    records = [own, *(own | part for part in parts.values())]
+    when = ("started", "seconds")
+    return list(
+        {provenance.digest({name: one[name] for name in one if name not in when}): one for one in records}.values()
+    )
 
 
 def _listed(what: str, names: list[str]) -> str:
