@@ -22,7 +22,13 @@ from zspag.pseudo_labels import masked_log_probabilities, random_labels
 from zspag.runtime import generator_for, logits_of
 from zspag.subspaces import combine, pooled, second_moments
 
-RATES = {"jit": (0.0001, 0.0005)}  # above these JiT runs away from its own moving target, and diverges
+RATES = {
+    "jit": (0.0001, 0.0005),  # above these JiT runs away from its own moving target, and diverges
+    # With 1 these diverge, and what .03 does differs from processor to processor.
+    "distilled": (0.03, 0.2),
+    "unsc": (0.03, 0.2),
+    "scrub": (0.03, 0.06),
+}
 FORGET_ONLY = [name for name, method in METHODS.items() if method.oracle is None]
 MOVE_ALL = {  # parameters; the others of the table leave some frozen
     "gradient_ascent",
