@@ -25,6 +25,13 @@ def test_a_stale_block_is_noticed(tmp_path):
     assert readme.render(stale, ROOT) == TEXT
 
 
+def test_the_quickstart_shows_the_same_verdicts():
+    cells = files.read_json(ROOT / "notebooks" / "00_quickstart.ipynb")["cells"]
+    (shown,) = [cell for cell in cells if "readme.verdicts" in "".join(cell["source"]) and cell["cell_type"] == "code"]
+    kept = "".join(shown["outputs"][0]["data"]["text/markdown"])
+    assert kept == readme.verdicts(ROOT / "results"), "notebook 00 is stale: run `make notebooks`"
+
+
 def test_a_block_that_nothing_writes_is_refused():
     with pytest.raises(ValueError, match="README block 'wishes' is written by nothing"):
         readme.render("<!-- begin wishes -->\n<!-- end wishes -->", ROOT)

@@ -193,6 +193,10 @@ def test_what_the_command_line_chooses_is_no_difference_to_a_sweep_but_is_one_to
     assert said.endswith(" more)")
 
 
+def test_number_of_processes_is_no_difference(root):
+    assert reproducible.verdict(result(root, own=record(replace(PROFILES["digits"], workers=7)))) == SAME
+
+
 def test_option_that_no_command_line_has_is_a_difference_to_a_sweep(root):
     made = record(replace(PROFILES["digits"], width=99))
     assert "width: 99 recorded, 24 now" in reproducible.verdict(result(root, "sweep_digits_digits_4", made))

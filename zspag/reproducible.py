@@ -85,7 +85,8 @@ def _configuration(path: Path, record: dict[str, Any]) -> Iterator[Finding]:
         yield DIFFERS, f"configuration ({error})"
         return
     today = _today(recorded, options=not _of_a_notebook(path))
-    if found := provenance.differences(to_dict(recorded), to_dict(today), names=("recorded", "now")):
+    same = replace(recorded, workers=today.workers)  # processes share the work and are in no number
+    if found := provenance.differences(to_dict(same), to_dict(today), names=("recorded", "now")):
         yield DIFFERS, _listed("configuration", found)
     if record.get("threads") not in (today.threads, today.threads * today.workers):
         yield DIFFERS, f"threads ({record.get('threads')} recorded, {today.threads} now)"
