@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.laboratory import FORGET, changed_names, small
-from zspag import recovery, relearning
+from zspag import relearning
 from zspag.evaluation import Masked, accuracy
 from zspag.models import build
 from zspag.recovery import anamnesis, arrivals, checkpoints, training_curve, training_curves
@@ -44,7 +44,6 @@ def curve_of(model, *, steps=STEPS, seed=0, lr=LR):
 def small_batches(monkeypatch):
     """40 images are then shown in batches of 14, 13 and 13."""
     monkeypatch.setattr(relearning, "BATCH", 16)
-    monkeypatch.setattr(recovery, "BATCH", 16)
 
 
 @pytest.mark.usefixtures("small_batches")

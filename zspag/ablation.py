@@ -9,8 +9,9 @@ says so.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
@@ -20,8 +21,8 @@ from zspag.config import Profile, to_dict
 from zspag.evaluation import score
 from zspag.experiment import (
     Case,
-    RunsFailed,
     Spread,
+    answered,
     data_of,
     forget_set,
     guard_of,
@@ -175,19 +176,15 @@ def table(
     for name in {_net_name(*job) for job in seeds.values()}:
         nets.pop(name, None)
     # What several jobs share comes first, or each of them would make it: the own net, then its like and the material.
-    _answers(spread, _make_net, list(seeds.values()))
-    _answers(spread, _make_shared, [*((case, OWN) for case in cases), *nets.values()])
-    answers = _answers(spread, _rows, jobs)
+    do = partial(answered, cases[0].profile, spread, title="ablations", name=_name)
+    do(_make_net, list(seeds.values()))
+    do(_make_shared, [*((case, OWN) for case in cases), *nets.values()])
+    answers = do(_rows, jobs)
     return [row for job in jobs for row in answers[job]]
 
 
-def _answers(spread: Spread, function: Callable[[Any], Any], jobs: Sequence[Any]) -> dict[Any, Any]:
-    answers, profile = {}, jobs[0][0].profile
-    for job, answer in spread(function, jobs, workers=profile.workers, threads_each=profile.threads, title="ablations"):
-        if isinstance(answer, Exception):
-            raise RunsFailed(f"seed {job[0].seed}, class {job[0].forget}: {answer}") from answer
-        answers[job] = answer
-    return answers
+def _name(job: tuple[Case, Any]) -> str:
+    return f"seed {job[0].seed}, class {job[0].forget}"
 
 
 def _net_name(case: Case, variant: Variant) -> str:

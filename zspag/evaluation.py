@@ -53,6 +53,11 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels).double().mean().item()
 
 
+def recognized(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return which rows have their label as argmax, shape (n,); a row that is not finite recognizes nothing."""
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)  # the argmax of NaN is a class like any other
+
+
 def macro_accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the mean over the classes present of each class's accuracy."""
     return sum(per_class_accuracy(logits, labels).values()) / len(labels.unique())
@@ -171,7 +176,7 @@ def score(logits: Parts, panel: Panel) -> Scores:
     Returns:
         The scores. Non-finite logits count as wrong and their divergences are cut at a large finite value.
     """
-    clean = Parts(*(_finite(part) for part in (logits.forget_train, logits.forget_test, logits.retain_test)))
+    clean = Parts(*(finite(part) for part in (logits.forget_train, logits.forget_test, logits.retain_test)))
     yardstick = masked(panel.original.retain_test, forget=panel.forget)
     acc_retain = macro_accuracy(clean.retain_test, panel.labels.retain_test)
     return Scores(
@@ -208,7 +213,7 @@ def _beside_retrained(clean: Parts, panel: Panel) -> dict[str, float | None]:
     }
 
 
-def _finite(logits: Tensor) -> Tensor:
+def finite(logits: Tensor) -> Tensor:
     """A ruined model has infinite logits; it is judged as what it is, very wrong, without breaking the table."""
     return logits.nan_to_num(nan=0.0, posinf=1e6, neginf=-1e6).clamp(-1e6, 1e6)
 

@@ -11,17 +11,15 @@ Invariant: with the same generator every model is shown the same images in the s
 
 import copy
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zspag.relearning import BATCH, MOMENTUM, MOST_STEPS, RATE, SHARE
-from zspag.residual import recognized
-from zspag.runtime import channels_last, generator_for, logits_of
+from zspag.relearning import MOMENTUM, MOST_STEPS, RATE, SHARE, batches, share_recognized
+from zspag.runtime import channels_last, generator_for
 
 # Rates, and the steps after which to give up. The main one tells apart what comes back early; a retrained network may
 # not arrive within its steps, and an index is then a bound. At the other two a retrained one arrives as well (on digits
@@ -79,22 +77,16 @@ def training_curve(
         raise ValueError(f"steps must rise from 0 or more, got {tuple(steps)}")
     changed = copy.deepcopy(model).eval().requires_grad_()
     optimizer = torch.optim.SGD(changed.parameters(), lr=lr, momentum=MOMENTUM)
-    batches, done, shown, rows = _batches(len(images), generator), 0, 0, []
+    following, done, shown, rows = batches(len(images), generator), 0, 0, []
     for wanted in steps:
-        for batch in itertools.islice(batches, wanted - done):
+        for batch in itertools.islice(following, wanted - done):
             chosen = batch.to(images.device)
             _step(changed, images[chosen], labels[chosen], optimizer)
             shown += len(batch)
         done = wanted
-        accuracies = {name: _accuracy(changed, *part) for name, part in judged.items()}
+        accuracies = {name: share_recognized(changed, *part) for name, part in judged.items()}
         rows.append({"step": done, "samples": shown} | accuracies)
     return rows
-
-
-def _batches(count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield what ``relearning_curve`` shows; its own iterator is private, and its file a part of cache keys."""
-    while True:
-        yield from torch.randperm(count, generator=generator).tensor_split(math.ceil(count / BATCH))
 
 
 def _step(model: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -103,10 +95,6 @@ def _step(model: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.opt
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-
-
-def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    return recognized(logits_of(model, images), labels).double().mean().item()
 
 
 def training_curves(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zspag.evaluation import recognized
 from zspag.runtime import channels_last, evaluating, logits_of
 
 # At 1e-2 the masked original is back within one step, at 1e-3 within four: nothing to tell models apart by. At 3e-4 it
@@ -57,11 +58,11 @@ def relearning_curve(
         unless there is none. A model whose loss is no longer finite is not trained further.
     """
     changed = copy.deepcopy(model)
-    curve = [_recognized(changed, judged_images, judged_labels)]
+    curve = [share_recognized(changed, judged_images, judged_labels)]
     with evaluating(changed):
         moving = list(changed.requires_grad_().parameters())
         optimizer = torch.optim.SGD(moving, lr=lr, momentum=MOMENTUM)
-        for batch in itertools.islice(_batches(len(images), generator), most_steps):
+        for batch in itertools.islice(batches(len(images), generator), most_steps):
             if curve[-1] >= level:
                 break
             chosen = batch.to(images.device)
@@ -71,7 +72,7 @@ def relearning_curve(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            curve.append(_recognized(changed, judged_images, judged_labels))
+            curve.append(share_recognized(changed, judged_images, judged_labels))
     return curve
 
 
@@ -85,13 +86,12 @@ def steps_until(curve: list[float], level: float, *, most_steps: int) -> int:
     return next((step for step, accuracy in enumerate(curve) if accuracy >= level), most_steps)
 
 
-def _batches(count: int, generator: torch.Generator) -> Iterator[Tensor]:
+def batches(count: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield batches for ever, epoch after epoch in a new order, of nearly equal sizes."""
     while True:
         yield from torch.randperm(count, generator=generator).tensor_split(math.ceil(count / BATCH))
 
 
-def _recognized(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    logits = logits_of(model, images)
-    known = (logits.argmax(1) == labels) & logits.isfinite().all(1)  # the argmax of NaN is a class like any other
-    return known.double().mean().item()
+def share_recognized(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Return the share of images whose label a model answers."""
+    return recognized(logits_of(model, images), labels).double().mean().item()

@@ -196,10 +196,11 @@ def _figure(path: Path, record: dict[str, Any]) -> Iterator[Finding]:
     result = path.parent.parent.parent / "results" / path.parent.name / shown.name
     if not result.is_file():
         yield UNKNOWN, f"no result of its name is recorded in results/{path.parent.name}"
-    elif _plotted(shown) != _plotted(result):
+    elif not _drawn_from(files.read_json(shown), files.read_json(result)):
         yield DIFFERS, f"the plotted numbers are not those of results/{path.parent.name}/{shown.name}"
 
 
-def _plotted(path: Path) -> tuple[Any, Any]:
-    content = files.read_json(path)  # a result has rows beside what is plotted
-    return content.get("numbers"), {name: value for name, value in content["data"].items() if name != "rows"}
+def _drawn_from(figure: dict[str, Any], result: dict[str, Any]) -> bool:
+    """Say whether all that a figure holds is the result's; a result has rows beside what is plotted."""
+    plotted = {name: result["data"].get(name) for name in figure["data"]}
+    return (figure.get("numbers"), figure["data"]) == (result.get("numbers"), plotted)

@@ -12,16 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from zspag.config import ProxyConfig
+from zspag.evaluation import recognized
 from zspag.proxies import attack
 from zspag.runtime import logits_of
 
 RADII = (4 / 255, 8 / 255, 16 / 255, 32 / 255, 64 / 255)  # pixels
 ATTACK = ProxyConfig(norm="linf")  # the ball that random moves fill
-
-
-def recognized(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return which rows have their label as argmax, shape (n,); a row that is not finite recognizes nothing."""
-    return (logits.argmax(1) == labels) & logits.isfinite().all(1)  # the argmax of NaN is a class like any other
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zspag.evaluation import mean_js
+from zspag.evaluation import finite, mean_js
 from zspag.roc import area
 
 
@@ -97,8 +97,7 @@ def zrf(logits: Tensor, incompetent: Tensor) -> float:
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """A ruined model is judged as what it is, as in ``evaluation.score``, without breaking the table."""
-    return logits.double().nan_to_num(nan=0.0, posinf=1e6, neginf=-1e6).clamp(-1e6, 1e6).log_softmax(1)
+    return finite(logits.double()).log_softmax(1)
 
 
 def _ks(first: Tensor, second: Tensor) -> float:

@@ -15,7 +15,7 @@ from zspag import recovery
 from zspag.audit.bench import METHODS, SUBJECTS, Bench
 from zspag.audit.measures import MEASURES
 from zspag.config import Profile
-from zspag.experiment import Case, RunsFailed, Spread, kept_rows
+from zspag.experiment import Case, Spread, answered, kept_rows
 from zspag.runtime import logits_of, pool_map
 
 __all__ = ["METHODS", "SUBJECTS", "anamnesis", "arrival_table", "arrivals", "audit", "audited", "measured"]
@@ -40,12 +40,13 @@ def audit(profile: Profile, *, seeds: Sequence[int], spread: Spread = pool_map) 
     Raises:
         RunsFailed: If a class and seed failed; the others are finished and kept.
     """
-    cases, answers = [Case(profile, seed, forget) for seed in seeds for forget in profile.classes], {}
-    for case, answer in spread(audited, cases, workers=profile.workers, threads_each=profile.threads, title="audits"):
-        if isinstance(answer, Exception):
-            raise RunsFailed(f"the audit of class {case.forget}, seed {case.seed} failed: {answer}") from answer
-        answers[case] = answer
+    cases = [Case(profile, seed, forget) for seed in seeds for forget in profile.classes]
+    answers = answered(profile, spread, audited, cases, title="audits", name=_name)
     return pd.DataFrame([row for case in cases for row in answers[case]])
+
+
+def _name(case: Case) -> str:
+    return f"the audit of class {case.forget}, seed {case.seed} failed"
 
 
 def audited(case: Case) -> list[dict[str, Any]]:
@@ -62,6 +63,8 @@ def _rows(case: Case) -> Iterator[dict[str, Any]]:
             continue
         for measure, function in MEASURES.items():
             yield from ({"measure": measure} | place | row for row in function(bench, name))
+        if name != "retrained":  # all others are compared with it
+            bench.drop(name)
 
 
 def measured(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -89,7 +92,7 @@ def arrivals(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def anamnesis(back: pd.DataFrame, *, lr: float, share: float) -> dict[str, float]:
-    """Return AIN per network: its steps over the retrained network's of the same class and seed, mean over these.
+    """Return AIN per network: its steps over the retrained network's, seeds averaged per class, mean over classes.
 
     Args:
         back: Of ``arrivals``.
@@ -101,9 +104,11 @@ def anamnesis(back: pd.DataFrame, *, lr: float, share: float) -> dict[str, float
         before it arrived, an index is an upper bound.
     """
     part = back[(back["lr"] == lr) & (back["share"] == share)]
-    steps = part.pivot(index=["forget", "seed"], columns="method", values="step").astype(float)
-    steps = steps[steps["retrained"] > 0]
-    return {str(name): float(column.mean()) for name, column in steps.div(steps["retrained"], axis=0).items()}
+    targets = dict(iter(part[part["method"] == "retrained"].groupby("forget")))
+    found: dict[str, list[float]] = {}
+    for (method, forget), own in part.groupby(["method", "forget"], sort=False):
+        found.setdefault(method, []).append(recovery.anamnesis(own, targets[forget])["index"].item())
+    return {method: float(pd.Series(indices).mean()) for method, indices in found.items()}
 
 
 def arrival_table(back: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame:

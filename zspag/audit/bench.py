@@ -3,12 +3,15 @@
 Invariant: methods ran under the data guard by the forget-only rule, as a user would run them; the bench may read all.
 """
 
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar, cast
+
 import torch
 from torch import Tensor, nn
 
 from zspag import features
 from zspag.data import spread_evenly
-from zspag.evaluation import Masked
+from zspag.evaluation import Masked, Parts
 from zspag.experiment import (
     Case,
     data_of,
@@ -21,6 +24,7 @@ from zspag.experiment import (
 )
 from zspag.runtime import pick_device
 
+T = TypeVar("T")
 METHODS = ("zs_pag", "delete", "head_only")  # beside the references; notebook 05 says what speaks for the other two
 SUBJECTS = ("original", "masked", "retrained", *METHODS)
 FOLDS = 5  # of the attacks on membership
@@ -64,7 +68,7 @@ class Bench:
         self.fitted = self._with_forgotten()
         test = judged_on(case.profile).test
         self.test = test.float().to(device), test.labels
-        self.retrained_features = self.features_of("retrained")
+        self._seen: dict[tuple[Hashable, ...], Any] = {}
 
     def _with_forgotten(self) -> tuple[Tensor, Tensor]:
         """Return the retained training images and as many of the forget class; labels on the CPU, for probes."""
@@ -84,6 +88,22 @@ class Bench:
         chosen = {name: spread_evenly(torch.arange(len(part[1])), part[2]) for name, part in parts.items()}
         return {name: (parts[name][0][kept], parts[name][1][kept]) for name, kept in chosen.items()}
 
+    def once(self, key: tuple[Hashable, ...], compute: Callable[[], T]) -> T:
+        """Return what a computation gave the first time; the last part of its key says of which network it is."""
+        if key not in self._seen:
+            self._seen[key] = compute()
+        return cast("T", self._seen[key])
+
+    def drop(self, name: str) -> None:
+        """Let go of what was computed of one network alone; features of many images are large."""
+        self._seen = {key: value for key, value in self._seen.items() if key[-1] != name}
+
     def features_of(self, name: str) -> dict[str, Tensor]:
         """Return what enters each weight of a network on all test images."""
-        return features.stage_features(self.networks[name], self.test[0], grid=GRID)
+        return self.once(
+            ("features", name), lambda: features.stage_features(self.networks[name], self.test[0], grid=GRID)
+        )
+
+    def logits_of(self, name: str) -> Parts:
+        """Return the logits of a network on the images of the panel."""
+        return self.once(("logits", name), lambda: self.panel.images.map_logits(self.networks[name]))

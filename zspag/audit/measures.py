@@ -27,7 +27,7 @@ def membership_rows(bench: Bench, name: str) -> Rows:
     Yields:
         A row per attack: attack, and the fields of ``membership.Attack``.
     """
-    logits, labels = bench.panel.images.map_logits(bench.networks[name]), bench.panel.labels
+    logits, labels = bench.logits_of(name), bench.panel.labels
     draws = generator_for(bench.case.seed, "membership")
     members, others = membership.balanced(labels.forget_train, labels.forget_test, generator=draws)
     folds = min(FOLDS, len(members) // 2)  # fewer where a trial leaves a handful of images
@@ -51,7 +51,8 @@ def distance_rows(bench: Bench, name: str) -> Rows:
         if not seeds:
             return
         other = images.map_logits(trained(case.profile, seeds[0], case.forget))
-    own, blank = images.map_logits(bench.networks[name]), images.map_logits(untrained(case.profile, case.seed))
+    own = bench.logits_of(name)
+    blank = bench.once(("logits", "untrained"), lambda: images.map_logits(untrained(case.profile, case.seed)))
     for split in ("forget_train", "forget_test", "retain_test"):
         mine, theirs, truth = (getattr(part, split) for part in (own, other, labels))
         right = accuracy(mine, truth)
@@ -87,7 +88,7 @@ def likeness_rows(bench: Bench, name: str) -> Rows:
         A row per stage: stage, depth and cka; None where features are the same for all images.
     """
     for depth, (stage, rows) in enumerate(bench.features_of(name).items()):
-        cka = features.linear_cka(rows, bench.retrained_features[stage])
+        cka = features.linear_cka(rows, bench.features_of("retrained")[stage])
         yield {"stage": stage, "depth": depth, "cka": cka if math.isfinite(cka) else None}
 
 
@@ -97,10 +98,10 @@ def restored_rows(bench: Bench, name: str) -> Rows:
     Yields:
         One row: acc_forget and acc_retain with that layer, and acc_forget_before.
     """
-    network, images, labels = bench.networks[name], bench.panel.images, bench.panel.labels
-    back = probes.logit_restored(bench.networks["original"], network, bench.test[0][:1])
+    images, labels = bench.panel.images, bench.panel.labels
+    back = probes.logit_restored(bench.networks["original"], bench.networks[name], bench.test[0][:1])
     yield {
-        "acc_forget_before": accuracy(logits_of(network, images.forget_test), labels.forget_test),
+        "acc_forget_before": accuracy(bench.logits_of(name).forget_test, labels.forget_test),
         "acc_forget": accuracy(logits_of(back, images.forget_test), labels.forget_test),
         "acc_retain": macro_accuracy(logits_of(back, images.retain_test), labels.retain_test),
     }
@@ -134,7 +135,7 @@ def streisand_rows(bench: Bench, name: str) -> Rows:
     Yields:
         One row: the fields of ``traces.Traces``.
     """
-    own = logits_of(bench.networks[name], bench.panel.images.forget_test)
+    own = bench.logits_of(name).forget_test
     yield asdict(traces.streisand(own, bench.target.forget_test, forget=bench.panel.forget))
 
 
@@ -153,8 +154,18 @@ def residual_rows(bench: Bench, name: str) -> Rows:
     for radius in residual.RADII:
         for moved, look in looks.items():
             known, target = (
-                look(network, images, labels, radius=radius, generator=generator_for(bench.case.seed, "moved"))
-                for network in (bench.networks[name], bench.networks["retrained"])
+                bench.once(
+                    (moved, radius, one),
+                    partial(
+                        look,
+                        bench.networks[one],
+                        images,
+                        labels,
+                        radius=radius,
+                        generator=generator_for(bench.case.seed, "moved"),
+                    ),
+                )
+                for one in (name, "retrained")
             )
             yield {"moved": moved, "radius": radius} | asdict(residual.residual(known, target))
 

@@ -63,6 +63,36 @@ class RunsFailed(RuntimeError):  # noqa: N818  reads as a fact
     """Some runs of a grid failed; the others are finished and kept."""
 
 
+def answered(
+    profile: Profile,
+    spread: Spread,
+    function: Callable[[Any], Any],
+    jobs: Sequence[Any],
+    *,
+    title: str,
+    name: Callable[[Any], str],
+) -> dict[Any, Any]:
+    """Do jobs that need each other and return their answers by job.
+
+    Args:
+        profile: Says workers and threads.
+        spread: What carries the jobs to processes.
+        function: Does a job.
+        jobs: Hashable jobs.
+        title: Title of the progress bar.
+        name: Names a job in the message, should it fail.
+
+    Raises:
+        RunsFailed: If a job failed; what the others finished is kept.
+    """
+    answers = {}
+    for job, answer in spread(function, jobs, workers=profile.workers, threads_each=profile.threads, title=title):
+        if isinstance(answer, Exception):
+            raise RunsFailed(f"{name(job)}: {answer}") from answer
+        answers[job] = answer
+    return answers
+
+
 class RetainDataRead(RuntimeError):  # noqa: N818  reads as a fact
     """A forget-only method read samples it may not see."""
 

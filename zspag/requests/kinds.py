@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from zspag.config import Profile
-from zspag.experiment import Case, RunsFailed, Spread, data_of, kept_rows, shown_case, trained
+from zspag.experiment import Case, Spread, answered, data_of, kept_rows, shown_case, trained
 from zspag.requests.outcome import Request, compared, drawn, judged, of_classes, sent
 from zspag.runtime import generator_for, pool_map
 
@@ -94,9 +94,10 @@ def table(profile: Profile, seeds: Sequence[int], *, spread: Spread = pool_map) 
     Raises:
         RunsFailed: If a job failed; what the others finished is kept.
     """
-    _answers(spread, _original, [(profile, seed, "") for seed in seeds])  # first, or every job would train it
+    do = partial(answered, profile, spread, title="requests", name=lambda job: f"seed {job[1]}, {job[2] or 'original'}")
+    do(_original, [(profile, seed, "") for seed in seeds])  # first, or every job would train it
     jobs = [(profile, seed, kind) for seed in seeds for kind in _KINDS]
-    answers = _answers(spread, _kind, jobs)
+    answers = do(_kind, jobs)
     return [row for job in jobs for row in answers[job]]
 
 
@@ -107,15 +108,6 @@ _KINDS: dict[str, Callable[[Profile, int], Rows]] = {
     "part of a class": lambda profile, seed: part_of_class(Case(profile, seed, shown_case(profile).forget)),
     "across classes": across_classes,
 }
-
-
-def _answers(spread: Spread, function: Callable[[Any], Any], jobs: Sequence[Any]) -> dict[Any, Any]:
-    answers, profile = {}, jobs[0][0]
-    for job, answer in spread(function, jobs, workers=profile.workers, threads_each=profile.threads, title="requests"):
-        if isinstance(answer, Exception):
-            raise RunsFailed(f"seed {job[1]}, {job[2] or 'original'}: {answer}") from answer
-        answers[job] = answer
-    return answers
 
 
 def _original(job: tuple[Profile, int, str]) -> None:
