@@ -200,6 +200,13 @@ def test_panels_of_a_ladder_show_percent_points_and_nats(ladder_frame):
     assert [panel["lines"] for panel in panels] == [{"1 %": 1.0}, {"half a point": 0.5}, {}]
 
 
+@pytest.mark.parametrize(("classes", "drawn"), [((3,), False), ((3, 5), False), ((3, 5, 8), True)])
+def test_an_interval_is_drawn_of_three_classes_or_more(classes, drawn):
+    frame = pd.DataFrame(grid("a", {0.01: (0.50, -0.10, 0.0), 0.03: (0.01, 0.02, 0.3)}, classes=classes))
+    for panel in ladder_panels(frame, ["a"], {"a": "A"})["panels"]:
+        assert set(panel["series"]["A"]) == {"x", "y"} | ({"low", "high"} if drawn else set())
+
+
 @pytest.fixture
 def ladder_frame():
     return pd.DataFrame(REFERENCES + grid("a", {0.01: (0.50, -0.10, 0.0), 0.03: (0.01, 0.02, 0.3)}))

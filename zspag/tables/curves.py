@@ -60,7 +60,11 @@ def window_text(frame: pd.DataFrame, method: str) -> str:
 
 
 def ladder_panels(frame: pd.DataFrame, methods: Sequence[str], titles: dict[str, str]) -> dict[str, Any]:
-    """Return the three panels of learning-rate curves for ``plots.curves``: forgetting, over-unlearning, drift."""
+    """Return the three panels of learning-rate curves for ``plots.curves``: forgetting, over-unlearning, drift.
+
+    Of one or two classes no interval is drawn: that of two is 13 standard errors wide and hides every curve.
+    """
+    drawn = ("y", "low", "high") if frame["forget"].nunique() > 2 else ("y",)
     axes: dict[str, tuple[str, int, dict[str, float], Panel]] = {
         "acc_forget": ("forget accuracy on test images (%)", 100, {"1 %": 100 * SAFE_FORGET}, {"ylim": [-3, 103]}),
         "over_unlearning": (
@@ -73,8 +77,8 @@ def ladder_panels(frame: pd.DataFrame, methods: Sequence[str], titles: dict[str,
         series: Panel = {}
         for method in methods:
             points = curve(frame, method, column)
-            series[titles[method]] = {"x": points.pop("x")} | {
-                key: [factor * value for value in values] for key, values in points.items()
+            series[titles[method]] = {"x": points["x"]} | {
+                key: [factor * value for value in points[key]] for key in drawn
             }
         shared = {"series": series, "xlabel": "learning rate", "ylabel": label, "xlog": True, "lines": lines}
         panels.append(shared | extra)
