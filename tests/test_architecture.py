@@ -58,7 +58,7 @@ MAY_IMPORT = {
 MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {
     "plots", "tables", "contrasts", "notebook", "reproduce", "reproducible", "claims", "cluster", "__init__"
 }  # fmt: skip
-MAY_IMPORT["audit"] = MAY_IMPORT["experiment"] | {"experiment"}
+MAY_IMPORT["audit"] = MAY_IMPORT["experiment"] | {"experiment", "tables", "runs"}
 MAY_IMPORT["ablation"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["requests"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["runs"] = MAY_IMPORT["experiment"] | {"experiment", "plots"}

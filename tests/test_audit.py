@@ -9,6 +9,7 @@ from laboratory import TINY, rooted
 
 from zspag import audit, recovery
 from zspag.audit import bench as benches
+from zspag.audit import record, running
 from zspag.audit.measures import MEASURES
 from zspag.evaluation import Masked, accuracy
 from zspag.experiment import TITLES, Case, RunsFailed, panel_of
@@ -79,7 +80,7 @@ def test_a_masked_original_is_the_original_once_its_last_layer_is_put_back(finis
 
 
 def test_the_original_is_back_at_once_and_the_retrained_network_late(finished):
-    back = audit.arrivals(finished[1])
+    back = audit.arrivals(audit.measured(finished[1], "relearning"))
     steps = back[back["lr"] == 1e-2].pivot(index="share", columns="method", values="step")
     assert (steps["original"] == 0).all()
     assert (steps["masked"] <= steps["retrained"]).all()
@@ -92,24 +93,24 @@ def test_arrivals_that_did_not_happen_carry_a_plus_sign():
     back = pd.DataFrame(
         [
             {"method": "zs_pag", "forget": forget, "seed": 0, "lr": 0.1, "share": 0.5, "step": step, "reached": reached,
-             "acc_retain": 0.5}
+             "acc_retain": 0.5, "samples": 64 * step}
             for forget, step, reached in ((1, 4, True), (2, 8, False))
         ]
         + [
             {"method": "retrained", "forget": forget, "seed": 0, "lr": 0.1, "share": 0.5, "step": 16, "reached": True,
-             "acc_retain": 0.9}
+             "acc_retain": 0.9, "samples": 1024}
             for forget in (1, 2)
         ]
     )  # fmt: skip
     table = audit.arrival_table(back, TITLES)
-    assert table.loc["ZS-PAG", "50 % back at 0.1"] == "6+ steps, AIN 0.375, retained 50 %"
-    assert table.loc["retrained", "50 % back at 0.1"] == "16 steps, AIN 1.000, retained 90 %"
+    assert table.loc["ZS-PAG", "50 % back at 0.1"] == "6+ steps (384 images), AIN 0.375, retained 50 %"
+    assert table.loc["retrained", "50 % back at 0.1"] == "16 steps (1024 images), AIN 1.000, retained 90 %"
 
 
 def test_a_second_audit_computes_nothing_and_another_number_of_steps_is_another_audit(finished, monkeypatch):
     root, rows = finished
     monkeypatch.setenv("ZSPAG_ROOT", str(root))
-    monkeypatch.setattr(audit, "Bench", None)
+    monkeypatch.setattr(running, "Bench", None)
     pd.testing.assert_frame_equal(audit.audit(PROFILE, seeds=(0,)), rows)
     with pytest.raises(RunsFailed, match=r"the audit of class 3, seed 1 failed: 'NoneType'"):
         audit.audit(PROFILE, seeds=(1,))
@@ -130,8 +131,8 @@ def test_a_ruined_network_has_one_row_that_says_so(finished, monkeypatch):
     networks = benches.networks(Case(PROFILE, 0, FORGET))
     ruined = torch.nn.Sequential(networks["original"], torch.nn.Threshold(0, float("inf")))
     monkeypatch.setattr(benches, "networks", lambda _case: {"retrained": networks["retrained"], "delete": ruined})
-    monkeypatch.setattr(audit, "MEASURES", {"restored": lambda bench, name: iter([{"acc_forget": 0.0}])})
-    rows = list(audit._rows(Case(PROFILE, 0, FORGET)))
+    monkeypatch.setattr(running, "MEASURES", {"restored": lambda bench, name: iter([{"acc_forget": 0.0}])})
+    rows = list(running._rows(Case(PROFILE, 0, FORGET)))
     assert [(row["measure"], row["method"]) for row in rows] == [("restored", "retrained"), ("ruined", "delete")]
 
 
@@ -139,3 +140,19 @@ def test_an_audit_without_retrained_models_is_refused(finished, monkeypatch):
     monkeypatch.setenv("ZSPAG_ROOT", str(finished[0]))
     with pytest.raises(ValueError, match="an audit needs retrained models"):
         benches.Bench(Case(replace(PROFILE, retrained=False), 0, FORGET))
+
+
+def test_a_published_audit_is_read_back_as_it_was_found(finished, monkeypatch):
+    root, rows = finished
+    monkeypatch.setenv("ZSPAG_ROOT", str(root))
+    monkeypatch.setattr(recovery, "RATES", RATES)
+    monkeypatch.setattr(record, "audit", lambda _profile, seeds: rows)
+    lines = list(audit.publish(PROFILE, record=True))
+    assert lines[0].startswith("Membership, AUC of the attack on all four scores: ZS-PAG")
+    ((title, (content, found)),) = audit.recorded(root / "results").items()
+    assert title == f"{PROFILE.dataset}, 3, 2 seeds"
+    assert content["data"]["markdown"].startswith("| question | retrained |")
+    expected = audit.findings(rows)
+    assert set(found) == set(expected)
+    pd.testing.assert_frame_equal(found["arrivals"], expected["arrivals"], check_dtype=False)
+    assert (root / "figures" / PROFILE.name / f"{content['name']}.png").is_file()

@@ -1,4 +1,4 @@
-"""The command line: ``zspag reproduce | run | sweep | unlearn | methods | claims | data | env | provenance``.
+"""The command line: ``zspag reproduce | run | sweep | audit | unlearn | methods | claims | data | env | provenance``.
 
 Invariant: thin; every sub-command imports what it needs when it is called, so that ``zspag --help`` answers at once.
 """
@@ -58,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
         "--scheduler", metavar="ADDRESS", help="dask scheduler of a running cluster (default: start workers)"
     )
     one.set_defaults(action=_sweep)
+
+    one = commands.add_parser("audit", help="attack, probe and relearn what was forgotten; write what was found")
+    _add_profile(one)
+    one.set_defaults(action=_audit)
 
     one = commands.add_parser("unlearn", help="make a model of your own forget the classes of an image folder")
     one.add_argument(
@@ -189,6 +193,19 @@ def _sweep(chosen: argparse.Namespace) -> int:
             print(line, flush=True)
     except RunsFailed as error:
         print(f"zspag sweep: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _audit(chosen: argparse.Namespace) -> int:
+    from zspag import audit
+    from zspag.experiment import RunsFailed
+
+    try:
+        for line in audit.publish(_profile(chosen), record=chosen.record):
+            print(line, flush=True)
+    except RunsFailed as error:
+        print(f"zspag audit: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -67,6 +67,7 @@ CHAPTERS = {
     "04_pseudo_labeling": "What should a forgotten image become, and does the influence of a label matter?",
     "05_experiments": "Does it hold for every class and seed, and would something simpler have done?",
     "06_ablations": "Which of its many choices matter, and where does it break?",
+    "07_audit": "Is the class gone, or only silent, and which requests fail?",
 }
 
 
@@ -232,6 +233,19 @@ def _labels(numbers: dict[str, list[float]]) -> str:
     )
 
 
+def audits(results: Path) -> str:
+    """Return every recorded ``zspag audit``: what it says of ZS-PAG, and its table."""
+    parts = []
+    for path in sorted(results.glob("*/audit_*.json")):
+        found = files.read_json(path)
+        data, config = found["data"], found["provenance"]["config"]
+        seeds = len(data["seeds"])
+        shown = " (a demonstration)" * config.get("demonstration", False)
+        title = f"{_setting(found)}{shown}, {', '.join(data['class_names'])}, {seeds} seed{'s' * (seeds > 1)}:"
+        parts.append("\n".join([title, "", *(f"* {line}" for line in data["verdicts"]), "", data["markdown"], ""]))
+    return "\n".join(parts) or NOT_YET
+
+
 def c3(results: Path) -> str:
     """Return claim C3: labels against soft ones on the half they were chosen on and on the other, and the verdict."""
     found = {half: _read(results / "cpu" / f"{name}.json") for half, name in claims.C3_FILES.items()}
@@ -264,6 +278,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "pairs": pairs,
     "sweeps": sweeps,
     "c3": c3,
+    "audits": audits,
 }
 
 

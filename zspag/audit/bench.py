@@ -31,7 +31,8 @@ FOLDS = 5  # of the attacks on membership
 GRID = 2  # cells along an axis that a map of features is averaged over
 PENALTY = 0.01  # of the linear probe
 FITTED = 200  # training images of a class that a probe is fitted to
-JUDGED = 100  # test images of a class that training curves are judged on
+JUDGED = {"acc_forget": 100, "acc_retain": 30}  # test images of a class that training curves are judged on, at most
+MOVED = 250  # forget test images that are moved, at most: an attack on each radius takes long
 DRAWS = 8  # random moves of an image
 
 
@@ -48,6 +49,16 @@ def networks(case: Case) -> dict[str, nn.Module]:
         ladder, _ = run_method(case, name, model=original, material=material, whole=False)
         found[name] = ladder.kept.model
     return found
+
+
+def other_seed(case: Case) -> int | None:
+    """Return the seed whose retrained network stands beside the one of a case, or None if the profile has one seed."""
+    return next((seed for seed in case.profile.seeds if seed != case.seed), None)
+
+
+def _evenly(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    kept = spread_evenly(torch.arange(len(labels)), count)
+    return images[kept], labels[kept]
 
 
 class Bench:
@@ -82,11 +93,15 @@ class Bench:
         """Test images that training curves are judged on, evenly spread, by the name of the accuracy."""
         panel, classes = self.panel, data_of(self.case.profile).num_classes - 1
         parts = {
-            "acc_forget": (panel.images.forget_test, panel.labels.forget_test, JUDGED),
-            "acc_retain": (panel.images.retain_test, panel.labels.retain_test, JUDGED * classes),
+            "acc_forget": (panel.images.forget_test, panel.labels.forget_test, JUDGED["acc_forget"]),
+            "acc_retain": (panel.images.retain_test, panel.labels.retain_test, JUDGED["acc_retain"] * classes),
         }
-        chosen = {name: spread_evenly(torch.arange(len(part[1])), part[2]) for name, part in parts.items()}
-        return {name: (parts[name][0][kept], parts[name][1][kept]) for name, kept in chosen.items()}
+        return {name: _evenly(*part) for name, part in parts.items()}
+
+    @property
+    def moved(self) -> tuple[Tensor, Tensor]:
+        """Forget test images that are moved to see what is recognized nearby, evenly spread, and their labels."""
+        return _evenly(self.panel.images.forget_test, self.panel.labels.forget_test, MOVED)
 
     def once(self, key: tuple[Hashable, ...], compute: Callable[[], T]) -> T:
         """Return what a computation gave the first time; the last part of its key says of which network it is."""

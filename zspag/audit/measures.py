@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from zspag import features, membership, probes, recovery, residual, traces
-from zspag.audit.bench import DRAWS, FOLDS, GRID, PENALTY, Bench
+from zspag.audit.bench import DRAWS, FOLDS, GRID, PENALTY, Bench, other_seed
 from zspag.evaluation import accuracy, agreement, macro_accuracy, mean_js
 from zspag.experiment import trained, untrained
 from zspag.runtime import generator_for, logits_of
@@ -47,10 +47,10 @@ def distance_rows(bench: Bench, name: str) -> Rows:
     """
     case, images, labels, other = bench.case, bench.panel.images, bench.panel.labels, bench.target
     if name == "retrained":
-        seeds = [seed for seed in case.profile.seeds if seed != case.seed]
-        if not seeds:
+        seed = other_seed(case)
+        if seed is None:
             return
-        other = images.map_logits(trained(case.profile, seeds[0], case.forget))
+        other = images.map_logits(trained(case.profile, seed, case.forget))
     own = bench.logits_of(name)
     blank = bench.once(("logits", "untrained"), lambda: images.map_logits(untrained(case.profile, case.seed)))
     for split in ("forget_train", "forget_test", "retain_test"):
@@ -146,7 +146,7 @@ def residual_rows(bench: Bench, name: str) -> Rows:
         A row per kind of move and radius: moved ("at random" or "by attack"), radius (pixels), and the fields of
         ``residual.Residual``.
     """
-    images, labels = bench.panel.images.forget_test, bench.panel.labels.forget_test
+    images, labels = bench.moved
     looks: dict[str, Callable[..., Tensor]] = {
         "at random": partial(residual.recognized_nearby, draws=DRAWS),
         "by attack": residual.recognized_under_attack,

@@ -9,6 +9,8 @@ Invariant: the method is handed the named samples and their labels, and nothing 
 
 from zspag.requests.kinds import across_classes, at_once, in_a_row, order_of, part_of_class, table
 from zspag.requests.outcome import Request, compared, drawn, handed, judged, of_classes, retrained, sent
+from zspag.requests.panels import part_panels, row_panels, together_panels
+from zspag.requests.summary import said, summary
 
 __all__ = [
     "Request",
@@ -22,7 +24,12 @@ __all__ = [
     "of_classes",
     "order_of",
     "part_of_class",
+    "part_panels",
     "retrained",
+    "row_panels",
+    "said",
     "sent",
+    "summary",
     "table",
+    "together_panels",
 ]

@@ -121,4 +121,4 @@ def _kind(job: tuple[Profile, int, str]) -> Rows:
 
 def _kept(request: Request, name: str, compute: Callable[[], Rows]) -> Rows:
     case = Case(request.profile, request.seed, request.classes[0])
-    return kept_rows(case, f"requests-{name}", compute, code=("zspag.requests",))
+    return kept_rows(case, f"requests-{name}", compute, code=("zspag.requests.kinds", "zspag.requests.outcome"))

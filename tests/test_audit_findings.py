@@ -1,0 +1,192 @@
+"""What an audit found: comparisons by hand, files that give back what was put in, and words that follow the numbers."""
+
+import json
+from itertools import product
+
+import pandas as pd
+import pytest
+
+from zspag import audit, plots
+from zspag.audit.verdicts import PROBE, QUESTIONS
+from zspag.experiment import TITLES
+
+STAGES = 2
+
+
+def numbers(method, values, column="known"):
+    """One row per class and seed from ``{class: (number per seed)}``."""
+    return [
+        {"method": method, "forget": forget, "seed": seed, column: value}
+        for forget, several in values.items() for seed, value in enumerate(several)
+    ]  # fmt: skip
+
+
+# Comparison
+
+
+def test_a_comparison_is_what_one_computes_by_hand():
+    rows = numbers("zs_pag", {1: (0.5, 0.7), 4: (0.9, 0.2)}) + numbers("retrained", {1: (0.4, 0.5), 4: (0.6, 0.4)})
+    one = audit.compared(pd.DataFrame(rows), "known", method="zs_pag")
+    assert one.mean == pytest.approx((0.6 + 0.55) / 2)
+    assert one.retrained == pytest.approx((0.45 + 0.5) / 2)
+    assert one.difference == pytest.approx(((0.1 + 0.2) / 2 + (0.3 - 0.2) / 2) / 2)
+    assert one.distance == pytest.approx(((0.1 + 0.2) / 2 + (0.3 + 0.2) / 2) / 2)
+    assert one.floor == pytest.approx((0.1 + 0.2) / 2)
+    assert one.excess == pytest.approx(((0.15 - 0.1) + (0.25 - 0.2)) / 2)
+    assert one.excess_half == pytest.approx(0, abs=1e-9)  # the excess is the same in both classes
+    assert one.within is False
+
+
+def test_signs_that_cancel_over_classes_do_not_make_a_method_close():
+    far = numbers("zs_pag", {1: (0.9, 0.9), 4: (0.1, 0.1), 6: (0.9, 0.9), 7: (0.1, 0.1)})
+    target = numbers("retrained", {label: (0.5, 0.51) for label in (1, 4, 6, 7)})
+    one = audit.compared(pd.DataFrame(far + target), "known", method="zs_pag")
+    assert abs(one.difference) < 0.01 < 0.3 < one.distance
+    assert one.within is False
+
+
+def test_a_third_retrained_network_is_within_the_spread_and_an_original_is_not():
+    target = numbers("retrained", {label: (0.3, 0.5, 0.4) for label in range(5)})
+    like = numbers("zs_pag", {label: (0.5, 0.3 + label / 50, 0.4) for label in range(5)})
+    knows = numbers("original", {label: (0.9, 0.95, 0.9) for label in range(5)})
+    rows = pd.DataFrame(target + like + knows)
+    assert audit.compared(rows, "known", method="zs_pag").within is True
+    assert audit.compared(rows, "known", method="original").within is False
+
+
+def test_one_seed_leaves_the_spread_unknown():
+    rows = pd.DataFrame(numbers("zs_pag", {1: (0.5,)}) + numbers("retrained", {1: (0.5,)}))
+    one = audit.compared(rows, "known", method="zs_pag")
+    assert (one.floor, one.excess, one.within) == (None, None, None)
+    assert one.half == 0
+
+
+def test_where_a_method_was_ruined_nothing_is_compared_and_a_missing_yardstick_is_refused():
+    rows = pd.DataFrame(numbers("zs_pag", {1: (0.5, 0.5)}) + numbers("retrained", {1: (0.4, 0.4), 2: (0.0, 0.0)}))
+    assert audit.compared(rows, "known", method="zs_pag").difference == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="known of zs_pag cannot be compared"):
+        audit.compared(rows[(rows["method"] == "zs_pag") | (rows["forget"] == 2)], "known", method="zs_pag")
+
+
+# Findings
+
+
+def made(*, seeds=(0, 1), classes=(1, 4, 6), ruined=()):
+    """Rows of an audit by hand: ZS-PAG gives the class away to a probe, and to nobody else."""
+    rows = []
+    for method, forget, seed in product(audit.SUBJECTS, classes, seeds):
+        place = {"method": method, "forget": forget, "seed": seed}
+        if method in ruined:
+            rows.append({"measure": "ruined"} | place)
+            continue
+        knows = method in ("original", "masked")
+        wobble = 0.01 * seed
+        rows += [{"measure": "membership", "attack": attack, "auc": (0.8 if knows else 0.5) + wobble} | place
+                 for attack in ("loss", "confidence", "entropy", "modified_entropy", "regression")]  # fmt: skip
+        rows += [{"measure": "distance", "split": split, "agreement": 0.9, "js": 0.1, "zrf": 0.5} | place
+                 for split in ("forget_train", "forget_test", "retain_test")]  # fmt: skip
+        known = 0.3 if method == "retrained" else 0.7
+        rows += [{"measure": "probes", "probe": "linear", "stage": f"layer{depth}", "depth": depth,
+                  "known": known - 0.1 * (depth == 0) + wobble} | place for depth in range(STAGES)]  # fmt: skip
+        rows.append(
+            {"measure": "probes", "probe": "class means", "stage": "layer1", "depth": 1, "known": known} | place
+        )
+        rows += [{"measure": "likeness", "stage": f"layer{depth}", "depth": depth, "cka": 0.5} | place
+                 for depth in range(STAGES)]  # fmt: skip
+        back = {
+            "acc_forget": 0.9 if knows else 0.2,
+            "acc_retain": 0.9,
+            "acc_forget_before": float(method == "original"),
+        }
+        rows.append({"measure": "restored"} | back | place)
+        late = 20 if method == "retrained" else 4
+        rows += [
+            {"measure": "relearning", "shown": shown, "lr": lr, "step": step, "samples": 64 * step, "acc_retain": 0.9,
+             "acc_forget": float(method == "original" or (shown == "the class" and step >= late))} | place
+            for shown, lr, step in product(("the class", "other classes"), (3e-4, 1e-2), (0, 4, 20))
+        ]  # fmt: skip
+        rows.append({"measure": "streisand", "entropy": 0.4 + wobble, "entropy_ks": 0.2, "label_distance": 0.1,
+                     "forget_mass": 0.0} | place)  # fmt: skip
+        rows += [{"measure": "residual", "moved": moved, "radius": radius, "known": 0.1} | place
+                 for moved, radius in product(("at random", "by attack"), (4 / 255, 8 / 255))]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_findings_come_back_from_a_file_as_they_went_in():
+    found = audit.findings(made(ruined=("delete",)))
+    again = audit.unpacked(json.loads(json.dumps(audit.packed(found))))
+    assert set(again) == set(found) >= {"curves", "arrivals", "ruined", "membership"}
+    for name, frame in found.items():
+        pd.testing.assert_frame_equal(again[name], frame, check_dtype=False)
+
+
+def test_mean_curves_average_seeds_per_class_first():
+    rows = made(seeds=(0, 1))
+    uneven = rows[~((rows["forget"] == 1) & (rows["seed"] == 1))]
+    uneven = audit.measured(uneven, "relearning").assign(acc_forget=lambda all_rows: all_rows["forget"] / 10)
+    curves = audit.mean_curves(uneven)
+    assert curves["acc_forget"].to_numpy() == pytest.approx((0.1 + 0.4 + 0.6) / 3)
+    assert curves["acc_forget_low"].to_numpy() == pytest.approx(0.1)
+    assert curves["acc_forget_high"].to_numpy() == pytest.approx(0.6)
+    assert len(curves) == len(audit.SUBJECTS) * 2 * 2 * 3
+
+
+# Panels
+
+
+PANELS = {
+    audit.membership_panels: "bars", audit.distance_panels: "bars", audit.restored_panels: "bars",
+    audit.trace_panels: "bars", audit.probe_panels: "curves", audit.relearning_panels: "curves",
+    audit.recovery_panels: "curves", audit.residual_panels: "curves", audit.spread_panels: "curves",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("panels", PANELS, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("classes", [(1,), (1, 4, 6)])
+def test_every_panel_shows_every_network_but_a_ruined_one_and_can_be_drawn(panels, classes):
+    found = audit.findings(made(classes=classes, ruined=("delete",)))
+    made_panels = panels(found, title="digits")
+    for panel in made_panels:
+        assert set(panel["series"]) == {TITLES[name] for name in audit.SUBJECTS if name != "delete"}
+        assert bool(panel.get("errors")) == (len(classes) > 2 and PANELS[panels] == "bars")
+    result = {"draw": PANELS[panels], "data": {"panels": made_panels}, "profile": "digits", "provenance": {}}
+    assert len(plots.draw(result).axes) >= len(made_panels)
+
+
+def test_bars_are_means_over_classes():
+    (panel,) = audit.restored_panels(audit.findings(made()), title="digits")
+    assert panel["groups"] == ["its own answer", "nearest class mean", "linear probe", "original's head"]
+    assert panel["series"]["masked original"] == pytest.approx([0, 70, 70.5, 90])
+    assert panel["series"]["retrained"] == pytest.approx([0, 30, 30.5, 20])
+
+
+# Words
+
+
+def test_the_table_says_what_is_within_the_spread_and_by_how_much_it_is_beyond():
+    table = audit.verdict_table(audit.findings(made(ruined=("delete",))), methods=("masked", "zs_pag", "delete"))
+    assert list(table.index) == list(QUESTIONS)
+    membership = table.iloc[0]
+    assert membership["ZS-PAG"] == "0.505, within the spread"
+    assert membership["masked original"] == "0.805, beyond it by 0.290"
+    assert table.loc[PROBE, "ZS-PAG"] == "70.5 %, beyond it by 39.0 %"
+    assert table.loc[PROBE, "two retrained differ by"] == "1.0 %"
+    assert set(table.get("DELETE", pd.Series(["ruined"]))) == {"ruined"}
+
+
+def test_sentences_follow_the_numbers():
+    lines = audit.verdicts(audit.findings(made()), method="zs_pag")
+    assert lines[0].startswith("Membership, AUC of the attack on all four scores: ZS-PAG 0.505, retrained 0.505; they")
+    assert lines[0].endswith("within the retrained networks' own spread.")
+    assert "beyond their own spread by 39.0 %" in lines[1]
+    assert "masked original 90.0 %, ZS-PAG 20.0 %, retrained 20.0 %" in lines[2]
+    assert lines[3].endswith("masked original 4 (AIN 0.200), ZS-PAG 4 (AIN 0.200), retrained 20 (AIN 1.000).")
+    assert audit.verdicts(audit.findings(made(ruined=("zs_pag",))), method="zs_pag") == [
+        "ZS-PAG was ruined in every class and seed: there is nothing to audit."
+    ]
+
+
+def test_with_one_seed_nothing_is_said_about_a_spread():
+    found = audit.findings(made(seeds=(0,)))
+    assert "not known, for there is one seed" in audit.verdicts(found, method="zs_pag")[0]
+    assert audit.verdict_table(found, methods=("zs_pag",)).iloc[0]["ZS-PAG"] == "0.500"
