@@ -39,7 +39,7 @@ _METHODS = {
     "gradient ascent": (5, 5), "JiT": (5, 6), "MU-Mis": (5, 7),
     "random relabeling": (6, 6), "ZS-PAG, labels tilted once": (6, 7), "L2UL, adversarial": (6, 8),
     "L2UL, adversarial and importance": (6, 9), "AMUN, adversarial only": (6, 0), "ARU": (6, 1),
-    "original": (7, 7), "head only": (7, 8), "head-only sampling": (7, 9),
+    "original": (7, 7), "head only": (5, 8), "head-only sampling": (5, 9),
     "rehearsal on proxies": (8, 8), "error-min-max noise": (8, 9), "GKT": (8, 0),
     "masked original": (9, 9), "ZS-PAG, influence labels": (9, 0),
     "ZS-PAG, labels for the worst class": (9, 1), "ZS-PAG, labels for balanced classes": (9, 2),

@@ -45,7 +45,7 @@ def row_panels(rows: pd.DataFrame) -> list[Panel]:
 
 def part_panels(rows: pd.DataFrame) -> list[Panel]:
     """Return what a part of a class, and samples across classes, come to: what is named, and what shall stay."""
-    parts = {"acc_forget_train": "named samples", "acc_rest": "others of their classes", "acc_forget": "test images"}
+    parts = {"acc_forget_train": "named", "acc_rest": "others of the class", "acc_forget": "test images"}
     panels = []
     for kind, title in {"part of a class": "half of a class", "across classes": "samples across classes"}.items():
         own = rows[(rows["kind"] == kind) & rows["acc_retain"].notna()]
