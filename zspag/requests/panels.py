@@ -60,7 +60,7 @@ def _bars(rows: pd.DataFrame, groups: Sequence[str], column: str) -> Panel:
     """A bar per method and group: the mean over seeds, in %; a method that was refused in any of them has none."""
     panel: Panel = {"groups": list(groups), "series": {}}
     for method, title in TITLES.items():
-        own = rows[rows["method"] == method].set_index("request")[column].astype(float)
+        own = rows[rows["method"] == method].set_index("request")[column].astype(float).dropna()
         heights = [100 * float(own[own.index == group].mean()) if group in own.index else 0.0 for group in groups]
         panel["series"][title] = heights
     return panel
