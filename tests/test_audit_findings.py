@@ -131,6 +131,14 @@ def test_mean_curves_average_seeds_per_class_first():
     assert len(curves) == len(audit.SUBJECTS) * 2 * 2 * 3
 
 
+def test_a_mean_curve_ends_where_the_first_of_its_curves_does():
+    rows = audit.measured(made(), "relearning")
+    short = rows[~((rows["method"] == "masked") & (rows["forget"] == 4) & (rows["seed"] == 1) & (rows["step"] > 4))]
+    steps = audit.mean_curves(short).groupby(["method", "shown", "lr"])["step"].max()
+    assert (steps["masked"] == 4).all()
+    assert (steps["zs_pag"] == 20).all()
+
+
 # Panels
 
 

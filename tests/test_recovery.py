@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.laboratory import FORGET, changed_names, small
-from zspag import relearning
+from zspag import recovery, relearning
 from zspag.evaluation import Masked, accuracy
 from zspag.models import build
 from zspag.recovery import anamnesis, arrivals, checkpoints, training_curve, training_curves
@@ -32,11 +32,11 @@ def judged():
     }
 
 
-def curve_of(model, *, steps=STEPS, seed=0, lr=LR):
+def curve_of(model, *, steps=STEPS, seed=0, lr=LR, **options):
     made = small()
     return training_curve(
         model, made.images[:40], made.labels[:40], judged=judged(), lr=lr, steps=steps,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(seed), **options,
     )  # fmt: skip
 
 
@@ -64,6 +64,18 @@ def test_samples_are_counted_as_they_are_drawn():
     assert [(row["step"], row["samples"]) for row in curve_of(masked())] == [
         (0, 0), (1, 14), (2, 27), (5, 40 + 27), (9, 120), (12, 160), (14, 187)
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_a_curve_that_has_enough_is_followed_for_as_long_again_and_ends(monkeypatch):
+    steps = (0, 1, 5, 9, 12, 14, 22, 24, 26)
+    whole = curve_of(masked(), steps=steps)
+    (first,) = (row["acc_forget"] for row in whole if row["step"] == 12)
+    assert max(row["acc_forget"] for row in whole[:4]) < first
+    assert curve_of(masked(), steps=steps, enough=first) == whole[:-1]  # it is there after 12 steps: followed to 24
+    monkeypatch.setattr(recovery, "FOLLOWED", 7)
+    assert curve_of(masked(), steps=steps, enough=0.0) == whole[:3]  # there at once
+    assert curve_of(masked(), steps=steps, enough=1.1) == whole
 
 
 def stranger():

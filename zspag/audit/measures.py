@@ -15,6 +15,7 @@ from zspag import features, membership, probes, recovery, residual, traces
 from zspag.audit.bench import DRAWS, FOLDS, GRID, PENALTY, Bench, other_seed
 from zspag.evaluation import accuracy, agreement, macro_accuracy, mean_js
 from zspag.experiment import trained, untrained
+from zspag.relearning import share_recognized
 from zspag.runtime import generator_for, logits_of
 
 Rows = Iterator[dict[str, Any]]
@@ -112,19 +113,23 @@ def relearning_rows(bench: Bench, name: str) -> Rows:
 
     Yields:
         A row per kind of images, rate and checkpoint: shown ("the class" or "other classes"), lr, step, samples,
-        acc_forget and acc_retain.
+        acc_forget and acc_retain. Where the class is shown, a curve ends some time after all that is asked for is back.
     """
     images, labels = bench.panel.images.forget_train, bench.panel.labels.forget_train
+    known = bench.once(
+        ("original", "known"), lambda: share_recognized(bench.networks["original"], *bench.judged["acc_forget"])
+    )
     shown = {
-        "the class": (images, labels, recovery.RATES),
-        "other classes": (*bench.retained, recovery.RATES_OF_OTHERS),
+        "the class": (images, labels, recovery.RATES, max(recovery.SHARES) * known),
+        "other classes": (*bench.retained, recovery.RATES_OF_OTHERS, math.inf),
     }
-    for what, (pictures, classes, rates) in shown.items():
+    for what, (pictures, classes, rates, enough) in shown.items():
         if bench.case.profile.trial:
             rates = dict.fromkeys(rates, TRIAL_STEPS)
         curves = recovery.training_curves(
-            bench.networks[name], pictures, classes, judged=bench.judged, rates=rates, seeds=(bench.case.seed,)
-        )
+            bench.networks[name], pictures, classes, judged=bench.judged, rates=rates, seeds=(bench.case.seed,),
+            enough=enough,
+        )  # fmt: skip
         for row in curves.drop(columns="seed").to_dict("records"):
             yield {"shown": what} | {str(column): value for column, value in row.items()}
 

@@ -21,17 +21,19 @@ def mean_curves(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Per method, kind of images shown, rate and step: samples, acc_forget and acc_retain, and for both accuracies
-        the least and the largest class, such as "acc_forget_low".
+        the least and the largest class, such as "acc_forget_low". A mean ends where the first of its curves does.
     """
-    place = ["method", "shown", "lr", "step"]
+    curve, place = ["method", "shown", "lr"], ["method", "shown", "lr", "step"]
+    ends = rows.groupby([*curve, "forget", "seed"])["step"].transform("max")
+    rows = rows[rows["step"] <= ends.groupby([rows[name] for name in curve]).transform("min")]
     per_class = rows.groupby([*place, "forget"], sort=False)[["samples", *_ACCURACIES]].mean()
     groups = per_class.groupby(place, sort=False)
-    ends = {
+    spans = {
         f"{name}_{end}": values
         for name in _ACCURACIES
         for end, values in (("low", groups[name].min()), ("high", groups[name].max()))
     }
-    return groups.mean().assign(**ends).reset_index()
+    return groups.mean().assign(**spans).reset_index()
 
 
 def arrivals(rows: pd.DataFrame) -> pd.DataFrame:
