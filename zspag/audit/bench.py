@@ -32,7 +32,7 @@ GRID = 2  # cells along an axis that a map of features is averaged over
 PENALTY = 0.01  # of the linear probe
 FITTED = 200  # training images of a class that a probe is fitted to
 JUDGED = {"acc_forget": 100, "acc_retain": 30}  # test images of a class that training curves are judged on, at most
-MOVED = 250  # forget test images that are moved, at most: an attack on each radius takes long
+MOVED = 100  # forget test images that are moved, at most: an attack on each radius and network takes long
 DRAWS = 8  # random moves of an image
 
 
