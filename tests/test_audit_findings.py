@@ -54,6 +54,18 @@ def test_a_third_retrained_network_is_within_the_spread_and_an_original_is_not()
     assert audit.compared(rows, "known", method="original").within is False
 
 
+def test_a_shift_to_one_side_is_seen_where_the_distance_alone_would_not_tell():
+    """Distances as among retrained networks in half the classes, but never below them."""
+    target = numbers("retrained", {label: (0.5, 0.52 + 0.04 * (label % 2)) for label in range(6)})
+    above = numbers("zs_pag", {label: (0.55, 0.57 + 0.04 * (label % 2)) for label in range(6)})
+    one = audit.compared(pd.DataFrame(target + above), "known", method="zs_pag")
+    assert one.excess - one.excess_half <= 0
+    assert one.difference == pytest.approx(0.05)
+    assert one.within is False
+    mirrored = [row | {"known": 1.04 - row["known"]} if row["forget"] % 2 else row for row in target + above]
+    assert audit.compared(pd.DataFrame(mirrored), "known", method="zs_pag").within is True
+
+
 def test_one_seed_leaves_the_spread_unknown():
     rows = pd.DataFrame(numbers("zs_pag", {1: (0.5,)}) + numbers("retrained", {1: (0.5,)}))
     one = audit.compared(rows, "known", method="zs_pag")
@@ -171,22 +183,25 @@ def test_bars_are_means_over_classes():
 # Words
 
 
-def test_the_table_says_what_is_within_the_spread_and_by_how_much_it_is_beyond():
+def test_the_table_says_what_is_within_the_spread_and_by_how_much_it_differs():
     table = audit.verdict_table(audit.findings(made(ruined=("delete",))), methods=("masked", "zs_pag", "delete"))
     assert list(table.index) == list(QUESTIONS)
     membership = table.iloc[0]
-    assert membership["ZS-PAG"] == "0.505, within the spread"
-    assert membership["masked original"] == "0.805, beyond it by 0.290"
-    assert table.loc[PROBE, "ZS-PAG"] == "70.5 %, beyond it by 39.0 %"
+    assert membership["ZS-PAG"] == "0.505 (+0.000), within"
+    assert membership["masked original"] == "0.805 (+0.300), beyond"
+    assert table.loc[PROBE, "ZS-PAG"] == "70.5 % (+40.0), beyond"
     assert table.loc[PROBE, "two retrained differ by"] == "1.0 %"
-    assert set(table.get("DELETE", pd.Series(["ruined"]))) == {"ruined"}
+    assert "DELETE" not in table
 
 
 def test_sentences_follow_the_numbers():
     lines = audit.verdicts(audit.findings(made()), method="zs_pag")
-    assert lines[0].startswith("Membership, AUC of the attack on all four scores: ZS-PAG 0.505, retrained 0.505; they")
-    assert lines[0].endswith("within the retrained networks' own spread.")
-    assert "beyond their own spread by 39.0 %" in lines[1]
+    assert lines[0] == (
+        "Membership, AUC of the attack on all four scores: ZS-PAG 0.505, retrained 0.505 (+0.000); they differ by"
+        " 0.000, two retrained networks by 0.010: within the retrained networks' own spread."
+    )
+    assert lines[1].endswith("(+40.0); they differ by 40.0 %, two retrained networks by 1.0 %: beyond the retrained"
+                             " networks' own spread.")  # fmt: skip
     assert "masked original 90.0 %, ZS-PAG 20.0 %, retrained 20.0 %" in lines[2]
     assert lines[3].endswith("masked original 4 (AIN 0.200), ZS-PAG 4 (AIN 0.200), retrained 20 (AIN 1.000).")
     assert audit.verdicts(audit.findings(made(ruined=("zs_pag",))), method="zs_pag") == [
@@ -194,7 +209,16 @@ def test_sentences_follow_the_numbers():
     ]
 
 
+def test_where_the_original_passes_the_measure_is_said_to_be_blind():
+    rows = made()
+    rows.loc[(rows["measure"] == "membership") & (rows["seed"] == 0), "auc"] = 0.5
+    rows.loc[(rows["measure"] == "membership") & (rows["seed"] == 1), "auc"] = 0.51
+    first, probe, *_ = audit.verdicts(audit.findings(rows), method="zs_pag")
+    assert first.endswith("So is the original, which knows the class: this measure cannot judge here.")
+    assert "cannot judge" not in probe
+
+
 def test_with_one_seed_nothing_is_said_about_a_spread():
     found = audit.findings(made(seeds=(0,)))
     assert "not known, for there is one seed" in audit.verdicts(found, method="zs_pag")[0]
-    assert audit.verdict_table(found, methods=("zs_pag",)).iloc[0]["ZS-PAG"] == "0.500"
+    assert audit.verdict_table(found, methods=("zs_pag",)).iloc[0]["ZS-PAG"] == "0.500 (+0.000)"

@@ -17,13 +17,13 @@ from zspag.config import FolderConfig, Ladders
 from zspag.files import write_json
 from zspag.profiles import PROFILES
 
-COMMANDS = ("reproduce", "run", "sweep", "unlearn", "methods", "claims", "data", "env", "provenance")
+COMMANDS = ("reproduce", "run", "sweep", "audit", "unlearn", "methods", "claims", "data", "env", "provenance")
 
 
 @pytest.fixture
 def started(monkeypatch):
-    """Catch what `zspag run`, `zspag sweep` and `zspag unlearn` would start."""
-    from zspag import runs, sweep
+    """Catch what `zspag run`, `zspag sweep`, `zspag audit` and `zspag unlearn` would start."""
+    from zspag import audit, runs, sweep
 
     calls = []
 
@@ -33,6 +33,7 @@ def started(monkeypatch):
 
     monkeypatch.setattr(runs, "run", catch)
     monkeypatch.setattr(sweep, "sweep", catch)
+    monkeypatch.setattr(audit, "publish", catch)
     monkeypatch.setattr(runs, "unlearn_files", catch)
     return calls
 
@@ -190,6 +191,32 @@ def test_sweep_with_failed_runs_names_them_and_exits_with_1(monkeypatch, capsys)
     monkeypatch.setattr(sweep, "sweep", fail)
     assert main(["sweep", "--profile", "smoke"]) == 1
     assert "seed 0, class 3: KeyError" in capsys.readouterr().err
+
+
+def test_audit_takes_the_profile_with_what_is_asked(started, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    assert main(["audit", "--profile", "digits", "--classes", "2", "--seeds", "0,1", "--record"]) == 0
+    ((profile, options),) = started
+    assert profile == replace(PROFILES["digits"], classes=(2,), seeds=(0, 1))
+    assert options == {"record": True}
+
+
+def test_a_trial_is_not_audited_for_the_record(started, capsys):
+    assert main(["audit", "--profile", "smoke", "--record"]) == 2
+    assert said(capsys)[1].startswith("zspag audit: smoke is a trial, its numbers mean nothing: leave out --record")
+    assert started == []
+
+
+def test_audit_with_a_failed_class_names_it_and_exits_with_1(monkeypatch, capsys):
+    from zspag import audit, experiment
+
+    def fail(*_arguments, **_options):
+        yield "a line"
+        raise experiment.RunsFailed("the audit of class 3, seed 0 failed: x")
+
+    monkeypatch.setattr(audit, "publish", fail)
+    assert main(["audit", "--profile", "smoke"]) == 1
+    assert said(capsys)[1] == "zspag audit: the audit of class 3, seed 0 failed: x\n"
 
 
 def test_run_is_the_cpu_profile_unless_told_otherwise(started):

@@ -37,11 +37,16 @@ class Comparison:
 
     @property
     def within(self) -> bool | None:
-        """Whether the method is as close to the retrained network as another one; None where nobody knows the floor.
+        """Whether the method could be another retrained network; None where nobody knows what those differ by.
 
-        It is not where the whole interval of ``excess`` lies above 0.
+        It could not where it lies further away than they do, the whole interval of ``excess`` above 0, or always to
+        the same side, the interval of ``difference`` without 0 and the difference larger than ``floor``.
         """
-        return None if self.excess is None else self.excess - self.excess_half <= 0
+        if self.excess is None or self.floor is None:
+            return None
+        scattered = self.excess - self.excess_half > 0
+        shifted = abs(self.difference) > max(self.half, self.floor)
+        return not (scattered or shifted)
 
 
 def compared(rows: pd.DataFrame, column: str, *, method: str) -> Comparison:

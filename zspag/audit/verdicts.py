@@ -65,9 +65,9 @@ def verdict_table(found: Findings, *, methods: tuple[str, ...]) -> pd.DataFrame:
         methods: Networks to show; one that was ruined everywhere is left out.
 
     Returns:
-        Per question the retrained networks' mean, what two of them differ by (their spread), and per network its mean
-        and verdict: "within the spread", "beyond it by" the excess over the spread with its 95 % interval over
-        classes, or the mean alone where one seed leaves the spread unknown.
+        Per question the retrained networks' mean, what two of them of different seeds differ by (their spread), and per
+        network its mean, in brackets the mean difference to the retrained network of the same class and seed with its
+        95 % interval over classes, and whether that is "within" or "beyond" the spread (see ``Comparison.within``).
     """
     lines: dict[str, dict[str, str]] = {}
     for text, question in QUESTIONS.items():
@@ -95,7 +95,9 @@ def _told(found: Findings, method: str, text: str) -> str:
     question = QUESTIONS[text]
     one, share = question.compared(found, method), question.share
     numbers = f"{TITLES[method]} {_number(one.mean, share=share)}, retrained {_number(one.retrained, share=share)}"
-    return f"{text[0].upper()}{text[1:]}: {numbers}; {_spread(one, share=share)}."
+    line = f"{text[0].upper()}{text[1:]}: {numbers} ({_difference(one, share=share)}); {_spread(one, share=share)}."
+    blind = "original" in set(question.rows(found)["method"]) and question.compared(found, "original").within
+    return f"{line} So is the original, which knows the class: this measure cannot judge here." if blind else line
 
 
 def _restored(found: Findings, method: str) -> str:
@@ -118,25 +120,22 @@ def _relearned(found: Findings, method: str) -> str:
 
 
 def _spread(one: Comparison, *, share: bool) -> str:
-    if one.floor is None or one.excess is None:
+    if one.floor is None:
         return "what two retrained networks differ by is not known, for there is one seed"
     own, others = _number(one.distance, share=share), _number(one.floor, share=share)
-    floor = f"they differ by {own}, two retrained networks by {others}"
-    if one.within:
-        return f"{floor}: within the retrained networks' own spread"
-    return f"{floor}: beyond their own spread by {_excess(one, share=share)}"
+    verdict = "within" if one.within else "beyond"
+    return f"they differ by {own}, two retrained networks by {others}: {verdict} the retrained networks' own spread"
 
 
 def _cell(one: Comparison, *, share: bool) -> str:
-    mean = _number(one.mean, share=share)
-    if one.within is None:
-        return mean
-    return f"{mean}, within the spread" if one.within else f"{mean}, beyond it by {_excess(one, share=share)}"
+    mean = f"{_number(one.mean, share=share)} ({_difference(one, share=share)})"
+    return mean if one.within is None else f"{mean}, {'within' if one.within else 'beyond'}"
 
 
-def _excess(one: Comparison, *, share: bool) -> str:
-    half = f" ± {_number(one.excess_half, share=share)}" if one.excess_half else ""
-    return f"{_number(one.excess or 0.0, share=share)}{half}"
+def _difference(one: Comparison, *, share: bool) -> str:
+    shown = f"{100 * one.difference:+.1f}" if share else f"{one.difference:+.3f}"
+    half = f"{100 * one.half:.1f}" if share else f"{one.half:.3f}"
+    return f"{shown} ± {half}" if one.half else shown
 
 
 def _number(value: float, *, share: bool) -> str:
