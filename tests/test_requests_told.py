@@ -91,4 +91,6 @@ def test_the_summary_follows_the_numbers():
 def test_where_everything_was_refused_nothing_is_said():
     rows = made().assign(acc_retain=math.nan)
     assert requests.summary(rows) == []
-    assert requests.row_panels(rows)[0]["series"]["not told"]["x"] == []
+    panels = requests.row_panels(rows)
+    assert panels[0]["series"]["not told"]["x"] == []
+    assert plots.draw({"draw": "curves", "data": {"panels": panels}, "profile": "digits", "provenance": {}}).axes
