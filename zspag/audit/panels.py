@@ -18,6 +18,7 @@ ATTACKS = {
 }  # fmt: skip
 SPLITS = {"forget_train": "forget, training", "forget_test": "forget, test", "retain_test": "retained, test"}
 PERCENT = {"ylim": [0, 105]}
+RULER = ("original", "retrained", "zs_pag")  # both ends of it and what is measured: more bands hide each other
 
 
 def membership_panels(found: Findings, *, title: str) -> list[Panel]:
@@ -111,7 +112,7 @@ def residual_panels(found: Findings, *, title: str) -> list[Panel]:
 
 
 def spread_panels(found: Findings, *, title: str) -> list[Panel]:
-    """Return, class by class, membership AUC and linear probe; bands span the seeds."""
+    """Return, class by class, membership AUC and linear probe of three networks; bands span the seeds."""
     attacks = found["membership"]
     shown = {
         "AUC of the attack on all four scores": (attacks[attacks["attack"] == "regression"], "auc", 1),
@@ -169,7 +170,7 @@ def _seeds(rows: pd.DataFrame, column: str, *, factor: float) -> Panel:
     """Return a curve per network over the classes: mean over seeds, the band spans them."""
     return {
         TITLES[str(method)]: _banded((own.set_index("forget")[column] * factor).groupby("forget"))
-        for method, own in rows.groupby("method", sort=False)
+        for method, own in rows[rows["method"].isin(RULER)].groupby("method", sort=False)
     }
 
 
