@@ -54,6 +54,14 @@ def test_a_row_ends_where_it_was_refused():
     assert drift["series"]["told what is gone"]["y"] == pytest.approx([0.001, 0.002])
 
 
+def test_a_ruined_model_has_no_point_of_drift():
+    rows = made()
+    rows["drift"] = rows["drift"].astype(object).where(~((rows["kind"] == "in a row") & (rows["step"] == 2)), None)
+    back, _, drift = requests.row_panels(rows)
+    assert drift["series"]["told what is gone"]["x"] == [1]
+    assert back["series"]["told what is gone"]["x"] == [1, 2]
+
+
 def test_what_was_refused_has_no_bar():
     half, across = requests.part_panels(made())
     assert half["series"]["ZS-PAG"] == pytest.approx([5, 5, 5])

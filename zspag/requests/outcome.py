@@ -3,6 +3,7 @@
 Invariant: the method is handed the named samples and their labels, and of the model's past only which classes are gone.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -143,7 +144,8 @@ def judged(request: Request, model: nn.Module) -> dict[str, Any]:
         samples of the same classes that the request does not name; None if there are none), acc_forget (test images of
         these classes) and by_class (each alone), acc_others (test images of other classes, macro; None if there are
         none); and on the test images of what shall stay, that is of other classes if the request names whole ones, else
-        of all: acc_retain (macro), acc_retain_micro, over_unlearning and drift as in ``evaluation.Scores``.
+        of all: acc_retain (macro), acc_retain_micro, over_unlearning and drift as in ``evaluation.Scores``, drift None
+        where the model is ruined and it is not finite.
     """
     device, test, classes, named = pick_device(), judged_on(request.profile).test, request.classes, handed(request)
     original = trained(request.profile, request.seed)
@@ -156,6 +158,7 @@ def judged(request: Request, model: nn.Module) -> dict[str, Any]:
     logits, stays = answers(model, test), ~among if request.whole else torch.ones_like(among)
     yardstick = masked(answers(original, test)[stays], forget=classes if request.whole else ())
     acc_retain = macro_accuracy(logits[stays], test.labels[stays])
+    drift = mean_kl(yardstick, logits[stays])
     return {
         "classes": list(classes), "whole": request.whole, "samples": len(request.samples),
         "acc_forget_train": accuracy(answers(model, named), named.labels),
@@ -165,5 +168,5 @@ def judged(request: Request, model: nn.Module) -> dict[str, Any]:
         "acc_others": macro_accuracy(logits[~among], test.labels[~among]) if not among.all() else None,
         "acc_retain": acc_retain, "acc_retain_micro": accuracy(logits[stays], test.labels[stays]),
         "over_unlearning": macro_accuracy(yardstick, test.labels[stays]) - acc_retain,
-        "drift": mean_kl(yardstick, logits[stays]),
+        "drift": drift if math.isfinite(drift) else None,
     }  # fmt: skip

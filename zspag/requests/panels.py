@@ -70,9 +70,10 @@ def _curves(rows: pd.DataFrame, names: Mapping[str, str], column: str, factor: f
     """A curve per kind: means over seeds, bands that span them."""
     series = {}
     for kind, name in names.items():
-        groups = rows[rows["kind"] == kind].groupby("step")[column]
+        known = rows[rows["kind"] == kind].dropna(subset=[column])  # a ruined model has no drift
+        groups = known.astype({column: float}).groupby("step")[column]
         ends = {"y": groups.mean(), "low": groups.min(), "high": groups.max()}
         series[name] = {"x": [int(step) for step in groups.groups]} | {
-            end: (factor * values.astype(float)).tolist() for end, values in ends.items()
+            end: (factor * values).tolist() for end, values in ends.items()
         }
     return {"series": series}

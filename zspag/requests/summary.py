@@ -56,7 +56,7 @@ def _in_a_row(rows: pd.DataFrame, told: str) -> str:
     best = _percent(pd.Series([max(by_class) for by_class in last["by_class"]]))
     return (
         f"In a row, {told}: after {last['step'].min():.0f} requests {best} of the best known forgotten class is still"
-        f" recognized, with a drift of {last['drift'].mean():.4f} nats."
+        f" recognized, with a drift of {last['drift'].astype(float).mean():.4f} nats."
     )
 
 
