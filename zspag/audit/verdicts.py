@@ -133,7 +133,8 @@ def _cell(one: Comparison, *, share: bool) -> str:
 
 
 def _difference(one: Comparison, *, share: bool) -> str:
-    shown = f"{100 * one.difference:+.1f}" if share else f"{one.difference:+.3f}"
+    # Adding 0 turns a -0.0 into 0.0.
+    shown = f"{round(100 * one.difference, 1) + 0.0:+.1f}" if share else f"{round(one.difference, 3) + 0.0:+.3f}"
     half = f"{100 * one.half:.1f}" if share else f"{one.half:.3f}"
     return f"{shown} ± {half}" if one.half else shown
 
