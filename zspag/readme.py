@@ -241,7 +241,8 @@ def audits(results: Path) -> str:
         data, config = found["data"], found["provenance"]["config"]
         seeds = len(data["seeds"])
         shown = " (a demonstration)" * config.get("demonstration", False)
-        title = f"{_setting(found)}{shown}, {', '.join(data['class_names'])}, {seeds} seed{'s' * (seeds > 1)}:"
+        cut = f" ({claims.cut_down(config)})" if claims.cut_down(config) else ""
+        title = f"{_setting(found)}{shown}, {', '.join(data['class_names'])}, {seeds} seed{'s' * (seeds > 1)}{cut}:"
         parts.append("\n".join([title, "", *(f"* {line}" for line in data["verdicts"]), "", data["markdown"], ""]))
     return "\n".join(parts) or NOT_YET
 
