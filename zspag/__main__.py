@@ -5,7 +5,7 @@ Invariant: thin; every sub-command imports what it needs when it is called, so t
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -181,31 +181,30 @@ def _run(chosen: argparse.Namespace) -> int:
 def _sweep(chosen: argparse.Namespace) -> int:
     from zspag import sweep
     from zspag.baselines import METHODS
-    from zspag.experiment import RunsFailed
 
     profile = replace(_profile(chosen), retrained=not chosen.no_retrained)
     if chosen.rates is not None:
         rates = _rates(chosen.rates)
         profile = replace(profile, ladders=Ladders(low=rates, middle=rates, high=rates))
     methods = tuple(METHODS) if chosen.methods is None else tuple(chosen.methods.split(","))
-    try:
-        for line in sweep.sweep(profile, methods, record=chosen.record, scheduler=chosen.scheduler):
-            print(line, flush=True)
-    except RunsFailed as error:
-        print(f"zspag sweep: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return _print_runs(chosen, sweep.sweep(profile, methods, record=chosen.record, scheduler=chosen.scheduler))
 
 
 def _audit(chosen: argparse.Namespace) -> int:
     from zspag import audit
+
+    return _print_runs(chosen, audit.publish(_profile(chosen), record=chosen.record))
+
+
+def _print_runs(chosen: argparse.Namespace, lines: Iterable[str]) -> int:
+    """Print lines as they come; return 1 if some of the runs behind them failed."""
     from zspag.experiment import RunsFailed
 
     try:
-        for line in audit.publish(_profile(chosen), record=chosen.record):
+        for line in lines:
             print(line, flush=True)
     except RunsFailed as error:
-        print(f"zspag audit: {error}", file=sys.stderr)
+        print(f"zspag {chosen.command}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from zspag.experiment import TITLES
+
 Panel = dict[str, Any]
-TITLES = {"original": "original", "retrained": "retrained", "zs_pag": "ZS-PAG"}
+COMPARED = ("original", "retrained", "zs_pag")
 PERCENT = {"ylim": [0, 105]}
 
 
@@ -59,10 +61,10 @@ def part_panels(rows: pd.DataFrame) -> list[Panel]:
 def _bars(rows: pd.DataFrame, groups: Sequence[str], column: str) -> Panel:
     """A bar per method and group: the mean over seeds, in %; a method that was refused in any of them has none."""
     panel: Panel = {"groups": list(groups), "series": {}}
-    for method, title in TITLES.items():
+    for method in COMPARED:
         own = rows[rows["method"] == method].set_index("request")[column].astype(float).dropna()
         heights = [100 * float(own[own.index == group].mean()) if group in own.index else 0.0 for group in groups]
-        panel["series"][title] = heights
+        panel["series"][TITLES[method]] = heights
     return panel
 
 
