@@ -118,6 +118,48 @@ def test_logit_derivatives_are_those_of_finite_differences(case):
     torch.testing.assert_close(tangents, (shifted[0] - shifted[1]) / (2 * step), rtol=1e-5, atol=1e-6)
 
 
+LAYERS = {
+    "conv1d": lambda: (nn.Conv1d(4, 6, 3, padding=1, groups=2, bias=False), randn(N, 4, 5)),
+    "conv2d, twice": lambda: (
+        nn.Sequential(nn.Conv2d(3, 3, 3, padding="same"), nn.Tanh(), nn.Conv2d(3, 4, 2)),
+        randn(N, 3, 4, 5),
+    ),
+    "conv3d": lambda: (nn.Conv3d(2, 3, 2, dilation=(1, 2, 1)), randn(N, 2, 3, 4, 3)),
+    "batch norm": lambda: (nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4, eps=0.1), nn.ReLU()), randn(N, 3, 4, 5)),
+    "plain batch norm": lambda: (nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, affine=False)), randn(N, 5)),
+    "statistics of the batch": lambda: (
+        nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, track_running_stats=False)),
+        randn(N, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["weights move", "biases and scales too"])
+@pytest.mark.parametrize("case", LAYERS)
+def test_derivatives_through_every_layer_are_those_of_torchs_own_forward_mode(case, everything):
+    layer, inputs = LAYERS[case]()
+    layer = nn.Sequential(layer, nn.Flatten()).double()
+    for buffer in layer.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(randn(*buffer.shape).abs() + 0.5)
+    names = [name for name, parameter in layer.named_parameters() if everything or parameter.dim() > 1]
+    direction, weights = direction_of(layer, names), weights_of(layer, names)
+    with torch.no_grad():
+        expected = torch.func.jvp(
+            lambda moved: torch.func.functional_call(layer.eval(), moved, (inputs,)), (weights,), (direction,)
+        )
+    found = logit_derivatives(layer, inputs, direction)
+    torch.testing.assert_close(found, expected)
+    assert found[1].abs().max() > 0.1
+
+
+def test_a_direction_of_nothing_has_derivative_zero():
+    model, images, _ = build(grouped)
+    logits, tangents = logit_derivatives(model, images, {})
+    assert tangents.shape == logits.shape
+    assert not tangents.any()
+
+
 @pytest.mark.parametrize("case", NETS)
 def test_a_score_is_the_measured_decrease_of_the_retained_loss_after_one_tiny_step(case):
     model, images, names = build(NETS[case])

@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from dataclasses import replace
 
 import pytest
 import reference
@@ -233,6 +234,102 @@ def test_moments_do_not_depend_on_the_pieces_in_which_rows_are_taken(monkeypatch
         torch.testing.assert_close(second_moments(net, images).second["0.weight"], whole.second["0.weight"])
         assert max(pieces) == most
         assert sum(pieces) == 3 * 4 * 3
+
+
+def test_products_of_halves_add_up_to_the_whole_product(monkeypatch):
+    rows = randn(2, 3 * D + 1, D)
+    monkeypatch.setattr(subspaces, "LEAF", 2)
+    accumulator = MomentAccumulator()
+    accumulator.add("w", rows)
+    assert accumulator.sums["w"][0, D - 1, 0] == 0  # what symmetry gives was not computed
+    halved = accumulator.moments(samples=1, unprojectable={}).second["w"]
+    torch.testing.assert_close(halved, rows.transpose(1, 2) @ rows / rows.shape[1])
+    assert torch.equal(halved, halved.transpose(1, 2))
+
+
+# ---- Fewer rows than dimensions
+
+
+def few(*counts, blocks=2):
+    """Moments of one weight whose rows came in several portions."""
+    accumulator = MomentAccumulator()
+    for count in counts:
+        accumulator.add("w", randn(blocks, count, D))
+    return accumulator.moments(samples=1, unprojectable={})
+
+
+def test_rows_are_kept_as_long_as_they_are_fewer_than_the_dimensions():
+    moments = few(2, D - 3)
+    factor = moments.factors["w"]
+    assert factor.shape == (2, D - 1, D)
+    torch.testing.assert_close(factor.transpose(1, 2) @ factor, moments.second["w"])
+    assert not few(2, D - 2).factors
+    assert not few(D + 3).factors
+    assert moments.bytes() == 2 * D * (D + D - 1) * 8
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.9, 1.0])
+def test_bases_of_few_rows_are_those_of_the_whole_matrix_without_decomposing_it(monkeypatch, energy):
+    moments, sizes, eigh = few(4), [], torch.linalg.eigh
+    whole = by_energy(replace(moments, factors={}), energy=energy)
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: sizes.append(len(matrix)) or eigh(matrix))
+    subspace = by_energy(moments, energy=energy)
+    assert sizes == [4, 4]
+    assert subspace.ranks == whole.ranks
+    for basis, other, rank in zip(subspace.bases["w"], whole.bases["w"], subspace.ranks["w"], strict=True):
+        basis, other = basis[:, :rank], other[:, :rank]
+        torch.testing.assert_close(basis.T @ basis, torch.eye(rank, dtype=torch.float64))
+        torch.testing.assert_close(basis @ basis.T, other @ other.T)
+
+
+def test_bases_by_rank_of_few_rows_may_ask_for_more_directions_than_there_are_rows():
+    moments = few(3)
+    for ranks in ((2, 3), (5, 3)):
+        subspace, whole = (
+            by_rank(moments, ranks={"w": ranks}),
+            by_rank(replace(moments, factors={}), ranks={"w": ranks}),
+        )
+        assert subspace.ranks["w"] == ranks
+        for basis, other in zip(subspace.bases["w"], whole.bases["w"], strict=True):
+            projected, expected = (moments.second["w"] @ part @ part.T for part in (basis, other))
+            torch.testing.assert_close(projected, expected)
+
+
+def test_means_keep_few_rows_and_drop_many():
+    parts = [few(2), few(3)]
+    for mean in (pooled(parts), averaged(parts)):
+        factor = mean.factors["w"]
+        assert factor.shape == (2, 5, D)
+        torch.testing.assert_close(factor.transpose(1, 2) @ factor, mean.second["w"])
+    assert not pooled([*parts, few(D - 5)]).factors
+    assert not pooled([few(2), few(D)]).factors
+
+
+def test_rows_that_the_model_writes_over_are_kept_as_they_were():
+    layer, images = nn.Linear(D, D, bias=False).double(), randn(2, D)
+    given = images.clone()
+
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            y = self.layer(x)
+            x.zero_()
+            return y
+
+    factor = second_moments(Writing(), given).factors["layer.weight"]
+    torch.testing.assert_close(factor[0] * 2**0.5, images)
+    assert not given.any()
+
+
+def test_a_projector_like_the_weights_projects_the_same_in_their_precision():
+    project, gradient = hard_projector(by_rank(moments_of(spread()), ranks={"w": (3,)})), torch.randn(D_OUT, D)
+    alike = project.like({"w": gradient})
+    assert alike.factors["w"][1].dtype == torch.float32
+    assert torch.equal(alike("w", gradient), project("w", gradient))
+    assert alike.like({"w": gradient}).factors["w"][1] is alike.factors["w"][1]
 
 
 def test_a_weight_that_cannot_be_projected_has_no_moments():

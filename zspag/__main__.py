@@ -10,6 +10,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from zspag import profiles
+from zspag.allocator import keep_freed_memory
 from zspag.config import FolderConfig, Ladders, Profile
 
 
@@ -17,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit code; what cannot work is said in one sentence, with exit code 2."""
     parser = _parser()
     chosen = parser.parse_args(arguments)
+    keep_freed_memory()
     action: Callable[[argparse.Namespace], int] = chosen.action
     try:
         return action(chosen)

@@ -12,15 +12,21 @@ v = H^-1 g_r for the effect of retraining with that label (Koh and Liang, 2017).
 Invariant: directions are dictionaries over parameter names; the model and its ``.grad`` are left alone.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.func import functional_call, jvp
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from zspag.activations import Outputs, as_blocks, watching
 from zspag.runtime import chunks, frozen, plain_attention
@@ -76,14 +82,65 @@ def loss_gradient(
 
 
 def logit_derivatives(model: nn.Module, images: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
-    """Return logits and their directional derivatives J_i v, both (n, K), by forward mode."""
+    """Return logits and their directional derivatives J_i v, both (n, K), by forward mode.
+
+    With y = W x the tangent is dy = W dx + (dW) x: three products where a forward pass has one, two in the first layer,
+    and about as many passes over the activations as a forward pass has.
+    """
     weights = weights_of(model, direction)
     parts = []
     with _differentiable(model), torch.no_grad():
         for (x,) in chunks(images):
-            parts.append(jvp(lambda w, x=x: functional_call(model, w, (x,)), (weights,), (direction,)))
+            with forward_ad.dual_level(), _Tangents():
+                duals = {name: forward_ad.make_dual(weight, direction[name]) for name, weight in weights.items()}
+                logits, tangents = forward_ad.unpack_dual(functional_call(model, duals, (x,)))
+            parts.append((logits, torch.zeros_like(logits) if tangents is None else tangents))
     logits, tangents = zip(*parts, strict=True)
     return torch.cat(logits), torch.cat(tangents)
+
+
+class _Tangents(TorchFunctionMode):
+    """Forward mode through convolutions and batch norm; torch knows the rest, and these when anything is unusual.
+
+    Torch's rule for batch norm takes the layer apart into a dozen passes over the activations, although in eval mode it
+    is one affine map; its rule for a convolution adds two products out of place.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        rule = _RULES.get(func)
+        return (func if rule is None else partial(rule, func))(*args, **(kwargs or {}))
+
+
+def _convolution(
+    func: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any
+) -> Tensor:
+    (x, dx), (w, dw) = forward_ad.unpack_dual(input), forward_ad.unpack_dual(weight)
+    if dw is None or (bias is not None and forward_ad.unpack_dual(bias).tangent is not None):
+        return func(input, weight, bias, *rest, **options)
+    tangent = func(x, dw, None, *rest, **options)
+    if dx is not None:
+        tangent += func(dx, w, None, *rest, **options)
+    return forward_ad.make_dual(func(x, w, bias, *rest, **options), tangent)
+
+
+def _batch_norm(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    call = inspect.signature(F.batch_norm).bind(*args, **kwargs)
+    call.apply_defaults()
+    given = call.arguments
+    fixed = [given[part] for part in ("running_mean", "running_var", "weight", "bias") if given[part] is not None]
+    x, dx = forward_ad.unpack_dual(given["input"])
+    moves = any(forward_ad.unpack_dual(part).tangent is not None for part in fixed)
+    if dx is None or moves or given["training"] or given["running_var"] is None:
+        return func(*args, **kwargs)
+    scale = torch.rsqrt(given["running_var"] + given["eps"])
+    scale = scale if given["weight"] is None else scale * given["weight"]
+    given["input"] = x
+    return forward_ad.make_dual(func(*call.args, **call.kwargs), dx * scale.view(-1, *[1] * (x.dim() - 2)))
+
+
+_RULES = {F.conv1d: _convolution, F.conv2d: _convolution, F.conv3d: _convolution, F.batch_norm: _batch_norm}
 
 
 def label_scores(model: nn.Module, images: Tensor, direction: Direction) -> Tensor:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zspag import config, files, provenance
+from zspag.allocator import keep_freed_memory
 from zspag.files import plain, repository_root
 from zspag.profiles import PROFILES
 
@@ -88,6 +89,7 @@ class Page:
     def __init__(self, name: str, profile: config.Profile | str, *, data_sha256: str | None = None) -> None:
         if not _NAME.fullmatch(name):
             raise ValueError(f"a notebook is called like 02_proxy_generation, got {name!r}")
+        keep_freed_memory()
         self.name = name
         self.profile = resolve_profile(profile) if isinstance(profile, str) else profile
         self.data_sha256 = data_sha256

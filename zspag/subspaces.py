@@ -11,7 +11,7 @@ Invariant: a projector is symmetric, and the hard one idempotent, in float64 as 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,10 @@ from zspag.activations import Outputs, as_blocks, watching
 from zspag.config import SubspaceConfig
 from zspag.runtime import chunks
 
-PIECE = 2**27  # numbers taken to float64 at once (1 GB): the patches of large images are many
+# Numbers taken to float64 at once (16 MB): more leave the cache, and an allocator fetches larger blocks from the system
+# every time. LEAF: below this width a product of halves is slower than the half of the work that symmetry saves.
+PIECE = 2**21
+LEAF = 512
 
 
 @dataclass(frozen=True)
@@ -31,41 +34,85 @@ class Moments:
         second: Per weight, E[a a^T] over all rows, float64, shape (blocks, d, d).
         rows_per_sample: Per weight, rows (patches, tokens, uses) that one sample contributes.
         unprojectable: Weights without usable rows, by name, with the reason; they must stay frozen.
+        factors: Weights that fewer rows than dimensions entered: F with F^T F = E[a a^T], float64, shape
+            (blocks, R, d), R < d. Bases are then cut from F F^T (R x R) and not from d x d.
     """
 
     second: dict[str, Tensor]
     rows_per_sample: dict[str, float]
     unprojectable: dict[str, str]
+    factors: dict[str, Tensor] = field(default_factory=dict)
 
     def bytes(self) -> int:
         """Return the memory that the matrices take."""
-        return sum(second.numel() * second.element_size() for second in self.second.values())
+        return sum(part.numel() * part.element_size() for kind in (self.second, self.factors) for part in kind.values())
 
 
 class MomentAccumulator:
-    """Adds up a a^T row by row in float64; memory does not depend on how many rows pass."""
+    """Adds up a a^T row by row in float64; memory does not depend on how many rows pass.
+
+    R rows of width d cost R d^2 multiply-adds in one product. What stands on and above the diagonal, by s halvings of
+    the width, costs R d^2 (1/2 + 1/2^(s+1)), and the rest is mirrored. Beside it 20 bytes are moved per number of a
+    row: read in float32, written and read in float64.
+    """
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}  # complete on and above the diagonal
         self.counts: dict[str, int] = {}
+        self.few = _FewRows()
 
     def add(self, name: str, rows: Tensor, outputs: Outputs | None = None) -> None:  # noqa: ARG002  (a Visit)
         """Add rows of shape (blocks, R, d) entering the weight ``name``; outputs are not needed here."""
-        blocks, _, d = rows.shape
+        blocks, count, d = rows.shape
+        if name not in self.sums:
+            self.sums[name] = torch.zeros(blocks, d, d, dtype=torch.float64, device=rows.device)
         for piece in rows.split(max(1, PIECE // (blocks * d)), dim=1):
             exact = piece.double()
-            gram = exact.transpose(1, 2) @ exact
-            self.sums[name] = self.sums[name] + gram if name in self.sums else gram
-        self.counts[name] = self.counts.get(name, 0) + rows.shape[1]
+            self.few.add(name, exact.clone() if exact is piece else exact)  # the model may write over its own rows
+            for total, block in zip(self.sums[name], exact, strict=True):
+                _add_gram_(total, block)
+        self.counts[name] = self.counts.get(name, 0) + count
 
     def moments(self, *, samples: int, unprojectable: dict[str, str]) -> Moments:
         """Return the means; ``samples`` is the number of images that were passed."""
         seen = {name: total for name, total in self.sums.items() if name not in unprojectable}
         return Moments(
-            {name: total / self.counts[name] for name, total in seen.items()},
+            {name: (total.triu() + total.triu(1).transpose(1, 2)) / self.counts[name] for name, total in seen.items()},
             {name: self.counts[name] / samples for name in seen},
             dict(unprojectable),
+            {name: rows / self.counts[name] ** 0.5 for name, rows in self.few.rows().items() if name in seen},
         )
+
+
+def _add_gram_(total: Tensor, rows: Tensor) -> None:
+    """Add rows^T rows (R x d) to the part of ``total`` (d x d) on and above the diagonal."""
+    count, d = rows.shape
+    if d <= LEAF or d > count:  # few rows: the time goes into reading and writing the sum, whole or in parts
+        total.addmm_(rows.T, rows)
+        return
+    left, right = rows.tensor_split([d // 2], dim=1)
+    _add_gram_(total[: d // 2, : d // 2], left)
+    total[: d // 2, d // 2 :].addmm_(left.T, right)
+    _add_gram_(total[d // 2 :, d // 2 :], right)
+
+
+class _FewRows:
+    """Keeps the rows of each weight as long as they are fewer than its dimensions: never more than one d x d."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[Tensor] | None] = {}
+
+    def add(self, name: str, rows: Tensor | None) -> None:
+        """Add rows (blocks, R, d); None where there are too many already."""
+        parts = self.parts.setdefault(name, [])
+        if parts is not None and (rows is None or sum(part.shape[1] for part in (*parts, rows)) >= rows.shape[2]):
+            self.parts[name] = None
+        elif parts is not None and rows is not None:
+            parts.append(rows)
+
+    def rows(self) -> dict[str, Tensor]:
+        """Return the rows of each weight that got few."""
+        return {name: torch.cat(parts, dim=1) for name, parts in self.parts.items() if parts}
 
 
 @torch.no_grad()
@@ -131,7 +178,7 @@ def folded(parts: Iterable[Moments], *, classes: int, merge_at: float | None = N
     Raises:
         ValueError: If there are no classes.
     """
-    pool, average, ballot = _RunningMean(_normalized), _RunningMean(_as_it_is), _RunningMean(_as_it_is)
+    pool, average, ballot = _RunningMean(_by_trace), _RunningMean(_equally), _RunningMean(_equally)
     kept: list[Moments] = []
     for part in parts:
         pool.add(part)
@@ -148,35 +195,42 @@ def folded(parts: Iterable[Moments], *, classes: int, merge_at: float | None = N
 
 
 class _RunningMean:
-    """Adds up a view of moments; every part may be forgotten once it is added."""
+    """Adds up moments, each by its own weight; every part may be forgotten once it is added."""
 
-    def __init__(self, view: Callable[[Tensor], Tensor]) -> None:
-        self.view, self.count = view, 0
+    def __init__(self, weight: Callable[[Tensor], Tensor]) -> None:
+        self.weight, self.count = weight, 0
         self.sums: dict[str, Tensor] = {}
+        self.few = _FewRows()
         self.first: Moments | None = None
 
     def add(self, part: Moments) -> None:
         if self.first is None:
-            self.first = replace(part, second={})
+            self.first = replace(part, second={}, factors={})
             self.sums = {name: torch.zeros_like(second) for name, second in part.second.items()}
         for name, total in self.sums.items():
-            total += self.view(part.second[name])
+            weight, factor = self.weight(part.second[name]), part.factors.get(name)
+            total.addcmul_(part.second[name], weight)
+            self.few.add(name, None if factor is None else factor * weight.sqrt())
         self.count += 1
 
     def mean(self) -> Moments:
         if self.first is None:
             raise ValueError("no moments to combine: pass at least one retained class")
-        return replace(self.first, second={name: total / self.count for name, total in self.sums.items()})
+        return replace(
+            self.first,
+            second={name: total / self.count for name, total in self.sums.items()},
+            factors={name: rows / self.count**0.5 for name, rows in self.few.rows().items()},
+        )
 
 
 def pooled(moments: Iterable[Moments]) -> Moments:
     """Return the mean of the trace-normalized moments: a class counts once however large its activations are."""
-    return moments.pooled if isinstance(moments, ClassMoments) else _mean(moments, _normalized)
+    return moments.pooled if isinstance(moments, ClassMoments) else _mean(moments, _by_trace)
 
 
 def averaged(moments: Iterable[Moments]) -> Moments:
     """Return the plain mean of the moments, whose size per layer the curvature needs."""
-    return moments.averaged if isinstance(moments, ClassMoments) else _mean(moments, _as_it_is)
+    return moments.averaged if isinstance(moments, ClassMoments) else _mean(moments, _equally)
 
 
 @dataclass(frozen=True)
@@ -231,22 +285,51 @@ def by_energy(moments: Moments, *, energy: float) -> Subspace:
 
     A block that only zeros enter (a dead channel of a depthwise convolution) has nothing to protect: its rank is 0.
     """
-    return _cut({name: [_leading(block, energy=energy) for block in second] for name, second in moments.second.items()})
+    return _cut(
+        {
+            name: [_by_energy(moments, name, block, energy=energy) for block in range(len(second))]
+            for name, second in moments.second.items()
+        }
+    )
 
 
-def _leading(block: Tensor, *, energy: float) -> tuple[Tensor, int]:
-    values, vectors = leading_eigenvectors(block)
-    return vectors, energy_rank(values, energy=energy) if bool(block.any()) else 0
+def _by_energy(moments: Moments, name: str, block: int, *, energy: float) -> tuple[Tensor, int]:
+    second = moments.second[name][block]
+    if not bool(second.any()):
+        return second, 0
+    if name not in moments.factors:
+        values, vectors = leading_eigenvectors(second)
+        return vectors, energy_rank(values, energy=energy)
+    values, left = _of_few_rows(moments.factors[name][block])
+    rank = energy_rank(values, energy=energy)
+    return _right(moments.factors[name][block], left, rank), rank
 
 
 def by_rank(moments: Moments, *, ranks: Mapping[str, Sequence[int]]) -> Subspace:
     """Keep the given number of leading eigenvectors per weight and block: what controls of equal rank need."""
     return _cut(
         {
-            name: [(leading_eigenvectors(block)[1], rank) for block, rank in zip(second, ranks[name], strict=True)]
-            for name, second in moments.second.items()
+            name: [(_by_rank(moments, name, block, rank), rank) for block, rank in enumerate(ranks[name])]
+            for name in moments.second
         }
     )
+
+
+def _by_rank(moments: Moments, name: str, block: int, rank: int) -> Tensor:
+    factor = moments.factors.get(name)
+    if factor is None or rank > factor.shape[1]:  # more directions than rows: the rest comes from the null space
+        return leading_eigenvectors(moments.second[name][block])[1]
+    return _right(factor[block], _of_few_rows(factor[block])[1], rank)
+
+
+def _of_few_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues of rows^T rows that are not 0, largest first, and the eigenvectors of rows rows^T."""
+    return leading_eigenvectors(rows @ rows.T)
+
+
+def _right(rows: Tensor, left: Tensor, rank: int) -> Tensor:
+    """Return the leading eigenvectors (d, rank) of rows^T rows; rounding leaves none but orthonormal ones."""
+    return torch.linalg.qr(rows.T @ left[:, :rank]).Q
 
 
 def random_like(subspace: Subspace, *, generator: torch.Generator) -> Subspace:
@@ -268,7 +351,7 @@ def merged(moments: Iterable[Moments], *, energy: float, merge_energy: float) ->
     """
     if isinstance(moments, ClassMoments) and moments.votes is not None and moments.votes[0] == energy:
         return by_energy(moments.votes[1], energy=merge_energy)
-    ballot = _RunningMean(_as_it_is)
+    ballot = _RunningMean(_equally)
     for part in moments:
         ballot.add(_vote(part, energy=energy))
     return by_energy(ballot.mean(), energy=merge_energy)
@@ -277,7 +360,11 @@ def merged(moments: Iterable[Moments], *, energy: float, merge_energy: float) ->
 def _vote(part: Moments, *, energy: float) -> Moments:
     """Return U U^T of one class in the place of its moments."""
     bases = by_energy(part, energy=energy).bases
-    return replace(part, second={name: basis @ basis.transpose(1, 2) for name, basis in bases.items()})
+    return replace(
+        part,
+        second={name: basis @ basis.transpose(1, 2) for name, basis in bases.items()},
+        factors={name: basis.transpose(1, 2) for name, basis in bases.items() if 0 < basis.shape[2] < basis.shape[1]},
+    )
 
 
 def combine(moments: Iterable[Moments], *, config: SubspaceConfig) -> Subspace:
@@ -305,12 +392,19 @@ class Projector:
             KeyError: If the weight has no rows of its own; such a weight must stay frozen.
         """
         form, matrix = self.factors[name]
-        matrix = matrix.to(gradient.dtype)
+        matrix = matrix.to(gradient.dtype)  # no copy where ``like`` has made it already
         stacked = as_blocks(gradient, len(matrix))
         if form == "times":
             return (stacked @ matrix).reshape(gradient.shape)
         inside = (stacked @ matrix) @ matrix.transpose(1, 2)
         return (inside if form == "keep" else stacked - inside).reshape(gradient.shape)
+
+    def like(self, weights: Mapping[str, Tensor]) -> "Projector":
+        """Return the projector with its matrices in the precision and on the device of the weights.
+
+        A loop makes it once. A step that took them from float64 every time would read more numbers than it multiplies.
+        """
+        return Projector({name: (form, matrix.to(weights[name])) for name, (form, matrix) in self.factors.items()})
 
 
 def hard_projector(subspace: Subspace) -> Projector:
@@ -367,17 +461,17 @@ def principal_angles(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(cosines**2 > 0.5, sines.asin(), cosines.acos())
 
 
-def _normalized(second: Tensor) -> Tensor:
+def _by_trace(second: Tensor) -> Tensor:
     trace = second.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
-    return second / trace.clamp_min(torch.finfo(second.dtype).tiny)
+    return 1 / trace.clamp_min(torch.finfo(second.dtype).tiny)
 
 
-def _as_it_is(second: Tensor) -> Tensor:
-    return second
+def _equally(second: Tensor) -> Tensor:
+    return torch.ones_like(second[:, :1, :1])
 
 
-def _mean(moments: Iterable[Moments], view: Callable[[Tensor], Tensor]) -> Moments:
-    running = _RunningMean(view)
+def _mean(moments: Iterable[Moments], weight: Callable[[Tensor], Tensor]) -> Moments:
+    running = _RunningMean(weight)
     for part in moments:
         running.add(part)
     return running.mean()

@@ -313,6 +313,7 @@ def descend(
     flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
     moving = {name: parameters[name] for name in names}
     velocity = {name: torch.zeros_like(parameter) for name, parameter in moving.items()}
+    project = None if project is None else project.like(parameters)
     history: list[Epoch] = []
     diverged = False
     fitted, held = _parted(len(forget_images), update.held_out, generator)

@@ -66,6 +66,7 @@ def _pack(material: Material) -> tuple[dict[str, Tensor], dict[str, Any]]:
     voted = [] if moments.votes is None else [("votes", moments.votes[1])]
     for place, part in [*means, *voted, *enumerate(moments.per_class or ())]:
         tensors |= {f"moment/{place}/{name}": second for name, second in part.second.items()}
+        tensors |= {f"factor/{place}/{name}": rows for name, rows in part.factors.items()}
     facts = {
         "hits": list(proxies.hits.items()),
         "eps": proxies.eps,
@@ -88,7 +89,8 @@ def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> Material:
 
     def part(place: object) -> Moments:
         second = {name: tensors[f"moment/{place}/{name}"] for name in facts["weights"]}
-        return Moments(second, facts["rows_per_sample"], facts["unprojectable"])
+        factors = {name: tensors[key] for name in second if (key := f"factor/{place}/{name}") in tensors}
+        return Moments(second, facts["rows_per_sample"], facts["unprojectable"], factors)
 
     classes = len(proxies.hits)
     per_class = tuple(map(part, range(classes))) if facts["per_class"] else None

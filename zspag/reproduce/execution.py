@@ -15,14 +15,14 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import nbformat
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING, Any
 
 from zspag import files
 from zspag.files import repository_root
 from zspag.notebook import sha256
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 KERNEL = "python3"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -130,6 +130,8 @@ def execute(
     Raises:
         NotebookFailed: If anything is missing from a success.
     """
+    import nbformat  # late: the better part of a second that `zspag --help` does not need
+
     source, runs = source.resolve(), repository_root().resolve() / "runs" / profile
     seal = runs / "seals" / f"{source.stem}.json"
     target = runs / "executed" / source.name
@@ -186,7 +188,7 @@ def _literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _trouble_in_cells(notebook: NotebookNode, error: Exception | None, cell_timeout: int) -> str | None:
+def _trouble_in_cells(notebook: "NotebookNode", error: Exception | None, cell_timeout: int) -> str | None:
     """Return what went wrong while cells ran, from "in cell ..." on, or None."""
     own = [cell for cell in notebook.cells if not set(_ADDED) & set(cell.metadata.get("tags", []))]
     code = [
@@ -211,11 +213,11 @@ def _is_timeout(error: Exception | None) -> bool:
     return isinstance(error, TimeoutError)  # a cell stopped by the timeout may also show a KeyboardInterrupt
 
 
-def _at(number: int, count: int, cell: NotebookNode) -> str:
+def _at(number: int, count: int, cell: "NotebookNode") -> str:
     return f"in cell {number} of {count}: {cell.source.strip().splitlines()[0]}\n"
 
 
-def _error_lines(output: NotebookNode) -> str:
+def _error_lines(output: "NotebookNode") -> str:
     trace = _ANSI.sub("", "\n".join(output.get("traceback", []))).splitlines()
     last = [line for line in trace if line.strip()][-_LAST_LINES:]
     message = f"{output.ename}: {output.evalue}".rstrip(": ")

@@ -7,17 +7,18 @@ shows.
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import nbformat
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING
 
 from zspag import files
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 MAX_BYTES = 2_000_000
 MACHINE_PATH = re.compile(r"(?<![\w<./:-])/(?:[\w.+-]+/)+[\w.+-]+|\b[A-Z]:\\\w+")
 
 
-def output_texts(output: NotebookNode) -> Iterator[str]:
+def output_texts(output: "NotebookNode") -> Iterator[str]:
     """Yield every text of an output (streams, tracebacks, and each representation that is not an image)."""
     if "text" in output:
         yield output.text
@@ -27,11 +28,13 @@ def output_texts(output: NotebookNode) -> Iterator[str]:
             yield content if isinstance(content, str) else "".join(content)
 
 
-def strip(notebook: NotebookNode) -> NotebookNode:
+def strip(notebook: "NotebookNode") -> "NotebookNode":
     """Return ``notebook`` for the repository: no papermill cells or metadata, no times, counts from 1 on.
 
     Warnings on the error stream that name a path are dropped: they tell about one machine, and a reader cannot act.
     """
+    import nbformat  # late: the better part of a second that `zspag --help` does not need
+
     kept = nbformat.from_dict(notebook)
     kept.cells = [cell for cell in kept.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     kept.metadata = nbformat.from_dict(
@@ -58,7 +61,7 @@ def strip(notebook: NotebookNode) -> NotebookNode:
     return kept
 
 
-def _is_noise(output: NotebookNode) -> bool:
+def _is_noise(output: "NotebookNode") -> bool:
     return output.get("name") == "stderr" and MACHINE_PATH.search(output.text) is not None
 
 
@@ -75,6 +78,8 @@ def write_back(executed: Iterable[Path], folder: Path) -> list[Path]:
     Raises:
         ValueError: If a notebook is too large, or an output names a path of this machine.
     """
+    import nbformat  # late: the better part of a second that `zspag --help` does not need
+
     pages = {folder / path.name: nbformat.writes(_fit(path)) + "\n" for path in executed}
     for path, text in pages.items():
         if len(text.encode()) > MAX_BYTES:
@@ -88,7 +93,9 @@ def write_back(executed: Iterable[Path], folder: Path) -> list[Path]:
     return list(pages)
 
 
-def _fit(path: Path) -> NotebookNode:
+def _fit(path: Path) -> "NotebookNode":
+    import nbformat  # late: the better part of a second that `zspag --help` does not need
+
     notebook = strip(nbformat.read(path, as_version=4))
     for number, cell in enumerate(notebook.cells, start=1):
         for output in cell.get("outputs", []):

@@ -8,10 +8,11 @@ import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nbformat
-from nbformat import NotebookNode
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
 
 _NUMBERED = re.compile(r"\d\d_\w+\.ipynb")
 _WORDS = {"true": True, "false": False, "none": None, "null": None}  # papermill's own -p makes "false" a true string
@@ -42,10 +43,12 @@ def find_notebooks(folder: Path, only: Sequence[str] | None) -> list[Path]:
 
 def declared_parameters(path: Path) -> dict[str, Any]:
     """Return the parameters of the notebook at ``path`` with their defaults; see ``literal_parameters``."""
+    import nbformat  # late: the better part of a second that `zspag --help` does not need
+
     return literal_parameters(nbformat.read(path, as_version=4), path.name)
 
 
-def literal_parameters(notebook: NotebookNode, name: str) -> dict[str, Any]:
+def literal_parameters(notebook: "NotebookNode", name: str) -> dict[str, Any]:
     """Return the parameters of a notebook with their defaults, read from its source without a kernel.
 
     Args:
