@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help figures test lint format lab notebooks readme newcomer clean
+.PHONY: help figures test lint format lab notebooks readme bench bench-compare newcomer clean
 
 PYTHON ?= python3
 PROFILE ?= digits
@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 STARTED := $(VENV)/.installing
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo "  Options: PROFILE=digits|cpu|paper  RECORDED=1 (redraw from recorded results)  PYTHON=python3.12"
 
 figures: $(STAMP) ## Run the notebooks and draw every figure into figures/PROFILE
@@ -43,6 +43,24 @@ notebooks: $(STAMP) ## Run the notebooks and write them back with their outputs
 
 readme: $(STAMP) ## Write the README's tables from the recorded results
 	@$(RUN) -m zspag.readme
+
+# The peer of one stage pins an old `requests`: it is put apart, without its dependencies, and found here only.
+PEERS := runs/peers
+TORCHATTACKS := torchattacks==3.5.1
+
+bench: $(STAMP) ## Time every stage against other ways and the machine (TINY=1 to see that it runs, RECORD=1 to keep it)
+	@test -d $(PEERS)/torchattacks || $(RUN) -m pip install --disable-pip-version-check --no-input --quiet --no-deps \
+	  --target $(PEERS) $(TORCHATTACKS) || echo "$(TORCHATTACKS) cannot be fetched: its column stays empty" >&2
+	@PYTHONPATH=$(PEERS) $(RUN) -m zspag bench $(if $(filter 1,$(TINY)),--tiny) $(if $(filter 1,$(RECORD)),--record)
+
+OLD ?= $(firstword $(filter %.json,$(MAKECMDGOALS)))
+bench-compare: $(STAMP) ## Print the last run stage by stage over an older file: make bench-compare OLD.json
+	@test -n "$(OLD)" || { echo "Name the older file: make bench-compare results/bench/cpu.json" >&2; exit 1; }
+	@$(RUN) -m zspag bench --compare "$(OLD)"
+
+ifneq ($(filter bench-compare,$(MAKECMDGOALS)),)
+$(filter %.json,$(MAKECMDGOALS)): ;@:
+endif
 
 newcomer: $(STAMP) ## Time the README's commands in a fresh clone of what is committed
 	@$(RUN) tests/newcomer.py

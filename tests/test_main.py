@@ -17,7 +17,7 @@ from zspag.config import FolderConfig, Ladders
 from zspag.files import write_json
 from zspag.profiles import PROFILES
 
-COMMANDS = ("reproduce", "run", "sweep", "audit", "unlearn", "methods", "claims", "data", "env", "provenance")
+COMMANDS = ("reproduce", "run", "sweep", "audit", "unlearn", "methods", "claims", "bench", "data", "env", "provenance")
 
 
 @pytest.fixture

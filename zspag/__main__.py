@@ -1,4 +1,4 @@
-"""The command line: ``zspag reproduce | run | sweep | audit | unlearn | methods | claims | data | env | provenance``.
+"""The command line: ``zspag reproduce | run | sweep | audit | unlearn | methods | claims | bench | data | env``.
 
 Invariant: thin; every sub-command imports what it needs when it is called, so that ``zspag --help`` answers at once.
 """
@@ -89,6 +89,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--profile", choices=sorted(profiles.PROFILES), help="whose results (default: all recorded)")
     one.add_argument("--fresh", action="store_true", help="judge what was computed here (runs/PROFILE/results) instead")
     one.set_defaults(action=_claims)
+
+    one = commands.add_parser("bench", help="time every stage against other ways and the machine, or compare two runs")
+    one.add_argument("--only", help="stages, comma-separated (default: all)")
+    one.add_argument("--tiny", action="store_true", help="tiny sizes: numbers mean nothing, but every line runs")
+    one.add_argument("--record", action="store_true", help="write results and figure to results/bench")
+    one.add_argument(
+        "--compare", type=Path, metavar="OLD.json", help="the last run beside an older one, nothing is measured"
+    )
+    one.set_defaults(action=_bench)
 
     one = commands.add_parser("data", help="list the data sets, get one, or check a cached one against its source")
     _add_data_tasks(one)
@@ -259,6 +268,18 @@ def _claims(chosen: argparse.Namespace) -> int:
     for trouble in troubles or ["nothing is recorded"] * (not found):
         print(f"zspag claims: {trouble}", file=sys.stderr)
     return 1 if troubles or not found else 0
+
+
+def _bench(chosen: argparse.Namespace) -> int:
+    from zspag import bench
+
+    if chosen.compare is not None:
+        print("\n".join(bench.compare(chosen.compare)))
+        return 0
+    only = chosen.only.split(",") if chosen.only else None
+    for line in bench.run(tiny=chosen.tiny, only=only, record=chosen.record):
+        print(line, flush=True)
+    return 0
 
 
 def _data(chosen: argparse.Namespace) -> int:

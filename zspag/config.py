@@ -215,6 +215,14 @@ class UnlearnConfig:
     update: UpdateConfig = field(default_factory=UpdateConfig)
 
 
+# For whoever cannot wait: fewer proxies, fewer and longer steps of the attack, one rate. CHOICE: the rate lies inside
+# the safe window of the small net on CIFAR-10 (``zspag bench`` measures what is lost there); for a net nobody has
+# measured the defaults search theirs.
+QUICK = UnlearnConfig(
+    proxies=ProxyConfig(per_class=30, steps=10, step_share=0.25), update=UpdateConfig(lr=3.0, epochs=4)
+)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Training of the original and of the retrained reference, with a one-cycle rate.

@@ -1,0 +1,130 @@
+"""Benchmarks: every stage against the obvious way, a peer's way and the machine itself, all in one run.
+
+A stage is a module with ``measure(sizes, machine, device)``, which yields findings; numbers are ratios of medians of
+interleaved repetitions. Operations and bytes are counted by hand in the stages' docstrings.
+
+Invariant: nothing asserts on an absolute time, and a stage that fails does not take the others along.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zspag import files, plots, provenance
+from zspag.bench import bases, growth, labels, machine, moments, proxies, report, startup, step, throttles, whole
+from zspag.bench.findings import Finding
+from zspag.bench.machine import Machine
+from zspag.bench.settings import TINY, Sizes
+from zspag.runtime import pick_device, progress
+
+__all__ = ["STAGES", "Finding", "Machine", "Sizes", "compare", "measure", "run"]
+
+STAGES: dict[str, Callable[[Sizes, Machine, torch.device], Iterator[Finding]]] = {
+    "moments": moments.measure,
+    "bases": bases.measure,
+    "proxies": proxies.measure,
+    "labels": labels.measure,
+    "step": step.measure,
+    "whole": whole.measure,
+    "start-up": startup.measure,
+    "growth": growth.measure,
+    "throttles": throttles.measure,
+}
+
+
+def run(*, tiny: bool, only: Sequence[str] | None, record: bool) -> Iterator[str]:
+    """Measure, write ``runs/bench/<device>.json`` and a figure, and tell every finding as it comes.
+
+    Args:
+        tiny: Take sizes at which numbers mean nothing, to see that every line runs.
+        only: Names of stages; None measures all.
+        record: Write ``results/bench/<device>.json`` too.
+
+    Yields:
+        Lines for the reader.
+
+    Raises:
+        ValueError: If a stage does not exist, or what is to be recorded is not whole.
+    """
+    chosen = tuple(only or STAGES)
+    if unknown := [name for name in chosen if name not in STAGES]:
+        raise ValueError(f"there is no stage {', '.join(unknown)}; stages are {', '.join(STAGES)}")
+    if record and (tiny or set(chosen) != set(STAGES)):
+        raise ValueError("only a whole run of the usual sizes is recorded: leave out --tiny and --only, or --record")
+    device, sizes, started = pick_device(), TINY if tiny else Sizes(), time.time()
+    found: list[dict[str, Any]] = []
+    here = machine.measure(device, side=sizes.side, copied=sizes.copied, repeats=sizes.repeats)
+    yield _described(here)
+    for name in progress(chosen, total=len(chosen), title="benchmarks", unit="stage"):
+        for finding in measure(name, sizes, here, device):
+            found.append(finding.to_dict())
+            yield report.told(found[-1])
+    yield from _write(found, here, device, sizes, started, record=record)
+
+
+def measure(name: str, sizes: Sizes, here: Machine, device: torch.device) -> Iterator[Finding]:
+    """Yield the findings of one stage; an error is a finding without a number, which says what happened."""
+    try:
+        yield from STAGES[name](sizes, here, device)
+    except (RuntimeError, OSError, ValueError) as error:
+        yield Finding(name, "", "the stage", None, at_least=0, note=f"{type(error).__name__}: {error}")
+
+
+def _described(here: Machine) -> str:
+    rates = ", ".join(f"{name} {rate / 1e9:.0f} GF/s" for name, rate in here.products.items())
+    return f"{here.name}, {here.threads} threads: products {rates}, copy {here.copy / 1e9:.0f} GB/s"
+
+
+def _write(
+    found: Sequence[Mapping[str, Any]],
+    here: Machine,
+    device: torch.device,
+    sizes: Sizes,
+    started: float,
+    *,
+    record: bool,
+) -> Iterator[str]:
+    root, made = files.repository_root(), asdict(here)
+    result = {
+        "schema": 1,
+        "name": device.type,
+        "profile": "bench",
+        "draw": "ranked",
+        "caption": f"How far each number is beyond what was wanted. {_described(here)}.",
+        "numbers": {},
+        "data": files.plain(
+            {"machine": made, "found": found, "panels": report.panels(found), "columns": 1, "size": (9, 9)}, "data"
+        ),
+        "provenance": provenance.record(
+            config={"sizes": asdict(replace(sizes)), "trial": sizes.tiny}, seed=0, data_sha256=None,
+            device=device.type, threads=here.threads, started=started,
+        ),
+    }  # fmt: skip
+    for folder in (root / "runs" / "bench", *([root / "results" / "bench"] if record else [])):
+        files.write_json(folder / f"{device.type}.json", result)
+        yield f"wrote {(folder / device.type).relative_to(root)}.json"
+    if record:
+        plots.save(result, root / "figures" / "bench" / f"{device.type}.png")
+        yield f"wrote figures/bench/{device.type}.png"
+
+
+def compare(old: Path) -> Iterator[str]:
+    """Yield, finding by finding, the numbers of the last run here over those of an older file.
+
+    Raises:
+        ValueError: If either file is missing or no benchmark.
+    """
+    new = files.repository_root() / "runs" / "bench" / f"{pick_device().type}.json"
+    contents = []
+    for path in (old, new):
+        if not path.is_file():
+            raise ValueError(f"there is no {path}: name a file that zspag bench wrote, and run zspag bench first")
+        content = files.read_json(path)
+        if "found" not in content.get("data", {}):
+            raise ValueError(f"{path} holds no benchmark: name a file that zspag bench wrote")
+        contents.append(content)
+    return report.compare(*contents)

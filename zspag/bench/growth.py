@@ -1,0 +1,143 @@
+"""How time and memory grow with forget samples n, proxies per class m, classes K and width d.
+
+Every point is a process of its own: its peak memory is that of the stage, beyond what its inputs and a first small call
+took. Expected: time linear in n, m and K, d^2 for moments and d^3 for the one decomposition of a layer; memory that
+holds one pass and one d x d per layer, whatever n, m and K.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zspag.bench.findings import Finding
+from zspag.bench.machine import Machine
+from zspag.bench.settings import Sizes, images, net
+from zspag.bench.timing import alone, exponent, peak_bytes, timed
+from zspag.config import ProxyConfig, SubspaceConfig, UpdateConfig
+from zspag.influence import label_scores, soft_cross_entropy, weights_of
+from zspag.proxies import attack
+from zspag.runtime import CHUNK, generator_for
+from zspag.subspaces import combine, folded, second_moments
+from zspag.unlearning import descend
+
+STAGE = "growth"
+FLOOR = 2**20  # bytes: a peak that does not move says nothing finer
+CPU = torch.device("cpu")
+
+# Axis, what grows, stages, and the largest exponent of time that was promised.
+AXES: tuple[tuple[str, str, dict[str, float]], ...] = (
+    ("n", "forget samples n", {"labels": 1.15, "update": 1.15}),
+    ("m", "proxies per class m", {"proxies": 1.15, "moments": 1.15}),
+    ("K", "classes K", {"pooled bases": 1.15}),
+    ("d", "width d", {"wide moments": 2.2, "one decomposition": 3.3}),
+)
+
+
+def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+    """Yield every stage along its axis, time and memory."""
+    for axis, long, stages in AXES:
+        counts = sizes.widths if axis == "d" else tuple(_base(axis, sizes) * factor for factor in sizes.grown)
+        for stage, most in stages.items():
+            points = [alone(_point, stage, count, sizes, threads=machine.threads) for count in counts]
+            seconds, peaks = ([float(point[part]) for point in points] for part in (0, 1))
+            x = [float(count) for count in counts]
+            note = "; ".join(
+                f"{count}: {spent:.3g} s, {peak / 2**20:.0f} MiB"
+                for count, spent, peak in zip(counts, seconds, peaks, strict=True)
+            )
+            case = f"{stage}, {long} from {counts[0]} to {counts[-1]}"
+            yield Finding(STAGE, case, "exponent of time", exponent(x, seconds), at_most=most, note=note)
+            yield Finding(STAGE, case, "exponent of peak memory", exponent(x, peaks), at_most=2.2 if axis == "d" else 1)
+
+
+def _base(axis: str, sizes: Sizes) -> int:
+    return {"n": sizes.forget // 2, "m": CHUNK if not sizes.tiny else 4, "K": sizes.classes}[axis]
+
+
+def _point(stage: str, count: int, sizes: Sizes) -> tuple[float, int]:
+    """Return median seconds and peak bytes of one stage at one size; runs in a process of its own."""
+    work = STAGES[stage](count, sizes)
+    work(True)
+    before, spent = peak_bytes(), [timed(partial(work, False)) for _ in range(min(3, sizes.repeats))]
+    return statistics.median(spent), max(FLOOR, peak_bytes() - before)
+
+
+Work = Callable[[bool], Any]  # called with True for a first small call
+
+
+def _labels(count: int, sizes: Sizes) -> Work:
+    model, x = net(*sizes.nets[0], sizes, device=CPU), images(count, sizes, device=CPU)
+    direction = weights_of(model, [name for name, parameter in model.named_parameters() if parameter.dim() > 1])
+    return lambda small: label_scores(model, x[:2] if small else x, direction)
+
+
+def _update(count: int, sizes: Sizes) -> Work:
+    model, x = net(*sizes.nets[0], sizes, device=CPU), images(count, sizes, device=CPU)
+    labels = torch.full((count, sizes.classes), 1 / sizes.classes)
+    names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
+    update = UpdateConfig(lr=1e-6, epochs=1, settle=0, batch_size=64, min_steps=1)
+
+    def loss(current: nn.Module, batch: Tensor) -> Tensor:
+        return soft_cross_entropy(current(x[batch]), labels[batch])
+
+    def work(small: bool) -> None:
+        given = x[:2] if small else x
+        descend(
+            model, given, torch.zeros(len(given), dtype=torch.long), loss=loss, names=names, project=None,
+            update=update, generator=generator_for("bench"),
+        )  # fmt: skip
+
+    return work
+
+
+def _proxies(count: int, sizes: Sizes) -> Work:
+    model, x = net(*sizes.nets[0], sizes, device=CPU), images(count, sizes, device=CPU)
+    config, targets = ProxyConfig(steps=sizes.steps), torch.zeros(count, dtype=torch.long)
+
+    def work(small: bool) -> Tensor:
+        part = slice(2 if small else None)
+        return attack(model, x[part], targets[part], eps=0.03, config=config, generator=generator_for("bench"))
+
+    return work
+
+
+def _moments(count: int, sizes: Sizes) -> Work:
+    model, x = net(*sizes.nets[0], sizes, device=CPU), images(count, sizes, device=CPU)
+    return lambda small: second_moments(model, x[:2] if small else x)
+
+
+def _pooled_bases(count: int, sizes: Sizes) -> Work:
+    model = net(*sizes.nets[0], sizes, device=CPU)
+    x = images(sizes.per_class, sizes, device=CPU)
+
+    def work(small: bool) -> object:
+        classes = 2 if small else count
+        parts = (second_moments(model, x) for _ in range(classes))
+        return combine(folded(parts, classes=classes), config=SubspaceConfig())
+
+    return work
+
+
+def _wide(count: int, sizes: Sizes, *, decompose: bool) -> Work:
+    model = nn.Linear(count, 2)
+    x = torch.randn(2 if decompose else 2 * max(sizes.widths), count, generator=generator_for("bench"))
+    if not decompose:
+        return lambda small: second_moments(model, x[:2] if small else x)
+    full = torch.randn(count, count, generator=generator_for("bench"), dtype=torch.float64)
+    symmetric = full @ full.T
+    return lambda small: torch.linalg.eigh(symmetric[:2, :2] if small else symmetric)
+
+
+STAGES: dict[str, Callable[[int, Sizes], Work]] = {
+    "labels": _labels,
+    "update": _update,
+    "proxies": _proxies,
+    "moments": _moments,
+    "pooled bases": _pooled_bases,
+    "wide moments": partial(_wide, decompose=False),
+    "one decomposition": partial(_wide, decompose=True),
+}

@@ -1,0 +1,105 @@
+"""Proxies: targeted PGD against torchattacks, and against nothing but its forward and backward passes.
+
+A step is one forward pass and the gradient in the input, 2 + 2 operations per weight and position (no gradient in the
+weights), and moves the image about 12 times: sign or length, step, ball, range.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zspag.bench.findings import Finding, spread
+from zspag.bench.machine import Machine
+from zspag.bench.settings import Sizes, images, net
+from zspag.bench.timing import interleaved
+from zspag.config import ProxyConfig
+from zspag.proxies import attack
+from zspag.runtime import chunks, frozen, generator_for
+
+STAGE = "proxies"
+EPS = 8 / 255
+
+
+def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+    """Yield every net under both norms, and what stopping early saves."""
+    for arch, width in sizes.nets:
+        model, x = net(arch, width, sizes, device=device), images(sizes.forget, sizes, device=device)
+        targets = torch.arange(len(x), device=device) % sizes.classes
+        for norm in ("linf", "l2"):
+            case = f"{arch} of width {width}, {norm}, {sizes.steps} steps, {len(x)} images"
+            config = ProxyConfig(norm=norm, steps=sizes.steps, random_start=False)
+            yield from _against(model, x, targets, case, config, repeats=sizes.repeats)
+    yield _early_stop(model, x, targets, f"{arch} of width {width}, l2, {len(x)} images", sizes)
+
+
+def _against(
+    model: nn.Module, x: Tensor, targets: Tensor, case: str, config: ProxyConfig, *, repeats: int
+) -> Iterator[Finding]:
+    def ours() -> Tensor:
+        return attack(model, x, targets, eps=EPS, config=config, generator=generator_for("bench"))
+
+    ways: dict[str, Callable[[], Any]] = {"ours": ours, "bare passes": lambda: _bare(model, x, targets, config.steps)}
+    peer = _torchattacks(model, config)
+    if peer is not None:
+        ways["torchattacks"] = lambda: [peer(*part) for part in chunks(x, targets)]
+    timings = interleaved(ways, repeats=repeats)
+    yield Finding(
+        STAGE, case, "share of the rate of bare forward and input-gradient passes",
+        timings["bare passes"].median / timings["ours"].median, at_least=0.9, seconds=spread(timings),
+    )  # fmt: skip
+    yield Finding(
+        STAGE, case, "time over that of torchattacks' PGD, same model, steps and batches",
+        timings["ours"].median / timings["torchattacks"].median if peer else None, at_most=1, seconds=spread(timings),
+        note="" if peer else "torchattacks is not installed: make bench fetches it",
+    )  # fmt: skip
+
+
+def _bare(model: nn.Module, x: Tensor, targets: Tensor, steps: int) -> None:
+    with frozen(model):
+        for part, wanted in chunks(x, targets):
+            moving = part.detach().requires_grad_(True)
+            for _ in range(steps):
+                torch.autograd.grad(F.cross_entropy(model(moving), wanted, reduction="sum"), moving)
+
+
+def _torchattacks(model: nn.Module, config: ProxyConfig) -> Callable[[Tensor, Tensor], Tensor] | None:
+    try:
+        import torchattacks
+    except ImportError:
+        return None
+    if config.norm == "linf":
+        peer = torchattacks.PGD(model, eps=EPS, alpha=EPS * config.step_share, steps=config.steps, random_start=False)
+    else:
+        peer = torchattacks.PGDL2(model, eps=1.0, alpha=config.step_share, steps=config.steps, random_start=False)
+    peer.set_mode_targeted_by_label(quiet=True)
+    return peer
+
+
+def _early_stop(model: nn.Module, x: Tensor, targets: Tensor, case: str, sizes: Sizes) -> Finding:
+    """Compare the time that is left with the share of samples times steps that is left."""
+    passed = [0, 0]
+
+    def run(confidence: float | None) -> None:
+        config = ProxyConfig(steps=3 * sizes.steps, confidence=confidence, random_start=False)
+        attack(model, x, targets, eps=1.0, config=config, generator=generator_for("bench"))
+
+    for place, confidence in enumerate((None, 0.5)):
+
+        def count(_model: object, given: tuple[Tensor, ...], place: int = place) -> None:
+            passed[place] += len(given[0])
+
+        hook = model.register_forward_pre_hook(count)
+        try:
+            run(confidence)
+        finally:
+            hook.remove()
+    timings = interleaved({"every step": lambda: run(None), "early stop": lambda: run(0.5)}, repeats=sizes.repeats)
+    share = passed[1] / passed[0]
+    return Finding(
+        STAGE, case, "time with early stop over the share of samples and steps that it leaves",
+        timings["early stop"].median / timings["every step"].median / share, at_most=1.15, seconds=spread(timings),
+        note=f"{100 * share:.0f} % of the samples and steps were left",
+    )  # fmt: skip

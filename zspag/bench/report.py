@@ -1,0 +1,99 @@
+"""Findings as a table, a figure, and stage by stage beside older ones.
+
+Invariant: reads plain files only; the README's table is written by the same function.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def markdown(found: Sequence[Row]) -> str:
+    """Return the findings that have to reach something, and the throttles, as a table."""
+    header = ["stage", "measured on", "number", "wanted", "found", "reached"]
+    lines = [header, ["---"] * len(header)]
+    lines += [
+        [row["stage"], row["case"], row["what"], row["wanted"], _number(row["value"]), row["verdict"]] for row in found
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def told(row: Row) -> str:
+    """Return one finding in a line."""
+    wanted = f" ({row['wanted']}: {row['verdict']})" if row["wanted"] else ""
+    value = "not measured" if row["value"] is None else _number(row["value"])
+    return f"{row['stage']}: {row['what']}: {value}{wanted} -- {row['case']}{_because(row)}"
+
+
+def _because(row: Row) -> str:
+    return f" [{row['note']}]" if row["note"] else ""
+
+
+def panels(found: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return one panel of bars: how far beyond what was wanted each number is, 1 being just reached."""
+    reached = {}
+    for row in found:
+        margin = _margin(row)
+        if margin is not None:
+            reached[f"{row['stage']}: {row['what']} ({row['case'].partition(',')[0]})"] = margin
+    ordered = sorted(reached, key=lambda name: reached[name])
+    return [
+        {
+            "names": ordered,
+            "values": [reached[name] for name in ordered],
+            "xlabel": "margin: found over wanted, or wanted over found (1: just reached)",
+            "xlog": True,
+            "title": "What was wanted, and how far it was reached",
+        }
+    ]
+
+
+def _margin(row: Row) -> float | None:
+    if not row["value"] or row["value"] <= 0:
+        return None
+    if row["at_least"]:
+        return float(row["value"] / row["at_least"])
+    return float(row["at_most"] / row["value"]) if row["at_most"] else None
+
+
+def compare(old: Row, new: Row) -> Iterator[str]:
+    """Yield a line per finding of either file: the new number over the old one, and what became of its verdict.
+
+    Args:
+        old: Content of an earlier result file.
+        new: Content of the present one.
+    """
+    before, after = ({_key(row): row for row in content["data"]["found"]} for content in (old, new))
+    machines = [content["data"]["machine"]["name"] for content in (old, new)]
+    if machines[0] != machines[1]:
+        yield f"different machines: {machines[0]} then, {machines[1]} now; only ratios compare"
+    for key in dict.fromkeys([*before, *after]):
+        one, other = before.get(key), after.get(key)
+        row = other or one
+        assert row is not None, "the key comes from one of the two"
+        yield f"{_change(one, other):>12}  {row['stage']}: {row['what']} -- {row['case']}{_fallen(one, other)}"
+
+
+def _key(row: Row) -> tuple[str, str, str]:
+    return row["stage"], row["case"], row["what"]
+
+
+def _change(one: Row | None, other: Row | None) -> str:
+    if one is None:
+        return "new"
+    if other is None:
+        return "gone"
+    if one["value"] is None or other["value"] is None:
+        return "not measured"
+    return f"x {other['value'] / one['value']:.2f}" if one["value"] else f"{one['value']:g} -> {other['value']:g}"
+
+
+def _fallen(one: Row | None, other: Row | None) -> str:
+    if one is None or other is None or one["verdict"] == other["verdict"]:
+        return ""
+    return f" ({one['wanted']}: {one['verdict'] or 'nothing'} then, {other['verdict'] or 'nothing'} now)"

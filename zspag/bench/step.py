@@ -1,0 +1,67 @@
+"""The projected step: what the projection adds to a step of SGD, against what its operations say it must add.
+
+A step with b samples and p positions per sample costs 6 b p d d_out operations per layer (forward, gradient in the
+input, gradient in the weight); its projection costs 4 k d d_out, k the smaller of rank and d - rank. So it should take
+(sum 6 b p d d_out + 4 k d d_out) / (sum 6 b p d d_out) of the plain step's time.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from zspag.bench.findings import Finding, spread
+from zspag.bench.machine import Machine
+from zspag.bench.settings import Sizes, images, net
+from zspag.bench.timing import interleaved
+from zspag.config import SubspaceConfig, UpdateConfig
+from zspag.influence import soft_cross_entropy
+from zspag.runtime import generator_for
+from zspag.subspaces import Moments, Projector, projector, second_moments
+from zspag.unlearning import descend
+
+STAGE = "projected step"
+
+
+def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+    """Yield what one epoch of steps takes with the projection and without it."""
+    for arch, width in sizes.nets:
+        yield _of_net(arch, width, sizes, device)
+
+
+def _of_net(arch: str, width: int, sizes: Sizes, device: torch.device) -> Finding:
+    model, x = net(arch, width, sizes, device=device), images(sizes.forget, sizes, device=device)
+    moments = second_moments(model, images(sizes.per_class, sizes, device=device))
+    keep_out = projector([moments], config=SubspaceConfig())
+    # Judging is no step: it gets as few images as can be.
+    update = UpdateConfig(lr=1e-6, epochs=1, settle=0, batch_size=64, min_steps=1, held_out=0.01)
+    labels = torch.full((len(x), sizes.classes), 1 / sizes.classes, device=device)
+
+    def loss(current: nn.Module, batch: Tensor) -> Tensor:
+        return soft_cross_entropy(current(x[batch]), labels[batch])
+
+    def epoch(project: Projector | None) -> None:
+        descend(
+            model, x, torch.zeros(len(x), dtype=torch.long, device=device), loss=loss, names=tuple(keep_out.factors),
+            project=project, update=update, generator=generator_for("bench"),
+        )  # fmt: skip
+
+    timings = interleaved(
+        {"plain": partial(epoch, None), "projected": partial(epoch, keep_out)}, repeats=2 * sizes.repeats
+    )
+    counted = _counted(model, moments, keep_out, batch=min(64, len(x)))
+    return Finding(
+        STAGE, f"{arch} of width {width}, batches of {min(64, len(x))}", "time over its counted cost",
+        timings["projected"].median / timings["plain"].median / counted, at_most=1.3, seconds=spread(timings),
+        note=f"counted: {counted:.3f} of a plain step; an epoch of steps, each batch gathered and the copy of the net included",
+    )  # fmt: skip
+
+
+def _counted(model: nn.Module, moments: Moments, keep_out: Projector, *, batch: int) -> float:
+    parameters = dict(model.named_parameters())
+    plain = added = 0.0
+    for name, (_, matrix) in keep_out.factors.items():
+        plain += 6 * batch * moments.rows_per_sample[name] * parameters[name].numel()
+        added += 4 * matrix.shape[-1] * parameters[name].numel()
+    return 1 + added / plain

@@ -1,0 +1,93 @@
+"""What holds a few cores back: each setting alone, in processes of their own, forward pass and input gradient.
+
+What helps is set: freed memory is kept by every program of the package (``zspag.allocator``), images are channels-last
+where the method takes them in (``runtime.channels_last``), a pool's processes have one thread each
+(``runtime.pool_map``). What does not help is listed, and left alone.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional as F
+
+from zspag.allocator import keep_freed_memory
+from zspag.bench.findings import Finding
+from zspag.bench.machine import Machine
+from zspag.bench.settings import Sizes, images, net
+from zspag.runtime import channels_last, frozen
+
+STAGE = "throttles"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run: batch size, threads, processes at once, and what is switched on."""
+
+    batch: int = 128
+    threads: int = 2
+    processes: int = 1
+    keep: bool = True
+    last: bool = True
+    flush: bool = False
+
+
+def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+    """Yield each setting over the one it departs from, the two in turns."""
+    cores = machine.threads
+    usual = Setting(threads=cores) if not sizes.tiny else Setting(batch=4, threads=1)
+    large = replace(usual, batch=4 * usual.batch)
+    pairs = {
+        f"freed memory is kept, batches of {usual.batch}": (usual, replace(usual, keep=False)),
+        f"freed memory is kept, batches of {large.batch}": (large, replace(large, keep=False)),
+        f"batches of {large.batch} instead of {usual.batch}, freed memory kept": (large, usual),
+        "channels-last images": (usual, replace(usual, last=False)),
+        "denormals are flushed to zero": (replace(usual, flush=True), usual),
+        f"{cores} processes of one thread instead of one of {cores}": (
+            replace(usual, threads=1, processes=cores),
+            usual,
+        ),
+        f"{cores} processes of {cores} threads instead of one thread each": (
+            replace(usual, processes=cores),
+            replace(usual, threads=1, processes=cores),
+        ),
+    }
+    for what, (with_it, without) in pairs.items():
+        rates = [(_rate(with_it, sizes), _rate(without, sizes)) for _ in range(1 if sizes.tiny else 3)]
+        gains = sorted(one / other for one, other in rates)
+        yield Finding(
+            STAGE, f"{sizes.nets[-1][0]} of width {sizes.nets[-1][1]}: {what}", "times the images per second",
+            gains[len(gains) // 2],
+            note="images per second: " + "; ".join(f"{one:.0f} against {other:.0f}" for one, other in rates),
+        )  # fmt: skip
+
+
+def _rate(setting: Setting, sizes: Sizes) -> float:
+    """Return images per second, all processes together."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(setting.processes, mp_context=context) as pool:
+        return sum(pool.map(_images_per_second, [setting] * setting.processes, [sizes] * setting.processes))
+
+
+def _images_per_second(setting: Setting, sizes: Sizes) -> float:
+    if setting.keep:
+        keep_freed_memory()
+    torch.set_flush_denormal(setting.flush)
+    torch.set_num_threads(setting.threads)
+    device = torch.device("cpu")
+    model, x = net(*sizes.nets[-1], sizes, device=device), images(setting.batch, sizes, device=device)
+    x = channels_last(x) if setting.last else x.contiguous()
+    targets = torch.zeros(len(x), dtype=torch.long)
+    done, passes, started = 0.0, -2, time.perf_counter()  # two passes to warm up
+    with frozen(model):
+        while passes < 2 or done < (0.05 if sizes.tiny else 1.5):
+            if passes == 0:
+                started = time.perf_counter()
+            moving = x.detach().requires_grad_(True)
+            torch.autograd.grad(F.cross_entropy(model(moving), targets), moving)
+            passes += 1
+            done = time.perf_counter() - started if passes > 0 else 0.0
+    return passes * len(x) / done
