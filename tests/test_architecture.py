@@ -64,7 +64,7 @@ MAY_IMPORT["ablation"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["requests"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["runs"] = MAY_IMPORT["experiment"] | {"experiment", "plots"}
 MAY_IMPORT["sweep"] = MAY_IMPORT["runs"] | {"runs", "tables", "claims", "cluster"}
-MAY_IMPORT["bench"] = MAY_IMPORT["runs"] | {"reproduce"}
+MAY_IMPORT["bench"] = MAY_IMPORT["runs"] | {"reproduce", "tables"}
 MAY_IMPORT["__main__"] = set(MAY_IMPORT) - set(METHOD) - {"__init__"} | {"unlearning"}
 
 CLASS_NUMBERS = {"int", "Sequence[int]", "tuple[int, ...]"}

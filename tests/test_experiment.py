@@ -420,7 +420,8 @@ def test_material_without_single_classes_survives_the_store_with_and_without_vot
     for votes in (None, (0.9, whole.moments[2])):  # any moments will do for votes
         means = replace(whole, moments=replace(whole.moments, per_class=None, votes=votes))
         tensors, facts = experiment.materials._pack(means)
-        assert len(tensors) == 3 + (2 if votes is None else 3) * len(whole.names)
+        stored = [means.moments.pooled, means.moments.averaged, *([] if votes is None else [votes[1]])]
+        assert len(tensors) == 3 + sum(len(part.second) + len(part.factors) for part in stored)
         again = experiment.materials._unpack(tensors, {"material": facts})
         assert (again.moments.per_class, len(again.moments), again.frozen) == (None, 9, whole.frozen)
         assert (again.moments.votes is None) == (votes is None)
@@ -432,6 +433,10 @@ def test_material_without_single_classes_survives_the_store_with_and_without_vot
             assert again.names == whole.names
             assert ours.rows_per_sample == theirs.rows_per_sample
             assert all(torch.equal(ours.second[name], theirs.second[name]) for name in whole.names)
+            assert ours.factors.keys() == theirs.factors.keys()
+            assert all(torch.equal(ours.factors[name], theirs.factors[name]) for name in theirs.factors)
+    assert whole.moments.votes is None
+    assert any(part.factors for part in whole.moments)  # the head of a class has fewer rows than dimensions
 
 
 def test_single_classes_are_made_again_where_they_were_not_kept(copied, monkeypatch):

@@ -268,6 +268,23 @@ def verdicts(results: Path) -> str:
     return "\n".join(shown) or NOT_YET
 
 
+def bench(results: Path) -> str:
+    """Return the recorded benchmarks: a table per device, and the machine it was measured on."""
+    parts = []
+    for path in sorted(results.glob("bench/*.json")):
+        found = files.read_json(path)
+        if "found" not in found["data"]:
+            continue  # curves, which are drawn
+        here = found["data"]["machine"]
+        rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in here["products"].items())
+        parts.append(
+            f"On {here['name']}, {here['threads']} threads, {found['provenance']['versions']['torch']} (torch),"
+            f" matrix products {rates} GFLOP/s, copies {here['copy'] / 1e9:.0f} GB/s, commit"
+            f" {found['provenance']['commit'][:7]}:\n\n{tables.benchmarks(found['data']['found'])}"
+        )
+    return "\n".join(parts) or NOT_YET
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "commands": commands,
     "chapters": chapters,
@@ -280,6 +297,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "sweeps": sweeps,
     "c3": c3,
     "audits": audits,
+    "bench": bench,
 }
 
 

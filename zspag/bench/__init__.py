@@ -8,7 +8,7 @@ Invariant: nothing asserts on an absolute time, and a stage that fails does not 
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def run(*, tiny: bool, only: Sequence[str] | None, record: bool) -> Iterator[str
         for finding in measure(name, sizes, here, device):
             found.append(finding.to_dict())
             yield report.told(found[-1])
-    yield from _write(found, here, device, sizes, started, record=record)
+    yield from _write(found, here, device, sizes, started=started, record=record)
 
 
 def measure(name: str, sizes: Sizes, here: Machine, device: torch.device) -> Iterator[Finding]:
@@ -84,32 +84,34 @@ def _write(
     here: Machine,
     device: torch.device,
     sizes: Sizes,
-    started: float,
     *,
+    started: float,
     record: bool,
 ) -> Iterator[str]:
-    root, made = files.repository_root(), asdict(here)
-    result = {
-        "schema": 1,
-        "name": device.type,
-        "profile": "bench",
-        "draw": "ranked",
-        "caption": f"How far each number is beyond what was wanted. {_described(here)}.",
-        "numbers": {},
-        "data": files.plain(
-            {"machine": made, "found": found, "panels": report.panels(found), "columns": 1, "size": (9, 9)}, "data"
-        ),
-        "provenance": provenance.record(
-            config={"sizes": asdict(replace(sizes)), "trial": sizes.tiny}, seed=0, data_sha256=None,
-            device=device.type, threads=here.threads, started=started,
-        ),
-    }  # fmt: skip
-    for folder in (root / "runs" / "bench", *([root / "results" / "bench"] if record else [])):
-        files.write_json(folder / f"{device.type}.json", result)
-        yield f"wrote {(folder / device.type).relative_to(root)}.json"
-    if record:
-        plots.save(result, root / "figures" / "bench" / f"{device.type}.png")
-        yield f"wrote figures/bench/{device.type}.png"
+    record_of = provenance.record(
+        config={"sizes": asdict(sizes), "trial": sizes.tiny}, seed=0, data_sha256=None, device=device.type,
+        threads=here.threads, started=started,
+    )  # fmt: skip
+    margins = {"machine": asdict(here), "found": found, "panels": report.panels(found), "columns": 1, "size": (9, 9)}
+    grown = {"panels": report.curves(found), "columns": 4, "size": (3.6, 2.8)}
+    drawn = {
+        device.type: ("ranked", margins, f"How far each number is beyond what was wanted. {_described(here)}."),
+        f"{device.type}_growth": ("curves", grown, "Time and peak memory, each point a process of its own."),
+    }
+    root = files.repository_root()
+    for name, (draw, data, caption) in drawn.items():
+        if not data["panels"]:
+            continue
+        result = {
+            "schema": 1, "name": name, "profile": "bench", "draw": draw, "caption": caption, "numbers": {},
+            "data": files.plain(data, name), "provenance": record_of,
+        }  # fmt: skip
+        for folder in (root / "runs" / "bench", *([root / "results" / "bench"] if record else [])):
+            files.write_json(folder / f"{name}.json", result)
+            yield f"wrote {(folder / name).relative_to(root)}.json"
+        if record:
+            plots.save(result, root / "figures" / "bench" / f"{name}.png")
+            yield f"wrote figures/bench/{name}.png"
 
 
 def compare(old: Path) -> Iterator[str]:

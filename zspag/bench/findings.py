@@ -23,6 +23,7 @@ class Finding:
         at_most: What it must not exceed, or None.
         seconds: Median seconds behind it, by way, with the fastest and the slowest.
         note: What a reader should know, such as why there is no number.
+        curve: What was measured along an axis: its name, ``x`` and ``y``.
     """
 
     stage: str
@@ -33,6 +34,7 @@ class Finding:
     at_most: float | None = None
     seconds: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     note: str = ""
+    curve: dict[str, Any] = field(default_factory=dict)
 
     @property
     def wanted(self) -> str:

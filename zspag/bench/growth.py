@@ -2,7 +2,8 @@
 
 Every point is a process of its own: its peak memory is that of the stage, beyond what its inputs and a first small call
 took. Expected: time linear in n, m and K, d^2 for moments and d^3 for the one decomposition of a layer; memory that
-holds one pass and one d x d per layer, whatever n, m and K.
+holds one pass and one d x d per layer, whatever n and m. In K it is linear as long as single classes are kept, up to
+``subspaces.KEPT_BYTES``, and constant beyond.
 """
 
 import statistics
@@ -25,14 +26,15 @@ from zspag.subspaces import combine, folded, second_moments
 from zspag.unlearning import descend
 
 STAGE = "growth"
+LINEAR = 1.15  # a fitted exponent of linear growth, with its noise
 FLOOR = 2**20  # bytes: a peak that does not move says nothing finer
 CPU = torch.device("cpu")
 
 # Axis, what grows, stages, and the largest exponent of time that was promised.
 AXES: tuple[tuple[str, str, dict[str, float]], ...] = (
-    ("n", "forget samples n", {"labels": 1.15, "update": 1.15}),
-    ("m", "proxies per class m", {"proxies": 1.15, "moments": 1.15}),
-    ("K", "classes K", {"pooled bases": 1.15}),
+    ("n", "forget samples n", {"labels": LINEAR, "update": LINEAR}),
+    ("m", "proxies per class m", {"proxies": LINEAR, "moments": LINEAR}),
+    ("K", "classes K", {"pooled bases": LINEAR}),
     ("d", "width d", {"wide moments": 2.2, "one decomposition": 3.3}),
 )
 
@@ -42,16 +44,28 @@ def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Fi
     for axis, long, stages in AXES:
         counts = sizes.widths if axis == "d" else tuple(_base(axis, sizes) * factor for factor in sizes.grown)
         for stage, most in stages.items():
-            points = [alone(_point, stage, count, sizes, threads=machine.threads) for count in counts]
+            call = _here if sizes.tiny else partial(alone, threads=machine.threads)
+            points = [call(_point, stage, count, sizes) for count in counts]
             seconds, peaks = ([float(point[part]) for point in points] for part in (0, 1))
             x = [float(count) for count in counts]
             note = "; ".join(
                 f"{count}: {spent:.3g} s, {peak / 2**20:.0f} MiB"
                 for count, spent, peak in zip(counts, seconds, peaks, strict=True)
             )
-            case = f"{stage}, {long} from {counts[0]} to {counts[-1]}"
-            yield Finding(STAGE, case, "exponent of time", exponent(x, seconds), at_most=most, note=note)
-            yield Finding(STAGE, case, "exponent of peak memory", exponent(x, peaks), at_most=2.2 if axis == "d" else 1)
+            case, curve = f"{stage}, {long} from {counts[0]} to {counts[-1]}", {"axis": long, "name": stage, "x": x}
+            yield Finding(
+                STAGE, case, "exponent of time", exponent(x, seconds), at_most=most, note=note,
+                curve=curve | {"y": seconds},
+            )  # fmt: skip
+            yield Finding(
+                STAGE, case, "exponent of peak memory", exponent(x, peaks), at_most=2.2 if axis == "d" else LINEAR,
+                curve=curve | {"y": [peak / 2**20 for peak in peaks]},
+            )  # fmt: skip
+
+
+def _here(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function where we are: a process of its own costs seconds, and tiny sizes measure nothing."""
+    return function(*arguments)
 
 
 def _base(axis: str, sizes: Sizes) -> int:
@@ -62,7 +76,8 @@ def _point(stage: str, count: int, sizes: Sizes) -> tuple[float, int]:
     """Return median seconds and peak bytes of one stage at one size; runs in a process of its own."""
     work = STAGES[stage](count, sizes)
     work(True)
-    before, spent = peak_bytes(), [timed(partial(work, False)) for _ in range(min(3, sizes.repeats))]
+    before = peak_bytes(anew=True)
+    spent = [timed(partial(work, False)) for _ in range(min(3, sizes.repeats))]
     return statistics.median(spent), max(FLOOR, peak_bytes() - before)
 
 

@@ -1,32 +1,20 @@
-"""Findings as a table, a figure, and stage by stage beside older ones.
+"""Findings as lines, as a figure, and stage by stage beside older ones; ``zspag.tables`` makes the table of them.
 
-Invariant: reads plain files only; the README's table is written by the same function.
+Invariant: what is read is what a result file holds.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from zspag.tables import number
+
 Row = Mapping[str, Any]
-
-
-def markdown(found: Sequence[Row]) -> str:
-    """Return the findings that have to reach something, and the throttles, as a table."""
-    header = ["stage", "measured on", "number", "wanted", "found", "reached"]
-    lines = [header, ["---"] * len(header)]
-    lines += [
-        [row["stage"], row["case"], row["what"], row["wanted"], _number(row["value"]), row["verdict"]] for row in found
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def told(row: Row) -> str:
     """Return one finding in a line."""
     wanted = f" ({row['wanted']}: {row['verdict']})" if row["wanted"] else ""
-    value = "not measured" if row["value"] is None else _number(row["value"])
+    value = "not measured" if row["value"] is None else number(row["value"])
     return f"{row['stage']}: {row['what']}: {value}{wanted} -- {row['case']}{_because(row)}"
 
 
@@ -50,6 +38,26 @@ def panels(found: Sequence[Row]) -> list[dict[str, Any]]:
             "xlog": True,
             "title": "What was wanted, and how far it was reached",
         }
+    ]
+
+
+def curves(found: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return one panel of time and one of peak memory for every axis of growth, with the fitted exponents."""
+    grown: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in found:
+        if row["curve"]:
+            series = grown.setdefault((row["what"].removeprefix("exponent of "), row["curve"]["axis"]), {})
+            series[row["curve"]["name"]] = {"x": row["curve"]["x"], "y": row["curve"]["y"], "exponent": row["value"]}
+    return [
+        {
+            "series": series,
+            "title": "; ".join(f"{name}: exponent {one['exponent']:.2f}" for name, one in series.items()),
+            "xlabel": axis,
+            "ylabel": "seconds" if kind == "time" else "peak memory (MiB)",
+            "xlog": True,
+            "ylog": True,
+        }
+        for (kind, axis), series in sorted(grown.items(), key=lambda item: item[0][0], reverse=True)
     ]
 
 

@@ -76,7 +76,7 @@ def _until_imported(path: Path) -> float:
     imports = imports_of(json.loads(path.read_text(encoding="utf-8")))
     with own_kernel(KERNEL):
         started = time.perf_counter()
-        manager, client = start_new_kernel(startup_timeout=60, kernel_name=KERNEL)
+        manager, client = start_new_kernel(60, KERNEL, stderr=subprocess.DEVNULL)
         try:
             answer = client.execute_interactive(imports, timeout=60, store_history=False, output_hook=lambda _: None)
             spent = time.perf_counter() - started

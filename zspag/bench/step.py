@@ -54,7 +54,7 @@ def _of_net(arch: str, width: int, sizes: Sizes, device: torch.device) -> Findin
     return Finding(
         STAGE, f"{arch} of width {width}, batches of {min(64, len(x))}", "time over its counted cost",
         timings["projected"].median / timings["plain"].median / counted, at_most=1.3, seconds=spread(timings),
-        note=f"counted: {counted:.3f} of a plain step; an epoch of steps, each batch gathered and the copy of the net included",
+        note=f"counted: {counted:.3f} of a plain step; an epoch of steps, the copy of the net included",
     )  # fmt: skip
 
 

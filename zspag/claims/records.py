@@ -19,17 +19,22 @@ from zspag.claims.verdicts import judge
 from zspag.tables import in_hindsight, over_classes, safe_rates, window
 
 SUMS, VERDICTS = "SHA256SUMS", "claims.json"
+NO_PROFILE = "bench"  # times of the package's parts, on which no claim stands
 AGREE = 1e-4  # relative: rows of a sweep are kept with six digits, its numbers with all
 
 
 def profiles(results: Path) -> list[str]:
     """Return the profiles of which anything is recorded, or was when the results were accepted."""
-    return sorted({path.parent.name for path in results.glob("*/*.json")} | {*_verdicts(results)})
+    return sorted(_folders(results) | {*_verdicts(results)})
+
+
+def _folders(results: Path) -> set[str]:
+    return {path.parent.name for path in results.glob("*/*.json")} - {NO_PROFILE}
 
 
 def accept(results: Path) -> None:
     """Write the verdicts and the checksums of everything that is recorded now."""
-    names = sorted({path.parent.name for path in results.glob("*/*.json")})
+    names = sorted(_folders(results))
     verdicts = {
         profile: {verdict.claim: verdict.word for verdict in judge(results / profile, profile=profile)}
         for profile in names

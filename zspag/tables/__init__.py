@@ -13,6 +13,7 @@ from zspag.tables.averages import (
     over_classes,
     paired,
 )
+from zspag.tables.benchmarks import benchmarks, number
 from zspag.tables.cells import markdown
 from zspag.tables.costs import cost_table, preparation
 from zspag.tables.curves import curve, ladder_panels, safe_rates, tradeoff_panels, window, window_text
@@ -21,6 +22,7 @@ __all__ = [
     "REFERENCES",
     "SAFE_FORGET",
     "SAFE_RETAIN",
+    "benchmarks",
     "by_rule",
     "cost_table",
     "curve",
@@ -31,6 +33,7 @@ __all__ = [
     "ladder_panels",
     "main_table",
     "markdown",
+    "number",
     "over_classes",
     "paired",
     "prediction_table",

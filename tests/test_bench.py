@@ -1,0 +1,242 @@
+"""Benchmarks run, count right and compare; no test looks at a time, except at one that was slept."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import reference
+import torch
+from torch import nn
+
+from zspag import bench, provenance, tables
+from zspag.__main__ import main
+from zspag.bench import machine, moments, report, settings, startup, step, timing
+from zspag.bench.findings import Finding
+from zspag.config import SubspaceConfig
+from zspag.files import write_json
+from zspag.subspaces import projector, second_moments
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+HERE = machine.Machine("a machine", 1, {"float32": 2e9, "float64": 1e9}, 1e9)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path / "data"))
+    (tmp_path / "notebooks").mkdir()
+    for path in sorted((ROOT / "notebooks").glob("00_*.ipynb")):
+        (tmp_path / "notebooks" / path.name).write_bytes(path.read_bytes())
+
+
+# ---- Every line runs
+
+
+@pytest.mark.parametrize("stage", bench.STAGES)
+@pytest.mark.filterwarnings("ignore")  # a kernel's own
+def test_every_stage_runs_on_tiny_sizes_and_finds_something(stage):
+    found = list(bench.measure(stage, settings.TINY, HERE, CPU))
+    failed = [one.note for one in found if one.what == "the stage"]
+    assert not failed
+    measured = [one for one in found if "torchattacks" not in one.what]
+    assert measured
+    assert all(one.value is not None and one.value >= 0 for one in measured if "exponent" not in one.what)
+    for one in found:
+        assert one.stage
+        assert one.case
+
+
+def test_a_run_writes_a_file_that_is_drawn_and_compared(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "STAGES", {"labels": bench.STAGES["labels"], "broken": _broken})
+    assert main(["bench", "--tiny"]) == 0
+    out = capsys.readouterr().out
+    path = tmp_path / "runs" / "bench" / "cpu.json"
+    content = json.loads(path.read_text())
+    assert "label influence: forward passes' time" in out
+    assert "wrote runs/bench/cpu.json" in out
+    assert [row["stage"] for row in content["data"]["found"]] == ["label influence", "label influence", "broken"]
+    assert content["data"]["found"][-1]["note"] == "RuntimeError: no such thing"
+    assert content["data"]["found"][-1]["verdict"] == "not measured"
+    assert content["data"]["machine"]["threads"] == torch.get_num_threads()
+    assert content["provenance"]["config"]["trial"] is True
+    assert provenance.read_record(path) == content["provenance"]
+    assert main(["bench", "--compare", str(path)]) == 0
+    assert "x 1.00  label influence" in capsys.readouterr().out
+
+
+def _broken(*_):
+    raise RuntimeError("no such thing")
+    yield
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "tea"], "there is no stage tea; stages are moments, bases, "),
+        (["--tiny", "--record"], "only a whole run of the usual sizes is recorded"),
+        (["--only", "step", "--record"], "only a whole run of the usual sizes is recorded"),
+        (["--compare", "nowhere.json"], "there is no nowhere.json: name a file that zspag bench wrote"),
+    ],
+)
+def test_what_cannot_work_is_said_in_a_sentence(arguments, message, capsys):
+    assert main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_of_another_kind_is_not_compared(tmp_path, capsys):
+    write_json(tmp_path / "other.json", {"data": {}})
+    assert main(["bench", "--compare", str(tmp_path / "other.json")]) == 2
+    assert "other.json holds no benchmark" in capsys.readouterr().err
+
+
+# ---- What is counted
+
+
+def test_ways_are_run_in_turns_after_a_warm_up_and_told_apart():
+    called = []
+    ways = {"slow": lambda: (called.append("slow"), time.sleep(0.02)), "fast": lambda: called.append("fast")}
+    found = timing.interleaved(ways, repeats=3)
+    assert called == ["slow", "fast"] * 4
+    assert found["slow"].low >= 0.02 > found["fast"].median
+    assert found["slow"].low <= found["slow"].median <= found["slow"].high
+    assert found["slow"].repeats == 3
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_an_exponent_is_that_of_the_power_law(power):
+    x = [3.0, 5.0, 11.0, 40.0]
+    assert timing.exponent(x, [7 * one**power for one in x]) == pytest.approx(power, abs=1e-12)
+
+
+def test_a_process_of_its_own_has_its_own_threads_and_peak():
+    assert timing.alone(torch.get_num_threads, threads=2) == 2
+    least, most = (timing.alone(_peak_of, size, threads=1) for size in (1, 2**28))
+    assert 0.9 * 2**28 < most - least < 1.5 * 2**28
+
+
+def _peak_of(size):
+    torch.zeros(size, dtype=torch.uint8).fill_(1)
+    return timing.peak_bytes()
+
+
+def test_the_counted_cost_of_a_step_is_that_of_its_products():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(3 * 20, 4))
+    found = second_moments(model, torch.rand(5, 2, 4, 5))
+    keep_out = projector([found], config=SubspaceConfig())
+    ranks = {name: matrix.shape[-1] for name, (_, matrix) in keep_out.factors.items()}
+    plain = 6 * 7 * (20 * 18 * 3 + 60 * 4)
+    added = 4 * (ranks["0.weight"] * 18 * 3 + ranks["2.weight"] * 60 * 4)
+    assert step._counted(model, found, keep_out, batch=7) == pytest.approx(1 + added / plain)
+
+
+def test_rows_of_the_other_ways_are_our_rows():
+    layer, x = nn.Conv2d(2, 3, 3, padding=1, stride=2), torch.rand(3, 2, 5, 4)
+    expected = second_moments(layer, x).second["weight"][0]
+    rows = moments._unfolded(layer, x).double()
+    torch.testing.assert_close(rows.T @ rows / len(rows), expected)
+    torch.testing.assert_close(moments._by_loops(layer, x) / len(rows), expected)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(18, 4))
+    before = reference.state_of(model)
+    shapes = [tuple(moments._unfolded(*one).shape) for one in moments._inputs(model, x)]
+    assert shapes == [(18, 18), (3, 18)]
+    reference.assert_same_state(before, reference.state_of(model))
+
+
+def test_the_machines_rates_are_operations_and_bytes_per_second(monkeypatch):
+    def slept(ways, *, repeats):
+        assert repeats == 4
+        return {name: timing.Timing(0.5, 0.4, 0.6, 4) for name in ways}
+
+    monkeypatch.setattr(machine, "interleaved", slept)
+    found = machine.measure(CPU, side=10, copied=4000, repeats=4)
+    assert found.products == {"float32": 4000.0, "float64": 4000.0}
+    assert found.copy == 16000.0
+    assert found.name
+
+
+def test_imports_of_a_notebook_are_those_at_the_top_of_its_cells():
+    cells = [
+        {"cell_type": "markdown", "source": ["import nothing"]},
+        {"cell_type": "code", "source": ["import math\n", "x = 1\n", "from os import path"]},
+        {"cell_type": "code", "source": "def late():\n    import json\nimport re"},
+    ]
+    assert startup.imports_of({"cells": cells}) == "import math\nfrom os import path\nimport re"
+
+
+# ---- What is said
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "wanted", "verdict"),
+    [
+        (5.0, {"at_least": 5}, "at least 5", "yes"),
+        (4.9, {"at_least": 5}, "at least 5", "no"),
+        (0.0, {"at_most": 0}, "at most 0", "yes"),
+        (1.2, {"at_most": 1}, "at most 1", "no"),
+        (None, {"at_most": 1}, "at most 1", "not measured"),
+        (3.0, {}, "", ""),
+    ],
+)
+def test_a_finding_knows_whether_it_reached_what_was_wanted(value, bounds, wanted, verdict):
+    found = Finding("stage", "case", "what", value, **bounds)
+    assert (found.wanted, found.verdict) == (wanted, verdict)
+    assert found.to_dict()["verdict"] == verdict
+
+
+ONE = Finding("stage", "a net", "number", 4.0, at_least=2)
+
+
+def _content(*found, name="a machine"):
+    return {"data": {"machine": {"name": name}, "found": [one.to_dict() for one in found]}}
+
+
+def test_a_regression_is_visible():
+    gone, new = replace(ONE, what="gone"), replace(ONE, what="new")
+    lines = list(report.compare(_content(ONE, gone), _content(replace(ONE, value=1.0), new)))
+    assert [line.strip() for line in lines] == [
+        "x 0.25  stage: number -- a net (at least 2: yes then, no now)",
+        "gone  stage: gone -- a net",
+        "new  stage: new -- a net",
+    ]
+    assert list(report.compare(_content(ONE), _content(ONE, name="another")))[0].startswith("different machines: a ")
+
+
+def test_the_table_and_the_bars_say_what_was_found():
+    some = (ONE, replace(ONE, value=8.0, at_least=None, at_most=16), replace(ONE, value=None))
+    found = [one.to_dict() for one in some]
+    assert tables.benchmarks(found).splitlines()[2:] == [
+        "| stage | a net | number | at least 2 | 4 | yes |",
+        "| stage | a net | number | at most 16 | 8 | yes |",
+        "| stage | a net | number | at least 2 |  | not measured |",
+    ]
+    (panel,) = report.panels(found[:1])
+    assert panel["values"] == [2.0]
+    assert report.panels(found[1:2])[0]["values"] == [2.0]
+
+
+def test_curves_of_one_axis_share_a_panel_time_before_memory():
+    curve = {"axis": "samples n", "x": [1, 2], "y": [3, 6]}
+    found = [
+        replace(ONE, what=f"exponent of {kind}", value=power, curve=curve | {"name": name}).to_dict()
+        for name in ("labels", "update")
+        for kind, power in (("peak memory", 0.0), ("time", 1.0))
+    ]
+    time_panel, memory_panel = report.curves([*found, ONE.to_dict()])
+    assert time_panel["title"] == "labels: exponent 1.00; update: exponent 1.00"
+    assert time_panel["ylabel"] == "seconds"
+    assert memory_panel["series"]["labels"] == {"x": [1, 2], "y": [3, 6], "exponent": 0.0}
+    assert not report.curves([ONE.to_dict()])
+
+
+def test_help_and_import_load_no_torch():
+    program = "import sys\nfrom zspag.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", program + "sys.exit(bool({'torch', 'nbformat', 'pandas'} & set(sys.modules)))"],
+        check=False, capture_output=True,
+    )  # fmt: skip
+    assert ended.returncode == 0
