@@ -21,9 +21,11 @@ from zspag.config import SubspaceConfig
 from zspag.runtime import chunks
 
 # Numbers taken to float64 at once (16 MB): more leave the cache, and an allocator fetches larger blocks from the system
-# every time. LEAF: below this width a product of halves is slower than the half of the work that symmetry saves.
+# every time. Products of halves save what symmetry gives, but not below a width of LEAF, where they are slow, nor with
+# fewer rows than one in FEW dimensions, where the time goes into reading and writing the sum.
 PIECE = 2**21
-LEAF = 512
+LEAF = 256
+FEW = 16
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class MomentAccumulator:
 def _add_gram_(total: Tensor, rows: Tensor) -> None:
     """Add rows^T rows (R x d) to the part of ``total`` (d x d) on and above the diagonal."""
     count, d = rows.shape
-    if d <= LEAF or d > count:  # few rows: the time goes into reading and writing the sum, whole or in parts
+    if d <= LEAF or d > FEW * count:
         total.addmm_(rows.T, rows)
         return
     left, right = rows.tensor_split([d // 2], dim=1)

@@ -32,7 +32,7 @@ def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Fi
     )
     yield Finding(
         STAGE, f"{arch} of width {width}", f"cost of K = {many} over that of K = {few}, pooled",
-        timings[f"K = {many}"].median / timings[f"K = {few}"].median, at_most=3, seconds=spread(timings),
+        timings[f"K = {many}"].over(timings[f"K = {few}"]), at_most=3, seconds=spread(timings),
     )  # fmt: skip
     yield from _widest(sizes, device)
 
@@ -49,7 +49,7 @@ def _per_class(one: Moments, case: str, classes: int, sizes: Sizes) -> Finding:
     timings = interleaved(ways, repeats=sizes.repeats)
     return Finding(
         STAGE, case, f"times faster than one decomposition per layer and class ({classes} classes)",
-        timings["per class"].median / timings["pooled"].median, seconds=spread(timings),
+        timings["per class"].over(timings["pooled"]), seconds=spread(timings),
     )  # fmt: skip
 
 
@@ -86,6 +86,6 @@ def _widest(sizes: Sizes, device: torch.device) -> Iterator[Finding]:
     )
     yield Finding(
         STAGE, f"{arch} of width {width}, one layer, d = {d}, {factor.shape[1]} rows",
-        "times faster than a decomposition of d x d", timings["d x d"].median / timings["rows"].median,
+        "times faster than a decomposition of d x d", timings["d x d"].over(timings["rows"]),
         seconds=spread(timings),
     )  # fmt: skip

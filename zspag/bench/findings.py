@@ -59,4 +59,4 @@ class Finding:
 
 def spread(timings: Mapping[str, Timing]) -> dict[str, tuple[float, float, float]]:
     """Return median, fastest and slowest seconds by way."""
-    return {name: (one.median, one.low, one.high) for name, one in timings.items()}
+    return {name: one.spread for name, one in timings.items()}

@@ -40,7 +40,7 @@ def _of_net(arch: str, width: int, sizes: Sizes, device: torch.device) -> Iterat
         repeats=2 * sizes.repeats,
     )
     case = f"{arch} of width {width}, {len(x)} images, {sizes.classes} classes"
-    passes = timings["scores of all classes"].median / timings["forward pass"].median
+    passes = timings["scores of all classes"].over(timings["forward pass"])
     yield Finding(
         STAGE, case, "forward passes' time for the scores of all classes", passes, at_most=3,
         seconds=spread(timings),

@@ -41,10 +41,9 @@ def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Fi
 
 def _against_svd(model: nn.Module, x: Tensor, case: str, *, classes: int, repeats: int) -> Iterator[Finding]:
     """Yield what moments take beside a tall SVD in both precisions, without the bases and with them."""
-    inputs = _inputs(model, x)
 
     def svd(precision: torch.dtype) -> None:
-        for one in inputs:
+        for one in _inputs(model, x):
             torch.linalg.svd(_unfolded(*one).to(precision), full_matrices=False)
 
     def with_bases() -> object:
@@ -58,15 +57,15 @@ def _against_svd(model: nn.Module, x: Tensor, case: str, *, classes: int, repeat
         f"moments of {classes} classes and their bases": with_bases,
     }
     timings = interleaved(ways, repeats=repeats)
-    own, double, single, whole = (one.median for one in timings.values())
+    own, double, single, whole = timings.values()
     for precision, other in (("float64, the precision of the moments", double), ("float32", single)):
         yield Finding(
-            STAGE, case, f"times faster than unfold and SVD in {precision}", other / own, at_least=5,
-            seconds=spread(timings), note="the forward pass is counted on our side only",
+            STAGE, case, f"times faster than unfold and SVD in {precision}", other.over(own), at_least=5,
+            seconds=spread(timings),
         )  # fmt: skip
     yield Finding(
         STAGE, case, f"the same in float64 for {classes} classes, the bases of all layers on our side too",
-        classes * double / whole, seconds=spread(timings), note=f"{classes} times the SVDs of one class",
+        classes * double.over(whole), seconds=spread(timings), note=f"{classes} times the SVDs of one class",
     )  # fmt: skip
 
 
@@ -93,7 +92,7 @@ def _against_loops(model: nn.Module, x: Tensor, case: str) -> Finding:
     )  # fmt: skip
     return Finding(
         STAGE, f"{case}, first layer", "times faster than patches cut by loops (for the record)",
-        timings["loops"].median / timings["ours"].median, seconds=spread(timings),
+        timings["loops"].over(timings["ours"]), seconds=spread(timings),
     )  # fmt: skip
 
 

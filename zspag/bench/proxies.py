@@ -50,11 +50,11 @@ def _against(
     timings = interleaved(ways, repeats=repeats)
     yield Finding(
         STAGE, case, "share of the rate of bare forward and input-gradient passes",
-        timings["bare passes"].median / timings["ours"].median, at_least=0.9, seconds=spread(timings),
+        timings["bare passes"].over(timings["ours"]), at_least=0.9, seconds=spread(timings),
     )  # fmt: skip
     yield Finding(
         STAGE, case, "time over that of torchattacks' PGD, same model, steps and batches",
-        timings["ours"].median / timings["torchattacks"].median if peer else None, at_most=1, seconds=spread(timings),
+        timings["ours"].over(timings["torchattacks"]) if peer else None, at_most=1, seconds=spread(timings),
         note="" if peer else "torchattacks is not installed: make bench fetches it",
     )  # fmt: skip
 
@@ -102,6 +102,6 @@ def _early_stop(model: nn.Module, x: Tensor, targets: Tensor, case: str, sizes: 
     share = passed[1] / passed[0]
     return Finding(
         STAGE, case, "time with early stop over the share of samples and steps that it leaves",
-        timings["early stop"].median / timings["every step"].median / share, at_most=1.15, seconds=spread(timings),
+        timings["early stop"].over(timings["every step"]) / share, at_most=1.15, seconds=spread(timings),
         note=f"{100 * share:.0f} % of the samples and steps were left",
     )  # fmt: skip

@@ -53,7 +53,7 @@ def _of_net(arch: str, width: int, sizes: Sizes, device: torch.device) -> Findin
     counted = _counted(model, moments, keep_out, batch=min(64, len(x)))
     return Finding(
         STAGE, f"{arch} of width {width}, batches of {min(64, len(x))}", "time over its counted cost",
-        timings["projected"].median / timings["plain"].median / counted, at_most=1.3, seconds=spread(timings),
+        timings["projected"].over(timings["plain"]) / counted, at_most=1.3, seconds=spread(timings),
         note=f"counted: {counted:.3f} of a plain step; an epoch of steps, the copy of the net included",
     )  # fmt: skip
 

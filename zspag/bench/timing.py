@@ -24,12 +24,23 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one way: median, fastest and slowest of its repetitions."""
+    """Seconds of one way, round by round."""
 
-    median: float
-    low: float
-    high: float
-    repeats: int
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> tuple[float, float, float]:
+        """Median, fastest and slowest."""
+        return self.median, min(self.seconds), max(self.seconds)
+
+    def over(self, other: "Timing") -> float:
+        """Return the median of the rounds' ratios to another way: what slows a round down slows both."""
+        return statistics.median(one / two for one, two in zip(self.seconds, other.seconds, strict=True))
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -56,7 +67,7 @@ def interleaved(ways: Mapping[str, Callable[[], object]], *, repeats: int, warm:
     for _ in range(repeats):
         for name, way in ways.items():
             seconds[name].append(timed(way))
-    return {name: Timing(statistics.median(each), min(each), max(each), len(each)) for name, each in seconds.items()}
+    return {name: Timing(tuple(each)) for name, each in seconds.items()}
 
 
 def _wait() -> None:
