@@ -1,11 +1,12 @@
 """What a newcomer meets: clone the repository into an empty folder, type the README's commands, time each.
 
-Run by hand (`make newcomer`), for it takes a quarter of an hour; writes ``results/commands.json``, which the README
-shows. Set-up is timed apart, since it is mostly a download.
+Run by hand (`make newcomer`), for it takes most of an hour; writes ``results/commands.json``, which the README shows.
+Set-up is timed apart, since it is mostly a download.
 """
 
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,9 +16,9 @@ from zspag import files, provenance
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "set-up": ["make", ".venv/.installed"],
+    "make test": ["make", "test"],  # before the figures: a failure is known sooner
     "make figures": ["make", "figures"],
     "make figures, again": ["make", "figures"],
-    "make test": ["make", "test"],
 }
 
 
@@ -35,6 +36,8 @@ def main() -> None:
             begun = time.perf_counter()
             subprocess.run(command, cwd=clone, env=given, check=True)
             seconds[name] = time.perf_counter() - begun
+            sys.stdout.write(f"{name}: {seconds[name]:.0f} s\n")
+            sys.stdout.flush()
     record = provenance.record(
         config={}, seed=None, data_sha256=None, device="cpu", threads=os.cpu_count() or 1, started=started
     ) | {"commit": commit, "dirty": False}  # what was timed is the clone, whatever has been edited here since

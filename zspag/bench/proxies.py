@@ -17,7 +17,7 @@ from zspag.bench.settings import Sizes, images, net
 from zspag.bench.timing import interleaved
 from zspag.config import ProxyConfig
 from zspag.proxies import attack
-from zspag.runtime import chunks, frozen, generator_for
+from zspag.runtime import chunks, frozen, generator_for, logits_of
 
 STAGE = "proxies"
 EPS = 8 / 255
@@ -34,7 +34,7 @@ def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Fi
             # The peer's L2 attack does not run on channels-last images, so all ways take others there.
             given = x.contiguous() if norm == "l2" else x
             yield from _against(model, given, targets, case, config, repeats=sizes.repeats)
-    yield _early_stop(model, x, targets, f"{arch} of width {width}, l2, {len(x)} images", sizes)
+    yield _early_stop(sizes, device)
 
 
 def _against(
@@ -80,28 +80,34 @@ def _torchattacks(model: nn.Module, config: ProxyConfig) -> Callable[[Tensor, Te
     return peer
 
 
-def _early_stop(model: nn.Module, x: Tensor, targets: Tensor, case: str, sizes: Sizes) -> Finding:
-    """Compare the time that is left with the share of samples times steps that is left."""
-    passed = [0, 0]
+def _early_stop(sizes: Sizes, device: torch.device) -> Finding:
+    """Compare the time that is left with the share of samples and steps that is left."""
+    (arch, width), steps = sizes.nets[0], 2 * sizes.steps
+    model, x = net(arch, width, sizes, device=device), images(sizes.forget, sizes, device=device)
+    targets = torch.arange(len(x), device=device) % sizes.classes
+    passed = 0
 
-    def run(confidence: float | None) -> None:
-        config = ProxyConfig(steps=3 * sizes.steps, confidence=confidence, random_start=False)
-        attack(model, x, targets, eps=1.0, config=config, generator=generator_for("bench"))
+    def run(confidence: float | None, steps: int = steps) -> Tensor:
+        config = ProxyConfig(steps=steps, confidence=confidence, random_start=False)
+        return attack(model, x, targets, eps=EPS, config=config, generator=generator_for("bench"))
 
-    for place, confidence in enumerate((None, 0.5)):
+    def count(_model: object, given: tuple[Tensor, ...]) -> None:
+        nonlocal passed
+        passed += len(given[0])
 
-        def count(_model: object, given: tuple[Tensor, ...], place: int = place) -> None:
-            passed[place] += len(given[0])
-
-        hook = model.register_forward_pre_hook(count)
-        try:
-            run(confidence)
-        finally:
-            hook.remove()
-    timings = interleaved({"every step": lambda: run(None), "early stop": lambda: run(0.5)}, repeats=sizes.repeats)
-    share = passed[1] / passed[0]
+    # What half of the images reach in half of the steps: an untrained net is never sure of anything.
+    reached = logits_of(model, run(None, sizes.steps)).softmax(1).gather(1, targets[:, None])
+    enough = reached.median().item()
+    hook = model.register_forward_pre_hook(count)
+    try:
+        run(enough)
+    finally:
+        hook.remove()
+    timings = interleaved({"every step": lambda: run(None), "early stop": lambda: run(enough)}, repeats=sizes.repeats)
+    share = passed / (steps * len(x))
     return Finding(
-        STAGE, case, "time with early stop over the share of samples and steps that it leaves",
+        STAGE, f"{arch} of width {width}, l2, {steps} steps, {len(x)} images",
+        "time with early stop over the share of samples and steps that it leaves",
         timings["early stop"].over(timings["every step"]) / share, at_most=1.15, seconds=spread(timings),
         note=f"{100 * share:.0f} % of the samples and steps were left",
     )  # fmt: skip

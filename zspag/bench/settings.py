@@ -38,12 +38,12 @@ class Sizes:
     image: tuple[int, int, int] = (3, 32, 32)
     classes: int = 10
     per_class: int = 50
-    forget: int = 512
+    forget: int = 256
     steps: int = 10
-    repeats: int = 7
+    repeats: int = 5
     side: int = 2048
     copied: int = 2**28
-    grown: tuple[int, ...] = (1, 2, 4, 8)
+    grown: tuple[int, ...] = (1, 2, 4)
     widths: tuple[int, ...] = (256, 512, 1024, 2048)
     tiny: bool = False
 
