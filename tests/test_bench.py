@@ -235,8 +235,9 @@ def test_curves_of_one_axis_share_a_panel_time_before_memory():
         for kind, power in (("peak memory", 0.0), ("time", 1.0))
     ]
     time_panel, memory_panel = report.curves([*found, ONE.to_dict()])
-    assert time_panel["title"] == "labels: exponent 1.00; update: exponent 1.00"
+    assert time_panel["title"] == "labels: exponent 1.00\nupdate: exponent 1.00"
     assert time_panel["ylabel"] == "seconds"
+    assert time_panel["ylim"][0] == 0
     assert memory_panel["series"]["labels"] == {"x": [1, 2], "y": [3, 6], "exponent": 0.0}
     assert not report.curves([ONE.to_dict()])
 

@@ -88,30 +88,46 @@ def _write(
     started: float,
     record: bool,
 ) -> Iterator[str]:
-    record_of = provenance.record(
+    made = provenance.record(
         config={"sizes": asdict(sizes), "trial": sizes.tiny}, seed=0, data_sha256=None, device=device.type,
         threads=here.threads, started=started,
     )  # fmt: skip
-    margins = {"machine": asdict(here), "found": found, "panels": report.panels(found), "columns": 1, "size": (9, 9)}
-    grown = {"panels": report.curves(found), "columns": 4, "size": (3.6, 2.8)}
-    drawn = {
-        device.type: ("ranked", margins, f"How far each number is beyond what was wanted. {_described(here)}."),
-        f"{device.type}_growth": ("curves", grown, "Time and peak memory, each point a process of its own."),
-    }
     root = files.repository_root()
-    for name, (draw, data, caption) in drawn.items():
-        if not data["panels"]:
-            continue
-        result = {
-            "schema": 1, "name": name, "profile": "bench", "draw": draw, "caption": caption, "numbers": {},
-            "data": files.plain(data, name), "provenance": record_of,
-        }  # fmt: skip
+    for result in results_of(found, here, device.type, made):
+        name = result["name"]
         for folder in (root / "runs" / "bench", *([root / "results" / "bench"] if record else [])):
             files.write_json(folder / f"{name}.json", result)
             yield f"wrote {(folder / name).relative_to(root)}.json"
         if record:
             plots.save(result, root / "figures" / "bench" / f"{name}.png")
             yield f"wrote figures/bench/{name}.png"
+
+
+def results_of(
+    found: Sequence[Mapping[str, Any]], here: Machine, device: str, made: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield the contents of the result files: findings with their margins, and curves of growth if there are any.
+
+    Args:
+        found: Findings as ``Finding.to_dict`` gives them.
+        here: The machine.
+        device: Kind of device, after which the files are named.
+        made: Provenance of the run.
+    """
+    margins = {
+        "machine": asdict(here), "found": found, "panels": report.panels(found), "columns": 1, "size": (12.5, 7),
+    }  # fmt: skip
+    grown = {"panels": report.curves(found), "columns": 4, "size": (3.6, 3.0)}
+    drawn = {
+        device: ("ranked", margins, f"How far each number is beyond what was wanted. {_described(here)}."),
+        f"{device}_growth": ("curves", grown, "Time and peak memory, each point a process of its own."),
+    }
+    for name, (draw, data, caption) in drawn.items():
+        if data["panels"]:
+            yield {
+                "schema": 1, "name": name, "profile": "bench", "draw": draw, "caption": caption, "numbers": {},
+                "data": files.plain(data, name), "provenance": made,
+            }  # fmt: skip
 
 
 def compare(old: Path) -> Iterator[str]:
