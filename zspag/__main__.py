@@ -1,4 +1,4 @@
-"""The command line: ``zspag reproduce | run | sweep | audit | unlearn | methods | claims | bench | data | env``.
+"""The command line: ``zspag COMMAND``, from ``reproduce`` to ``provenance``; ``zspag --help`` lists them.
 
 Invariant: thin; every sub-command imports what it needs when it is called, so that ``zspag --help`` answers at once.
 """

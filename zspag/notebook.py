@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zspag import config, files, provenance
-from zspag.allocator import keep_freed_memory
+from zspag.allocator import RSS_UNIT, keep_freed_memory, peak_bytes
 from zspag.files import plain, repository_root
 from zspag.profiles import PROFILES
 
@@ -305,16 +305,6 @@ def _device_memory_mib() -> float | None:
 
 
 def _peak_memory_mib() -> dict[str, float]:
-    """Peak resident memory of this process and of its largest finished child, in MiB.
-
-    Note:
-        After fork and exec Linux starts a child's ``ru_maxrss`` at its parent's peak, so the child's number is an
-        upper bound; for this process the kernel's own high-water mark, which starts at zero, is read where it exists.
-    """
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes on macOS, KiB on Linux
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    status = Path("/proc/self/status")
-    if status.is_file() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))):
-        own = int(found[1]) * 1024
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
-    return {"self": round(own / _MIB, 1), "largest_child": round(child / _MIB, 1)}
+    """Peak resident memory of this process and of its largest finished child (an upper bound on Linux), in MiB."""
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * RSS_UNIT
+    return {"self": round(peak_bytes() / _MIB, 1), "largest_child": round(child / _MIB, 1)}

@@ -124,7 +124,8 @@ def _footer(result: dict[str, Any]) -> str:
     if config.get("trial"):
         kind = f"{result['profile']}: a trial run, its numbers mean nothing"
     commit = result["provenance"].get("commit")
-    return f"{kind} · {config.get('dataset', '')} · zspag {commit[:7] if commit else ''}".rstrip(" ·")
+    parts = (kind, config.get("dataset"), f"zspag {commit[:7]}" if commit else "zspag")
+    return " · ".join(part for part in parts if part)
 
 
 def _legend(figure: Figure) -> None:

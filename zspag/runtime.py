@@ -138,7 +138,8 @@ def progress(items: Iterable[Job], *, total: int | None = None, title: str, unit
     return tqdm(items, total=total, desc=title, unit=unit, disable=not watched, leave=False, dynamic_ncols=True)
 
 
-def _one_worker(count: int) -> None:
+def begin_worker(count: int) -> None:
+    """Set up a process that works for this one: ``count`` threads, memory kept, and an end when this one ends."""
     keep_freed_memory()
     torch.set_num_threads(count)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -179,7 +180,7 @@ def pool_map(
         return
     context = multiprocessing.get_context("spawn")  # a forked child inherits torch's thread pools in a broken state
     with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_one_worker, initargs=(threads_each,)
+        workers, mp_context=context, initializer=begin_worker, initargs=(threads_each,)
     ) as executor:
         futures = {executor.submit(_attempt, function, job): job for job in jobs}
         try:

@@ -296,42 +296,42 @@ def by_energy(moments: Moments, *, energy: float) -> Subspace:
 
 
 def _by_energy(moments: Moments, name: str, block: int, *, energy: float) -> tuple[Tensor, int]:
-    second = moments.second[name][block]
-    if not bool(second.any()):
-        return second, 0
-    if name not in moments.factors:
-        values, vectors = leading_eigenvectors(second)
-        return vectors, energy_rank(values, energy=energy)
-    values, left = _of_few_rows(moments.factors[name][block])
+    if not bool(moments.second[name][block].any()):
+        return moments.second[name][block], 0
+    values, leading = _decomposed(moments, name, block)
     rank = energy_rank(values, energy=energy)
-    return _right(moments.factors[name][block], left, rank), rank
+    return leading(rank), rank
+
+
+def _decomposed(moments: Moments, name: str, block: int, *, least: int = 0) -> tuple[Tensor, Callable[[int], Tensor]]:
+    """Decompose a block by its rows if they are few, but at least ``least``, and else as it is (d x d).
+
+    Returns:
+        Eigenvalues, largest first (of few rows, those that are not 0), and a function from a rank to as many leading
+        eigenvectors, which rounding leaves orthonormal.
+    """
+    factor = moments.factors.get(name)
+    if factor is None or factor.shape[1] < least:
+        values, vectors = leading_eigenvectors(moments.second[name][block])
+        return values, lambda rank: vectors[:, :rank]
+    rows = factor[block]
+    values, left = leading_eigenvectors(rows @ rows.T)
+    return values, lambda rank: torch.linalg.qr(rows.T @ left[:, :rank]).Q
 
 
 def by_rank(moments: Moments, *, ranks: Mapping[str, Sequence[int]]) -> Subspace:
     """Keep the given number of leading eigenvectors per weight and block: what controls of equal rank need."""
+
+    def leading(name: str, block: int, rank: int) -> Tensor:
+        # Of more directions than there are rows, the rest comes from the null space.
+        return _decomposed(moments, name, block, least=rank)[1](rank)
+
     return _cut(
         {
-            name: [(_by_rank(moments, name, block, rank), rank) for block, rank in enumerate(ranks[name])]
+            name: [(leading(name, block, rank), rank) for block, rank in enumerate(ranks[name])]
             for name in moments.second
         }
     )
-
-
-def _by_rank(moments: Moments, name: str, block: int, rank: int) -> Tensor:
-    factor = moments.factors.get(name)
-    if factor is None or rank > factor.shape[1]:  # more directions than rows: the rest comes from the null space
-        return leading_eigenvectors(moments.second[name][block])[1]
-    return _right(factor[block], _of_few_rows(factor[block])[1], rank)
-
-
-def _of_few_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues of rows^T rows that are not 0, largest first, and the eigenvectors of rows rows^T."""
-    return leading_eigenvectors(rows @ rows.T)
-
-
-def _right(rows: Tensor, left: Tensor, rank: int) -> Tensor:
-    """Return the leading eigenvectors (d, rank) of rows^T rows; rounding leaves none but orthonormal ones."""
-    return torch.linalg.qr(rows.T @ left[:, :rank]).Q
 
 
 def random_like(subspace: Subspace, *, generator: torch.Generator) -> Subspace:

@@ -37,12 +37,12 @@ STAGES: dict[str, Callable[[Sizes, Machine, torch.device], Iterator[Finding]]] =
 
 
 def run(*, tiny: bool, only: Sequence[str] | None, record: bool) -> Iterator[str]:
-    """Measure, write ``runs/bench/<device>.json`` and a figure, and tell every finding as it comes.
+    """Measure, tell every finding as it comes, and write ``runs/bench/<device>.json``.
 
     Args:
         tiny: Take sizes at which numbers mean nothing, to see that every line runs.
         only: Names of stages; None measures all.
-        record: Write ``results/bench/<device>.json`` too.
+        record: Write ``results/bench/<device>.json`` and draw its figures too.
 
     Yields:
         Lines for the reader.

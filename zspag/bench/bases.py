@@ -12,7 +12,7 @@ import torch
 
 from zspag.bench.findings import Finding, spread
 from zspag.bench.machine import Machine
-from zspag.bench.settings import Sizes, images, net
+from zspag.bench.settings import Sizes, images, net, pooled_bases
 from zspag.bench.timing import interleaved, timed
 from zspag.config import SubspaceConfig
 from zspag.subspaces import Moments, by_energy, combine, folded, second_moments
@@ -44,7 +44,7 @@ def _pooled(parts: list[Moments]) -> object:
 def _per_class(one: Moments, case: str, classes: int, sizes: Sizes) -> Finding:
     ways = {
         "pooled": lambda: _pooled([one] * classes),
-        "per class": lambda: [by_energy(one, energy=0.995) for _ in range(classes)],
+        "per class": lambda: [by_energy(one, energy=SubspaceConfig().energy) for _ in range(classes)],
     }
     timings = interleaved(ways, repeats=sizes.repeats)
     return Finding(
@@ -59,27 +59,22 @@ def _widest(sizes: Sizes, device: torch.device) -> Iterator[Finding]:
     model, x = net(arch, width, sizes, device=device), images(sizes.per_class, sizes, device=device)
     classes = sizes.classes - 1
     kept: list[Moments] = []
-
-    def everything() -> None:
-        moments = folded((second_moments(model, x) for _ in range(classes)), classes=classes)
-        combine(moments, config=SubspaceConfig())
-        kept[:] = [moments.pooled]
-
-    seconds = timed(everything)
-    largest = max(second.shape[-1] for second in kept[0].second.values())
+    seconds = timed(lambda: kept.append(pooled_bases(model, x, classes=classes).pooled))
+    (pool,) = kept
+    largest = max(second.shape[-1] for second in pool.second.values())
     yield Finding(
         STAGE, f"{arch} of width {width}, {classes} classes of {len(x)}, widest d = {largest}",
         "seconds for moments and bases of all layers", seconds, at_most=120,
     )  # fmt: skip
-    name = max(kept[0].factors, key=lambda one: kept[0].second[one].shape[-1], default=None)
+    name = max(pool.factors, key=lambda one: pool.second[one].shape[-1], default=None)
     if name is None:
         return
-    factor, d = kept[0].factors[name], kept[0].second[name].shape[-1]
-    layer = Moments({name: kept[0].second[name]}, {name: 1.0}, {}, {name: factor})
+    factor, d = pool.factors[name], pool.second[name].shape[-1]
+    layer = Moments({name: pool.second[name]}, {name: 1.0}, {}, {name: factor})
     timings = interleaved(
         {
-            "rows": lambda: by_energy(layer, energy=0.995),
-            "d x d": lambda: by_energy(replace(layer, factors={}), energy=0.995),
+            "rows": lambda: by_energy(layer, energy=SubspaceConfig().energy),
+            "d x d": lambda: by_energy(replace(layer, factors={}), energy=SubspaceConfig().energy),
         },
         repeats=1,
         warm=False,

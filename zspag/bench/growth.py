@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zspag.allocator import peak_bytes
 from zspag.bench.findings import Finding
 from zspag.bench.machine import Machine
-from zspag.bench.settings import Sizes, images, net
-from zspag.bench.timing import alone, exponent, peak_bytes, timed
-from zspag.config import ProxyConfig, SubspaceConfig, UpdateConfig
-from zspag.influence import label_scores, soft_cross_entropy, weights_of
+from zspag.bench.settings import Sizes, images, net, pooled_bases, weight_names
+from zspag.bench.step import epoch
+from zspag.bench.timing import alone, exponent, timed
+from zspag.config import ProxyConfig
+from zspag.influence import label_scores, weights_of
 from zspag.proxies import attack
 from zspag.runtime import CHUNK, generator_for
-from zspag.subspaces import combine, folded, second_moments
-from zspag.unlearning import descend
+from zspag.subspaces import second_moments
 
 STAGE = "growth"
 LINEAR = 1.15  # a fitted exponent of linear growth, with its noise
@@ -86,27 +87,14 @@ Work = Callable[[bool], Any]  # called with True for a first small call
 
 def _labels(count: int, sizes: Sizes) -> Work:
     model, x = net(*sizes.nets[0], sizes, device=CPU), images(count, sizes, device=CPU)
-    direction = weights_of(model, [name for name, parameter in model.named_parameters() if parameter.dim() > 1])
+    direction = weights_of(model, weight_names(model))
     return lambda small: label_scores(model, x[:2] if small else x, direction)
 
 
 def _update(count: int, sizes: Sizes) -> Work:
     model, x = net(*sizes.nets[0], sizes, device=CPU), images(count, sizes, device=CPU)
-    labels = torch.full((count, sizes.classes), 1 / sizes.classes)
-    names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
-    update = UpdateConfig(lr=1e-6, epochs=1, settle=0, batch_size=64, min_steps=1)
-
-    def loss(current: nn.Module, batch: Tensor) -> Tensor:
-        return soft_cross_entropy(current(x[batch]), labels[batch])
-
-    def work(small: bool) -> None:
-        given = x[:2] if small else x
-        descend(
-            model, given, torch.zeros(len(given), dtype=torch.long), loss=loss, names=names, project=None,
-            update=update, generator=generator_for("bench"),
-        )  # fmt: skip
-
-    return work
+    run = partial(epoch, model, classes=sizes.classes, names=weight_names(model), project=None, held_out=0.0)
+    return lambda small: run(x[:2] if small else x)
 
 
 def _proxies(count: int, sizes: Sizes) -> Work:
@@ -128,13 +116,7 @@ def _moments(count: int, sizes: Sizes) -> Work:
 def _pooled_bases(count: int, sizes: Sizes) -> Work:
     model = net(*sizes.nets[0], sizes, device=CPU)
     x = images(sizes.per_class, sizes, device=CPU)
-
-    def work(small: bool) -> object:
-        classes = 2 if small else count
-        parts = (second_moments(model, x) for _ in range(classes))
-        return combine(folded(parts, classes=classes), config=SubspaceConfig())
-
-    return work
+    return lambda small: pooled_bases(model, x, classes=2 if small else count)
 
 
 def _wide(count: int, sizes: Sizes, *, decompose: bool) -> Work:

@@ -11,7 +11,7 @@ import torch
 
 from zspag.bench.findings import Finding, spread
 from zspag.bench.machine import Machine
-from zspag.bench.settings import Sizes, images, net
+from zspag.bench.settings import Sizes, images, net, weight_names
 from zspag.bench.timing import interleaved, timed
 from zspag.influence import label_scores, loss_gradient, weights_of
 from zspag.runtime import generator_for, logits_of
@@ -27,7 +27,7 @@ def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Fi
 
 def _of_net(arch: str, width: int, sizes: Sizes, device: torch.device) -> Iterator[Finding]:
     model, x = net(arch, width, sizes, device=device), images(sizes.forget, sizes, device=device)
-    names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
+    names = weight_names(model)
     draw = generator_for("bench")
     direction = {
         name: torch.randn(weight.shape, generator=draw).to(device) for name, weight in weights_of(model, names).items()

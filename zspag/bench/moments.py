@@ -17,11 +17,10 @@ from torch.nn import functional as F
 from zspag.activations import watching
 from zspag.bench.findings import Finding, spread
 from zspag.bench.machine import Machine
-from zspag.bench.settings import Sizes, images, net
+from zspag.bench.settings import Sizes, images, net, pooled_bases
 from zspag.bench.timing import interleaved
-from zspag.config import SubspaceConfig
 from zspag.runtime import frozen
-from zspag.subspaces import MomentAccumulator, combine, folded, second_moments
+from zspag.subspaces import MomentAccumulator, second_moments
 
 STAGE = "second moments"
 WIDE_ROWS = 256  # layers from this width on are held to the machine's rate
@@ -46,15 +45,11 @@ def _against_svd(model: nn.Module, x: Tensor, case: str, *, classes: int, repeat
         for one in _inputs(model, x):
             torch.linalg.svd(_unfolded(*one).to(precision), full_matrices=False)
 
-    def with_bases() -> object:
-        moments = folded((second_moments(model, x) for _ in range(classes)), classes=classes)
-        return combine(moments, config=SubspaceConfig())
-
     ways = {
         "moments": lambda: second_moments(model, x),
         "SVD in float64": lambda: svd(torch.float64),
         "SVD in float32": lambda: svd(torch.float32),
-        f"moments of {classes} classes and their bases": with_bases,
+        f"moments of {classes} classes and their bases": lambda: pooled_bases(model, x, classes=classes),
     }
     timings = interleaved(ways, repeats=repeats)
     own, double, single, whole = timings.values()

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from zspag import models
+from zspag.config import SubspaceConfig
 from zspag.runtime import channels_last, generator_for
+from zspag.subspaces import ClassMoments, combine, folded, second_moments
 
 
 @dataclass(frozen=True)
@@ -67,3 +69,15 @@ def net(arch: str, width: int, sizes: Sizes, *, device: torch.device) -> nn.Modu
 def images(count: int, sizes: Sizes, *, device: torch.device) -> Tensor:
     """Return ``count`` images of noise in [0, 1], channels innermost."""
     return channels_last(torch.rand(count, *sizes.image, generator=generator_for("bench")).to(device))
+
+
+def weight_names(model: nn.Module) -> list[str]:
+    """Return the names of the weights that an update may move."""
+    return [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
+
+
+def pooled_bases(model: nn.Module, x: Tensor, *, classes: int) -> ClassMoments:
+    """Return the moments of ``x``, taken as those of ``classes`` classes, once the bases of all layers are cut."""
+    moments = folded((second_moments(model, x) for _ in range(classes)), classes=classes)
+    combine(moments, config=SubspaceConfig())
+    return moments

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from zspag.bench.findings import Finding
+from zspag.bench.findings import Finding, spread
 from zspag.bench.machine import Machine
 from zspag.bench.settings import Sizes
+from zspag.bench.timing import Timing
 from zspag.files import repository_root
 from zspag.reproduce.execution import KERNEL, own_kernel
 
@@ -39,16 +40,15 @@ print(time.perf_counter() - started, sum(name.split(".")[0] == "torch" for name 
 def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
     """Yield what fresh processes take, and every notebook in a fresh kernel."""
     repeats = min(3, sizes.repeats)
-    seconds = sorted(float(_said(_IMPORT)[-1]) for _ in range(repeats))
+    imported = Timing(tuple(float(_said(_IMPORT)[-1]) for _ in range(repeats)))
     yield Finding(
-        STAGE, "import zspag, the method included", "seconds beyond torch's own import", seconds[repeats // 2],
-        at_most=0.3, seconds={"import": (seconds[repeats // 2], seconds[0], seconds[-1])},
+        STAGE, "import zspag, the method included", "seconds beyond torch's own import", imported.median,
+        at_most=0.3, seconds=spread({"import": imported}),
     )  # fmt: skip
     helped = [_said(_HELP)[-2:] for _ in range(repeats)]
-    spent = sorted(float(one) for one, _ in helped)
     yield Finding(
         STAGE, "zspag --help", "modules of torch that are loaded", float(helped[0][1]), at_most=0,
-        seconds={"help": (spent[repeats // 2], spent[0], spent[-1])},
+        seconds=spread({"help": Timing(tuple(float(spent) for spent, _ in helped))}),
     )  # fmt: skip
     yield _notebooks(repository_root() / "notebooks", limit=1 if sizes.tiny else None)
 

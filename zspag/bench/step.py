@@ -5,7 +5,7 @@ input, gradient in the weight); its projection costs 4 k d d_out, k the smaller 
 (sum 6 b p d d_out + 4 k d d_out) / (sum 6 b p d d_out) of the plain step's time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -22,6 +22,7 @@ from zspag.subspaces import Moments, Projector, projector, second_moments
 from zspag.unlearning import descend
 
 STAGE = "projected step"
+BATCH = 64
 
 
 def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
@@ -34,27 +35,42 @@ def _of_net(arch: str, width: int, sizes: Sizes, device: torch.device) -> Findin
     model, x = net(arch, width, sizes, device=device), images(sizes.forget, sizes, device=device)
     moments = second_moments(model, images(sizes.per_class, sizes, device=device))
     keep_out = projector([moments], config=SubspaceConfig())
+    names = list(keep_out.factors)
     # Judging is no step: it gets as few images as can be.
-    update = UpdateConfig(lr=1e-6, epochs=1, settle=0, batch_size=64, min_steps=1, held_out=0.01)
-    labels = torch.full((len(x), sizes.classes), 1 / sizes.classes, device=device)
+    run = partial(epoch, model, x, classes=sizes.classes, names=names, held_out=0.01)
+    timings = interleaved(
+        {"plain": partial(run, project=None), "projected": partial(run, project=keep_out)}, repeats=2 * sizes.repeats
+    )
+    counted = _counted(model, moments, keep_out, batch=min(BATCH, len(x)))
+    return Finding(
+        STAGE, f"{arch} of width {width}, batches of {min(BATCH, len(x))}", "time over its counted cost",
+        timings["projected"].over(timings["plain"]) / counted, at_most=1.3, seconds=spread(timings),
+        note=f"counted: {counted:.3f} of a plain step; an epoch of steps, the copy of the net included",
+    )  # fmt: skip
+
+
+def epoch(
+    model: nn.Module, x: Tensor, *, classes: int, names: Sequence[str], project: Projector | None, held_out: float
+) -> None:
+    """Fit images to the uniform distribution for one epoch, at a rate at which nothing happens.
+
+    Args:
+        model: Not changed.
+        x: Shape (n, C, H, W).
+        classes: Number of classes K.
+        names: Weights that move.
+        project: Projects their gradients; None leaves them.
+        held_out: Share of the images that is judged and not fitted; 0 judges all of them.
+    """
+    labels = torch.full((len(x), classes), 1 / classes, device=x.device)
+    update = UpdateConfig(lr=1e-6, epochs=1, settle=0, batch_size=BATCH, min_steps=1, held_out=held_out)
 
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
         return soft_cross_entropy(current(x[batch]), labels[batch])
 
-    def epoch(project: Projector | None) -> None:
-        descend(
-            model, x, torch.zeros(len(x), dtype=torch.long, device=device), loss=loss, names=tuple(keep_out.factors),
-            project=project, update=update, generator=generator_for("bench"),
-        )  # fmt: skip
-
-    timings = interleaved(
-        {"plain": partial(epoch, None), "projected": partial(epoch, keep_out)}, repeats=2 * sizes.repeats
-    )
-    counted = _counted(model, moments, keep_out, batch=min(64, len(x)))
-    return Finding(
-        STAGE, f"{arch} of width {width}, batches of {min(64, len(x))}", "time over its counted cost",
-        timings["projected"].over(timings["plain"]) / counted, at_most=1.3, seconds=spread(timings),
-        note=f"counted: {counted:.3f} of a plain step; an epoch of steps, the copy of the net included",
+    descend(
+        model, x, torch.zeros(len(x), dtype=torch.long, device=x.device), loss=loss, names=names, project=project,
+        update=update, generator=generator_for("bench"),
     )  # fmt: skip
 
 

@@ -5,19 +5,16 @@ slows them all.
 """
 
 import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from zspag.allocator import keep_freed_memory
+from zspag.runtime import begin_worker
 
 Answer = TypeVar("Answer")
 
@@ -78,29 +75,8 @@ def _wait() -> None:
 def alone(function: Callable[..., Answer], *arguments: Any, threads: int) -> Answer:
     """Call a module-level function in a process of its own, with nothing but imports behind it."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=begin_worker, initargs=(threads,)) as pool:
         return pool.submit(function, *arguments).result()
-
-
-def _begin(threads: int) -> None:
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-
-
-def peak_bytes(*, anew: bool = False) -> int:
-    """Return the most memory that this process has had so far.
-
-    Args:
-        anew: Forget the past first, where the system can (Linux): importing torch takes more than many a stage.
-    """
-    try:
-        if anew:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        told = Path("/proc/self/status").read_text(encoding="ascii")
-        return 1024 * int(told.partition("VmHWM:")[2].split()[0])
-    except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def exponent(x: list[float], y: list[float]) -> float:

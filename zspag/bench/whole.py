@@ -14,7 +14,7 @@ from zspag import experiment
 from zspag.bench.findings import Finding
 from zspag.bench.machine import Machine
 from zspag.bench.settings import Sizes
-from zspag.bench.timing import timed
+from zspag.bench.timing import Timing, timed
 from zspag.config import QUICK, Profile, UnlearnConfig
 from zspag.evaluation import Scores, score
 from zspag.profiles import PROFILES
@@ -46,14 +46,10 @@ def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Fi
         yield Finding(
             STAGE, f"{case}, {name}", "retraining's time over unlearning's, slowest class", retraining / slowest,
             at_least=50 if name == "quick" else None,
-            seconds={"retraining": (retraining,) * 3, name: _range([seconds for seconds, _ in done])},
+            seconds={"retraining": (retraining,) * 3, name: Timing(tuple(seconds for seconds, _ in done)).spread},
             note=f"one epoch of retraining, times {profile.train.epochs}",
         )  # fmt: skip
     yield from _results(case, {name: [scores for _, scores in done] for name, done in runs.items()})
-
-
-def _range(values: list[float]) -> tuple[float, float, float]:
-    return sorted(values)[len(values) // 2], min(values), max(values)
 
 
 def _retraining(profile: Profile, device: torch.device) -> float:

@@ -1,10 +1,14 @@
 """The table of benchmarks.
 
-Invariant: a number nobody measured has no cell of its own making: it says so.
+Invariant: a number nobody measured has an empty cell and a verdict that says so.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pandas as pd
+
+from zspag.tables.cells import markdown
 
 
 def benchmarks(found: Sequence[Mapping[str, Any]]) -> str:
@@ -13,12 +17,9 @@ def benchmarks(found: Sequence[Mapping[str, Any]]) -> str:
     Args:
         found: Findings as a result file holds them.
     """
-    header = ["stage", "measured on", "number", "wanted", "found", "reached"]
-    lines = [header, ["---"] * len(header)]
-    lines += [
-        [row["stage"], row["case"], row["what"], row["wanted"], number(row["value"]), row["verdict"]] for row in found
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    names = {"case": "measured on", "what": "number", "wanted": "wanted", "value": "found", "verdict": "reached"}
+    lines = [dict(row) | {"value": number(row["value"])} for row in found]
+    return markdown(pd.DataFrame(lines).set_index("stage")[[*names]].rename(columns=names)) + "\n"
 
 
 def number(value: float | None) -> str:
