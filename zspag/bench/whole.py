@@ -18,6 +18,7 @@ from zspag.bench.timing import Timing, timed
 from zspag.config import QUICK, Profile, UnlearnConfig
 from zspag.evaluation import Scores, score
 from zspag.profiles import PROFILES
+from zspag.runtime import threads
 from zspag.training import train
 from zspag.unlearning import zero_shot_unlearn
 
@@ -64,7 +65,9 @@ def _retraining(profile: Profile, device: torch.device) -> float:
 
 def _forget(profile: Profile, forget: int, config: UnlearnConfig) -> tuple[float, Scores]:
     case = experiment.Case(profile, 0, forget)
-    model, (images, labels) = experiment.trained(profile, 0), experiment.forget_set(case, experiment.guard_of(case))
+    with threads(profile.threads):  # a model that is trained here is stored as one of so many threads
+        model = experiment.trained(profile, 0)
+    images, labels = experiment.forget_set(case, experiment.guard_of(case))
     kept: list[Any] = []
     classes = experiment.data_of(profile).num_classes
     seconds = timed(
