@@ -118,6 +118,18 @@ def test_logit_derivatives_are_those_of_finite_differences(case):
     torch.testing.assert_close(tangents, (shifted[0] - shifted[1]) / (2 * step), rtol=1e-5, atol=1e-6)
 
 
+class Restored(nn.Module):
+    """Pools and puts every maximum back where it was."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+
+    def forward(self, images):
+        maxima, places = nn.functional.max_pool2d(self.conv(images), 2, return_indices=True)
+        return nn.functional.max_unpool2d(maxima, places, 2)
+
+
 LAYERS = {
     "conv1d": lambda: (nn.Conv1d(4, 6, 3, padding=1, groups=2, bias=False), randn(N, 4, 5)),
     "conv2d, twice": lambda: (
@@ -127,6 +139,11 @@ LAYERS = {
     "conv3d": lambda: (nn.Conv3d(2, 3, 2, dilation=(1, 2, 1)), randn(N, 2, 3, 4, 3)),
     "batch norm": lambda: (nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4, eps=0.1), nn.ReLU()), randn(N, 3, 4, 5)),
     "plain batch norm": lambda: (nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, affine=False)), randn(N, 5)),
+    "max pooling": lambda: (
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(3, 2, padding=1, ceil_mode=True), nn.MaxPool2d((2, 1), 1)),
+        randn(N, 3, 6, 7).contiguous(memory_format=torch.channels_last),
+    ),
+    "max pooling and back": lambda: (Restored(), randn(N, 3, 4, 6)),
     "statistics of the batch": lambda: (
         nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, track_running_stats=False)),
         randn(N, 5),

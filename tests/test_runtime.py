@@ -8,6 +8,7 @@ from torch import nn
 
 from zspag.runtime import (
     chunks,
+    copied,
     derive_seed,
     device_of,
     evaluating,
@@ -222,6 +223,27 @@ def test_chunks_keep_tensors_side_by_side_and_lose_nothing(monkeypatch):
     assert [len(x) for x, _ in parts] == [4, 4, 3]
     assert all(torch.equal(x[:, 0], 3.0 * y) for x, y in parts)
     assert torch.equal(torch.cat([y for _, y in parts]), labels)
+
+
+def test_chunks_are_smaller_where_a_pass_holds_several_activations_per_sample(monkeypatch):
+    monkeypatch.setattr("zspag.runtime.CHUNK", 4)
+    assert [len(x) for (x,) in chunks(torch.zeros(11), copies=2)] == [2, 2, 2, 2, 2, 1]
+
+
+def test_a_copy_lies_channels_innermost_and_shares_nothing():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4))
+    changed = copied(model)
+    assert changed[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model[0].weight.is_contiguous()
+    with torch.no_grad():
+        changed[0].weight.zero_()
+    assert model[0].weight.all()
+
+
+def test_images_of_one_channel_stay_channels_innermost_in_a_copy_alone():
+    model, image = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)), torch.rand(2, 1, 8, 8)
+    assert copied(model)(image).is_contiguous(memory_format=torch.channels_last)
+    assert model(image.contiguous(memory_format=torch.channels_last)).is_contiguous()
 
 
 def test_chunks_of_unequal_tensors_are_refused(monkeypatch):

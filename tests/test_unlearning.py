@@ -362,6 +362,22 @@ def test_descend_is_sgd_with_momentum_written_out():
         torch.testing.assert_close(dict(done.model.named_parameters())[name], parameter)
 
 
+def test_the_result_lies_in_plain_order_as_optimizers_and_file_formats_ask():
+    model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.Conv2d(3, 3, 2), nn.Flatten(), nn.Linear(12, 3))
+    seen = []
+
+    def loss(changed, batch):
+        seen.append(changed[1].weight.is_contiguous(memory_format=torch.channels_last))
+        return changed(torch.rand(len(batch), 1, 4, 4)).square().mean()
+
+    run = descend(
+        model, torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.long), loss=loss, names=["1.weight"], project=None,
+        update=UpdateConfig(lr=0.1, epochs=1), generator=torch.Generator(),
+    )  # fmt: skip
+    assert all(seen)
+    assert all(tensor.is_contiguous() for tensor in run.model.state_dict().values())
+
+
 def test_dropout_is_off_and_nothing_but_the_named_weights_requires_grad_inside():
     seen = []
 

@@ -12,7 +12,6 @@ v = H^-1 g_r for the effect of retraining with that label (Koh and Liang, 2017).
 Invariant: directions are dictionaries over parameter names; the model and its ``.grad`` are left alone.
 """
 
-import inspect
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -90,7 +89,7 @@ def logit_derivatives(model: nn.Module, images: Tensor, direction: Direction) ->
     weights = weights_of(model, direction)
     parts = []
     with _differentiable(model), torch.no_grad():
-        for (x,) in chunks(images):
+        for (x,) in chunks(images, copies=2):
             with forward_ad.dual_level(), _Tangents():
                 duals = {name: forward_ad.make_dual(weight, direction[name]) for name, weight in weights.items()}
                 logits, tangents = forward_ad.unpack_dual(functional_call(model, duals, (x,)))
@@ -100,10 +99,11 @@ def logit_derivatives(model: nn.Module, images: Tensor, direction: Direction) ->
 
 
 class _Tangents(TorchFunctionMode):
-    """Forward mode through convolutions and batch norm; torch knows the rest, and these when anything is unusual.
+    """Forward mode through the layers of a convolutional net; torch knows the rest, and these when one is unusual.
 
     Torch's rule for batch norm takes the layer apart into a dozen passes over the activations, although in eval mode it
-    is one affine map; its rule for a convolution adds two products out of place.
+    is one affine map; its rule for a convolution adds two products out of place; that for max pooling moves channels
+    outermost and back.
     """
 
     def __torch_function__(
@@ -125,22 +125,48 @@ def _convolution(
     return forward_ad.make_dual(func(x, w, bias, *rest, **options), tangent)
 
 
-def _batch_norm(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    call = inspect.signature(F.batch_norm).bind(*args, **kwargs)
-    call.apply_defaults()
-    given = call.arguments
-    fixed = [given[part] for part in ("running_mean", "running_var", "weight", "bias") if given[part] is not None]
-    x, dx = forward_ad.unpack_dual(given["input"])
-    moves = any(forward_ad.unpack_dual(part).tangent is not None for part in fixed)
-    if dx is None or moves or given["training"] or given["running_var"] is None:
-        return func(*args, **kwargs)
-    scale = torch.rsqrt(given["running_var"] + given["eps"])
-    scale = scale if given["weight"] is None else scale * given["weight"]
-    given["input"] = x
-    return forward_ad.make_dual(func(*call.args, **call.kwargs), dx * scale.view(-1, *[1] * (x.dim() - 2)))
+def _batch_norm(
+    func: Callable[..., Tensor],
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    (x, dx), fixed = forward_ad.unpack_dual(input), (running_mean, running_var, weight, bias)
+    moves = any(part is not None and forward_ad.unpack_dual(part).tangent is not None for part in fixed)
+    if dx is None or moves or training or running_mean is None:
+        return func(input, *fixed, training, momentum, eps)
+    outputs = func(x, *fixed, training, momentum, eps)
+    tangent = func(dx, torch.zeros_like(running_mean), running_var, weight, None, training, momentum, eps)
+    return forward_ad.make_dual(outputs, tangent)  # the same map without its constant
 
 
-_RULES = {F.conv1d: _convolution, F.conv2d: _convolution, F.conv3d: _convolution, F.batch_norm: _batch_norm}
+def _max_pool(
+    func: Callable[..., Tensor],
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    (x, dx), window = forward_ad.unpack_dual(input), (kernel_size, stride, padding, dilation, ceil_mode)
+    if dx is None or return_indices or x.dim() != 4:
+        return func(input, *window, return_indices)
+    outputs, winners = F.max_pool2d_with_indices(x, *window)
+    taken = dx.movedim(1, 3).flatten(1, 2).gather(1, winners.movedim(1, 3).flatten(1, 2))
+    return forward_ad.make_dual(outputs, taken.unflatten(1, outputs.shape[2:]).movedim(3, 1))
+
+
+_RULES: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.conv1d: _convolution, F.conv2d: _convolution, F.conv3d: _convolution, F.batch_norm: _batch_norm,
+    F.max_pool2d: _max_pool,
+}  # fmt: skip
 
 
 def label_scores(model: nn.Module, images: Tensor, direction: Direction) -> Tensor:

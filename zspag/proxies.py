@@ -98,30 +98,33 @@ def _attack_chunk(
                 )
                 if len(left) == 0:
                     return result
-        step = eps * config.step_share * _unit(gradient, norm=config.norm)
-        moving = _into_ball(moving - step, origin, eps=eps, norm=config.norm)
+        moved = _descended(moving, gradient, length=eps * config.step_share, norm=config.norm)
+        moving = _into_ball(moved, origin, eps=eps, norm=config.norm)
     result[left] = moving
     return result
 
 
-def _unit(gradient: Tensor, *, norm: str) -> Tensor:
-    """Return the steepest direction whose step per pixel has root mean square 1 in both norms."""
+def _descended(images: Tensor, gradient: Tensor, *, length: float, norm: str) -> Tensor:
+    """Return the images after a steepest step whose root mean square per pixel is ``length`` in both norms."""
     if norm == "linf":
-        return gradient.sign()
-    length = gradient.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, *[1] * (gradient.dim() - 1))
-    return gradient / length * math.sqrt(gradient[0].numel())
+        return torch.sub(images, gradient.sign(), alpha=length)
+    return images - gradient * (length * math.sqrt(gradient[0].numel()) / _lengths(gradient))
 
 
 def _into_ball(moved: Tensor, origin: Tensor, *, eps: float, norm: str) -> Tensor:
     """Project onto the eps ball around ``origin``, then onto [0, 1], which only brings a point closer to ``origin``."""
     delta = moved - origin
     if norm == "linf":
-        delta = delta.clamp(-eps, eps)
+        delta.clamp_(-eps, eps)
     else:
-        radius = eps * math.sqrt(origin[0].numel())
-        length = delta.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, *[1] * (delta.dim() - 1))
-        delta = delta * (radius / length).clamp_max(1.0)
-    return (origin + delta).clamp(0, 1)
+        delta *= (eps * math.sqrt(origin[0].numel()) / _lengths(delta)).clamp_max(1.0)
+    return delta.add_(origin).clamp_(0, 1)
+
+
+def _lengths(images: Tensor) -> Tensor:
+    """Return each image's Euclidean length, in a shape that multiplies images; never 0."""
+    axes = tuple(range(1, images.dim()))
+    return torch.linalg.vector_norm(images, dim=axes, keepdim=True).clamp_min(1e-30)  # flattening copies channels-last
 
 
 def generate(

@@ -9,7 +9,6 @@ Invariant: with the same generator every model is shown the same images in the s
 ``relearning.relearning_curve``, and the model passed in stays as it is.
 """
 
-import copy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zspag.relearning import MOMENTUM, MOST_STEPS, RATE, SHARE, batches, share_recognized
-from zspag.runtime import channels_last, generator_for
+from zspag.runtime import channels_last, copied, generator_for
 
 # Rates, and the steps after which to give up. The main one tells apart what comes back early; a retrained network may
 # not arrive within its steps, and an index is then a bound. At the other two a retrained one arrives as well (on digits
@@ -80,7 +79,7 @@ def training_curve(
         raise ValueError(f"nothing to train on: images have shape {tuple(images.shape)}")
     if list(steps) != sorted({max(step, 0) for step in steps}):
         raise ValueError(f"steps must rise from 0 or more, got {tuple(steps)}")
-    changed = copy.deepcopy(model).eval().requires_grad_()
+    changed = copied(model).eval().requires_grad_()
     optimizer = torch.optim.SGD(changed.parameters(), lr=lr, momentum=MOMENTUM)
     following, done, shown, rows = batches(len(images), generator), 0, 0, []
     end = math.inf

@@ -7,7 +7,6 @@ one would wish for (Chundawat et al., "Zero-Shot Machine Unlearning", IEEE TIFS 
 Invariant: every model is shown the same images in the same order, and recognition is judged on images it is not shown.
 """
 
-import copy
 import itertools
 import math
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zspag.evaluation import recognized
-from zspag.runtime import channels_last, evaluating, logits_of
+from zspag.runtime import channels_last, copied, evaluating, logits_of
 
 # At 1e-2 the masked original is back within one step, at 1e-3 within four: nothing to tell models apart by. At 3e-4 it
 # takes about eight, on digits and on CIFAR-10, and the retrained network some two hundred.
@@ -57,7 +56,7 @@ def relearning_curve(
         The accuracy on the judged images after 0, 1, 2, ... steps; the last one is the first at or above ``level``,
         unless there is none. A model whose loss is no longer finite is not trained further.
     """
-    changed = copy.deepcopy(model)
+    changed = copied(model)
     curve = [share_recognized(changed, judged_images, judged_labels)]
     with evaluating(changed):
         moving = list(changed.requires_grad_().parameters())

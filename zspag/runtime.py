@@ -3,6 +3,7 @@
 Invariant: whatever these context managers change they restore, also after an exception.
 """
 
+import copy
 import hashlib
 import multiprocessing
 import os
@@ -60,14 +61,27 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
 
 
-def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy to be changed, its weights laid channels innermost; bring what is handed on back into plain order.
+
+    Images of one channel lie the same in both layouts, and kernels go by the weights then: SGD on the digits takes a
+    fifth less time. Plain order is what optimizers with a flat view of the weights and file formats ask for.
+    """
+    return copy.deepcopy(model).to(memory_format=torch.channels_last)
+
+
+def chunks(*tensors: Tensor, copies: int = 1) -> Iterator[tuple[Tensor, ...]]:
     """Cut tensors of one length along their first axis into pieces for one pass each; yield the pieces side by side.
+
+    Args:
+        tensors: What to cut.
+        copies: Activations that a pass holds per sample, as often as a forward pass does: pieces are that much smaller.
 
     Example:
         >>> [len(x) for x, _ in chunks(torch.zeros(200, 3), torch.zeros(200))]
         [128, 72]
     """
-    size = CHUNK if tensors[0].device.type == "cpu" else CHUNK_GPU
+    size = (CHUNK if tensors[0].device.type == "cpu" else CHUNK_GPU) // copies
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from zspag.config import TrainConfig, to_dict
 from zspag.files import replacing
-from zspag.runtime import derive_seed, device_of, generator_for, progress
+from zspag.runtime import copied, derive_seed, device_of, generator_for, progress
 
 RISE = 0.2  # share of all steps in which a one-cycle rate rises
 DISTORTED_ALIKE = 32  # images that share the two distortions RandAugment draws: one by one they would starve a GPU
@@ -99,7 +99,7 @@ def train(
     place = torch.device(device) if device is not None else device_of(model)
     _check_training_set(model, images, labels, config)
     identity = None if state_path is None else _identity(model, images, labels, config, seed)
-    model = copy.deepcopy(model).to(place).to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
+    model = copied(model).to(place)
     optimizer = _optimizer(model, config)
     history: list[Epoch] = []
     if state_path is not None and identity is not None and state_path.exists():

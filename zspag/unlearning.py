@@ -6,7 +6,6 @@ affine parameters and norm statistics stay frozen and dropout is off, so nothing
 Invariant: the caller's model is only read; all work happens on a copy. Nothing here can be handed retain data.
 """
 
-import copy
 import math
 import time
 import warnings
@@ -20,7 +19,7 @@ from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
 from zspag.proxies import ProxySet, generate
 from zspag.pseudo_labels import Relabel, relabeler, retained_classes
-from zspag.runtime import channels_last, evaluating, frozen, generator_for, logits_of
+from zspag.runtime import channels_last, copied, evaluating, frozen, generator_for, logits_of
 from zspag.subspaces import ClassMoments, Projector, averaged, folded, projector, second_moments
 
 BatchLoss = Callable[[nn.Module, Tensor], Tensor]
@@ -308,7 +307,7 @@ def descend(
     """
     if update.lr is None:
         raise ValueError("descend needs a learning rate: set update.lr, or use the forget-only rule")
-    changed = copy.deepcopy(model)
+    changed = copied(model)
     parameters = dict(changed.named_parameters())
     flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
     moving = {name: parameters[name] for name in names}
@@ -342,6 +341,7 @@ def descend(
                 break
         for name, parameter in parameters.items():
             parameter.requires_grad_(flags[name])
+    changed = changed.to(memory_format=torch.contiguous_format)
     return Descent(changed, update.lr, tuple(history), diverged)
 
 
