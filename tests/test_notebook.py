@@ -2,7 +2,6 @@
 
 import base64
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -24,12 +23,12 @@ def drawn(monkeypatch):
     """Replace the drawing, so that what a page hands over can be seen; the list holds the contents it was given."""
     contents = []
 
-    def render(content, path):
+    def render(content, path, **_):
         contents.append(content)
         path.write_bytes(b"png of " + content["name"].encode())
-        return types.SimpleNamespace(get_figwidth=lambda: 7.5)
 
     monkeypatch.setattr(plots, "render", render)
+    monkeypatch.setattr(plots, "inches_wide", lambda path: 7.5)
     return contents
 
 
@@ -77,7 +76,7 @@ def test_figure_is_drawn_from_the_file_that_holds_its_numbers(root, drawn):
 
 
 def test_figure_that_cannot_be_drawn_leaves_no_file_and_is_not_sealed(root, drawn, monkeypatch):
-    def broken(content, path):
+    def broken(content, path, **_):
         path.write_bytes(b"half")
         raise RuntimeError("no ink")
 

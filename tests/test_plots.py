@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 from matplotlib.colors import to_hex
+from PIL import Image
 
 from zspag import plots, provenance
 from zspag.baselines import METHODS
@@ -76,6 +77,45 @@ def test_same_file_gives_the_same_bytes(kind, tmp_path):
     other = DATA[kind] | {"title": "another"}
     plots.render(result_of(kind, other) | {"provenance": {"config": {}}}, tmp_path / "c.png")
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "c.png").read_bytes()
+
+
+@pytest.fixture
+def drawings(monkeypatch):
+    """What has been drawn, in order."""
+    drawn, draw = [], plots.draw
+    monkeypatch.setattr(plots, "draw", lambda result: drawn.append(result) or draw(result))
+    return drawn
+
+
+def test_picture_that_shows_the_same_keeps_its_pixels_and_is_what_drawing_would_give(tmp_path, drawings):
+    first, later = result_of("curves"), result_of("curves")
+    later["provenance"] |= {"started": "2001-01-01T00:00:00+00:00", "seconds": 7.0}
+    plots.save(first, tmp_path / "a.png")
+    plots.save(later, tmp_path / "a.png")
+    assert drawings == [first]
+    plots.save(later, tmp_path / "fresh.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "fresh.png").read_bytes()
+    assert provenance.read_record(tmp_path / "a.png") == later["provenance"]
+
+
+@pytest.mark.parametrize("change", ["data", "kind", "footer", "code", "damage", "other picture"])
+def test_whatever_a_picture_depends_on_makes_it_drawn_again(change, tmp_path, drawings, monkeypatch):
+    target, result = tmp_path / "a.png", result_of("curves")
+    plots.save(result, target)
+    if change == "data":
+        result["data"]["panels"][0] = result["data"]["panels"][0] | {"title": "another"}
+    elif change == "kind":
+        result["draw"] = "scatter"
+    elif change == "footer":
+        result["profile"] = "cpu"
+    elif change == "code":
+        monkeypatch.setattr(plots, "_drawing_code", lambda: ("edited",))
+    elif change == "damage":
+        target.write_bytes(target.read_bytes()[:-200])
+    else:
+        Image.new("P", (4, 4)).save(target)
+    plots.save(result, target)
+    assert len(drawings) == 2
 
 
 def test_unknown_kind_is_named_and_nothing_is_written(tmp_path):

@@ -390,7 +390,7 @@ def test_recorded_figures_are_redrawn_without_torch_or_a_kernel(root):
     script = (
         "import sys, argparse\n"
         "from zspag import plots\n"
-        "plots.render = lambda content, path: path.write_bytes(content['draw'].encode())\n"
+        "plots.render = lambda content, path, **_: path.write_bytes(content['draw'].encode())\n"
         "from zspag.reproduce import add_arguments, run\n"
         "parser = argparse.ArgumentParser(); add_arguments(parser)\n"
         "code = run(parser.parse_args(['--profile', 'smoke', '--recorded']))\n"

@@ -14,15 +14,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zspag import config, files, provenance
 from zspag.allocator import RSS_UNIT, keep_freed_memory, peak_bytes
 from zspag.files import plain, repository_root
 from zspag.profiles import PROFILES
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SCHEMA = 1
 _NAME = re.compile(r"\d\d_[a-z0-9_]+")
@@ -126,9 +123,9 @@ class Page:
         saved = self._save(name, draw=draw, data=data, caption=caption, numbers=numbers, seed=seed)
         content = files.read_json(saved)
         target = self._root / "figures" / self.profile.name / f"{name}.png"
-        drawn = plots.save(content, target)
+        plots.save(content, target)
         self._outputs[name] = (saved, target, target.with_suffix(".json"))
-        return Picture(target, f"figure {name}", _width_on_screen(drawn))
+        return Picture(target, f"figure {name}", round(_SCREEN_DPI * plots.inches_wide(target)))
 
     def result(
         self,
@@ -184,8 +181,8 @@ class Page:
                 f"{source.relative_to(self._root)} is not recorded; `zspag sweep --record` makes it"
             )
         content, target = files.read_json(source), self._runs("recorded") / f"{name}.png"
-        drawn = plots.save(content, target)
-        return content, Picture(target, f"recorded figure {name}", _width_on_screen(drawn))
+        plots.save(content, target)
+        return content, Picture(target, f"recorded figure {name}", round(_SCREEN_DPI * plots.inches_wide(target)))
 
     def seal(self) -> str:
         """Write down what this notebook made and what it cost; return one line about it.
@@ -279,10 +276,6 @@ def _cells_so_far() -> list[str]:
 
     shell = get_ipython()
     return [] if shell is None else list(shell.user_ns["In"])
-
-
-def _width_on_screen(figure: "Figure") -> int:
-    return round(figure.get_figwidth() * _SCREEN_DPI)
 
 
 def _count(number: int, thing: str) -> str:

@@ -10,12 +10,14 @@ told apart by colour *and* by marker or hatch, which survives a black-and-white 
 import io
 import itertools
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.ticker
 import numpy as np
+import PIL
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,6 +29,7 @@ from zspag import files, provenance
 Panel = dict[str, Any]
 
 DPI = 140
+_SHOWN = "zspag-shown"  # text chunk that tells what a PNG shows
 # seaborn's colour-blind palette; a name listed below has the same colour in every figure, whatever stands beside it.
 _COLOURS = sns.color_palette("colorblind", 10).as_hex()
 _MARKERS = "osD^vP*X<>"
@@ -57,15 +60,13 @@ _KNOWN = {name: colour for name, (colour, _) in _METHODS.items()} | {
 }  # fmt: skip
 
 
-def render(result: dict[str, Any], path: Path) -> Figure:
-    """Draw the figure of a result file and save it as PNG, its provenance in the file's text chunk.
+def render(result: dict[str, Any], path: Path, *, known: Path | None = None) -> None:
+    """Write the figure of a result file as PNG, its provenance in the file's text chunk.
 
     Args:
         result: Content of a result file: ``draw``, ``data``, ``profile`` and ``provenance`` are used.
         path: Where the PNG goes.
-
-    Returns:
-        The figure.
+        known: A PNG that may show the same already; its pixels are taken then, for drawing takes a second.
 
     Raises:
         ValueError: If ``draw`` names no kind of panel.
@@ -74,28 +75,55 @@ def render(result: dict[str, Any], path: Path) -> Figure:
         raise ValueError(
             f"{result['name']}: there is no kind of panel {result['draw']!r}; kinds are {', '.join(KINDS)}"
         )
-    figure = draw(result)
-    _write(figure, path, provenance.png_metadata(result["provenance"]))
-    return figure
-
-
-def _write(figure: Figure, path: Path, texts: dict[str, str]) -> None:
-    """Write a PNG of 256 colours: a third of the bytes of a full one, and lines, bars and letters look the same."""
-    drawn, chunks = io.BytesIO(), PngInfo()
-    figure.savefig(drawn, format="png", dpi=DPI)
-    for name, text in texts.items():
+    shown, chunks = _fingerprint(result), PngInfo()
+    pixels = _pixels_of(known, shown) or _rasterized(draw(result))
+    for name, text in (provenance.png_metadata(result["provenance"]) | {_SHOWN: shown}).items():
         chunks.add_text(name, text)
+    pixels.save(path, format="PNG", optimize=True, dpi=(DPI, DPI), pnginfo=chunks)
+
+
+def _fingerprint(result: dict[str, Any]) -> str:
+    """Return what tells two pictures apart: what is drawn, and what draws it."""
+    return provenance.digest([result["draw"], result["data"], _footer(result), *_drawing_code()])
+
+
+@lru_cache(maxsize=1)
+def _drawing_code() -> tuple[str, ...]:
+    return provenance.code_hash([__name__]), mpl.__version__, sns.__version__, PIL.__version__
+
+
+def _pixels_of(known: Path | None, shown: str) -> Image.Image | None:
+    """Return the pixels of a PNG that shows this; None where there is none, or it is damaged."""
+    try:
+        with Image.open(known or "") as picture:
+            picture.load()
+            return picture if picture.info.get(_SHOWN) == shown else None
+    except (OSError, SyntaxError, ValueError):  # all that Pillow raises on files that are no pictures
+        return None
+
+
+def _rasterized(figure: Figure) -> Image.Image:
+    """Return a figure in 256 colours: a third of the bytes of a full PNG, and lines, bars, letters look the same."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
     with Image.open(drawn) as full:
-        few = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        few.save(path, format="PNG", optimize=True, dpi=(DPI, DPI), pnginfo=chunks)
+        return full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
 
 
-def save(result: dict[str, Any], target: Path) -> Figure:
-    """Draw the figure of a result file as ``target``, a PNG, and write the plotted numbers beside it as JSON."""
+def save(result: dict[str, Any], target: Path) -> None:
+    """Draw the figure of a result file as ``target``, a PNG, and write the plotted numbers beside it as JSON.
+
+    A picture that shows the same already keeps its pixels and gets the new provenance.
+    """
     with files.replacing(target) as temporary:
-        drawn = render(result, temporary)
+        render(result, temporary, known=target)
     files.write_json(target.with_suffix(".json"), result)
-    return drawn
+
+
+def inches_wide(path: Path) -> float:
+    """Return how wide the figure of a PNG is."""
+    with Image.open(path) as picture:
+        return picture.width / DPI
 
 
 def draw(result: dict[str, Any]) -> Figure:
