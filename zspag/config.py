@@ -215,9 +215,9 @@ class UnlearnConfig:
     update: UpdateConfig = field(default_factory=UpdateConfig)
 
 
-# For whoever cannot wait: fewer proxies, fewer and longer steps of the attack, one rate. CHOICE: the rate lies inside
-# the safe window of the small net on CIFAR-10 (``zspag bench`` measures what is lost there); for a net nobody has
-# measured the defaults search theirs.
+# For whoever cannot wait: fewer proxies, fewer and longer steps of the attack, one rate. CHOICE: found among a dozen
+# settings on the small net and test images of five classes of CIFAR-10; ``zspag bench`` measures what it costs on the
+# others. The rate lies inside the safe window of that net; for a net nobody has measured the defaults search theirs.
 QUICK = UnlearnConfig(
     proxies=ProxyConfig(per_class=30, steps=10, step_share=0.25), update=UpdateConfig(lr=3.0, epochs=4)
 )

@@ -1,7 +1,8 @@
 """The whole method against retraining, on the same machine, with the same code and threads.
 
 Retraining is one epoch of the recipe without the forget class, timed, times the number of epochs. The quick
-configuration is ``config.QUICK``; what it forgets and what it costs stands beside the defaults.
+configuration is ``config.QUICK``; what it forgets and what it costs stands beside the defaults, on classes that had no
+say in choosing it.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from zspag.training import train
 from zspag.unlearning import zero_shot_unlearn
 
 STAGE = "whole method"
-CLASSES = (0, 3, 7)
+CLASSES = (1, 2, 5, 6, 8)  # on test images of the others QUICK was found
 
 
 def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)

@@ -131,19 +131,20 @@ def watched_run(case: Case, name: str, *, lr: float) -> tuple[nn.Module, pd.Data
     Raises:
         ValueError: If the method does not go through the loop, so that its epochs could not be seen.
     """
-    panel, original = panel_of(case), trained(case.profile, case.seed)
+    panel, net = panel_of(case), trained(case.profile, case.seed)
     rows: list[dict[str, float]] = []
 
     def look(current: nn.Module) -> None:
-        rows.append({"epoch": len(rows)} | asdict(score(panel.images.map_logits(current), panel)))
+        net.load_state_dict(current.state_dict())  # without hooks, and laid as every net that is judged
+        rows.append({"epoch": len(rows)} | asdict(score(panel.images.map_logits(net), panel)))
 
-    look(original)
+    look(net)
     alone = replace(case, profile=replace(case.profile, ladders=Ladders(low=(lr,), middle=(lr,), high=(lr,))))
-    ladder, _ = run_method(alone, name, model=_looked_at(original, look), material=material_of(case))
+    ladder, _ = run_method(alone, name, model=_looked_at(net, look), material=material_of(case))
     if len(rows) != len(ladder.kept.history) + 1:
         raise ValueError(f"{name} has {len(ladder.kept.history)} epochs of which {len(rows) - 1} were seen")
-    original.load_state_dict(ladder.kept.model.state_dict())  # without the hook
-    return original, pd.DataFrame(rows)
+    net.load_state_dict(ladder.kept.model.state_dict())
+    return net, pd.DataFrame(rows)
 
 
 def _looked_at(model: nn.Module, look: Callable[[nn.Module], None]) -> nn.Module:

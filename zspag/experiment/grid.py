@@ -121,12 +121,13 @@ def compute_grid(profile: Profile, methods: Sequence[str], *, spread: Spread = p
         raise ValueError(f"unknown method {', '.join(unknown)}; known are {', '.join(METHODS)}")
     data_of(profile)  # a missing data set is said once, not by every worker
     finish = partial(_finish, profile, spread)
-    failures = finish(_train_original, [(profile, seed) for seed in profile.seeds], "originals")
-    lost = {seed for (_, seed), _ in failures}
     cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
     missing = [(case, name) for case in cases for name in methods if not _run_path(case, name).exists()]
     started = {case for case, _ in missing}
     bare = [case for case in cases if case in started or not _run_path(case, "references").exists()]
+    seeds = dict.fromkeys(case.seed for case in bare)  # where all is finished, no process is started
+    failures = finish(_train_original, [(profile, seed) for seed in seeds], "originals")
+    lost = {seed for (_, seed), _ in failures}
     failures += finish(_prepare_case, [(case,) for case in bare if case.seed not in lost], "classes and seeds")
     broken = {job[0] for job, _ in failures}
     ready = [job for job in missing if job[0].seed not in lost and job[0] not in broken]
