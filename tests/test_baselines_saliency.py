@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from laboratory import FORGET, small
-from test_baselines import assert_same_weights, go, weights
+from test_baselines import go, weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -66,9 +66,11 @@ def test_with_every_weight_salient_it_is_random_relabeling(monkeypatch):
     monkeypatch.setattr(saliency, "SALIENT_SHARE", 1.0)
     whole = go("salun", ladder=(0.003,), config=with_momentum())
     other = go("random_relabeling", ladder=(0.003,), config=with_momentum())
-    assert_same_weights(whole.runs[0], other.runs[0])
+    expected = weights(other.runs[0])
+    # Not bit for bit: held weights lie channels outermost, whose convolutions add up in another order.
+    torch.testing.assert_close(weights(whole.runs[0]), expected)
     with pytest.raises(AssertionError):
-        assert_same_weights(half.runs[0], other.runs[0])
+        torch.testing.assert_close(weights(half.runs[0]), expected, rtol=0.1, atol=0.01)
 
 
 def test_labels_are_retained_and_drawn_afresh(monkeypatch):
