@@ -206,6 +206,15 @@ def test_first_of_ranked_names_stands_on_top():
     assert heights["ZS-PAG"] > heights["DELETE"] > heights["new"]
 
 
+def test_ranked_bars_begin_at_their_base_and_those_that_fall_short_look_different():
+    (axis,) = plots.draw(result_of("ranked", {"names": ["a", "b"], "values": [2.0, 0.5], "base": 1, "xlog": True})).axes
+    beyond, short = axis.patches
+    assert (beyond.get_x(), beyond.get_width()) == (1, 1)
+    assert (short.get_x(), short.get_width()) == (1, -0.5)
+    assert beyond.get_facecolor() != short.get_facecolor()
+    assert beyond.get_hatch() != short.get_hatch()
+
+
 def test_limits_scales_and_labels_are_applied():
     panel = curves_of("ZS-PAG") | {"xlog": True, "ylog": True, "ylim": [1, 8], "xlabel": "rate", "ylabel": "nats"}
     (axis,) = plots.draw(result_of("curves", panel | {"title": "drift"})).axes

@@ -235,11 +235,20 @@ def bars(axis: Axes, panel: Panel) -> None:
 
 
 def ranked(axis: Axes, panel: Panel) -> None:
-    """Horizontal bars: ``names``, ``values``, optional ``errors``; the order is the caller's, first on top."""
-    names, values = panel["names"], panel["values"]
+    """Horizontal bars: ``names``, ``values``, optional ``errors``; the order is the caller's, first on top.
+
+    Where there is a ``base``, bars begin there, and what falls short of it is told apart by colour and hatch.
+    """
+    names, values, base = panel["names"], np.asarray(panel["values"]), panel.get("base")
     places = np.arange(len(names))[::-1]
-    colours = [_COLOURS[panel["styles"][name][0]] for name in names]
-    axis.barh(places, values, 0.7, color=colours, xerr=panel.get("errors"), error_kw={"elinewidth": 0.8})
+    if base is None:
+        colours = [_COLOURS[panel["styles"][name][0]] for name in names]
+        axis.barh(places, values, 0.7, color=colours, xerr=panel.get("errors"), error_kw={"elinewidth": 0.8})
+    else:
+        short = values < base
+        axis.barh(places, values - base, 0.7, left=base, color=np.where(short, _COLOURS[3], _COLOURS[0]),
+                  hatch=[_HATCHES[1] * bool(one) for one in short], edgecolor="white", linewidth=0.5)  # fmt: skip
+        axis.axvline(base, color="#333333", linewidth=1)
     axis.set_yticks(places, names)
     axis.grid(visible=False, axis="y")
     _finish(axis, panel)

@@ -37,7 +37,7 @@ def _of_net(arch: str, width: int, sizes: Sizes, device: torch.device) -> Iterat
             "forward pass": lambda: logits_of(model, x),
             "scores of all classes": lambda: label_scores(model, x, direction),
         },
-        repeats=2 * sizes.repeats,
+        repeats=4 * sizes.repeats,
     )
     case = f"{arch} of width {width}, {len(x)} images, {sizes.classes} classes"
     passes = timings["scores of all classes"].over(timings["forward pass"])

@@ -40,7 +40,8 @@ def panels(found: Sequence[Row]) -> list[dict[str, Any]]:
             "values": [reached[name] for name in ordered],
             "xlabel": "found over wanted, or wanted over found",
             "xlog": True,
-            "title": "How far beyond what was wanted (1: just reached)",
+            "base": 1,
+            "title": "How far beyond what was wanted (1: just reached), or short of it (hatched)",
         }
     ]
 
