@@ -240,6 +240,13 @@ def test_a_copy_lies_channels_innermost_and_shares_nothing():
     assert model[0].weight.all()
 
 
+def test_a_model_with_a_volumetric_layer_can_be_copied():
+    model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Conv2d(2, 2, 3))
+    changed = copied(model)
+    assert torch.equal(changed[0].weight, model[0].weight)
+    assert changed[1].weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_images_of_one_channel_stay_channels_innermost_in_a_copy_alone():
     model, image = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)), torch.rand(2, 1, 8, 8)
     assert copied(model)(image).is_contiguous(memory_format=torch.channels_last)

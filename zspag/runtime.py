@@ -5,6 +5,7 @@ Invariant: whatever these context managers change they restore, also after an ex
 
 import copy
 import hashlib
+import itertools
 import multiprocessing
 import os
 import sys
@@ -67,7 +68,11 @@ def copied(model: nn.Module) -> nn.Module:
     Images of one channel lie the same in both layouts, and kernels go by the weights then: SGD on the digits takes a
     fifth less time. Plain order is what optimizers with a flat view of the weights and file formats ask for.
     """
-    return copy.deepcopy(model).to(memory_format=torch.channels_last)
+    changed = copy.deepcopy(model)
+    for tensor in itertools.chain(changed.parameters(), changed.buffers()):
+        if tensor.dim() == 4:  # ``Module.to`` would refuse a volumetric layer, whose weights have five
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return changed
 
 
 def chunks(*tensors: Tensor, copies: int = 1) -> Iterator[tuple[Tensor, ...]]:
