@@ -16,7 +16,7 @@ import zspag
 
 PACKAGE = Path(zspag.__file__).parent
 
-METHOD = ("proxies", "activations", "subspaces", "influence", "pseudo_labels", "unlearning")
+METHOD = ("proxies", "activations", "folding", "subspaces", "influence", "pseudo_labels", "unlearning")
 MAY_IMPORT = {
     "config": set(),
     "files": set(),
@@ -24,12 +24,13 @@ MAY_IMPORT = {
     "allocator": set(),
     "runtime": {"allocator"},
     "provenance": {"files"},
-    "proxies": {"config", "runtime"},
+    "proxies": {"config", "runtime", "folding"},
     "activations": {"runtime"},
+    "folding": {"runtime", "activations"},
     "subspaces": {"config", "runtime", "activations"},
     "influence": {"runtime", "activations"},
     "pseudo_labels": {"config", "runtime", "proxies", "subspaces", "influence"},
-    "unlearning": {"config", "runtime", "proxies", "activations", "subspaces", "influence", "pseudo_labels"},
+    "unlearning": {"config", "runtime", *METHOD} - {"unlearning"},
     "baselines": {"config", "runtime", *METHOD},
     "data": {"runtime", "files"},
     "models": set(),

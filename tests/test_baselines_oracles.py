@@ -94,12 +94,13 @@ def test_fine_tuning_learns_the_retain_set_and_does_not_forget_on_digits():
     runs = go("fine_tune", ladder=LADDERS.low, epochs=8).runs
     after = [F.cross_entropy(logits_of(run.model, case.retain_images), case.retain_labels).item() for run in runs]
     kept = [accuracy(run.model, case.images, case.labels) for run in runs]
+    lost = [F.cross_entropy(logits_of(run.model, case.images), case.labels).item() for run in runs]
     assert not any(run.diverged for run in runs)
     assert after == sorted(after, reverse=True)
     assert after[-1] < 0.8 * before
     assert start > 0.9
     assert min(kept) > start - 0.1
-    assert kept[-1] < kept[0]  # the highest rate of the ladder has begun
+    assert lost[-1] > lost[0]  # the highest rate of the ladder has begun
     assert all(len(run.history) == 4 for run in runs)  # given up at half the cap
 
 

@@ -80,15 +80,15 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if func is F.linear:
-            bound = _bind(("input", "weight", "bias"), args, kwargs)
+            bound = bind(("input", "weight", "bias"), args, kwargs)
             outputs = Outputs(output, lambda raw: linear_rows(raw)[None])
             self._see(bound["weight"], linear_rows(bound["input"])[None], outputs)
-        elif func in _CONVOLUTIONS:
-            bound = _bind(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, kwargs)
+        elif func in CONVOLUTIONS:
+            bound = bind(CONVOLUTION_ARGUMENTS, args, kwargs)
             self._see_convolution(bound, output)
         elif func is F.multi_head_attention_forward:
             self._see_attention(inspect.signature(func).bind(*args, **kwargs).arguments)
-        elif _holds_floats(output):
+        elif holds_floats(output):
             self._see_other_use(func, (args, tuple(kwargs.values())))
         return output
 
@@ -155,29 +155,33 @@ class _Watch(TorchFunctionMode):
         self._see(weight, torch.stack(padded), None)
 
     def _see_other_use(self, func: Callable[..., Any], arguments: Any) -> None:
-        for argument in _flatten(arguments):
+        for argument in tensors_in(arguments):
             name = self.names.get(id(argument))
             if name is not None and argument.dim() > 1:
                 self._refuse(name, f"used by {getattr(func, '__name__', func)}, which is no conv or linear layer")
 
 
-_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
-def _bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name, ``names`` being the order in which the function takes them."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _flatten(value: Any) -> Generator[Any, None, None]:
+def tensors_in(value: Any) -> Generator[Tensor, None, None]:
+    """Yield the tensors of a tensor, or of nested tuples and lists."""
     if isinstance(value, tuple | list):
         for item in value:
-            yield from _flatten(item)
+            yield from tensors_in(item)
     elif isinstance(value, Tensor):
         yield value
 
 
-def _holds_floats(output: Any) -> bool:
-    return any(item.is_floating_point() for item in _flatten(output))
+def holds_floats(output: Any) -> bool:
+    """Tell whether what a function returned holds a tensor of floats."""
+    return any(item.is_floating_point() for item in tensors_in(output))
 
 
 def linear_rows(inputs: Tensor) -> Tensor:

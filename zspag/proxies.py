@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zspag.config import ProxyConfig
+from zspag.folding import norm_pairs, norms_folded
 from zspag.runtime import chunks, frozen, logits_of
 
 PROBE = 20  # forget samples per class that the search for eps attacks
@@ -63,7 +64,7 @@ def attack(
         The gradient is taken with respect to the input only; no parameter requires grad while the attack runs.
     """
     start = _start(images, eps=eps, config=config, generator=generator)
-    with frozen(model):
+    with frozen(model), norms_folded(model, norm_pairs(model, images)):
         parts = chunks(images, start, targets)
         return torch.cat([_attack_chunk(model, *part, eps=eps, config=config) for part in parts])
 

@@ -1,0 +1,162 @@
+"""Folding changes neither logits nor gradients, only the work; what does not belong together stays apart."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from zspag import folding, models
+from zspag.folding import norm_pairs, norms_folded
+from zspag.runtime import frozen
+
+
+def wild_(model):
+    """Give every batch norm statistics and a map that no rounding could hide."""
+    for part in model.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            for tensor, low, high in ((part.running_var, 0.2, 3), (part.running_mean, -1, 1)):
+                tensor.data.uniform_(low, high)
+            if part.affine:
+                part.weight.data.uniform_(-2, 2)
+                part.bias.data.uniform_(-1, 1)
+    return model.double().eval()
+
+
+class Residual(nn.Module):
+    """A block whose first norm may be folded, and whose second convolution is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.first, self.second, self.head = nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.Linear(4, 5)
+
+    def forward(self, x):
+        kept = self.two(F.relu(self.first(self.one(x))))
+        return self.head((self.second(kept) + kept).mean((2, 3)))
+
+
+class Behind(Residual):
+    """A use of a convolution's output that no function mode sees, as in compiled code."""
+
+    def forward(self, x):
+        made = self.one(x)
+        with torch._C.DisableTorchFunction():
+            hidden = 3 * made
+        return self.head((self.first(made) + hidden).mean((2, 3)))
+
+
+class Shared(Residual):
+    """The same norm behind two convolutions, and the same convolution before two norms."""
+
+    def forward(self, x):
+        x = F.relu(self.first(self.one(x)))
+        x = F.relu(self.first(self.two(x)))
+        return self.head(self.second(self.two(x)).mean((2, 3)))
+
+
+def built(arch):
+    return models.build(arch, num_classes=5, in_channels=3, image_size=32, width=4, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+CASES = {
+    "conv7": (lambda: built("conv7"), 6),
+    "resnet18": (lambda: built("resnet18"), 20),
+    "without a norm": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 5)), 0),
+    "used twice": (Residual, 1),
+    "used where nobody sees it": (Behind, 0),
+    "shared": (Shared, 1),
+    "no bias, no map": (lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False), nn.Flatten(), nn.Linear(4 * 30 * 30, 5)), 1),
+    "something in between": (lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 30 * 30, 5)), 0),
+}  # fmt: skip
+
+
+class Norms(TorchFunctionMode):
+    """Counts the batch norms that are left."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func is F.batch_norm
+        return func(*args, **(kwargs or {}))
+
+
+def answers(model, x):
+    """Return logits, and their gradients in the images and in every parameter."""
+    x = x.clone().requires_grad_(True)
+    logits = model(x)
+    gradients = torch.autograd.grad(
+        logits.sin().sum(), [x, *model.parameters()], allow_unused=True, materialize_grads=True
+    )
+    return [logits, *gradients]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_gradients_are_those_of_the_plain_model_and_the_norms_are_gone(case):
+    torch.manual_seed(0)
+    make, folds = CASES[case]
+    model, x = wild_(make()), torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    pairs = norm_pairs(model, x)
+    assert len(pairs) == folds
+    plain, every, left = answers(model, x), Norms(), Norms()
+    with every:
+        model(x)
+    with left, norms_folded(model, pairs):  # the inner mode is asked first, and passes on what it does not fold
+        model(x)
+    assert every.count - left.count == folds
+    with norms_folded(model, pairs):
+        others = answers(model, x)
+    for one, other in zip(plain, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    if folds:
+        assert any((one != other).any() for one, other in zip(plain, others, strict=True))  # the way was another one
+
+
+def test_a_norm_that_follows_the_batch_is_not_folded():
+    model = built("conv7").train()
+    with norms_folded(model, norm_pairs(model, torch.rand(2, 3, 32, 32))):  # pairs of eval mode, asked in train mode
+        assert model.training
+    batch_only = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(3600, 5)
+    )
+    assert norm_pairs(batch_only, torch.rand(2, 3, 32, 32)) == ()
+
+
+def test_a_weight_that_moves_inside_is_followed_and_so_are_gradients_that_come_and_go():
+    torch.manual_seed(0)
+    model, x = wild_(built("conv7")), torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    pairs, weight = norm_pairs(model, x), model[1].weight
+    with norms_folded(model, pairs):
+        with frozen(model):
+            model(x)
+        with torch.no_grad():
+            weight *= 2
+        moved = model(x)
+    torch.testing.assert_close(moved, model(x), rtol=1e-9, atol=1e-9)
+    assert torch.autograd.grad(moved.sin().sum(), weight)[0].any()  # not those of the frozen pass
+
+
+def test_passes_of_another_model_go_on_as_ever():
+    torch.manual_seed(0)
+    model, other = wild_(built("conv7")), wild_(built("conv7"))
+    x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    plain = other(x)
+    with norms_folded(model, norm_pairs(model, x)):
+        assert torch.equal(other(x), plain)
+
+
+def test_a_pair_that_does_not_belong_together_is_noticed():
+    """Negative control of the check by logits: without it, a use that no mode sees would be folded."""
+    torch.manual_seed(0)
+    model, x = wild_(Behind()), torch.rand(1, 3, 32, 32, dtype=torch.float64)
+    watch = folding._Uses({id(tensor): name for name, tensor in folding._tensors(model).items()})
+    with torch.no_grad(), watch:
+        plain = model(x)
+    assert len(watch.pairs()) == 1
+    with torch.no_grad(), norms_folded(model, watch.pairs()):
+        assert (model(x) - plain).abs().max() > 0.1 * plain.abs().max()
+    assert norm_pairs(model, x) == ()

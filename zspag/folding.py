@@ -1,0 +1,168 @@
+"""Batch norm folded into the convolution before it, in passes whose gradients go on.
+
+In eval mode a batch norm is one affine map per channel, y = s (W x + b - mean) + beta with s = gamma / sqrt(var + eps):
+W may be scaled instead of every activation. Forward and backward then save a pass over the activations per layer each,
+a seventh to a third of an attack's time. The scaled weight stays a function of W, so gradients in W and in the images
+are those of the plain model, up to rounding.
+
+Pairs are found by looking: a pass of one image shows which convolution's output enters a batch norm and nothing else.
+
+Invariant: a model whose folded logits differ from its own is not folded, and nothing of it is ever changed.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from zspag.activations import CONVOLUTION_ARGUMENTS, CONVOLUTIONS, bind, holds_floats, tensors_in
+from zspag.runtime import frozen
+
+NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+AGREE = 1e-3  # of the largest logit: rounding is far below, a pair that does not belong together far above
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A convolution's weight and the batch norm behind it, by the names the model has for them."""
+
+    weight: str
+    mean: str
+    variance: str
+    gamma: str | None
+    beta: str | None
+    eps: float
+
+
+@torch.no_grad()
+def norm_pairs(model: nn.Module, images: Tensor) -> tuple[Pair, ...]:
+    """Return the batch norms of ``model``, in eval mode, that may be folded into the convolution before them.
+
+    Args:
+        model: Not changed; hooks on it see one pass, and a second one if there are pairs.
+        images: Shape (n, C, H, W); the first one is passed.
+
+    Returns:
+        Pairs in the order of use; none if the folded model's logits are not the plain one's.
+    """
+    with frozen(model):
+        watch = _Uses({id(tensor): name for name, tensor in _tensors(model).items()})
+        with watch:
+            plain = model(images[:1])
+        pairs = watch.pairs()
+        if not pairs:
+            return ()
+        with norms_folded(model, pairs):
+            other = model(images[:1])
+    limit = AGREE * float(plain.abs().max())
+    return pairs if bool(((other - plain).abs() <= limit).all()) else ()  # NaN is not below
+
+
+@contextmanager
+def norms_folded(model: nn.Module, pairs: Sequence[Pair]) -> Generator[None, None, None]:
+    """Fold the norms of ``pairs`` in every pass of ``model``, in eval mode; passes of other models go on as ever.
+
+    Args:
+        model: What ``norm_pairs`` has seen.
+        pairs: What it returned.
+    """
+    if not pairs:
+        yield
+        return
+    tensors = _tensors(model)
+    with _Folded({id(tensors[pair.weight]): (pair, tensors) for pair in pairs}):
+        yield
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_buffers()) | dict(model.named_parameters())
+
+
+class _Uses(TorchFunctionMode):
+    """Sees who makes and who uses every tensor of a pass."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.made: dict[int, str] = {}  # a convolution's output, and its weight
+        self.norms: list[tuple[int, Pair]] = []  # what entered a batch norm, and the norm
+        self.uses: Counter[int] = Counter()
+        self.calls: Counter[str] = Counter()
+        self.alive: list[Tensor] = []  # what is forgotten may give its id to another
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if holds_floats(output):
+            given = list(tensors_in((args, tuple(kwargs.values()))))
+            self.alive += [*given, *tensors_in((output,))]
+            self.uses.update(map(id, given))
+        if func in CONVOLUTIONS:
+            weight = self.names.get(id(bind(CONVOLUTION_ARGUMENTS, args, kwargs)["weight"]))
+            if weight is not None:
+                self.made[id(output)] = weight
+                self.calls[weight] += 1
+        elif func is F.batch_norm:
+            self._see_norm(bind(NORM_ARGUMENTS, args, kwargs))
+        return output
+
+    def _see_norm(self, bound: dict[str, Any]) -> None:
+        entered = id(bound["input"])
+        parts = [bound.get(part) for part in NORM_ARGUMENTS[1:5]]
+        names = [self.names.get(id(part)) for part in parts]
+        mean, variance, gamma, beta = names
+        unknown = any(part is not None and name is None for part, name in zip(parts, names, strict=True))
+        if bound.get("training") or unknown or mean is None or variance is None or entered not in self.made:
+            return
+        self.norms.append((entered, Pair(self.made[entered], mean, variance, gamma, beta, bound.get("eps", 1e-5))))
+
+    def pairs(self) -> tuple[Pair, ...]:
+        """Return those whose convolution is called once, and its output used once."""
+        return tuple(pair for entered, pair in self.norms if self.uses[entered] == self.calls[pair.weight] == 1)
+
+
+class _Folded(TorchFunctionMode):
+    """Scales the weights of some convolutions, and passes over the batch norms behind them."""
+
+    def __init__(self, pairs: Mapping[int, tuple[Pair, Mapping[str, Tensor]]]) -> None:
+        super().__init__()
+        self.pairs = pairs
+        self.normed: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in CONVOLUTIONS:
+            bound = bind(CONVOLUTION_ARGUMENTS, args, kwargs)
+            if (found := self.pairs.get(id(bound["weight"]))) is not None:
+                weight, bias = _scaled(bound["weight"], bound.get("bias"), *found)
+                output = func(**(bound | {"weight": weight, "bias": bias}))
+                self.normed[id(output)] = output
+                return output
+        elif func is F.batch_norm:
+            entered = bind(NORM_ARGUMENTS, args, kwargs)["input"]
+            if self.normed.pop(id(entered), None) is not None:
+                return entered
+        return func(*args, **kwargs)
+
+
+def _scaled(weight: Tensor, bias: Tensor | None, pair: Pair, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the convolution that does the norm's work too."""
+    scale = (tensors[pair.variance] + pair.eps).rsqrt()
+    if pair.gamma is not None:
+        scale = scale * tensors[pair.gamma]
+    shift = (-tensors[pair.mean] if bias is None else bias - tensors[pair.mean]) * scale
+    if pair.beta is not None:
+        shift = shift + tensors[pair.beta]
+    scaled = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
+    # A CPU convolves faster with channels innermost, and goes by the weight where the images do not say.
+    return scaled.contiguous(memory_format=torch.channels_last) if scaled.dim() == 4 else scaled, shift
