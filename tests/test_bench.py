@@ -12,7 +12,7 @@ from torch import nn
 
 from zspag import allocator, bench, provenance, tables
 from zspag.__main__ import main
-from zspag.bench import machine, moments, report, settings, startup, step, timing
+from zspag.bench import machine, moments, report, settings, startup, step, timing, trace
 from zspag.bench.findings import Finding
 from zspag.config import SubspaceConfig
 from zspag.files import write_json
@@ -238,3 +238,16 @@ def test_curves_of_one_axis_share_a_panel_time_before_memory():
     assert time_panel["ylim"][0] == 0
     assert memory_panel["series"]["labels"] == {"x": [1, 2], "y": [3, 6], "exponent": 0.0}
     assert not report.curves([ONE.to_dict()])
+
+
+# ---- Traces
+
+
+@pytest.mark.parametrize(("work", "low", "high"), [("products", 0.9, 1.0), ("sines", 0.0, 0.1)])
+def test_a_trace_tells_products_from_what_only_reads_and_writes(work, low, high):
+    x = torch.rand(400, 400)
+    ways = {"products": lambda: [x @ x for _ in range(20)], "sines": lambda: [x.sin() for _ in range(20)]}
+    ways[work]()
+    seconds = trace.traced(ways[work])
+    useful = sum(spent for name, spent in seconds.items() if trace.is_useful(name))
+    assert low <= useful / sum(seconds.values()) <= high

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from zspag import files, plots, provenance
-from zspag.bench import bases, growth, labels, machine, moments, proxies, report, startup, step, throttles, whole
+from zspag.bench import bases, growth, labels, machine, moments, proxies, report, startup, step, throttles, trace, whole
 from zspag.bench.findings import Finding
 from zspag.bench.machine import Machine
 from zspag.bench.settings import TINY, Sizes
@@ -33,6 +33,7 @@ STAGES: dict[str, Callable[[Sizes, Machine, torch.device], Iterator[Finding]]] =
     "start-up": startup.measure,
     "growth": growth.measure,
     "throttles": throttles.measure,
+    "trace": trace.measure,
 }
 
 

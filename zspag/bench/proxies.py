@@ -1,7 +1,8 @@
 """Proxies: targeted PGD against torchattacks, and against nothing but its forward and backward passes.
 
 A step is one forward pass and the gradient in the input, 2 + 2 operations per weight and position (no gradient in the
-weights), and moves the image about 12 times: sign or length, step, ball, range.
+weights), and moves the image about 12 times: sign or length, step, ball, range. The bare passes are those of the model
+as it is; the attack folds batch norms into convolutions, so that it may be faster than they are.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,8 +1,9 @@
 """What holds a few cores back: each setting alone, in processes of their own, forward pass and input gradient.
 
 What helps is set: freed memory is kept by every program of the package (``zspag.allocator``), images are channels-last
-where the method takes them in (``runtime.channels_last``), a pool's processes have one thread each
-(``runtime.pool_map``). What does not help is listed, and left alone.
+where the method takes them in (``runtime.channels_last``), attack and update fold batch norms into convolutions
+(``zspag.folding``), a pool's processes have one thread each (``runtime.pool_map``). What does not help is listed, and
+left alone.
 """
 
 import multiprocessing
@@ -10,6 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +21,7 @@ from zspag.allocator import keep_freed_memory
 from zspag.bench.findings import Finding
 from zspag.bench.machine import Machine
 from zspag.bench.settings import Sizes, images, net
+from zspag.folding import norm_pairs, norms_folded
 from zspag.runtime import channels_last, frozen
 
 STAGE = "throttles"
@@ -34,6 +37,8 @@ class Setting:
     keep: bool = True
     last: bool = True
     flush: bool = False
+    fold: bool = False
+    compiled: bool = False
 
 
 def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
@@ -46,6 +51,7 @@ def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Fi
         f"freed memory is kept, batches of {large.batch}": (large, replace(large, keep=False)),
         f"batches of {large.batch} instead of {usual.batch}, freed memory kept": (large, usual),
         "channels-last images": (usual, replace(usual, last=False)),
+        "batch norms are folded into convolutions": (replace(usual, fold=True), usual),
         "denormals are flushed to zero": (replace(usual, flush=True), usual),
         f"{cores} processes of one thread instead of one of {cores}": (
             replace(usual, threads=1, processes=cores),
@@ -56,6 +62,8 @@ def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Fi
             replace(usual, threads=1, processes=cores),
         ),
     }
+    if not sizes.tiny:
+        pairs["torch.compile, its compilation not counted"] = (replace(usual, compiled=True), usual)
     for what, (with_it, without) in pairs.items():
         rates = [(_rate(with_it, sizes), _rate(without, sizes)) for _ in range(1 if sizes.tiny else 2)]
         gains = [one / other for one, other in rates]
@@ -83,12 +91,13 @@ def _images_per_second(setting: Setting, sizes: Sizes) -> float:
     x = channels_last(x) if setting.last else x.contiguous()
     targets = torch.zeros(len(x), dtype=torch.long)
     done, passes, started = 0.0, -2, time.perf_counter()  # two passes to warm up
-    with frozen(model):
+    with frozen(model), norms_folded(model, norm_pairs(model, x)) if setting.fold else nullcontext():
+        run = torch.compile(model) if setting.compiled else model
         while passes < 2 or done < (0.05 if sizes.tiny else 1.5):
             if passes == 0:
                 started = time.perf_counter()
             moving = x.detach().requires_grad_(True)
-            torch.autograd.grad(F.cross_entropy(model(moving), targets), moving)
+            torch.autograd.grad(F.cross_entropy(run(moving), targets), moving)
             passes += 1
             done = time.perf_counter() - started if passes > 0 else 0.0
     return passes * len(x) / done
