@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "subspaces": {"config", "runtime", "activations"},
     "influence": {"runtime", "activations"},
     "pseudo_labels": {"config", "runtime", "proxies", "subspaces", "influence"},
-    "unlearning": {"config", "runtime", *METHOD} - {"unlearning"},
+    "unlearning": {"config", "runtime", "proxies", "activations", "subspaces", "influence", "pseudo_labels"},
     "baselines": {"config", "runtime", *METHOD},
     "data": {"runtime", "files"},
     "models": set(),

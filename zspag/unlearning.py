@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from zspag.config import UnlearnConfig, UpdateConfig
-from zspag.folding import norm_pairs, norms_folded
 from zspag.influence import soft_cross_entropy
 from zspag.proxies import ProxySet, generate
 from zspag.pseudo_labels import Relabel, relabeler, retained_classes
@@ -323,15 +322,13 @@ def descend(
     with evaluating(changed):
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in moving)
-        pairs = norm_pairs(changed, forget_images)
         while not diverged:
             started, total = time.perf_counter(), 0.0
             if before_epoch is not None:
                 before_epoch(changed)
             order = fitted[torch.randperm(len(fitted), generator=generator)].to(forget_images.device)
             for batch in order.split(batch_size(len(order), update)):
-                with norms_folded(changed, pairs):
-                    value = loss(changed, batch)
+                value = loss(changed, batch)
                 if diverged := not bool(torch.isfinite(value)):
                     break
                 _step_(moving, velocity, value, project=project, lr=update.lr, momentum=update.momentum)

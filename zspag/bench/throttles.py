@@ -1,7 +1,7 @@
 """What holds a few cores back: each setting alone, in processes of their own, forward pass and input gradient.
 
 What helps is set: freed memory is kept by every program of the package (``zspag.allocator``), images are channels-last
-where the method takes them in (``runtime.channels_last``), attack and update fold batch norms into convolutions
+where the method takes them in (``runtime.channels_last``), the attack folds batch norms into convolutions
 (``zspag.folding``), a pool's processes have one thread each (``runtime.pool_map``). What does not help is listed, and
 left alone.
 """
