@@ -23,7 +23,7 @@ from zspag.runtime import generator_for, logits_of
 from zspag.subspaces import combine, pooled, second_moments
 
 RATES = {
-    "jit": (0.0001, 0.0005),  # above these JiT runs away from its own moving target, and diverges
+    "jit": (0.0001, 0.0004, 0.0005),  # about here, by processor, JiT runs away from its own moving target, and diverges
     # With 1 these diverge, and what .03 does differs from processor to processor.
     "distilled": (0.03, 0.2),
     "unsc": (0.03, 0.2),

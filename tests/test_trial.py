@@ -35,7 +35,7 @@ def paint(folder, *, classes, size):
     """Images with a colour and a bar per class (the first ten: a trial keeps no others)."""
     draw = np.random.default_rng(0)
     for label in range(classes):
-        for split, count in (("train", 32), ("test", 8)) if label < 10 else (("train", 2), ("test", 1)):
+        for split, count in (("train", 48), ("test", 8)) if label < 10 else (("train", 2), ("test", 1)):
             target = folder / split / f"class{label:02}"
             target.mkdir(parents=True)
             for index in range(count):
