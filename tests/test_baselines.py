@@ -151,7 +151,7 @@ def test_every_method_but_fine_tuning_forgets_at_some_rate_and_leaves_the_model_
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_repeats_bit_for_bit_and_no_rate_depends_on_another(name):
-    low, high = go(name).runs
+    low, *_, high = go(name).runs
     (alone,) = go(name, ladder=(high.lr,)).runs
     *_, beside = go(name, ladder=(0.1 * low.lr, 0.1 * high.lr, high.lr)).runs
     assert_same_weights(high, alone)
