@@ -105,10 +105,10 @@ def test_logits_and_gradients_are_those_of_the_plain_model_and_the_norms_are_gon
     plain, every, left = answers(model, x), Norms(), Norms()
     with every:
         model(x)
-    with left, norms_folded(model, pairs):  # the inner mode is asked first, and passes on what it does not fold
+    with left, norms_folded(pairs):  # the inner mode is asked first, and passes on what it does not fold
         model(x)
     assert every.count - left.count == folds
-    with norms_folded(model, pairs):
+    with norms_folded(pairs):
         others = answers(model, x)
     for one, other in zip(plain, others, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
@@ -118,7 +118,7 @@ def test_logits_and_gradients_are_those_of_the_plain_model_and_the_norms_are_gon
 
 def test_a_norm_that_follows_the_batch_is_not_folded():
     model = built("conv7").train()
-    with norms_folded(model, norm_pairs(model, torch.rand(2, 3, 32, 32))):  # pairs of eval mode, asked in train mode
+    with norms_folded(norm_pairs(model, torch.rand(2, 3, 32, 32))):  # pairs of eval mode, asked in train mode
         assert model.training
     batch_only = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(3600, 5)
@@ -130,7 +130,7 @@ def test_a_weight_that_moves_inside_is_followed_and_so_are_gradients_that_come_a
     torch.manual_seed(0)
     model, x = wild_(built("conv7")), torch.rand(2, 3, 32, 32, dtype=torch.float64)
     pairs, weight = norm_pairs(model, x), model[1].weight
-    with norms_folded(model, pairs):
+    with norms_folded(pairs):
         with frozen(model):
             model(x)
         with torch.no_grad():
@@ -145,7 +145,7 @@ def test_passes_of_another_model_go_on_as_ever():
     model, other = wild_(built("conv7")), wild_(built("conv7"))
     x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
     plain = other(x)
-    with norms_folded(model, norm_pairs(model, x)):
+    with norms_folded(norm_pairs(model, x)):
         assert torch.equal(other(x), plain)
 
 
@@ -153,10 +153,10 @@ def test_a_pair_that_does_not_belong_together_is_noticed():
     """Negative control of the check by logits: without it, a use that no mode sees would be folded."""
     torch.manual_seed(0)
     model, x = wild_(Behind()), torch.rand(1, 3, 32, 32, dtype=torch.float64)
-    watch = folding._Uses({id(tensor): name for name, tensor in folding._tensors(model).items()})
+    watch = folding._Uses({id(tensor) for tensor in (*model.parameters(), *model.buffers())})
     with torch.no_grad(), watch:
         plain = model(x)
     assert len(watch.pairs()) == 1
-    with torch.no_grad(), norms_folded(model, watch.pairs()):
+    with torch.no_grad(), norms_folded(watch.pairs()):
         assert (model(x) - plain).abs().max() > 0.1 * plain.abs().max()
     assert norm_pairs(model, x) == ()

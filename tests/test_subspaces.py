@@ -226,7 +226,9 @@ def test_float32_rows_are_added_up_in_float64():
 
 @pytest.mark.parametrize("count", [300, 30_000])
 def test_products_of_float32_rows_cost_some_1e_7_of_the_largest_entry_whatever_the_number_of_rows(count):
-    rows = (1 + torch.randn(1, count, 40, generator=torch.Generator().manual_seed(0))).float()  # a mean is the hard case
+    rows = (
+        1 + torch.randn(1, count, 40, generator=torch.Generator().manual_seed(0))
+    ).float()  # a mean is the hard case
 
     def error(given):
         accumulator = MomentAccumulator()

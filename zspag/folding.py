@@ -11,7 +11,7 @@ Invariant: a model whose folded logits differ from its own is not folded, and no
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,15 +28,15 @@ NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "tra
 AGREE = 1e-3  # of the largest logit: rounding is far below, a pair that does not belong together far above
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pair:
-    """A convolution's weight and the batch norm behind it, by the names the model has for them."""
+    """A convolution's weight and the batch norm behind it: the model's own tensors, whose values may change."""
 
-    weight: str
-    mean: str
-    variance: str
-    gamma: str | None
-    beta: str | None
+    weight: Tensor
+    mean: Tensor
+    variance: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
     eps: float
 
 
@@ -52,48 +52,38 @@ def norm_pairs(model: nn.Module, images: Tensor) -> tuple[Pair, ...]:
         Pairs in the order of use; none if the folded model's logits are not the plain one's.
     """
     with frozen(model):
-        watch = _Uses({id(tensor): name for name, tensor in _tensors(model).items()})
+        watch = _Uses({id(tensor) for tensor in (*model.parameters(), *model.buffers())})
         with watch:
             plain = model(images[:1])
         pairs = watch.pairs()
         if not pairs:
             return ()
-        with norms_folded(model, pairs):
+        with norms_folded(pairs):
             other = model(images[:1])
-    limit = AGREE * float(plain.abs().max())
+    limit = AGREE * plain.abs().max()
     return pairs if bool(((other - plain).abs() <= limit).all()) else ()  # NaN is not below
 
 
 @contextmanager
-def norms_folded(model: nn.Module, pairs: Sequence[Pair]) -> Generator[None, None, None]:
-    """Fold the norms of ``pairs`` in every pass of ``model``, in eval mode; passes of other models go on as ever.
-
-    Args:
-        model: What ``norm_pairs`` has seen.
-        pairs: What it returned.
-    """
+def norms_folded(pairs: Sequence[Pair]) -> Generator[None, None, None]:
+    """Fold the norms of ``pairs`` in every pass of their model, in eval mode; passes of other models go on as ever."""
     if not pairs:
         yield
         return
-    tensors = _tensors(model)
-    with _Folded({id(tensors[pair.weight]): (pair, tensors) for pair in pairs}):
+    with _Folded({id(pair.weight): pair for pair in pairs}):
         yield
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_buffers()) | dict(model.named_parameters())
 
 
 class _Uses(TorchFunctionMode):
     """Sees who makes and who uses every tensor of a pass."""
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    def __init__(self, own: Set[int]) -> None:
         super().__init__()
-        self.names = names
-        self.made: dict[int, str] = {}  # a convolution's output, and its weight
+        self.own = own  # the model's parameters and buffers, by id
+        self.made: dict[int, Tensor] = {}  # a convolution's output, and its weight
         self.norms: list[tuple[int, Pair]] = []  # what entered a batch norm, and the norm
         self.uses: Counter[int] = Counter()
-        self.calls: Counter[str] = Counter()
+        self.calls: Counter[int] = Counter()
         self.alive: list[Tensor] = []  # what is forgotten may give its id to another
 
     def __torch_function__(
@@ -106,33 +96,31 @@ class _Uses(TorchFunctionMode):
             self.alive += [*given, *tensors_in((output,))]
             self.uses.update(map(id, given))
         if func in CONVOLUTIONS:
-            weight = self.names.get(id(bind(CONVOLUTION_ARGUMENTS, args, kwargs)["weight"]))
-            if weight is not None:
+            weight = bind(CONVOLUTION_ARGUMENTS, args, kwargs)["weight"]
+            if id(weight) in self.own:
                 self.made[id(output)] = weight
-                self.calls[weight] += 1
+                self.calls[id(weight)] += 1
         elif func is F.batch_norm:
             self._see_norm(bind(NORM_ARGUMENTS, args, kwargs))
         return output
 
     def _see_norm(self, bound: dict[str, Any]) -> None:
         entered = id(bound["input"])
-        parts = [bound.get(part) for part in NORM_ARGUMENTS[1:5]]
-        names = [self.names.get(id(part)) for part in parts]
-        mean, variance, gamma, beta = names
-        unknown = any(part is not None and name is None for part, name in zip(parts, names, strict=True))
-        if bound.get("training") or unknown or mean is None or variance is None or entered not in self.made:
+        mean, variance, gamma, beta = (bound.get(part) for part in NORM_ARGUMENTS[1:5])
+        own = all(part is None or id(part) in self.own for part in (mean, variance, gamma, beta))
+        if bound.get("training") or not own or mean is None or variance is None or entered not in self.made:
             return
         self.norms.append((entered, Pair(self.made[entered], mean, variance, gamma, beta, bound.get("eps", 1e-5))))
 
     def pairs(self) -> tuple[Pair, ...]:
         """Return those whose convolution is called once, and its output used once."""
-        return tuple(pair for entered, pair in self.norms if self.uses[entered] == self.calls[pair.weight] == 1)
+        return tuple(pair for entered, pair in self.norms if self.uses[entered] == self.calls[id(pair.weight)] == 1)
 
 
 class _Folded(TorchFunctionMode):
     """Scales the weights of some convolutions, and passes over the batch norms behind them."""
 
-    def __init__(self, pairs: Mapping[int, tuple[Pair, Mapping[str, Tensor]]]) -> None:
+    def __init__(self, pairs: Mapping[int, Pair]) -> None:
         super().__init__()
         self.pairs = pairs
         self.normed: dict[int, Tensor] = {}
@@ -143,8 +131,8 @@ class _Folded(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in CONVOLUTIONS:
             bound = bind(CONVOLUTION_ARGUMENTS, args, kwargs)
-            if (found := self.pairs.get(id(bound["weight"]))) is not None:
-                weight, bias = _scaled(bound["weight"], bound.get("bias"), *found)
+            if (pair := self.pairs.get(id(bound["weight"]))) is not None:
+                weight, bias = _scaled(pair, bound.get("bias"))
                 output = func(**(bound | {"weight": weight, "bias": bias}))
                 self.normed[id(output)] = output
                 return output
@@ -155,14 +143,14 @@ class _Folded(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _scaled(weight: Tensor, bias: Tensor | None, pair: Pair, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _scaled(pair: Pair, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the convolution that does the norm's work too."""
-    scale = (tensors[pair.variance] + pair.eps).rsqrt()
+    scale = (pair.variance + pair.eps).rsqrt()
     if pair.gamma is not None:
-        scale = scale * tensors[pair.gamma]
-    shift = (-tensors[pair.mean] if bias is None else bias - tensors[pair.mean]) * scale
+        scale = scale * pair.gamma
+    shift = (-pair.mean if bias is None else bias - pair.mean) * scale
     if pair.beta is not None:
-        shift = shift + tensors[pair.beta]
-    scaled = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
+        shift = shift + pair.beta
+    scaled = pair.weight * scale.view(-1, *(1,) * (pair.weight.dim() - 1))
     # A CPU convolves faster with channels innermost, and goes by the weight where the images do not say.
     return scaled.contiguous(memory_format=torch.channels_last) if scaled.dim() == 4 else scaled, shift

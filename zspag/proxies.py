@@ -65,7 +65,7 @@ def attack(
         The gradient is taken with respect to the input only; no parameter requires grad while the attack runs.
     """
     start = _start(images, eps=eps, config=config, generator=generator)
-    with frozen(model), norms_folded(model, norm_pairs(model, images) if len(images) >= FOLDED_FROM else ()):
+    with frozen(model), norms_folded(norm_pairs(model, images) if len(images) >= FOLDED_FROM else ()):
         parts = chunks(images, start, targets)
         return torch.cat([_attack_chunk(model, *part, eps=eps, config=config) for part in parts])
 

@@ -20,9 +20,9 @@ from zspag.activations import Outputs, as_blocks, watching
 from zspag.config import SubspaceConfig
 from zspag.runtime import chunks
 
-# Products take PIECE numbers at once (8 MB of float32: more leave the cache) and no more than ROWS rows, so that rounding
-# in float32 stays small. Of a moment, STRIP rows are worked on at once: so the product that is added to them stays in
-# the cache, and what symmetry gives is not computed.
+# Products take PIECE numbers at once (8 MB of float32: more leave the cache) and no more than ROWS rows, so that
+# rounding in float32 stays small. Of a moment, STRIP rows are worked on at once: so the product that is added to them
+# stays in the cache, and what symmetry gives is not computed.
 PIECE = 2**21
 ROWS = 2**12
 STRIP = 256

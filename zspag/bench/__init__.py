@@ -15,7 +15,21 @@ from typing import Any
 import torch
 
 from zspag import files, plots, provenance
-from zspag.bench import bases, growth, labels, machine, moments, proxies, report, startup, step, throttles, trace, whole
+from zspag.bench import (
+    bases,
+    growth,
+    labels,
+    machine,
+    moments,
+    precision,
+    proxies,
+    report,
+    startup,
+    step,
+    throttles,
+    trace,
+    whole,
+)
 from zspag.bench.findings import Finding
 from zspag.bench.machine import Machine
 from zspag.bench.settings import TINY, Sizes
@@ -30,6 +44,7 @@ STAGES: dict[str, Callable[[Sizes, Machine, torch.device], Iterator[Finding]]] =
     "labels": labels.measure,
     "step": step.measure,
     "whole": whole.measure,
+    "precision": precision.measure,
     "start-up": startup.measure,
     "growth": growth.measure,
     "throttles": throttles.measure,

@@ -91,7 +91,7 @@ def _images_per_second(setting: Setting, sizes: Sizes) -> float:
     x = channels_last(x) if setting.last else x.contiguous()
     targets = torch.zeros(len(x), dtype=torch.long)
     done, passes, started = 0.0, -2, time.perf_counter()  # two passes to warm up
-    with frozen(model), norms_folded(model, norm_pairs(model, x)) if setting.fold else nullcontext():
+    with frozen(model), norms_folded(norm_pairs(model, x)) if setting.fold else nullcontext():
         run = torch.compile(model) if setting.compiled else model
         while passes < 2 or done < (0.05 if sizes.tiny else 1.5):
             if passes == 0:

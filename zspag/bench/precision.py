@@ -1,0 +1,134 @@
+"""Precision: what single precision costs beside double, on a trained net and photographs, and what it saves.
+
+The rows of a net in float32 are float32, and so are the products that their second moments are added up from; the
+reference multiplies the same rows in float64. Both moments are cut at the same energy, and the energy that either basis
+holds is taken from the exact moment C: tr(U^T C U) / tr(C).
+
+The whole method is run with either, on the same proxies: nothing else differs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from zspag import experiment
+from zspag.activations import watching
+from zspag.baselines import METHODS
+from zspag.bench import whole
+from zspag.bench.findings import Finding, spread
+from zspag.bench.machine import Machine
+from zspag.bench.settings import Sizes
+from zspag.bench.timing import interleaved
+from zspag.config import QUICK, Profile, SubspaceConfig
+from zspag.evaluation import Scores
+from zspag.runtime import generator_for
+from zspag.subspaces import MomentAccumulator, Moments, Subspace, by_energy, folded, second_moments
+from zspag.unlearning import prepare
+
+STAGE = "precision"
+CLASSES = 3  # of those of the whole method: every one is forgotten twice and judged
+
+
+def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+    """Yield speed and error of moments and bases, then of the whole method, on the experiment of ``whole``."""
+    profile = whole.profile_of(sizes)
+    profile = replace(profile, classes=profile.classes[:CLASSES])
+    case = whole.case_of(profile)
+    try:
+        experiment.data_of(profile)
+    except FileNotFoundError as error:
+        yield Finding(STAGE, case, "moments: error over the largest entry, worst layer", None, note=str(error))
+        return
+    yield from _of_moments(profile, sizes, device)
+    yield from _of_results(profile, case)
+
+
+def _of_moments(profile: Profile, sizes: Sizes, device: torch.device) -> Iterator[Finding]:
+    first = experiment.Case(profile, 0, profile.classes[0])
+    images, _ = experiment.forget_set(first, experiment.guard_of(first))
+    model, x = whole.trained_of(profile).to(device), images[: sizes.per_class].to(device)
+    case = f"{profile.dataset}, {profile.arch} of width {profile.width}, {len(x)} images of a class"
+    timings = interleaved(
+        {"float32": lambda: second_moments(model, x), "float64": lambda: exact_moments(model, x)}, repeats=sizes.repeats
+    )
+    yield Finding(
+        STAGE, case, "moments: time with products in float64 over that in float32",
+        timings["float64"].over(timings["float32"]), seconds=spread(timings),
+    )  # fmt: skip
+    ours, exact = second_moments(model, x), exact_moments(model, x)
+    errors = {
+        name: float((ours.second[name] - second).abs().max() / second.abs().max())
+        for name, second in exact.second.items()
+    }
+    yield Finding(
+        STAGE, case, "moments: error over the largest entry, worst layer", max(errors.values()), at_most=1e-6,
+        note=_by_layer(errors),
+    )  # fmt: skip
+    energy = SubspaceConfig().energy
+    before, after = (captured(exact, by_energy(one, energy=energy)) for one in (exact, ours))
+    lost = {name: abs(before[name] - after[name]) for name in before}
+    yield Finding(
+        STAGE, case, "bases: captured energy that changes, worst layer (share)", max(lost.values()), at_most=1e-4,
+        note=_by_layer(lost),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def exact_moments(model: nn.Module, x: Tensor) -> Moments:
+    """Return the second moments of the same rows as ``second_moments``, multiplied in float64."""
+    accumulator = MomentAccumulator()
+    with watching(model, lambda name, rows, outputs: accumulator.add(name, rows.double(), outputs)) as unprojectable:
+        model(x)
+    return accumulator.moments(samples=len(x), unprojectable=unprojectable)
+
+
+def captured(moments: Moments, subspace: Subspace) -> dict[str, float]:
+    """Return the share of each weight's trace that lies in the subspace."""
+    return {
+        name: float(((second @ subspace.bases[name]) * subspace.bases[name]).sum() / second.diagonal(0, 1, 2).sum())
+        for name, second in moments.second.items()
+    }
+
+
+def _of_results(profile: Profile, case: str) -> Iterator[Finding]:
+    done = [_both(experiment.Case(profile, 0, label)) for label in profile.classes]
+    scores = {"float32": [ours for ours, _ in done], "float64": [exact for _, exact in done]}
+    yield Finding(
+        STAGE, f"{case}, quick", "forget accuracy beyond that of float64, worst class (points)",
+        max(100 * (ours.acc_forget - exact.acc_forget) for ours, exact in done), at_most=0.5,
+        note=whole.told(scores, "acc_forget", 100),
+    )  # fmt: skip
+    yield from whole.beyond(STAGE, f"{case}, quick", scores, against="float64", drift=1.1)
+
+
+def _both(case: experiment.Case) -> tuple[Scores, Scores]:
+    """Forget a class with moments as they are and with exact ones."""
+    model, classes = whole.trained_of(case.profile), experiment.data_of(case.profile).num_classes
+    images, labels = experiment.forget_set(case, experiment.guard_of(case))
+    ours = prepare(
+        model, images, forget=(case.forget,), num_classes=classes, config=QUICK, generator=generator_for("bench")
+    )
+    retained = ours.proxies.labels.unique().tolist()
+    parts = (exact_moments(model, ours.proxies.of_class(label)) for label in retained)
+    exact = replace(ours, moments=folded(parts, classes=len(retained)))
+    method = METHODS["zs_pag"].run
+    assert method is not None
+    one, two = (
+        method(
+            model,
+            images,
+            labels,
+            num_classes=classes,
+            config=QUICK,
+            generator=generator_for("bench"),
+            material=material,
+        )
+        for material in (ours, exact)
+    )
+    return whole.scored(case, one.kept.model), whole.scored(case, two.kept.model)
+
+
+def _by_layer(numbers: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.6g}" for name, value in numbers.items())
