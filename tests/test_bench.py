@@ -12,10 +12,11 @@ from torch import nn
 
 from zspag import allocator, bench, provenance, tables
 from zspag.__main__ import main
-from zspag.bench import machine, moments, precision, report, settings, startup, step, timing, trace
+from zspag.bench import machine, moments, precision, report, settings, startup, step, timing, trace, whole
 from zspag.bench.findings import Finding
 from zspag.config import SubspaceConfig
 from zspag.files import write_json
+from zspag.profiles import PROFILES
 from zspag.subspaces import Moments, Subspace, by_rank, projector, second_moments
 
 ROOT = Path(__file__).parents[1]
@@ -41,12 +42,25 @@ def test_every_stage_runs_on_tiny_sizes_and_finds_something(stage):
     found = list(bench.measure(stage, settings.TINY, HERE, CPU))
     failed = [one.note for one in found if one.what == "the stage"]
     assert not failed
-    measured = [one for one in found if "torchattacks" not in one.what]
+    measured = [one for one in found if "torchattacks" not in one.what and one.note != "it takes a GPU"]
     assert measured
     assert all(one.value is not None and one.value >= 0 for one in measured if "exponent" not in one.what)
     for one in found:
         assert one.stage
         assert one.case
+
+
+def test_a_gpu_races_the_large_net_too_and_a_cpu_says_that_it_does_not(monkeypatch):
+    tiny = PROFILES["smoke"]
+    monkeypatch.setattr(whole, "profile_of", lambda sizes: tiny)
+    monkeypatch.setattr(whole, "LARGE", replace(tiny, arch="resnet18", width=4))
+    monkeypatch.setattr(whole, "_retraining", lambda profile, device: 100.0)  # the one line that asks for the device
+    sizes, gpu = replace(settings.TINY, tiny=False), torch.device("cuda")
+    (raced,) = (one for one in whole.measure(sizes, HERE, gpu) if "resnet18" in one.case)
+    assert raced.value == pytest.approx(100 / raced.seconds["defaults"][2])
+    assert raced.at_least == 10
+    (told,) = (one for one in whole.measure(settings.TINY, HERE, CPU) if "resnet18" in one.case)
+    assert (told.value, told.at_least, told.note) == (None, 10, "it takes a GPU")
 
 
 def test_a_run_writes_a_file_that_is_drawn_and_compared(tmp_path, capsys, monkeypatch):

@@ -329,10 +329,11 @@ def descend(
             order = fitted[torch.randperm(len(fitted), generator=generator)].to(forget_images.device)
             for batch in order.split(batch_size(len(order), update)):
                 value = loss(changed, batch)
-                if diverged := not bool(torch.isfinite(value)):
+                cost = value.item()  # the one time per batch that the host waits for the device
+                if diverged := not math.isfinite(cost):
                     break
                 _step_(moving, velocity, value, project=project, lr=update.lr, momentum=update.momentum)
-                total += value.item() * len(batch)
+                total += cost * len(batch)
             logits = logits_of(changed, judged_images)
             diverged = diverged or not bool(torch.isfinite(logits).all())  # the last step may have blown up unseen
             remaining = (logits.argmax(1) == judged_labels).double().mean().item()
