@@ -53,13 +53,13 @@ def test_every_stage_runs_on_tiny_sizes_and_finds_something(stage):
 def test_a_gpu_races_the_large_net_too_and_a_cpu_says_that_it_does_not(monkeypatch):
     tiny = PROFILES["smoke"]
     monkeypatch.setattr(whole, "profile_of", lambda sizes: tiny)
-    monkeypatch.setattr(whole, "LARGE", replace(tiny, arch="resnet18", width=4))
+    monkeypatch.setattr(whole, "LARGE", replace(tiny, width=6))
     monkeypatch.setattr(whole, "_retraining", lambda profile, device: 100.0)  # the one line that asks for the device
     sizes, gpu = replace(settings.TINY, tiny=False), torch.device("cuda")
-    (raced,) = (one for one in whole.measure(sizes, HERE, gpu) if "resnet18" in one.case)
+    (raced,) = (one for one in whole.measure(sizes, HERE, gpu) if "width 6" in one.case)
     assert raced.value == pytest.approx(100 / raced.seconds["defaults"][2])
     assert raced.at_least == 10
-    (told,) = (one for one in whole.measure(settings.TINY, HERE, CPU) if "resnet18" in one.case)
+    (told,) = (one for one in whole.measure(settings.TINY, HERE, CPU) if "width 6" in one.case)
     assert (told.value, told.at_least, told.note) == (None, 10, "it takes a GPU")
 
 
