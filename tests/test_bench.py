@@ -15,6 +15,7 @@ from zspag.__main__ import main
 from zspag.bench import machine, moments, precision, report, settings, startup, step, timing, trace, whole
 from zspag.bench.findings import Finding
 from zspag.config import SubspaceConfig
+from zspag.evaluation import captured
 from zspag.files import write_json
 from zspag.profiles import PROFILES
 from zspag.subspaces import Moments, Subspace, by_rank, projector, second_moments
@@ -272,11 +273,14 @@ def test_a_trace_tells_products_from_what_only_reads_and_writes(work, low, high)
 
 def test_exact_moments_are_those_of_the_same_rows_in_float64():
     net, images = settings.net("digits", 4, settings.TINY, device=CPU), settings.images(5, settings.TINY, device=CPU)
-    ours, exact = second_moments(net, images), precision.exact_moments(net, images)
+    ours, exact = second_moments(net, images), second_moments(net, images, precision=precision.EXACT)
     rows = images.flatten(1).double()  # what enters a linear layer, as it is
     linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(rows.shape[1], 3))
     torch.testing.assert_close(
-        precision.exact_moments(linear, images).second["1.weight"][0], rows.T @ rows / 5, rtol=1e-14, atol=1e-14
+        second_moments(linear, images, precision=precision.EXACT).second["1.weight"][0],
+        rows.T @ rows / 5,
+        rtol=1e-14,
+        atol=1e-14,
     )
     for name, second in exact.second.items():
         torch.testing.assert_close(ours.second[name], second, rtol=1e-5, atol=1e-6 * float(second.max()))
@@ -286,6 +290,6 @@ def test_exact_moments_are_those_of_the_same_rows_in_float64():
 def test_captured_energy_is_the_share_of_the_trace_in_the_basis():
     moments = Moments({"w": torch.diag(torch.tensor([6.0, 3.0, 1.0], dtype=torch.float64))[None]}, {"w": 1.0}, {})
     for rank, share in ((1, 0.6), (2, 0.9), (3, 1.0)):
-        assert precision.captured(moments, by_rank(moments, ranks={"w": (rank,)}))["w"] == pytest.approx(share)
+        assert captured(by_rank(moments, ranks={"w": (rank,)}), moments)["w"] == pytest.approx(share)
     tilted = Subspace({"w": torch.tensor([[[0.5**0.5], [0.0], [0.5**0.5]]], dtype=torch.float64)}, {"w": (1,)})
-    assert precision.captured(moments, tilted)["w"] == pytest.approx(0.35)
+    assert captured(tilted, moments)["w"] == pytest.approx(0.35)

@@ -59,10 +59,12 @@ class MomentAccumulator:
     Note:
         CHOICE: products in float32, which take half the time of float64 on a CPU and up to 1/64 on a GPU. Their error
         is some 1e-7 of the largest entry, whatever the number of rows; ``zspag bench`` measures it, and what the bases
-        lose by it. Rows in float64 are multiplied in float64, those in half precision in float32.
+        lose by it. Rows in float64 are multiplied in float64, those in half precision in float32: ``precision`` is the
+        least that a product has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, precision: torch.dtype = torch.float32) -> None:
+        self.precision = precision
         self.sums: dict[str, Tensor] = {}  # complete on and above the diagonal
         self.counts: dict[str, int] = {}
         self.few = _FewRows()
@@ -73,7 +75,7 @@ class MomentAccumulator:
         if name not in self.sums:
             self.sums[name] = torch.zeros(blocks, d, d, dtype=torch.float64, device=rows.device)
         self.few.add(name, rows)
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        rows = rows.to(torch.promote_types(rows.dtype, self.precision))
         with torch.autocast(rows.device.type, enabled=False):  # it would multiply in half precision
             for piece in rows.split(max(1, min(ROWS, PIECE // (blocks * d))), dim=1):
                 for start in range(0, d, STRIP):
@@ -87,7 +89,7 @@ class MomentAccumulator:
         The sums become the means, for a second copy of all layers would take as much memory again.
         """
         sums, counts, few = self.sums, self.counts, self.few.rows()
-        MomentAccumulator.__init__(self)
+        self.sums, self.counts, self.few = {}, {}, _FewRows()
         second = {name: _mean_(total, counts[name]) for name, total in sums.items() if name not in unprojectable}
         return Moments(
             second,
@@ -128,9 +130,15 @@ class _FewRows:
 
 
 @torch.no_grad()
-def second_moments(model: nn.Module, images: Tensor) -> Moments:
-    """Return the second moments of what enters each weight when ``images`` (n, C, H, W) pass through ``model``."""
-    accumulator = MomentAccumulator()
+def second_moments(model: nn.Module, images: Tensor, *, precision: torch.dtype = torch.float32) -> Moments:
+    """Return the second moments of what enters each weight when ``images`` (n, C, H, W) pass through ``model``.
+
+    Args:
+        model: Not changed.
+        images: Shape (n, C, H, W).
+        precision: The least that products have; sums always have float64.
+    """
+    accumulator = MomentAccumulator(precision)
     with watching(model, accumulator.add) as unprojectable:
         for (x,) in chunks(images):
             model(x)

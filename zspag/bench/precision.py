@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
 
 from zspag import experiment
-from zspag.activations import watching
 from zspag.baselines import METHODS
 from zspag.bench import whole
 from zspag.bench.findings import Finding, spread
@@ -22,12 +20,13 @@ from zspag.bench.machine import Machine
 from zspag.bench.settings import Sizes
 from zspag.bench.timing import interleaved
 from zspag.config import QUICK, Profile, SubspaceConfig
-from zspag.evaluation import Scores
+from zspag.evaluation import Scores, captured
 from zspag.runtime import generator_for
-from zspag.subspaces import MomentAccumulator, Moments, Subspace, by_energy, folded, second_moments
+from zspag.subspaces import by_energy, folded, second_moments
 from zspag.unlearning import prepare
 
 STAGE = "precision"
+EXACT = torch.float64
 CLASSES = 3  # of those of the whole method: every one is forgotten twice and judged
 
 
@@ -35,14 +34,8 @@ def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Fi
     """Yield speed and error of moments and bases, then of the whole method, on the experiment of ``whole``."""
     profile = whole.profile_of(sizes)
     profile = replace(profile, classes=profile.classes[:CLASSES])
-    case = whole.case_of(profile)
-    try:
-        experiment.data_of(profile)
-    except FileNotFoundError as error:
-        yield Finding(STAGE, case, "moments: error over the largest entry, worst layer", None, note=str(error))
-        return
     yield from _of_moments(profile, sizes, device)
-    yield from _of_results(profile, case)
+    yield from _of_results(profile, whole.case_of(profile))
 
 
 def _of_moments(profile: Profile, sizes: Sizes, device: torch.device) -> Iterator[Finding]:
@@ -51,13 +44,14 @@ def _of_moments(profile: Profile, sizes: Sizes, device: torch.device) -> Iterato
     model, x = whole.trained_of(profile).to(device), images[: sizes.per_class].to(device)
     case = f"{profile.dataset}, {profile.arch} of width {profile.width}, {len(x)} images of a class"
     timings = interleaved(
-        {"float32": lambda: second_moments(model, x), "float64": lambda: exact_moments(model, x)}, repeats=sizes.repeats
+        {"float32": lambda: second_moments(model, x), "float64": lambda: second_moments(model, x, precision=EXACT)},
+        repeats=sizes.repeats,
     )
     yield Finding(
         STAGE, case, "moments: time with products in float64 over that in float32",
         timings["float64"].over(timings["float32"]), seconds=spread(timings),
     )  # fmt: skip
-    ours, exact = second_moments(model, x), exact_moments(model, x)
+    ours, exact = second_moments(model, x), second_moments(model, x, precision=EXACT)
     errors = {
         name: float((ours.second[name] - second).abs().max() / second.abs().max())
         for name, second in exact.second.items()
@@ -67,29 +61,12 @@ def _of_moments(profile: Profile, sizes: Sizes, device: torch.device) -> Iterato
         note=_by_layer(errors),
     )  # fmt: skip
     energy = SubspaceConfig().energy
-    before, after = (captured(exact, by_energy(one, energy=energy)) for one in (exact, ours))
+    before, after = (captured(by_energy(one, energy=energy), exact) for one in (exact, ours))
     lost = {name: abs(before[name] - after[name]) for name in before}
     yield Finding(
         STAGE, case, "bases: captured energy that changes, worst layer (share)", max(lost.values()), at_most=1e-4,
         note=_by_layer(lost),
     )  # fmt: skip
-
-
-@torch.no_grad()
-def exact_moments(model: nn.Module, x: Tensor) -> Moments:
-    """Return the second moments of the same rows as ``second_moments``, multiplied in float64."""
-    accumulator = MomentAccumulator()
-    with watching(model, lambda name, rows, outputs: accumulator.add(name, rows.double(), outputs)) as unprojectable:
-        model(x)
-    return accumulator.moments(samples=len(x), unprojectable=unprojectable)
-
-
-def captured(moments: Moments, subspace: Subspace) -> dict[str, float]:
-    """Return the share of each weight's trace that lies in the subspace."""
-    return {
-        name: float(((second @ subspace.bases[name]) * subspace.bases[name]).sum() / second.diagonal(0, 1, 2).sum())
-        for name, second in moments.second.items()
-    }
 
 
 def _of_results(profile: Profile, case: str) -> Iterator[Finding]:
@@ -111,7 +88,7 @@ def _both(case: experiment.Case) -> tuple[Scores, Scores]:
         model, images, forget=(case.forget,), num_classes=classes, config=QUICK, generator=generator_for("bench")
     )
     retained = ours.proxies.labels.unique().tolist()
-    parts = (exact_moments(model, ours.proxies.of_class(label)) for label in retained)
+    parts = (second_moments(model, ours.proxies.of_class(label), precision=EXACT) for label in retained)
     exact = replace(ours, moments=folded(parts, classes=len(retained)))
     method = METHODS["zs_pag"].run
     assert method is not None
