@@ -238,6 +238,8 @@ def test_the_table_and_the_bars_say_what_was_found():
     (panel,) = report.panels(found[:1])
     assert panel["values"] == [2.0]
     assert report.panels(found[1:2])[0]["values"] == [2.0]
+    far = replace(ONE, case="another net", value=2e9).to_dict()
+    assert report.panels([*found[:1], far])[0]["values"] == [2.0, report.FAR]  # and the near one can be seen
 
 
 def test_curves_of_one_axis_share_a_panel_time_before_memory():

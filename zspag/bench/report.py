@@ -9,6 +9,7 @@ from typing import Any
 from zspag.tables import number
 
 Row = Mapping[str, Any]
+FAR = 8  # margins from here on are drawn alike: one of a billion would leave no room to see the others
 
 
 def told(row: Row) -> str:
@@ -32,13 +33,13 @@ def panels(found: Sequence[Row]) -> list[dict[str, Any]]:
         margin = _margin(row)
         if margin is not None and not row["curve"]:
             name = f"{row['stage']}: {row['what'].partition(',')[0]} ({row['case'].split(',')[0].split(' of ')[0]})"
-            reached[name] = min(margin, reached.get(name, margin))
+            reached[name] = min(margin, reached.get(name, FAR))
     ordered = sorted(reached, key=lambda name: reached[name])
     return [
         {
             "names": ordered,
             "values": [reached[name] for name in ordered],
-            "xlabel": "found over wanted, or wanted over found",
+            "xlabel": f"found over wanted, or wanted over found ({FAR} and more are drawn alike)",
             "xlog": True,
             "base": 1,
             "title": "How far beyond what was wanted (1: just reached), or short of it (hatched)",
