@@ -78,7 +78,7 @@ def test_an_attack_brings_back_what_random_moves_do_not_and_only_with_room():
     made = small()
     masked = Masked(made.model, forget=(FORGET,), num_classes=10)
     images, labels = made.images[:20], made.labels[:20]
-    logits = made.model(images).detach()
+    logits = logits_of(made.model, images)
     surest = (logits[:, FORGET] - logits.index_fill(1, torch.tensor([FORGET]), -torch.inf).amax(1)).max()
     masked.shift[FORGET] = -surest - 0.5  # suppressed in every image, yet within reach
     before = {name: tensor.clone() for name, tensor in masked.state_dict().items()}
