@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "activations": {"runtime"},
     "folding": {"runtime", "activations"},
     "subspaces": {"config", "runtime", "activations"},
-    "influence": {"runtime", "activations"},
+    "influence": {"runtime", "activations", "folding"},
     "pseudo_labels": {"config", "runtime", "proxies", "subspaces", "influence"},
     "unlearning": {"config", "runtime", "proxies", "activations", "subspaces", "influence", "pseudo_labels"},
     "baselines": {"config", "runtime", *METHOD},

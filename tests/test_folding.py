@@ -1,5 +1,8 @@
 """Folding changes neither logits nor gradients, only the work; what does not belong together stays apart."""
 
+import math
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from zspag import folding, models
 from zspag.folding import norm_pairs, norms_folded
+from zspag.influence import logit_derivatives
 from zspag.runtime import frozen
 
 
@@ -138,6 +142,41 @@ def test_a_weight_that_moves_inside_is_followed_and_so_are_gradients_that_come_a
         moved = model(x)
     torch.testing.assert_close(moved, model(x), rtol=1e-9, atol=1e-9)
     assert torch.autograd.grad(moved.sin().sum(), weight)[0].any()  # not those of the frozen pass
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_weights_that_cannot_move_are_scaled_once_for_all_passes(still, monkeypatch):
+    model, x, made = wild_(built("conv7")), torch.rand(2, 3, 32, 32, dtype=torch.float64), []
+    pairs, scaled = norm_pairs(model, x), folding._scaled
+    monkeypatch.setattr(folding, "_scaled", lambda *of: made.append(of) or scaled(*of))
+    with frozen(model) if still else nullcontext(), norms_folded(pairs):
+        for _ in range(3):
+            model(x)
+    assert len(made) == len(pairs) * (1 if still else 3)
+
+
+def test_nobody_looks_for_pairs_when_little_work_is_ahead():
+    model = built("conv7")
+    assert norm_pairs(model, torch.rand(9, 3, 32, 32), passes=folding.WORTH / 9)
+    model.register_forward_hook(lambda *_: pytest.fail("looked"))
+    assert norm_pairs(model, torch.rand(9, 3, 32, 32), passes=(folding.WORTH - 1) / 9) == ()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_derivatives_of_logits_are_those_of_the_plain_model(case, monkeypatch):
+    """Once with the norms folded and once without, in the direction of every parameter and of the weights alone."""
+    torch.manual_seed(0)
+    make, folds = CASES[case]
+    model, x = wild_(make()), torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    for least in (1, 2):
+        direction = {n: torch.randn_like(part).detach() for n, part in model.named_parameters() if part.dim() >= least}
+        found = []
+        for worth in (math.inf, 0):
+            monkeypatch.setattr(folding, "WORTH", worth)
+            found.append(logit_derivatives(model, x, direction))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+        assert found[0][1].abs().max() > 0.1
+        assert (found[0][1] != found[1][1]).any() == bool(folds)  # the way was another one
 
 
 def test_passes_of_another_model_go_on_as_ever():

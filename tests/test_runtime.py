@@ -225,11 +225,6 @@ def test_chunks_keep_tensors_side_by_side_and_lose_nothing(monkeypatch):
     assert torch.equal(torch.cat([y for _, y in parts]), labels)
 
 
-def test_chunks_are_smaller_where_a_pass_holds_several_activations_per_sample(monkeypatch):
-    monkeypatch.setattr("zspag.runtime.CHUNK", 4)
-    assert [len(x) for (x,) in chunks(torch.zeros(11), copies=2)] == [2, 2, 2, 2, 2, 1]
-
-
 def test_a_copy_lies_channels_innermost_and_shares_nothing():
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4))
     changed = copied(model)

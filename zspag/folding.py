@@ -6,14 +6,16 @@ a tenth to a third of an attack's time. The scaled weight stays a function of W,
 model, up to rounding; an update gains a few per cent on larger nets and loses them on small ones, and does without.
 
 Pairs are found by looking: a pass of one image shows which convolution's output enters a batch norm and nothing else.
+To look takes as long as ten images' passes, which the work ahead has to earn.
 
 Invariant: a model whose folded logits differ from its own is not folded, and nothing of it is ever changed.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from zspag.activations import CONVOLUTION_ARGUMENTS, CONVOLUTIONS, bind, holds_f
 from zspag.runtime import frozen
 
 NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+WORTH = 200  # passes of one image from which on folded norms save more than it takes to look for them
 AGREE = 1e-3  # of the largest logit: rounding is far below, a pair that does not belong together far above
 
 
@@ -39,18 +42,32 @@ class Pair:
     beta: Tensor | None
     eps: float
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by the name of the field."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def called_with(self, others: Mapping[Tensor, Tensor]) -> "Pair":
+        """Return the pair of a model that is called with ``others`` in the place of its own tensors."""
+        instead: dict[str, Any] = {name: others.get(tensor, tensor) for name, tensor in self.tensors.items()}
+        return replace(self, **instead)
+
 
 @torch.no_grad()
-def norm_pairs(model: nn.Module, images: Tensor) -> tuple[Pair, ...]:
+def norm_pairs(model: nn.Module, images: Tensor, *, passes: float = math.inf) -> tuple[Pair, ...]:
     """Return the batch norms of ``model``, in eval mode, that may be folded into the convolution before them.
 
     Args:
         model: Not changed; hooks on it see one pass, and a second one if there are pairs.
         images: Shape (n, C, H, W); the first one is passed.
+        passes: How often all images are going to be passed, a derivative counting as one more; for few nobody looks.
 
     Returns:
         Pairs in the order of use; none if the folded model's logits are not the plain one's.
     """
+    if passes * len(images) < WORTH:
+        return ()
     with frozen(model):
         watch = _Uses({id(tensor) for tensor in (*model.parameters(), *model.buffers())})
         with watch:
@@ -66,7 +83,10 @@ def norm_pairs(model: nn.Module, images: Tensor) -> tuple[Pair, ...]:
 
 @contextmanager
 def norms_folded(pairs: Sequence[Pair]) -> Generator[None, None, None]:
-    """Fold the norms of ``pairs`` in every pass of their model, in eval mode; passes of other models go on as ever."""
+    """Fold the norms of ``pairs`` in every pass of their model, in eval mode; passes of other models go on as ever.
+
+    Where nothing requires grad the weights are scaled in the first pass, once: they must not change before the end.
+    """
     if not pairs:
         yield
         return
@@ -123,6 +143,7 @@ class _Folded(TorchFunctionMode):
     def __init__(self, pairs: Mapping[int, Pair]) -> None:
         super().__init__()
         self.pairs = pairs
+        self.scaled: dict[int, tuple[Tensor, Tensor]] = {}
         self.normed: dict[int, Tensor] = {}
 
     def __torch_function__(
@@ -132,7 +153,7 @@ class _Folded(TorchFunctionMode):
         if func in CONVOLUTIONS:
             bound = bind(CONVOLUTION_ARGUMENTS, args, kwargs)
             if (pair := self.pairs.get(id(bound["weight"]))) is not None:
-                weight, bias = _scaled(pair, bound.get("bias"))
+                weight, bias = self._once(pair, bound.get("bias"))
                 output = func(**(bound | {"weight": weight, "bias": bias}))
                 self.normed[id(output)] = output
                 return output
@@ -141,6 +162,13 @@ class _Folded(TorchFunctionMode):
             if self.normed.pop(id(entered), None) is not None:
                 return entered
         return func(*args, **kwargs)
+
+    def _once(self, pair: Pair, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        if any(tensor.requires_grad for tensor in (*pair.tensors.values(), *tensors_in(bias))):
+            return _scaled(pair, bias)  # an update may be under way, and every backward pass needs its own graph
+        if id(pair.weight) not in self.scaled:
+            self.scaled[id(pair.weight)] = _scaled(pair, bias)
+        return self.scaled[id(pair.weight)]
 
 
 def _scaled(pair: Pair, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from zspag.activations import Outputs, as_blocks, watching
+from zspag.folding import norm_pairs, norms_folded
 from zspag.runtime import chunks, frozen, plain_attention
 
 Direction = dict[str, Tensor]
@@ -84,16 +85,18 @@ def logit_derivatives(model: nn.Module, images: Tensor, direction: Direction) ->
     """Return logits and their directional derivatives J_i v, both (n, K), by forward mode.
 
     With y = W x the tangent is dy = W dx + (dW) x: three products where a forward pass has one, two in the first layer,
-    and about as many passes over the activations as a forward pass has.
+    and about as many passes over the activations as a forward pass has. For many images batch norms are folded, the
+    derivative of their convolutions with them.
     """
-    weights = weights_of(model, direction)
+    parameters, pairs = dict(model.named_parameters()), norm_pairs(model, images, passes=2)
     parts = []
-    with _differentiable(model), torch.no_grad():
-        for (x,) in chunks(images, copies=2):
-            with forward_ad.dual_level(), _Tangents():
-                duals = {name: forward_ad.make_dual(weight, direction[name]) for name, weight in weights.items()}
+    with _differentiable(model), torch.no_grad(), forward_ad.dual_level():
+        duals = {name: forward_ad.make_dual(parameters[name].detach(), part) for name, part in direction.items()}
+        moving: dict[Tensor, Tensor] = {parameters[name]: dual for name, dual in duals.items()}
+        with _Tangents(), norms_folded([pair.called_with(moving) for pair in pairs]):
+            for (x,) in chunks(images):
                 logits, tangents = forward_ad.unpack_dual(functional_call(model, duals, (x,)))
-            parts.append((logits, torch.zeros_like(logits) if tangents is None else tangents))
+                parts.append((logits, torch.zeros_like(logits) if tangents is None else tangents))
     logits, tangents = zip(*parts, strict=True)
     return torch.cat(logits), torch.cat(tangents)
 

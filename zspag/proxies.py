@@ -19,7 +19,6 @@ from zspag.folding import norm_pairs, norms_folded
 from zspag.runtime import chunks, frozen, logits_of
 
 PROBE = 20  # forget samples per class that the search for eps attacks
-FOLDED_FROM = 8  # images from which on folded norms save more than it takes to look for them
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def attack(
         The gradient is taken with respect to the input only; no parameter requires grad while the attack runs.
     """
     start = _start(images, eps=eps, config=config, generator=generator)
-    with frozen(model), norms_folded(norm_pairs(model, images) if len(images) >= FOLDED_FROM else ()):
+    with frozen(model), norms_folded(norm_pairs(model, images, passes=2 * config.steps)):
         parts = chunks(images, start, targets)
         return torch.cat([_attack_chunk(model, *part, eps=eps, config=config) for part in parts])
 

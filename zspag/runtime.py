@@ -75,18 +75,14 @@ def copied(model: nn.Module) -> nn.Module:
     return changed
 
 
-def chunks(*tensors: Tensor, copies: int = 1) -> Iterator[tuple[Tensor, ...]]:
+def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut tensors of one length along their first axis into pieces for one pass each; yield the pieces side by side.
-
-    Args:
-        tensors: What to cut.
-        copies: Activations that a pass holds per sample, as often as a forward pass does: pieces are that much smaller.
 
     Example:
         >>> [len(x) for x, _ in chunks(torch.zeros(200, 3), torch.zeros(200))]
         [128, 72]
     """
-    size = (CHUNK if tensors[0].device.type == "cpu" else CHUNK_GPU) // copies
+    size = CHUNK if tensors[0].device.type == "cpu" else CHUNK_GPU
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
