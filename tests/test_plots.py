@@ -215,6 +215,13 @@ def test_ranked_bars_begin_at_their_base_and_those_that_fall_short_look_differen
     assert beyond.get_hatch() != short.get_hatch()
 
 
+def test_ticks_that_a_panel_names_are_labelled_also_on_a_log_scale():
+    panel = {"names": ["a", "b"], "values": [3.0, 0.7], "base": 1, "xlog": True, "xticks": [0.5, 1, 2, 4]}
+    (axis,) = plots.draw(result_of("ranked", panel)).axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.5", "1", "2", "4"]
+    assert list(axis.get_xticks()) == [0.5, 1, 2, 4]
+
+
 def test_limits_scales_and_labels_are_applied():
     panel = curves_of("ZS-PAG") | {"xlog": True, "ylog": True, "ylim": [1, 8], "xlabel": "rate", "ylabel": "nats"}
     (axis,) = plots.draw(result_of("curves", panel | {"title": "drift"})).axes

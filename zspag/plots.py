@@ -192,7 +192,7 @@ def _styles(panels: Sequence[Panel]) -> dict[str, tuple[int, int]]:
 def _finish(axis: Axes, panel: Panel) -> None:
     """Apply labels, scales, limits and reference lines, which all kinds share.
 
-    ``lines`` maps a label to a height; labels, log scales and limits mean what they say.
+    ``lines`` maps a label to a height; labels, log scales, ticks and limits mean what they say.
     """
     for label, height in (panel.get("lines") or {}).items():
         axis.axhline(height, color="#333333", linewidth=1, linestyle="--", zorder=1)
@@ -204,6 +204,8 @@ def _finish(axis: Axes, panel: Panel) -> None:
         axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())  # or labels run into each other
     if panel.get("ylog"):
         axis.set_yscale("log")
+    if panel.get("xticks"):
+        axis.set_xticks(panel["xticks"], [f"{tick:g}" for tick in panel["xticks"]])
     if panel.get("xlim"):
         axis.set_xlim(*panel["xlim"])
     if panel.get("ylim"):

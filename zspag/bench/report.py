@@ -41,6 +41,7 @@ def panels(found: Sequence[Row]) -> list[dict[str, Any]]:
             "values": [reached[name] for name in ordered],
             "xlabel": f"found over wanted, or wanted over found ({FAR} and more are drawn alike)",
             "xlog": True,
+            "xticks": [0.5, 1, 2, 4, FAR],
             "base": 1,
             "title": "How far beyond what was wanted (1: just reached), or short of it (hatched)",
         }
