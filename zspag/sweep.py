@@ -9,7 +9,6 @@ Invariant: the result file holds every row of the grid, and nothing in it was ch
 each method by which commit, when and with which versions its rows were made.
 """
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -123,7 +122,7 @@ def _result(
             "verdicts": verdicts,
             "noise": noise.to_dict("records"),
             "seconds": seconds,
-            "rows": _columns(frame),
+            "rows": files.plain(tables.columns(frame), "rows"),
             "made": made,
             "data_source": data.data_source,
             "test_half": profile.test_half,
@@ -132,13 +131,6 @@ def _result(
         },
         "provenance": made_by,
     }
-
-
-def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    """Return rows as a file keeps them, column by column; None where a row has nothing, as a reference has no rate."""
-    known = frame.replace([math.inf, -math.inf], math.nan).astype(object)
-    columns: dict[str, list[Any]] = files.plain(known.where(known.notna(), None).to_dict("list"), "rows")
-    return columns
 
 
 def _panels(frame: pd.DataFrame, methods: Sequence[str]) -> dict[str, Any]:

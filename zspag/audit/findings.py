@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from zspag.audit.returns import arrivals, mean_curves
+from zspag.tables import columns
 
 Findings = dict[str, pd.DataFrame]
 
@@ -34,8 +35,7 @@ def findings(rows: pd.DataFrame) -> Findings:
 
 def packed(found: Findings) -> dict[str, dict[str, list[Any]]]:
     """Return findings as a file keeps them: by measure and column, None where a row has nothing."""
-    known = {name: frame.astype(object).where(frame.notna(), None) for name, frame in found.items()}
-    return {name: {str(column): list(frame[column]) for column in frame} for name, frame in known.items()}
+    return {name: columns(frame) for name, frame in found.items()}
 
 
 def unpacked(kept: Mapping[str, Mapping[str, list[Any]]]) -> Findings:

@@ -14,7 +14,7 @@ from zspag.tables.averages import (
     paired,
 )
 from zspag.tables.benchmarks import benchmarks, number
-from zspag.tables.cells import markdown
+from zspag.tables.cells import columns, markdown
 from zspag.tables.costs import cost_table, preparation
 from zspag.tables.curves import curve, ladder_panels, safe_rates, tradeoff_panels, window, window_text
 
@@ -24,6 +24,7 @@ __all__ = [
     "SAFE_RETAIN",
     "benchmarks",
     "by_rule",
+    "columns",
     "cost_table",
     "curve",
     "distance_table",

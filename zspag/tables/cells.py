@@ -5,6 +5,7 @@ Invariant: a number is rounded here and nowhere before.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -57,3 +58,14 @@ def markdown(table: pd.DataFrame) -> str:
         *([str(name), *map(str, row)] for name, row in zip(table.index, table.values, strict=True)),
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """Return rows as a file keeps them, by column; None where a row has nothing, or a number without end.
+
+    Example:
+        >>> columns(pd.DataFrame({"method": ["masked", "ascent"], "lr": [math.nan, 0.1], "drift": [0.0, math.inf]}))
+        {'method': ['masked', 'ascent'], 'lr': [None, 0.1], 'drift': [0.0, None]}
+    """
+    known = frame.replace([math.inf, -math.inf], math.nan).astype(object)
+    return {str(name): list(values) for name, values in known.where(known.notna(), None).items()}
