@@ -34,8 +34,8 @@ def place(tmp_path_factory):
 def paint(folder, *, classes, size):
     """Images with a colour and a bar per class (the first ten: a trial keeps no others).
 
-    No two of the ten share a colour: the deepest of the nets, eight channels wide, learns a bar's place on one processor
-    and does not on another, and an attack then finds no way to a class that the net has no idea of.
+    No two of the ten share a colour: the deepest of the nets, eight channels wide, learns a bar's place on one
+    processor and does not on another, and an attack finds no way to a class that the net has no idea of.
     """
     draw = np.random.default_rng(0)
     for label in range(classes):
