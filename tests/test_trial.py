@@ -32,20 +32,16 @@ def place(tmp_path_factory):
 
 
 def paint(folder, *, classes, size):
-    """Images with a colour and a bar per class (the first ten: a trial keeps no others).
-
-    No two of the ten share a colour: the deepest of the nets, eight channels wide, learns a bar's place on one
-    processor and does not on another, and an attack finds no way to a class that the net has no idea of.
-    """
+    """Images with a colour and a bar per class (the first ten: a trial keeps no others)."""
     draw = np.random.default_rng(0)
     for label in range(classes):
         for split, count in (("train", 48), ("test", 8)) if label < 10 else (("train", 2), ("test", 1)):
             target = folder / split / f"class{label:02}"
             target.mkdir(parents=True)
             for index in range(count):
-                pixels = draw.integers(0, 60, (size, size, 3))
-                pixels += [50 * (label // 3**channel % 3) for channel in range(3)]
-                pixels[size * label // 11 : size * (label + 1) // 11] += 90
+                pixels = draw.integers(0, 80, (size, size, 3))
+                pixels[:, :, label % 3] += 60
+                pixels[size * label // 11 : size * (label + 1) // 11] += 110
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(target / f"{index}.png")
 
 
