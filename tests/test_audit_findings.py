@@ -6,7 +6,7 @@ from itertools import product
 import pandas as pd
 import pytest
 
-from zspag import audit, plots
+from zspag import audit, files, plots
 from zspag.audit.verdicts import PROBE, QUESTIONS
 from zspag.experiment import TITLES
 
@@ -223,3 +223,10 @@ def test_with_one_seed_nothing_is_said_about_a_spread():
     found = audit.findings(made(seeds=(0,)))
     assert "not known, for there is one seed" in audit.verdicts(found, method="zs_pag")[0]
     assert audit.verdict_table(found, methods=("zs_pag",)).iloc[0]["ZS-PAG"] == "0.500 (+0.000)"
+
+
+def test_a_number_without_end_is_not_taken_for_one_that_is_missing(tmp_path):
+    packed = audit.packed({"curves": pd.DataFrame({"drift": [0.5, float("inf"), float("nan")]})})
+    assert packed["curves"]["drift"] == [0.5, float("inf"), None]
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(tmp_path / "audit.json", packed)

@@ -91,7 +91,8 @@ def logit_derivatives(model: nn.Module, images: Tensor, direction: Direction) ->
     parameters, pairs = dict(model.named_parameters()), norm_pairs(model, images, passes=2)
     parts = []
     with _differentiable(model), torch.no_grad(), forward_ad.dual_level():
-        duals = {name: forward_ad.make_dual(parameters[name].detach(), part) for name, part in direction.items()}
+        weights = weights_of(model, direction)
+        duals = {name: forward_ad.make_dual(weight, direction[name]) for name, weight in weights.items()}
         moving: dict[Tensor, Tensor] = {parameters[name]: dual for name, dual in duals.items()}
         with _Tangents(), norms_folded([pair.called_with(moving) for pair in pairs]):
             for (x,) in chunks(images):

@@ -9,6 +9,7 @@ Invariant: the result file holds every row of the grid, and nothing in it was ch
 each method by which commit, when and with which versions its rows were made.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -106,6 +107,7 @@ def _result(
     factors = {f"safe window {method}": tables.window(tables.safe_rates(frame, method)) for method in methods}
     drift = {f"drift in hindsight {method}": tables.over_classes(best, "drift")[method]["mean"] for method in methods}
     data = experiment.data_of(profile)
+    finite = frame.replace([math.inf, -math.inf], math.nan)  # what diverged has no number in a file
     return {
         "schema": 3,
         "name": name,
@@ -122,7 +124,7 @@ def _result(
             "verdicts": verdicts,
             "noise": noise.to_dict("records"),
             "seconds": seconds,
-            "rows": files.plain(tables.columns(frame), "rows"),
+            "rows": files.plain(tables.columns(finite), "rows"),
             "made": made,
             "data_source": data.data_source,
             "test_half": profile.test_half,
