@@ -494,12 +494,14 @@ def test_labels_are_asked_for_before_every_epoch_at_the_current_weights():
 # ---- Divergence
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_counts_as_not_forgotten():
+def test_a_loss_that_is_not_finite_ends_the_run_where_it_was_and_counts_as_not_forgotten():
     model, images, labels, loss, project = setting()
-    calls = []
+    calls, weights = [], []
 
     def exploding(current, batch):
         calls.append(1)
+        if len(calls) in (1, 4):
+            weights.append({name: part.detach().clone() for name, part in current.named_parameters()})
         return loss(current, batch) * (math.inf if len(calls) == 4 else 1)
 
     done = descend(
@@ -509,8 +511,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_counts_as_not_forgotten():
     assert done.diverged
     assert len(calls) == 4
     assert len(done.history) == 2  # three batches of up to four samples make an epoch
+    assert math.isfinite(done.history[-1].loss)
     assert not done.reached(1.0)
-    assert all(bool(torch.isfinite(parameter).all()) for parameter in done.model.parameters())
+    for name, parameter in done.model.named_parameters():
+        assert torch.equal(parameter, weights[1][name])  # as the fourth batch found it
+        assert torch.equal(parameter, weights[0][name]) != (name in PROJECTABLE)  # the first three have
 
 
 def test_a_last_step_that_blows_up_unseen_is_no_success():

@@ -60,13 +60,16 @@ def recognized(logits: Tensor, labels: Tensor) -> Tensor:
 
 def macro_accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the mean over the classes present of each class's accuracy."""
-    return sum(per_class_accuracy(logits, labels).values()) / len(labels.unique())
+    each = per_class_accuracy(logits, labels)
+    return sum(each.values()) / len(each)
 
 
 def per_class_accuracy(logits: Tensor, labels: Tensor) -> dict[int, float]:
     """Return each present class's accuracy."""
-    hit = (logits.argmax(1) == labels).double()
-    return {int(label): hit[labels == label].mean().item() for label in labels.unique()}
+    present, member, counts = labels.unique(return_inverse=True, return_counts=True)
+    hits = torch.zeros(len(present), dtype=torch.float64, device=labels.device)
+    hits.index_add_(0, member, (logits.argmax(1) == labels).double())
+    return dict(zip(present.tolist(), (hits / counts).tolist(), strict=True))
 
 
 def mean_kl(reference: Tensor, logits: Tensor) -> float:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from zspag.config import ProxyConfig, TrainConfig
 from zspag.proxies import attack
-from zspag.runtime import device_of, logits_of
+from zspag.runtime import device_of, logits_of, sent
 
 # CHOICE: enough for a net that is visibly harder to fool, and no attempt at the most robust one.
 TRAINING = TrainConfig(epochs=5, batch_size=64, lr=0.05)
@@ -44,7 +44,7 @@ def hardened(
     for _ in range(TRAINING.epochs):
         order = torch.randperm(len(images), generator=generator).to(place)
         for batch in order.split(TRAINING.batch_size):
-            away = torch.randint(1, classes, (len(batch),), generator=generator).to(place)
+            away = sent(torch.randint(1, classes, (len(batch),), generator=generator), place)
             wrong = (labels[batch] + away) % classes
             moved = attack(hard, images[batch], wrong, eps=radius, config=ATTACK, generator=generator)
             loss = F.cross_entropy(hard(moved), labels[batch])

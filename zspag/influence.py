@@ -221,25 +221,31 @@ def conjugate_gradients(
     """
     solution = {name: torch.zeros_like(part) for name, part in target.items()}
     residual, search = dict(target), dict(target)
-    norm = goal = dot(target, target)
+    norm = goal = inner_product(target, target)
     for _ in range(iterations):
-        if norm <= tolerance**2 * goal:
+        if bool(norm <= tolerance**2 * goal):  # the one time per step that the host waits for the device
             break
         image = product(search)
-        step = norm / dot(search, image)
+        step = norm / inner_product(search, image)
         solution = add(solution, search, step)
         residual = add(residual, image, -step)
-        norm, before = dot(residual, residual), norm
+        norm, before = inner_product(residual, residual), norm
         search = add(residual, search, norm / before)
     return solution
 
 
 def dot(first: Direction, second: Direction) -> float:
     """Return the inner product of two directions, in float64."""
-    return sum(float((first[name].double() * second[name].double()).sum()) for name in first)
+    return inner_product(first, second).item()
 
 
-def add(first: Direction, second: Direction, factor: float) -> Direction:
+def inner_product(first: Direction, second: Direction) -> Tensor:
+    """Return the inner product of two directions as a scalar in float64 on their device, which nobody waits for."""
+    products = [(first[name].double() * second[name].double()).sum() for name in first]
+    return sum(products[1:], start=products[0])
+
+
+def add(first: Direction, second: Direction, factor: float | Tensor) -> Direction:
     """Return first + factor * second."""
     return {name: first[name] + factor * second[name] for name in first}
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from zspag.config import ProxyConfig
 from zspag.folding import norm_pairs, norms_folded
-from zspag.runtime import chunks, frozen, logits_of
+from zspag.runtime import chunks, frozen, logits_of, sent
 
 PROBE = 20  # forget samples per class that the search for eps attacks
 
@@ -72,7 +72,7 @@ def attack(
 def _start(images: Tensor, *, eps: float, config: ProxyConfig, generator: torch.Generator) -> Tensor:
     if not config.random_start:
         return images.clone()
-    noise = torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device) * 2 - 1
+    noise = sent(torch.rand(images.shape, generator=generator, dtype=images.dtype), images.device) * 2 - 1
     return _into_ball(images + eps * noise, images, eps=eps, norm=config.norm)
 
 
@@ -92,8 +92,9 @@ def _attack_chunk(
         (gradient,) = torch.autograd.grad(loss, x)
         if config.confidence is not None:
             reached = logits.detach().softmax(1).gather(1, targets[:, None])[:, 0] >= config.confidence
-            if bool(reached.any()):
-                result[left[reached]], going = moving[reached], ~reached
+            going = (~reached).nonzero()[:, 0]  # the one time per step that the host waits for the device
+            if len(going) < len(left):
+                result[left] = moving  # those that go on are written again
                 left, moving, origin, targets, gradient = (
                     part[going] for part in (left, moving, origin, targets, gradient)
                 )
@@ -161,11 +162,12 @@ def generate(
     sources = _draw_sources(len(forget_images), wanted, len(retained), generator).to(forget_images.device)
     targets = torch.tensor(retained, device=forget_images.device).repeat_interleave(wanted)
     images = attack(model, forget_images[sources], targets, eps=eps, config=config, generator=generator)
-    hit = logits_of(model, images).argmax(1) == targets
-    hits = {label: hit[targets == label].double().mean().item() for label in retained}
+    hit = (logits_of(model, images).argmax(1) == targets).view(len(retained), wanted)
+    counts = hit.sum(1).tolist()
+    hits = {label: count / wanted for label, count in zip(retained, counts, strict=True)}
     _refuse_missing(hits, eps=eps, config=config)
-    equal = min(config.per_class, *(int(hit[targets == label].sum()) for label in retained))
-    kept = torch.cat([((targets == label) & hit).nonzero()[:equal, 0] for label in retained])
+    equal = min(config.per_class, *counts)
+    kept = (hit & (hit.cumsum(1) <= equal)).view(-1).nonzero()[:, 0]
     return ProxySet(images[kept], targets[kept], sources[kept], hits, eps)
 
 
@@ -192,8 +194,8 @@ def find_eps(
     eps = config.eps_start
     while eps < config.eps_max:
         moved = attack(model, forget_images[sources], targets, eps=eps, config=config, generator=generator)
-        hit = logits_of(model, moved).argmax(1) == targets
-        if min(hit[targets == label].double().mean().item() for label in retained) >= config.hit_rate:
+        hit = (logits_of(model, moved).argmax(1) == targets).view(len(retained), -1)
+        if hit.double().mean(1).min().item() >= config.hit_rate:
             return eps
         eps *= 2
     return config.eps_max

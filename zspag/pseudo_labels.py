@@ -32,7 +32,8 @@ Relabel = Callable[[nn.Module], Tensor]
 def masked_log_probabilities(logits: Tensor, *, forget: Sequence[int]) -> Tensor:
     """Return log softmax of logits (n, K) with the forget classes at -inf."""
     masked = logits.clone()
-    masked[:, list(forget)] = -torch.inf
+    for label in forget:  # a list as an index would be copied to the device, and waited for
+        masked[:, label] = -torch.inf
     return masked.log_softmax(1)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zspag.relearning import MOMENTUM, MOST_STEPS, RATE, SHARE, batches, share_recognized
-from zspag.runtime import channels_last, copied, generator_for
+from zspag.runtime import channels_last, copied, generator_for, sent
 
 # Rates, and the steps after which to give up. The main one tells apart what comes back early; a retrained network may
 # not arrive within its steps, and an index is then a bound. At the other two a retrained one arrives as well (on digits
@@ -87,7 +87,7 @@ def training_curve(
         if wanted > end:
             break
         for batch in itertools.islice(following, wanted - done):
-            chosen = batch.to(images.device)
+            chosen = sent(batch, images.device)
             _step(changed, images[chosen], labels[chosen], optimizer)
             shown += len(batch)
         done = wanted

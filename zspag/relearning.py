@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zspag.evaluation import recognized
-from zspag.runtime import channels_last, copied, evaluating, logits_of
+from zspag.runtime import channels_last, copied, evaluating, logits_of, sent
 
 # At 1e-2 the masked original is back within one step, at 1e-3 within four: nothing to tell models apart by. At 3e-4 it
 # takes about eight, on digits and on CIFAR-10, and the retrained network some two hundred.
@@ -64,7 +64,7 @@ def relearning_curve(
         for batch in itertools.islice(batches(len(images), generator), most_steps):
             if curve[-1] >= level:
                 break
-            chosen = batch.to(images.device)
+            chosen = sent(batch, images.device)
             loss = functional.cross_entropy(changed(channels_last(images[chosen])), labels[chosen])
             if not bool(torch.isfinite(loss)):
                 break

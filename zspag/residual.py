@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zspag.config import ProxyConfig
 from zspag.evaluation import recognized
 from zspag.proxies import attack
-from zspag.runtime import logits_of
+from zspag.runtime import logits_of, sent
 
 RADII = (4 / 255, 8 / 255, 16 / 255, 32 / 255, 64 / 255)  # pixels
 ATTACK = ProxyConfig(norm="linf")  # the ball that random moves fill
@@ -86,7 +86,7 @@ def recognized_nearby(
     """
     seen = []
     for _ in range(draws):
-        noise = torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device) * 2 - 1
+        noise = sent(torch.rand(images.shape, generator=generator, dtype=images.dtype), images.device) * 2 - 1
         seen.append(recognized(logits_of(model, (images + radius * noise).clamp(0, 1)), labels))
     return torch.stack(seen)
 

@@ -57,6 +57,17 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
+def sent(drawn: Tensor, device: torch.device) -> Tensor:
+    """Return what was drawn on the CPU on ``device``, without waiting for the work that a GPU still has to do.
+
+    A plain copy to a GPU first lets it finish all that it was given, so that a loop which draws at every step keeps it
+    idle between its steps. From pinned memory the copy queues behind that work.
+    """
+    if device.type == "cuda":
+        drawn = drawn.pin_memory()
+    return drawn.to(device, non_blocking=True)  # a copy from the CPU only: the other way it would be read too early
+
+
 def channels_last(images: Tensor) -> Tensor:
     """Return (n, C, H, W) images with channels innermost in memory, where a CPU convolves faster; others unchanged.
 

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from zspag.config import TrainConfig, to_dict
 from zspag.files import replacing
-from zspag.runtime import copied, derive_seed, device_of, generator_for, progress
+from zspag.runtime import copied, derive_seed, device_of, generator_for, progress, sent
 
 RISE = 0.2  # share of all steps in which a one-cycle rate rises
 DISTORTED_ALIKE = 32  # images that share the two distortions RandAugment draws: one by one they would starve a GPU
@@ -166,7 +166,7 @@ def augmented(images: Tensor, *, augment: str, pad: int, generator: torch.Genera
     if augment == "shift_flip":
         flipped = torch.rand(count, 1, generator=generator) < 0.5
         columns = torch.where(flipped, columns.flip(1), columns)
-    rows, columns = rows.to(images.device), columns.to(images.device)
+    rows, columns = sent(rows, images.device), sent(columns, images.device)
     samples = torch.arange(count, device=images.device)[:, None, None]
     moved = images[samples, :, rows[:, :, None], columns[:, None, :]]  # (n, H, W, C): one gather does it all
     return moved.permute(0, 3, 1, 2)
@@ -262,7 +262,7 @@ def mixed(images: Tensor, labels: Tensor, *, most: float, generator: torch.Gener
     if most == 0:
         return images, labels, 0.0
     share = most * torch.rand((), generator=generator).item()
-    pair = torch.randperm(len(images), generator=generator).to(images.device)
+    pair = sent(torch.randperm(len(images), generator=generator), images.device)
     return images.lerp(images[pair], share), labels[pair], share
 
 

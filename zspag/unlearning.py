@@ -19,7 +19,7 @@ from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
 from zspag.proxies import ProxySet, generate
 from zspag.pseudo_labels import Relabel, relabeler, retained_classes
-from zspag.runtime import channels_last, copied, evaluating, frozen, generator_for, logits_of
+from zspag.runtime import channels_last, copied, evaluating, frozen, generator_for, logits_of, sent
 from zspag.subspaces import ClassMoments, Projector, averaged, folded, projector, second_moments
 
 BatchLoss = Callable[[nn.Module, Tensor], Tensor]
@@ -300,7 +300,7 @@ def descend(
         before_epoch: Called with the current model, in eval mode, before every epoch.
 
     Returns:
-        The copy after the last epoch, with its history.
+        The copy after the last epoch, with its history. Once a loss is not finite, nothing moves any more.
 
     Raises:
         ValueError: If ``update.lr`` is None, or ``update.held_out`` leaves nothing to fit.
@@ -323,19 +323,16 @@ def descend(
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in moving)
         while not diverged:
-            started, total = time.perf_counter(), 0.0
+            started = time.perf_counter()
             if before_epoch is not None:
                 before_epoch(changed)
-            order = fitted[torch.randperm(len(fitted), generator=generator)].to(forget_images.device)
-            for batch in order.split(batch_size(len(order), update)):
-                value = loss(changed, batch)
-                cost = value.item()  # the one time per batch that the host waits for the device
-                if diverged := not math.isfinite(cost):
-                    break
-                _step_(moving, velocity, value, project=project, lr=update.lr, momentum=update.momentum)
-                total += cost * len(batch)
+            order = sent(fitted[torch.randperm(len(fitted), generator=generator)], forget_images.device)
+            batches = order.split(batch_size(len(order), update))
+            costs = _fit_(changed, batches, loss, moving, velocity, project=project, update=update)
+            total = sum(cost * len(batch) for cost, batch in zip(costs, batches, strict=False) if math.isfinite(cost))
             logits = logits_of(changed, judged_images)
-            diverged = diverged or not bool(torch.isfinite(logits).all())  # the last step may have blown up unseen
+            seen = math.isfinite(costs[-1])  # the last step may have blown up unseen
+            diverged = not (seen and bool(torch.isfinite(logits).all()))
             remaining = (logits.argmax(1) == judged_labels).double().mean().item()
             history.append(Epoch(total / len(order), remaining, time.perf_counter() - started))
             if _finished(history, update):
@@ -372,24 +369,55 @@ def batch_size(count: int, update: UpdateConfig) -> int:
     return max(1, min(update.batch_size, math.ceil(count / update.min_steps)))
 
 
+def _fit_(
+    changed: nn.Module,
+    batches: Sequence[Tensor],
+    loss: BatchLoss,
+    moving: dict[str, nn.Parameter],
+    velocity: dict[str, Tensor],
+    *,
+    project: Projector | None,
+    update: UpdateConfig,
+) -> list[float]:
+    """Take a step per batch and return the losses up to the first that is not finite, after which nothing moves.
+
+    A GPU that is asked for every loss stands still between two batches. There a bad loss is found out at the end, and
+    the steps after it have length 0; a CPU leaves the loop.
+    """
+    costs: list[Tensor] = []
+    sound = None if batches[0].device.type == "cpu" else torch.ones((), dtype=torch.bool, device=batches[0].device)
+    for batch in batches:
+        value = loss(changed, batch)
+        costs.append(value.detach())
+        if sound is not None:
+            sound = sound & costs[-1].isfinite()
+        elif not math.isfinite(costs[-1]):
+            break
+        _step_(moving, velocity, value, project=project, update=update, sound=sound)
+    read: list[float] = torch.stack(costs).tolist()
+    return read[: next((index for index, cost in enumerate(read, 1) if not math.isfinite(cost)), len(read))]
+
+
 def _step_(
     moving: dict[str, nn.Parameter],
     velocity: dict[str, Tensor],
     value: Tensor,
     *,
     project: Projector | None,
-    lr: float,
-    momentum: float,
+    update: UpdateConfig,
+    sound: Tensor | None,
 ) -> None:
-    """Move the parameters in place by one projected step of SGD with momentum."""
+    """Move the parameters in place by one projected step of SGD with momentum; not at all where ``sound`` is false."""
+    assert update.lr is not None
     gradients = torch.autograd.grad(value, list(moving.values()), allow_unused=True)
     with torch.no_grad():
         for (name, parameter), gradient in zip(moving.items(), gradients, strict=True):
             if gradient is None:
                 continue
             step = gradient if project is None else project(name, gradient)
-            velocity[name].mul_(momentum).add_(step)
-            parameter.sub_(lr * velocity[name])
+            velocity[name].mul_(update.momentum).add_(step)
+            move = update.lr * velocity[name]
+            parameter.sub_(move if sound is None else torch.where(sound, move, 0))
 
 
 def climb(run: Callable[[float], Descent], *, update: UpdateConfig) -> Ladder:

@@ -18,7 +18,7 @@ from zspag.config import ProxyConfig, UnlearnConfig
 from zspag.influence import loss_gradient
 from zspag.proxies import attack
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
-from zspag.runtime import chunks, frozen, generator_for, logits_of
+from zspag.runtime import chunks, frozen, generator_for, logits_of, sent
 from zspag.unlearning import BatchLoss, Ladder, Material
 
 # L2UL. Published for single samples: radius 4, 100 iterations, 20 copies (200 of 100 classes), penalty 1.
@@ -59,7 +59,7 @@ def _l2ul(*, penalize: bool) -> Run:
 
         def make_loss(drawing: torch.Generator) -> BatchLoss:
             def loss(current: nn.Module, batch: Tensor) -> Tensor:
-                drawn = torch.randint(COPIES, (len(batch),), generator=drawing).to(batch.device)
+                drawn = sent(torch.randint(COPIES, (len(batch),), generator=drawing), batch.device)
                 x, away = forget_images[batch], forget_labels[batch]
                 value = opposed(current, x, away, copies[drawn, batch], targets[drawn, batch])
                 return value if held is None else value + PENALTY * held.penalty(current)

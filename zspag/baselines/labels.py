@@ -15,10 +15,18 @@ from torch.func import functional_call
 
 from zspag.baselines.method import PROXIES, Method, forget_classes, seed_of
 from zspag.config import UnlearnConfig
-from zspag.influence import Direction, add, dot, label_scores, loss_gradient, soft_cross_entropy, weights_of
+from zspag.influence import (
+    Direction,
+    add,
+    inner_product,
+    label_scores,
+    loss_gradient,
+    soft_cross_entropy,
+    weights_of,
+)
 from zspag.proxies import ProxySet
 from zspag.pseudo_labels import Relabel, masked_log_probabilities, standardized, tilted_labels
-from zspag.runtime import frozen, generator_for, logits_of, plain_attention
+from zspag.runtime import frozen, generator_for, logits_of, plain_attention, sent
 from zspag.subspaces import Projector, projector
 from zspag.unlearning import BatchLoss, Descent, Ladder, Material, climb, descend, fit_labels
 
@@ -108,7 +116,7 @@ def balanced_classes(current: nn.Module, setting: Setting) -> Tensor:
     total: Direction | None = None
     for label in sorted(setting.proxies.hits):
         part = class_gradient(current, setting, label)
-        length = max(dot(part, part) ** 0.5, 1e-30)
+        length = inner_product(part, part).sqrt().clamp_min(1e-30)
         unit = {name: value / length for name, value in part.items()}
         total = unit if total is None else add(total, unit, 1.0)
     assert total is not None
@@ -305,7 +313,7 @@ def _with_proxies(setting: Setting, soft: Tensor, drawing: torch.Generator, weig
     images = setting.proxies.images
 
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
-        beside = torch.randint(len(images), (len(batch),), generator=drawing).to(images.device)
+        beside = sent(torch.randint(len(images), (len(batch),), generator=drawing), images.device)
         fitted, kept = current(torch.cat([setting.images[batch], images[beside]])).chunk(2)
         return soft_cross_entropy(fitted, soft[batch]) + weight * soft_cross_entropy(kept, setting.teacher[beside])
 

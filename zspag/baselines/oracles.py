@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from zspag.baselines.method import ORACLE, Method, descend_all, forget_classes, seed_of
 from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.pseudo_labels import masked_log_probabilities, second_best_labels
-from zspag.runtime import generator_for, logits_of
+from zspag.runtime import generator_for, logits_of, sent
 from zspag.subspaces import Subspace, hard_projector, merged, second_moments
 from zspag.unlearning import BatchLoss, Ladder, Material, batch_size, climb, fit_labels
 
@@ -53,7 +53,7 @@ def fine_tune(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *,
         batches = _passes(len(retain_images), size, drawing)
 
         def loss(current: nn.Module, _forget: Tensor) -> Tensor:
-            batch = next(batches).to(retain_images.device)
+            batch = sent(next(batches), retain_images.device)
             return F.cross_entropy(current(retain_images[batch]), retain_labels[batch])
 
         return loss
@@ -130,10 +130,10 @@ def scrub(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num
             nonlocal step
             step += 1
             if step < last_max and step % turn < turn // 2:
-                batch = next(forget_batches).to(forget_images.device)
+                batch = sent(next(forget_batches), forget_images.device)
                 fled = divergence(forget_teacher[batch], current(forget_images[batch]))
                 return -fled.clamp_max(math.log(num_classes)).mean()
-            batch = next(retain_batches).to(retain_images.device)
+            batch = sent(next(retain_batches), retain_images.device)
             logits = current(retain_images[batch])
             kept = F.cross_entropy(logits, retain_labels[batch])
             return SCRUB_DIVERGENCE * divergence(retain_teacher[batch], logits).mean() + SCRUB_CROSS_ENTROPY * kept

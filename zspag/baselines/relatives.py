@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, seed_of
 from zspag.config import UnlearnConfig
 from zspag.pseudo_labels import masked_log_probabilities
-from zspag.runtime import chunks, frozen, generator_for, logits_of
+from zspag.runtime import chunks, frozen, generator_for, logits_of, sent
 from zspag.unlearning import BatchLoss, Ladder, Material
 
 
@@ -107,9 +107,10 @@ def _attack_chunk(
     moving, repeated = origin.clone(), targets.repeat(config.copies)
     lowest, highest = (origin - config.radius).clamp_min(0), (origin + config.radius).clamp_max(1)
     for _ in range(config.steps):
-        noise = torch.randn((config.copies, *origin.shape), generator=generator, dtype=origin.dtype).to(origin.device)
+        drawn = torch.randn((config.copies, *origin.shape), generator=generator, dtype=origin.dtype)
+        noise = config.sigma * sent(drawn, origin.device)
         x = moving.detach().requires_grad_(True)
-        loss = F.cross_entropy(model((x + config.sigma * noise).flatten(0, 1)), repeated, reduction="sum")
+        loss = F.cross_entropy(model((x + noise).flatten(0, 1)), repeated, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, x)
         moving = torch.minimum(torch.maximum(x.detach() - config.step * gradient.sign(), lowest), highest)
     return moving

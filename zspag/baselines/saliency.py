@@ -12,6 +12,7 @@ from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, 
 from zspag.config import UnlearnConfig
 from zspag.influence import loss_gradient, soft_cross_entropy
 from zspag.pseudo_labels import random_labels
+from zspag.runtime import sent
 from zspag.unlearning import BatchLoss, Ladder, Material
 
 SALIENT_SHARE = 0.5  # of all weights; published runs keep 50 to 80 %
@@ -35,7 +36,7 @@ def salun(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
             labels = random_labels(len(batch), num_classes=num_classes, forget=forget, generator=drawing)
             logits = functional_call(current, held(current, mask), (forget_images[batch],))
-            return soft_cross_entropy(logits, labels.to(forget_images.device))
+            return soft_cross_entropy(logits, sent(labels, forget_images.device))
 
         return loss
 

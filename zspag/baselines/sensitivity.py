@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, seed_of
 from zspag.config import UnlearnConfig
 from zspag.pseudo_labels import retained_classes
-from zspag.runtime import logits_of, plain_attention
+from zspag.runtime import logits_of, plain_attention, sent
 from zspag.unlearning import BatchLoss, Ladder, Material
 
 COPIES = 25  # JiT: noisy copies of every sample
@@ -36,7 +36,7 @@ def jit(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_c
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
             images = forget_images[batch]
-            noise = torch.randn((COPIES, *images.shape), generator=drawing, dtype=images.dtype).to(images.device)
+            noise = sent(torch.randn((COPIES, *images.shape), generator=drawing, dtype=images.dtype), images.device)
             noise *= SIGMA
             around = logits_of(current, (images + noise).flatten(0, 1)).unflatten(0, (COPIES, len(images)))
             return lipschitz_quotient(current(images), around, noise)
@@ -78,7 +78,8 @@ def mu_mis(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, nu
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
-            others = retained[torch.randint(len(retained), (len(batch),), generator=drawing)].to(forget_labels.device)
+            drawn = torch.randint(len(retained), (len(batch),), generator=drawing)
+            others = sent(retained[drawn], forget_labels.device)
             return contribution(current, forget_images[batch], forget_labels[batch], others, weight=IRRELEVANT)
 
         return loss

@@ -22,7 +22,7 @@ from zspag.baselines.method import (
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
 from zspag.pseudo_labels import masked_log_probabilities, retained_classes
-from zspag.runtime import chunks, frozen, generator_for
+from zspag.runtime import chunks, frozen, generator_for, sent
 from zspag.unlearning import BatchLoss, Ladder, Material
 
 NOISE_PER_CLASS = 20  # noise images of every class
@@ -51,7 +51,7 @@ def min_max_noise(model: nn.Module, forget_images: Tensor, forget_labels: Tensor
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
-            drawn = torch.randint(len(labels), (len(batch),), generator=drawing).to(labels.device)
+            drawn = sent(torch.randint(len(labels), (len(batch),), generator=drawing), labels.device)
             return F.cross_entropy(current(images[drawn]), labels[drawn])
 
         return loss
@@ -115,7 +115,7 @@ def head_sampling(model: nn.Module, forget_images: Tensor, forget_labels: Tensor
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
-            beside = retained[torch.randint(len(retained), (len(batch),), generator=drawing)].to(labels.device)
+            beside = sent(retained[torch.randint(len(retained), (len(batch),), generator=drawing)], labels.device)
             classes = torch.cat([forget_labels[batch], beside])
             features = sampled_features(means, residuals, classes, generator=drawing)
             teacher = masked_log_probabilities(head_logits(model, features, head=head).detach(), forget=forget).exp()
@@ -160,8 +160,8 @@ def sampled_features(means: Tensor, residuals: Tensor, classes: Tensor, *, gener
 
     A normal mixture R^T w / sqrt(n) of the residuals has covariance R^T R / n, which is never formed or factored.
     """
-    mixture = torch.randn((len(classes), len(residuals)), generator=generator, dtype=means.dtype).to(means.device)
-    return means[classes] + mixture @ residuals / len(residuals) ** 0.5
+    mixture = torch.randn((len(classes), len(residuals)), generator=generator, dtype=means.dtype)
+    return means[classes] + sent(mixture, means.device) @ residuals / len(residuals) ** 0.5
 
 
 METHODS: dict[str, Method] = {

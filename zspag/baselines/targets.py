@@ -14,7 +14,7 @@ from zspag.baselines.method import FORGET, PROXIES, Method, descend_all, forget_
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
-from zspag.runtime import logits_of
+from zspag.runtime import logits_of, sent
 from zspag.unlearning import BatchLoss, Ladder, Material
 
 
@@ -43,7 +43,7 @@ def random_relabeling(model: nn.Module, forget_images: Tensor, forget_labels: Te
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
             labels = random_labels(len(batch), num_classes=num_classes, forget=forget, generator=drawing)
-            return soft_cross_entropy(current(forget_images[batch]), labels.to(forget_images.device))
+            return soft_cross_entropy(current(forget_images[batch]), sent(labels, forget_images.device))
 
         return loss
 
@@ -84,7 +84,7 @@ def rehearsal(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *,
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
-            beside = torch.randint(len(proxies), (len(batch),), generator=drawing).to(proxies.device)
+            beside = sent(torch.randint(len(proxies), (len(batch),), generator=drawing), proxies.device)
             logits = current(torch.cat([forget_images[batch], proxies[beside]]))
             return 2 * soft_cross_entropy(logits, torch.cat([teacher[batch], kept[beside]]))
 

@@ -36,7 +36,7 @@ def subspace_table(case: Case) -> pd.DataFrame:
 def _subspace_rows(case: Case) -> list[dict[str, Any]]:
     guard, model, material = guard_of(case), trained(case.profile, case.seed), material_of(case)
     images, _ = forget_set(case, guard)
-    retain_images, retain_labels = guard.retain_train()
+    retain_images, retain_labels = (part.to(images.device) for part in guard.retain_train())
     own = combine(material.moments, config=case.profile.unlearn.subspace)
     draws = [generator_for(case.seed, "subspace", index) for index in range(3)]
     subspaces = {

@@ -1,0 +1,386 @@
+"""On a GPU everything comes out as on the CPU, and the host waits for it between steps and chunks at no time."""
+
+import copy
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from laboratory import FORGET, rooted, small
+from pretended import AWAY, HOME, held, pretended_gpu
+from torch import Tensor
+from torch.nn import functional as F
+
+from zspag import bench, runtime
+from zspag.baselines import METHODS
+from zspag.bench import machine
+from zspag.bench.settings import TINY
+from zspag.config import ProxyConfig, TrainConfig, UpdateConfig
+from zspag.influence import conjugate_gradients, label_scores, loss_gradient
+from zspag.models import build
+from zspag.proxies import attack
+from zspag.runtime import channels_last, generator_for, logits_of, sent
+from zspag.subspaces import second_moments
+from zspag.training import train
+from zspag.unlearning import descend, prepare, zero_shot_unlearn
+
+REPOSITORY = Path(__file__).parents[1]
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+STEPPING = [name for name in METHODS if name != "gkt"]  # of its images some pass a gate, which decides all later shapes
+
+
+@pytest.fixture
+def gpu():
+    with pretended_gpu() as gpu:
+        yield gpu
+
+
+@pytest.fixture(autouse=True)
+def _chunks_alike(monkeypatch):
+    """Sums over chunks of another size would differ in their last bits."""
+    monkeypatch.setattr(runtime, "CHUNK_GPU", runtime.CHUNK)
+
+
+def on_both(work):
+    """Return what ``work`` gives on the CPU and on the pretended GPU."""
+    here = work(HOME)
+    with pretended_gpu():
+        return here, work(AWAY)
+
+
+def moved(tensor_or_net, device):
+    """Return a copy on a device; both devices then have it laid out alike."""
+    return (
+        channels_last(tensor_or_net.to(device, copy=True))
+        if isinstance(tensor_or_net, Tensor)
+        else copy.deepcopy(tensor_or_net).to(device)
+    )
+
+
+def away(tensor_or_net):
+    return moved(tensor_or_net, AWAY)
+
+
+def assert_same_weights(net, other):
+    first, second = (one.state_dict(keep_vars=True) for one in (net, other))  # detaching would need the device
+    for (name, here), there in zip(first.items(), second.values(), strict=True):
+        assert torch.equal(held(here), held(there)), name
+
+
+def waits(gpu, work):
+    """Return where the host waits for the device during ``work``."""
+    gpu.waits = found = Counter()
+    work()
+    gpu.waits = Counter()
+    return found
+
+
+# What is pretended
+
+
+def test_operands_of_two_devices_are_refused(gpu):
+    here = torch.rand(3)
+    there = here.to(AWAY)
+    for mix in (
+        lambda: here + there,
+        lambda: there @ here,
+        lambda: here[there.long()],
+        lambda: torch.cat([here, there]),
+    ):
+        with pytest.raises(RuntimeError, match="two devices"):
+            mix()
+    with pytest.raises(RuntimeError, match="generator"):
+        torch.rand(3, device=AWAY, generator=torch.Generator())
+    with pytest.raises(RuntimeError, match="numpy"):
+        there.numpy()
+
+
+def test_single_numbers_and_indices_may_be_on_the_host(gpu):
+    there = torch.arange(3.0).to(AWAY)
+    assert (there + torch.tensor(2.0)).tolist() == [2, 3, 4]
+    assert there[torch.tensor([2, 0])].tolist() == [2, 0]
+    there[[0, 1]] = 7
+    assert there.tolist() == [7, 7, 2]
+
+
+WAITING = {
+    "a value": lambda x: x.sum().item(),
+    "a truth": lambda x: bool((x > 0).all()),
+    "all values": lambda x: x.tolist(),
+    "places": lambda x: (x > 0).nonzero(),
+    "a mask": lambda x: x[x > 0],
+    "classes": lambda x: x.unique(),
+    "a list as index": lambda x: x[[0, 2]],
+    "an index of the host": lambda x: x[torch.tensor([0, 2])],
+    "a copy from the host": lambda x: torch.rand(3).to(x.device),
+    "numbers of the host": lambda x: torch.tensor([1, 2], device=x.device),
+}
+BUSY = {
+    "arithmetic": lambda x: (x * 2 + 1).softmax(0).argmax(),
+    "an index of the device": lambda x: x[torch.arange(2, device=x.device)],
+    "a choice": lambda x: torch.where(x > 0, x, 0),
+    "what is drawn and sent": lambda x: sent(torch.rand(3), x.device) + x,
+    "a change in place": lambda x: x[1:].mul_(2),
+}
+
+
+@pytest.mark.parametrize("kind", WAITING)
+def test_what_waits_is_seen(gpu, kind):
+    x = torch.arange(3.0).to(AWAY)
+    assert waits(gpu, lambda: WAITING[kind](x)).total() >= 1
+
+
+@pytest.mark.parametrize("kind", BUSY)
+def test_what_does_not_wait_is_not(gpu, kind):
+    x = torch.arange(3.0).to(AWAY)
+    assert not waits(gpu, lambda: BUSY[kind](x))
+
+
+def test_what_is_sent_arrives_and_keeps_its_kind(gpu):
+    drawn = torch.randint(9, (4,))
+    assert sent(drawn, AWAY).device == AWAY
+    assert torch.equal(sent(drawn, AWAY).cpu(), drawn)
+    assert sent(drawn, torch.device("cpu")) is drawn
+
+
+# The same on both
+
+
+def test_unlearning_gives_the_weights_that_the_cpu_gives():
+    case = small()
+
+    def work(device):
+        parts = (moved(part, device) for part in (case.model, case.images, case.labels))
+        return zero_shot_unlearn(*parts, num_classes=10, config=case.config, seed=0)
+
+    here, there = on_both(work)
+    assert_same_weights(here.model, there.model)
+    assert replace(here.report, seconds={}, history=()) == replace(there.report, seconds={}, history=())
+    assert [one.loss for one in here.report.history] == [one.loss for one in there.report.history]
+    assert not torch.equal(here.model.state_dict()["13.weight"], case.model.state_dict()["13.weight"])
+
+
+RECIPES = {
+    "plain": {},
+    "augmented": {"augment": "shift_flip", "pad": 1, "mixup": 0.4},
+    "distorted": {"rand_augment": 5, "optimizer": "adamw"},
+}
+
+
+def training(recipe, *, batch_size=32):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (120, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(120) % 4
+    net = build("digits", num_classes=4, in_channels=1, image_size=8, width=4, mean=(0.5,), std=(0.3,), seed=0)
+    config = TrainConfig(epochs=2, batch_size=batch_size, lr=0.01, **RECIPES[recipe])
+    return lambda device: train(net, images, labels, config=config, seed=0, device=device).model
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_training_gives_the_weights_that_the_cpu_gives(recipe):
+    assert_same_weights(*on_both(training(recipe)))
+
+
+@cache
+def material_on(device):
+    case = small()
+    model, images = moved(case.model, device), moved(case.images, device)
+    generator = generator_for(0, "material")
+    return prepare(model, images, forget=(FORGET,), num_classes=10, config=case.config, generator=generator)
+
+
+def laddered(name, *, device, batch_size=None):
+    """Run a method at one rate and return its run."""
+    case, method = small(), METHODS[name]
+    model, images, labels = (moved(part, device) for part in (case.model, case.images, case.labels))
+    update = replace(
+        case.config.update, lr=None, ladder=({"high": 0.3, "middle": 0.03, "low": 0.003}[method.ladder],), epochs=1,
+        settle=0.0, give_up=1.0, whole_ladder=True,
+    )  # fmt: skip
+    if batch_size is not None:
+        update = replace(update, batch_size=batch_size, min_steps=1)
+    material = material_on(device)
+    options = {"num_classes": 10, "config": replace(case.config, update=update), "material": material}
+    options["generator"] = generator_for(0, "method")
+    if method.oracle is not None:
+        options |= {
+            "retain_images": moved(case.retain_images, device),
+            "retain_labels": moved(case.retain_labels, device),
+        }
+    return lambda: (method.run or method.oracle)(model, images, labels, **options).runs[0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_gives_the_weights_that_the_cpu_gives(name):
+    here, there = on_both(lambda device: laddered(name, device=device)())
+    assert_same_weights(here.model, there.model)
+
+
+@pytest.mark.parametrize("name", STEPPING)
+def test_the_steps_of_a_method_do_not_wait(gpu, name):
+    few, many = (waits(gpu, laddered(name, device=AWAY, batch_size=size)) for size in (30, 5))
+    assert few.total() == many.total(), many - few
+
+
+def test_a_bad_loss_leaves_the_weights_that_it_found():
+    """On the CPU the loop ends there, on a GPU it goes on; both give back the same net and the same history."""
+    case = small()
+
+    def work(device, bad=7):
+        calls, model = [], moved(case.model, device)
+        images, labels = moved(case.images, device), moved(case.labels, device)
+
+        def loss(current, batch):
+            calls.append(1)
+            return F.cross_entropy(current(images[batch]), labels[batch]) * (torch.inf if len(calls) == bad else 1)
+
+        update = UpdateConfig(lr=0.01, epochs=3, batch_size=15, min_steps=1, give_up=1.0, settle=0.0)
+        run = descend(model, images, labels, loss=loss, names=("4.weight", "13.weight"), project=None, update=update,
+                      generator=torch.Generator().manual_seed(0))  # fmt: skip
+        return run, len(calls)
+
+    (here, calls_here), (there, calls_there) = on_both(work)
+    assert (calls_here, calls_there) == (7, 8)
+    assert here.diverged
+    assert there.diverged
+    assert [(one.loss, one.forget_accuracy) for one in here.history] == [
+        (one.loss, one.forget_accuracy) for one in there.history
+    ]
+    assert_same_weights(here.model, there.model)
+    sound, _ = work(HOME, bad=0)
+    assert not torch.equal(sound.model.state_dict()["4.weight"], here.model.state_dict()["4.weight"])
+
+
+# What is long does not wait
+
+
+def test_a_descent_waits_once_more_per_epoch_and_never_per_batch(gpu):
+    case = small()
+    model, images, labels = away(case.model), away(case.images), away(case.labels)
+
+    def run(*, batch_size, read=False):
+        def loss(current, batch):
+            value = F.cross_entropy(current(images[batch]), labels[batch])
+            return value * (value.item() >= 0) if read else value
+
+        update = UpdateConfig(lr=1e-4, epochs=2, batch_size=batch_size, min_steps=1, give_up=1.0, settle=0.0)
+        return lambda: descend(model, images, labels, loss=loss, names=("13.weight",), project=None, update=update,
+                               generator=torch.Generator().manual_seed(0))  # fmt: skip
+
+    counts = [waits(gpu, run(batch_size=size)).total() for size in (60, 10, 2)]
+    assert counts[0] == counts[1] == counts[2]
+    looked = [waits(gpu, run(batch_size=size, read=True)).total() for size in (60, 10)]
+    assert looked[1] - looked[0] == 2 * (
+        6 - 1
+    )  # the control: a look at every loss is seen, in two epochs of six batches
+
+
+@pytest.mark.parametrize(("confidence", "most"), [(None, 0), (0.9, 1)])
+def test_an_attack_waits_once_per_step_where_it_stops_early_and_else_never(gpu, confidence, most):
+    case = small()
+    model, images, targets = away(case.model), away(case.images), (torch.arange(60) % 10).to(AWAY)
+
+    def run(steps):
+        config = ProxyConfig(steps=steps, confidence=confidence)
+        return lambda: attack(model, images, targets, eps=0.3, config=config, generator=torch.Generator())
+
+    counts = [waits(gpu, run(steps)).total() for steps in (2, 12)]
+    assert counts[1] - counts[0] == 10 * most
+
+
+def test_an_attack_that_stops_early_gives_what_the_cpu_gives():
+    case = small()
+    targets, config = torch.arange(60) % 10, ProxyConfig(steps=12, confidence=0.9)
+
+    def work(device, config=config):
+        parts = (moved(part, device) for part in (case.model, case.images, targets))
+        return attack(*parts, eps=0.3, config=config, generator=generator_for(0))
+
+    here, there = on_both(work)
+    assert torch.equal(here, held(there))
+    stopped = (here != work(HOME, replace(config, confidence=None))).flatten(1).any(1)
+    assert 0 < stopped.sum() < 60  # some were left as they were, others went on
+
+
+CHUNKED = {
+    "logits": lambda case, model, images: logits_of(model, images),
+    "moments": lambda case, model, images: second_moments(model, images),
+    "influence": lambda case, model, images: label_scores(
+        model, images, {name: away(torch.ones_like(part)) for name, part in _weights(case.model).items()}
+    ),
+    "gradient": lambda case, model, images: loss_gradient(
+        model, images, torch.full((len(images), 10), 0.1).to(AWAY), names=tuple(_weights(case.model))
+    ),
+}  # fmt: skip
+
+
+def _weights(model):
+    return {
+        name: part.detach() for name, part in model.named_parameters() if name.endswith("weight") and part.dim() > 1
+    }
+
+
+@pytest.mark.parametrize("kind", CHUNKED)
+def test_chunks_do_not_wait_for_each_other(gpu, monkeypatch, kind):
+    case = small()
+    model, images = away(case.model), away(case.images)
+    counts = []
+    for size in (60, 5):
+        monkeypatch.setattr(runtime, "CHUNK_GPU", size)
+        counts.append(waits(gpu, lambda: CHUNKED[kind](case, model, images)).total())
+    assert counts[0] == counts[1]
+
+
+def test_conjugate_gradients_wait_once_per_step(gpu):
+    target = {name: away(torch.ones(5)) for name in "ab"}
+    scale = away(torch.arange(1.0, 6.0))
+
+    def run(iterations):
+        return lambda: conjugate_gradients(
+            lambda v: {name: scale * part for name, part in v.items()}, target, iterations=iterations
+        )
+
+    counts = [waits(gpu, run(iterations)).total() for iterations in (1, 4)]
+    assert counts == [1, 4]
+
+
+@pytest.mark.parametrize("recipe", ["plain", "augmented"])
+def test_training_waits_per_epoch_and_not_per_step(gpu, recipe):
+    counts = [waits(gpu, lambda size=size: training(recipe, batch_size=size)(AWAY)).total() for size in (60, 12)]
+    assert counts[0] == counts[1]
+
+
+# Benchmarks and notebooks
+
+
+@pytest.mark.parametrize("stage", sorted(set(bench.STAGES) - {"growth", "start-up", "throttles"}))  # of the CPU alone
+def test_a_stage_of_the_benchmark_runs_on_a_gpu(gpu, own_data, stage):
+    here = machine.measure(AWAY, side=32, copied=2**12, repeats=2)
+    assert list(bench.STAGES[stage](TINY, here, AWAY))
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory, data_folder):
+    """A repository with the recorded results, where all notebooks share what they compute.
+
+    Yields:
+        The repository.
+    """
+    with rooted(tmp_path_factory.mktemp("smoke"), data_folder) as root, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZSPAG_PROFILE", "smoke")
+        (root / "results").symlink_to(REPOSITORY / "results")
+        yield root
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_on_a_gpu(gpu, smoke, path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    names = {"__name__": path.stem}
+    with runtime.threads(torch.get_num_threads()):  # a notebook sets its own
+        for number, cell in enumerate(cells):
+            exec(compile(cell.source, f"{path.stem}, code cell {number}", "exec"), names)  # noqa: S102
+    assert any("copy to the device" in where for where in gpu.waits)
+    assert (smoke / "runs" / "smoke" / "seals" / f"{path.stem}.json").exists()
