@@ -124,7 +124,10 @@ class Gpu(TorchDispatchMode):
             kwargs_held["device"] = HOME
         if operation is aten._efficientzerotensor.default:  # it has no values that could be held
             operation = aten.zeros.default
-        found = tree_map_only(Tensor, Elsewhere, operation(*args_held, **kwargs_held))
+        found = operation(*args_held, **kwargs_held)
+        if asked == HOME:  # like a tensor that is elsewhere, but here
+            return found
+        found = tree_map_only(Tensor, Elsewhere, found)
         return found if not tensors else return_and_correct_aliasing(operation, args, kwargs, found)
 
     def _copied(self, operation, target, *rest, device=None, non_blocking=False, pin_memory=None, **options):

@@ -51,6 +51,11 @@ def test_every_stage_runs_on_tiny_sizes_and_finds_something(stage):
         assert one.case
 
 
+def test_a_gpu_leaves_out_what_measures_the_cpu():
+    assert bench.stages_of(CPU) == tuple(bench.STAGES)
+    assert set(bench.STAGES) - set(bench.stages_of(torch.device("cuda"))) == {"start-up", "growth", "throttles"}
+
+
 def test_a_gpu_races_the_large_net_too_and_a_cpu_says_that_it_does_not(monkeypatch):
     tiny = PROFILES["smoke"]
     monkeypatch.setattr(whole, "profile_of", lambda sizes: tiny)

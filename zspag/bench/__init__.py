@@ -50,6 +50,12 @@ STAGES: dict[str, Callable[[Sizes, Machine, torch.device], Iterator[Finding]]] =
     "throttles": throttles.measure,
     "trace": trace.measure,
 }
+OF_THE_CPU = ("start-up", "growth", "throttles")
+
+
+def stages_of(device: torch.device) -> tuple[str, ...]:
+    """Return the stages that say something of a device; processes of the CPU are measured where it does the work."""
+    return tuple(name for name in STAGES if device.type == "cpu" or name not in OF_THE_CPU)
 
 
 def run(*, tiny: bool, only: Sequence[str] | None, record: bool) -> Iterator[str]:
@@ -57,7 +63,7 @@ def run(*, tiny: bool, only: Sequence[str] | None, record: bool) -> Iterator[str
 
     Args:
         tiny: Take sizes at which numbers mean nothing, to see that every line runs.
-        only: Names of stages; None measures all.
+        only: Names of stages; None measures all that say something of the device.
         record: Write ``results/bench/<device>.json`` and draw its figures too.
 
     Yields:
@@ -66,12 +72,12 @@ def run(*, tiny: bool, only: Sequence[str] | None, record: bool) -> Iterator[str
     Raises:
         ValueError: If a stage does not exist, or what is to be recorded is not whole.
     """
-    chosen = tuple(only or STAGES)
+    device, sizes, started = pick_device(), TINY if tiny else Sizes(), time.time()
+    chosen = tuple(only or stages_of(device))
     if unknown := [name for name in chosen if name not in STAGES]:
         raise ValueError(f"there is no stage {', '.join(unknown)}; stages are {', '.join(STAGES)}")
-    if record and (tiny or set(chosen) != set(STAGES)):
+    if record and (tiny or not set(chosen) >= set(stages_of(device))):
         raise ValueError("only a whole run of the usual sizes is recorded: leave out --tiny and --only, or --record")
-    device, sizes, started = pick_device(), TINY if tiny else Sizes(), time.time()
     found: list[dict[str, Any]] = []
     here = machine.measure(device, side=sizes.side, copied=sizes.copied, repeats=sizes.repeats)
     yield _described(here)

@@ -16,7 +16,7 @@ from zspag.tables.averages import (
 from zspag.tables.benchmarks import benchmarks, number
 from zspag.tables.cells import columns, markdown
 from zspag.tables.costs import cost_table, preparation
-from zspag.tables.curves import curve, ladder_panels, safe_rates, tradeoff_panels, window, window_text
+from zspag.tables.curves import curve, ladder_panels, safe_rates, tradeoff_panels, undecided_rates, window, window_text
 
 __all__ = [
     "REFERENCES",
@@ -41,6 +41,7 @@ __all__ = [
     "preparation",
     "safe_rates",
     "tradeoff_panels",
+    "undecided_rates",
     "window",
     "window_text",
 ]

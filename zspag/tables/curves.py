@@ -43,6 +43,23 @@ def safe_rates(frame: pd.DataFrame, method: str) -> list[float]:
     return best
 
 
+def undecided_rates(frame: pd.DataFrame, method: str) -> list[float]:
+    """Return the rates whose 95 % intervals over classes leave open whether they are safe.
+
+    On another processor sums are rounded otherwise, and nets that were trained there are other nets: where a mean is
+    this near to a threshold, either answer may come out.
+    """
+    own = frame[(frame["method"] == method) & frame["lr"].notna()]
+    bounds = {"acc_forget": SAFE_FORGET, "over_unlearning": SAFE_RETAIN}
+    undecided = []
+    for lr, rows in own.groupby("lr"):
+        found = [(over_classes(rows, column)[method], bound) for column, bound in bounds.items()]
+        clear = all(one["mean"] + one["half"] <= bound for one, bound in found)
+        spoilt = any(one["mean"] - one["half"] > bound for one, bound in found)
+        undecided += [] if clear or spoilt else [float(lr)]
+    return undecided
+
+
 def window(rates: Sequence[float]) -> float:
     """Return the width of a safe window as its largest rate over its smallest: 1 for a single rate, 0 for none."""
     return rates[-1] / rates[0] if rates else 0.0
