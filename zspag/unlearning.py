@@ -331,8 +331,8 @@ def descend(
             costs = _fit_(changed, batches, loss, moving, velocity, project=project, update=update)
             total = sum(cost * len(batch) for cost, batch in zip(costs, batches, strict=False) if math.isfinite(cost))
             logits = logits_of(changed, judged_images)
-            seen = math.isfinite(costs[-1])  # the last step may have blown up unseen
-            diverged = not (seen and bool(torch.isfinite(logits).all()))
+            sound = bool(torch.isfinite(logits).all())  # the last step may have blown up unseen
+            diverged = not (sound and math.isfinite(costs[-1]))
             remaining = (logits.argmax(1) == judged_labels).double().mean().item()
             history.append(Epoch(total / len(order), remaining, time.perf_counter() - started))
             if _finished(history, update):
