@@ -6,9 +6,23 @@ Invariant: accuracies, hits, leaks and shares are fractions, drifts are nats, ti
 was measured on the forget set and on proxies made from it; nothing here has seen retain or test data.
 """
 
+import io
 import math
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+WIDTH, LABEL = 88, 12  # columns of the page, and of the names at its left
+LISTED = 6  # rows of a table of the page; the rest is counted
+CONFIDENCE = 0.95  # of the bound on what unseen images will do
+LOOK = {"all": ("o", "#0072b2"), "body": ("s", "#d55e00"), "head": ("^", "#009e73")}  # told apart without colour, too
+OTHER = ("D", "#555555")
 
 
 @dataclass(frozen=True)
@@ -138,6 +152,26 @@ class Report:
     unseen_samples: int | None = None
     left_open: str = ""
 
+    def __str__(self) -> str:
+        return "\n".join(_page(self))
+
+    @property
+    def unseen_bound(self) -> float | None:
+        """What the accuracy on unseen images lies below, at 95 % confidence; None where nothing was held out.
+
+        It holds for independent images of the same source as the forget set, judged by runs like the final one.
+        """
+        if self.unseen_accuracy is None:
+            return None
+        recognized, held = self._held_out()
+        return upper_bound(recognized, held)
+
+    def _held_out(self) -> tuple[int, int]:
+        """Return how many held-out forget samples were recognized, and how many there were."""
+        assert self.unseen_accuracy is not None
+        held = self.samples if self.unseen_samples is None else self.unseen_samples
+        return round(self.unseen_accuracy * held), held
+
     @property
     def frozen(self) -> dict[str, str]:
         """Weights that did not move, by name, with the reason."""
@@ -153,6 +187,34 @@ class Report:
         plain: dict[str, Any] = _plain(asdict(self))
         return plain
 
+    def plot(self) -> "Figure":
+        """Draw the rates tried, forgetting over the epochs, leak and free share per layer, and what is left.
+
+        Returns:
+            A figure of its own, 1000 pixels wide: no window opens and no state of pyplot changes. A notebook shows it;
+            elsewhere, ``report.plot().savefig("report.png")``.
+        """
+        from matplotlib.figure import Figure
+
+        class Shown(Figure):
+            """A figure that notebooks show without pyplot."""
+
+            def _repr_png_(self) -> bytes:
+                drawn = io.BytesIO()
+                self.savefig(drawn, format="png")
+                return drawn.getvalue()
+
+        figure = Shown(figsize=(10, 7.6), dpi=100, layout="constrained")
+        ((rates, epochs), (layers, left)) = figure.subplots(2, 2)
+        _draw_rates(rates, self)
+        _draw_epochs(epochs, self)
+        _draw_layers(layers, self)
+        _draw_remainder(left, self)
+        for axis in (rates, epochs, layers, left):
+            axis.spines[["top", "right"]].set_visible(False)
+        figure.suptitle(f"{_title(self)}: {_verdict(self)}", fontsize=12)
+        return figure
+
 
 def _plain(value: Any) -> Any:
     """Return the value as JSON knows it."""
@@ -161,3 +223,343 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def upper_bound(hits: int, count: int) -> float:
+    """Return the largest share that still gives so few hits with probability 5 % (Clopper and Pearson, one-sided).
+
+    Args:
+        hits: How often it happened.
+        count: How often it could have.
+
+    Returns:
+        A fraction; without a hit about ``3 / count``.
+
+    Example:
+        >>> round(upper_bound(0, 100), 3)
+        0.03
+    """
+    if hits >= count:
+        return 1.0
+    low, high = hits / count, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _at_most(hits, count, middle) > 1 - CONFIDENCE else (low, middle)
+    return high
+
+
+def _at_most(hits: int, count: int, share: float) -> float:
+    """Return the binomial probability of at most ``hits``; logarithms, for the coefficients of 2,000 overflow."""
+    if share in (0.0, 1.0):
+        return float(share == 0.0)
+    log_share, log_rest, log_all = math.log(share), math.log1p(-share), math.lgamma(count + 1)
+    ways = [log_all - math.lgamma(i + 1) - math.lgamma(count - i + 1) for i in range(hits + 1)]
+    return sum(math.exp(way + i * log_share + (count - i) * log_rest) for i, way in enumerate(ways))
+
+
+def _title(report: Report) -> str:
+    images = "1 image" if report.samples == 1 else f"{report.samples} images"
+    return f"Unlearning {_classes(report.forget_classes)} with {images}"
+
+
+def _verdict(report: Report) -> str:
+    if report.reached:
+        return "reached"
+    return "NOT reached, only silenced" if report.silenced else "NOT reached"
+
+
+def _classes(classes: Sequence[int]) -> str:
+    names = [str(label) for label in classes]
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"class {listed}" if len(names) == 1 else f"classes {listed}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _page(report: Report) -> Iterator[str]:
+    """Yield the lines of the readable page."""
+    yield _title(report)
+    yield "=" * len(_title(report))
+    yield from _entry("forgotten", _forgotten(report))
+    yield from _entry("unseen", _unseen(report))
+    yield from _entry("rows", _rows(report))
+    yield from _entry("drift", _drift(report))
+    yield from _entry("features", _features(report.remainder))
+    yield from _entry("before", _before(report))
+    yield ""
+    yield from _entry("chosen", _choice(report))
+    yield from _trials(report)
+    yield ""
+    yield from _entry("layers", _moved(report))
+    yield from _layers(report)
+    yield ""
+    for warning in report.warnings:
+        yield from _entry("WARNING", warning)
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
+    yield from _entry("seconds", f"{sum(report.seconds.values()):.1f} in all: {stages}" if stages else "not measured")
+
+
+def _entry(label: str, text: str) -> list[str]:
+    """Return a paragraph with its name at the left."""
+    return textwrap.wrap(
+        f"{label:<{LABEL}}{text}", WIDTH, subsequent_indent=" " * LABEL, break_long_words=True, break_on_hyphens=False
+    )
+
+
+def _forgotten(report: Report) -> str:
+    now, before = _percent(report.forget_accuracy), _percent(report.original_accuracy)
+    ends = f"the open model (updates alone) recognizes {now} of the forget set, the original {before}."
+    return f"{'yes' if report.reached else 'NO'}: {ends}"
+
+
+def _unseen(report: Report) -> str:
+    if report.unseen_accuracy is None or report.unseen_bound is None:
+        return "not measured: no forget image was held out, so nothing is known about unseen images."
+    recognized, held = report._held_out()
+    text = (
+        f"of {held} held-out forget images {recognized} were recognized by runs that had not fitted them. Expect"
+        f" about {_percent(report.unseen_accuracy)} on unseen images of the same source, at most"
+        f" {_percent(report.unseen_bound)} (95 % bound)."
+    )
+    return text if held >= 100 else f"{text} More images would make the bound tighter."
+
+
+def _rows(report: Report) -> str:
+    gone = tuple(sorted({*report.forget_classes, *report.already_forgotten}))
+    if report.silenced:
+        text = f"closed: no input makes `model` answer {_classes(gone)}; `open_model` is what the updates alone made."
+        return text if report.reached else f"{text} The class is silenced, NOT forgotten."
+    return f"open: {report.left_open or '`model` is what the updates alone made'}."
+
+
+def _drift(report: Report) -> str:
+    if report.drift is None:
+        return "not measured."
+    return (
+        f"{_number(report.drift)} nats on held-out proxies: how far the retained classes' answers moved from the"
+        " original's with the forget classes masked."
+    )
+
+
+def _features(left: Remainder | None) -> str:
+    if left is None:
+        return "not looked at."
+    if not left.measurable:
+        return f"not measurable: {left.note or 'held-out forget samples and proxies overlap'}."
+    text = (
+        f"a ridge probe recognizes the class with accuracy {_percent(left.probe_before)} before and"
+        f" {_percent(left.probe_after)} after ({_percent(left.probe_chance)} under permuted labels)."
+    )
+    if left.original_head is not None:
+        text += f" The original's head, put back, recognizes {_percent(left.original_head)} of the forget set."
+    return f"{text} {left.note}".rstrip()
+
+
+def _before(report: Report) -> str:
+    """Say what the run started from: the attack, and earlier requests."""
+    text = f"attack radius {_number(report.eps)} (pixels on [0, 1])"
+    if report.hits:
+        worst = min(report.hits, key=lambda label: report.hits[label])
+        text += (
+            f"; {_percent(min(report.hits.values()))} to {_percent(max(report.hits.values()))} of the attacked samples"
+            f" arrived, fewest in class {worst}"
+        )
+    if report.already_forgotten:
+        text += f"; forgotten earlier: {_classes(report.already_forgotten)}"
+    return f"{text}."
+
+
+def _choice(report: Report) -> str:
+    forgot = [trial for trial in report.tried if trial.forgot]
+    text = f"{report.chosen} layers, rate {report.lr:g}: "
+    if not forgot:
+        text += f"none of {len(report.tried)} trials forgot"
+    else:
+        mine = next((trial for trial in forgot if _is_chosen(trial, report)), None)
+        drifts = [trial.drift for trial in forgot if trial.drift is not None]
+        least = mine is not None and mine.drift is not None and mine.drift <= min(drifts)
+        text += f"{len(forgot)} of {len(report.tried)} trials forgot" + (
+            ", this one with the least drift" if least else ""
+        )
+    return f"{text}; the search ended at the EDGE of its range." if report.at_edge else f"{text}."
+
+
+def _is_chosen(trial: Trial, report: Report) -> bool:
+    return (trial.layers, trial.lr) == (report.chosen, report.lr)
+
+
+def _trials(report: Report) -> Iterator[str]:
+    """Yield the table of the trials, those of the chosen layers nearest to the chosen rate if there are many."""
+    if not report.tried:
+        return
+
+    def distance(trial: Trial) -> tuple[bool, bool, float]:
+        return not _is_chosen(trial, report), trial.layers != report.chosen, abs(math.log(trial.lr / report.lr))
+
+    listed = sorted(report.tried, key=distance)[:LISTED]
+    judged = "forget accuracy" if report.unseen_accuracy is None else "held-out accuracy"
+    yield f"{'':{LABEL}}  {'layers':<8}{'rate':>10}{judged:>20}{'drift, nats':>14}{'forgot':>9}"
+    for trial in sorted(listed, key=lambda one: (one.layers, one.lr)):
+        accuracy = "diverged" if trial.forget_accuracy is None else _percent(trial.forget_accuracy)
+        yield (
+            f"{'':{LABEL}}{'> ' if _is_chosen(trial, report) else '  '}{trial.layers:<8}{trial.lr:>10.3g}{accuracy:>20}"
+            f"{_number(trial.drift):>14}{'yes' if trial.forgot else 'no':>9}"
+        )
+    if len(report.tried) > LISTED:
+        yield f"{'':{LABEL}}  and {len(report.tried) - LISTED} more in report.tried"
+
+
+def _moved(report: Report) -> str:
+    text = f"{len(report.free_dimension)} of {len(report.layers)} moved"
+    reasons: dict[str, list[str]] = {}
+    for name, reason in report.frozen.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in list(reasons.items())[:3]:
+        text += (
+            f"; {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} stayed: {reason or 'not chosen'}"
+        )
+    if len(reasons) > 3:
+        text += f"; {len(reasons) - 3} more reasons in report.frozen"
+    return f"{text}."
+
+
+def _layers(report: Report) -> Iterator[str]:
+    """Yield the table of the layers that moved, those that leak most if there are many."""
+    moved = [layer for layer in report.layers if layer.moved]
+    worst = sorted(moved, key=lambda layer: -(layer.leak or 0))[:LISTED]
+    if not worst:
+        return
+    yield f"{'':{LABEL}}  {'weight':<30}{'inputs':>8}{'free':>8}{'leak':>10}{'free share':>14}"
+    for layer in [layer for layer in moved if layer in worst]:
+        name = layer.name if len(layer.name) <= 29 else f"...{layer.name[-26:]}"
+        yield (
+            f"{'':{LABEL}}  {name:<30}{layer.dimension:>8}{layer.free:>8}{_percent(layer.leak):>10}"
+            f"{_percent(layer.free_share):>14}"
+        )
+    if len(moved) > LISTED:
+        yield f"{'':{LABEL}}  and {len(moved) - LISTED} that leak less, in report.layers"
+
+
+def _draw_rates(axis: "Axes", report: Report) -> None:
+    """Draw drift over rate per choice of layers; open marks did not forget, crosses have no drift."""
+    axis.set(title="rates tried", xlabel="learning rate", ylabel="drift on held-out proxies (nats)")
+    if not report.tried:
+        _say(axis, "no rate was tried")
+        return
+    measured = [trial.drift for trial in report.tried if trial.drift is not None]
+    least = min((drift for drift in measured if drift > 0), default=1.0)
+    axis.set_xscale("log")
+    axis.set_yscale("symlog", linthresh=least)  # a drift of 0 has a place, too
+    for layers in sorted({trial.layers for trial in report.tried}):
+        marker, colour = LOOK.get(layers, OTHER)
+        own = sorted((trial for trial in report.tried if trial.layers == layers), key=lambda trial: trial.lr)
+        drawn = [(trial.lr, trial.drift, trial.forgot) for trial in own if trial.drift is not None]
+        _line(axis, drawn, marker, colour, layers)
+        for trial in own:
+            if trial.drift is None:
+                axis.plot(trial.lr, 3 * max(measured, default=least), "x", color=colour)
+    if not all(trial.forgot for trial in report.tried):
+        axis.plot([], [], "o", color="black", markerfacecolor="white", label="did not forget")
+    if len(measured) < len(report.tried):
+        axis.plot([], [], "x", color="black", label="diverged or not measured")
+    mine = next((trial for trial in report.tried if _is_chosen(trial, report)), None)
+    if mine is not None and mine.drift is not None:
+        axis.plot(mine.lr, mine.drift, "o", color="black", markersize=15, markerfacecolor="none")
+        axis.plot([], [], "o", color="black", markersize=9, markerfacecolor="none", label="chosen")
+    _plain_ticks(axis.xaxis)
+    _legend(axis)
+
+
+def _line(
+    axis: "Axes", points: Sequence[tuple[float, float, bool]], marker: str, colour: str, name: str, size: float = 6
+) -> None:
+    """Draw points (x, y, full) with a thin line through them."""
+    axis.plot([x for x, _, _ in points], [y for _, y, _ in points], color=colour, linewidth=1, zorder=1)
+    axis.plot([], [], marker, color=colour, label=name)
+    for x, y, full in points:
+        axis.plot(x, y, marker, color=colour, markerfacecolor=colour if full else "white", markersize=size)
+
+
+def _draw_epochs(axis: "Axes", report: Report) -> None:
+    """Draw the accuracy on the forget set after each epoch of the final run, the original's at epoch 0."""
+    axis.set(title="final run", xlabel="epoch", ylabel="accuracy on the forget set (%)", ylim=(-4, 104))
+    heights = [100 * report.original_accuracy, *(100 * epoch.forget_accuracy for epoch in report.history)]
+    axis.plot(range(len(heights)), heights, "o-", color="black", markersize=4, label="open model, fitted images")
+    if report.unseen_accuracy is not None:
+        name = f"held-out images: {_percent(report.unseen_accuracy)}"
+        axis.axhline(100 * report.unseen_accuracy, color="#d55e00", linestyle="--", label=name)
+    axis.set_xlim(-0.5, max(len(heights), 2) - 0.5)
+    axis.locator_params(axis="x", integer=True)
+    _legend(axis)
+
+
+def _draw_layers(axis: "Axes", report: Report) -> None:
+    """Draw what each layer leaks and leaves free, in the order of the model; open marks stayed frozen."""
+    axis.set(title="layers", xlabel="weight, numbered in the order of the model", ylabel="energy left free (%)")
+    if not report.layers:
+        _say(axis, "no layer was looked at")
+        return
+    axis.set_yscale("symlog", linthresh=0.01)
+    for field, marker, colour, name in (
+        ("free_share", "^", "#0072b2", "held-out forget samples (free share)"),
+        ("leak", "v", "#d55e00", "held-out proxies (leak)"),
+    ):
+        drawn = [(place, getattr(layer, field), layer.moved) for place, layer in enumerate(report.layers, 1)]
+        points = [(place, 100 * share, moved) for place, share, moved in drawn if share is not None]
+        _line(axis, points, marker, colour, name, size=6 if len(report.layers) < 30 else 4)
+    if report.frozen:
+        axis.plot([], [], "o", color="black", markerfacecolor="white", label="stayed frozen")
+    names = [layer.name.removesuffix(".weight") for layer in report.layers]
+    if len(names) <= 8 and max(map(len, names)) <= 12:
+        axis.set_xticks(range(1, len(names) + 1), names, rotation=30, ha="right", fontsize=8)
+        axis.set_xlabel("weight")
+    else:
+        axis.locator_params(axis="x", integer=True)
+    axis.set_ylim(-0.002, 150)
+    _plain_ticks(axis.yaxis)
+    _legend(axis, columns=2)
+
+
+def _draw_remainder(axis: "Axes", report: Report) -> None:
+    """Draw the probe before and after, and what the original's head still recognizes."""
+    axis.set(title="what is left in the features", ylabel="recognized (%)", ylim=(0, 104))
+    left = report.remainder
+    if left is None or not left.measurable:
+        _say(axis, "not looked at" if left is None else "not measurable")
+        return
+    bars = (
+        ("probe\nbefore", left.probe_before, ""),
+        ("probe\nafter", left.probe_after, "///"),
+        ("original head,\nput back", left.original_head, "..."),
+    )
+    for place, (_, share, hatch) in enumerate(bars):
+        if share is not None:
+            axis.bar(place, 100 * share, 0.6, color="#cccccc", edgecolor="black", hatch=hatch)
+            axis.annotate(_percent(share), (place, 100 * share), xytext=(0, 2), textcoords="offset points", ha="center")
+    axis.set_xticks(range(len(bars)), [name for name, _, _ in bars])
+    axis.set_ylim(0, 115)
+    if left.probe_chance is not None:
+        axis.axhline(100 * left.probe_chance, color="black", linestyle="--", label="probe under permuted labels")
+        _legend(axis)
+
+
+def _say(axis: "Axes", text: str) -> None:
+    """Write a sentence where there is nothing to draw."""
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center")
+    axis.set(xticks=[], yticks=[])
+
+
+def _plain_ticks(side: "Axis") -> None:
+    """Write 0.01 instead of a power of ten."""
+    side.set_major_formatter(lambda value, _place: f"{value:g}")
+
+
+def _legend(axis: "Axes", columns: int = 3) -> None:
+    """Put the legend below the panel, where nothing is drawn."""
+    axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=columns)
