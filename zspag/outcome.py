@@ -6,7 +6,6 @@ Invariant: accuracies, hits, leaks and shares are fractions, drifts are nats, ti
 was measured on the forget set and on proxies made from it; nothing here has seen retain or test data.
 """
 
-import io
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -14,15 +13,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 WIDTH, LABEL = 88, 12  # columns of the page, and of the names at its left
 LISTED = 6  # rows of a table of the page; the rest is counted
 CONFIDENCE = 0.95  # of the bound on what unseen images will do
-LOOK = {"all": ("o", "#0072b2"), "body": ("s", "#d55e00"), "head": ("^", "#009e73")}  # told apart without colour, too
-OTHER = ("D", "#555555")
 
 
 @dataclass(frozen=True)
@@ -194,26 +189,10 @@ class Report:
             A figure of its own, 1000 pixels wide: no window opens and no state of pyplot changes. A notebook shows it;
             elsewhere, ``report.plot().savefig("report.png")``.
         """
-        from matplotlib.figure import Figure
+        from zspag.outcome_plot import draw
 
-        class Shown(Figure):
-            """A figure that notebooks show without pyplot."""
-
-            def _repr_png_(self) -> bytes:
-                drawn = io.BytesIO()
-                self.savefig(drawn, format="png")
-                return drawn.getvalue()
-
-        figure = Shown(figsize=(10, 7.6), dpi=100, layout="constrained")
-        ((rates, epochs), (layers, left)) = figure.subplots(2, 2)
-        _draw_rates(rates, self)
-        _draw_epochs(epochs, self)
-        _draw_layers(layers, self)
-        _draw_remainder(left, self)
-        for axis in (rates, epochs, layers, left):
-            axis.spines[["top", "right"]].set_visible(False)
-        figure.suptitle(f"{_title(self)}: {_verdict(self)}", fontsize=12)
-        return figure
+        verdict = "reached" if self.reached else "NOT reached, only silenced" if self.silenced else "NOT reached"
+        return draw(self.to_dict(), title=f"{_title(self)}: {verdict}")
 
 
 def _plain(value: Any) -> Any:
@@ -260,12 +239,6 @@ def _at_most(hits: int, count: int, share: float) -> float:
 def _title(report: Report) -> str:
     images = "1 image" if report.samples == 1 else f"{report.samples} images"
     return f"Unlearning {_classes(report.forget_classes)} with {images}"
-
-
-def _verdict(report: Report) -> str:
-    if report.reached:
-        return "reached"
-    return "NOT reached, only silenced" if report.silenced else "NOT reached"
 
 
 def _classes(classes: Sequence[int]) -> str:
@@ -444,122 +417,3 @@ def _layers(report: Report) -> Iterator[str]:
         )
     if len(moved) > LISTED:
         yield f"{'':{LABEL}}  and {len(moved) - LISTED} that leak less, in report.layers"
-
-
-def _draw_rates(axis: "Axes", report: Report) -> None:
-    """Draw drift over rate per choice of layers; open marks did not forget, crosses have no drift."""
-    axis.set(title="rates tried", xlabel="learning rate", ylabel="drift on held-out proxies (nats)")
-    if not report.tried:
-        _say(axis, "no rate was tried")
-        return
-    measured = [trial.drift for trial in report.tried if trial.drift is not None]
-    least = min((drift for drift in measured if drift > 0), default=1.0)
-    axis.set_xscale("log")
-    axis.set_yscale("symlog", linthresh=least)  # a drift of 0 has a place, too
-    for layers in sorted({trial.layers for trial in report.tried}):
-        marker, colour = LOOK.get(layers, OTHER)
-        own = sorted((trial for trial in report.tried if trial.layers == layers), key=lambda trial: trial.lr)
-        drawn = [(trial.lr, trial.drift, trial.forgot) for trial in own if trial.drift is not None]
-        _line(axis, drawn, marker, colour, layers)
-        for trial in own:
-            if trial.drift is None:
-                axis.plot(trial.lr, 3 * max(measured, default=least), "x", color=colour)
-    if not all(trial.forgot for trial in report.tried):
-        axis.plot([], [], "o", color="black", markerfacecolor="white", label="did not forget")
-    if len(measured) < len(report.tried):
-        axis.plot([], [], "x", color="black", label="diverged or not measured")
-    mine = next((trial for trial in report.tried if _is_chosen(trial, report)), None)
-    if mine is not None and mine.drift is not None:
-        axis.plot(mine.lr, mine.drift, "o", color="black", markersize=15, markerfacecolor="none")
-        axis.plot([], [], "o", color="black", markersize=9, markerfacecolor="none", label="chosen")
-    _plain_ticks(axis.xaxis)
-    _legend(axis)
-
-
-def _line(
-    axis: "Axes", points: Sequence[tuple[float, float, bool]], marker: str, colour: str, name: str, size: float = 6
-) -> None:
-    """Draw points (x, y, full) with a thin line through them."""
-    axis.plot([x for x, _, _ in points], [y for _, y, _ in points], color=colour, linewidth=1, zorder=1)
-    axis.plot([], [], marker, color=colour, label=name)
-    for x, y, full in points:
-        axis.plot(x, y, marker, color=colour, markerfacecolor=colour if full else "white", markersize=size)
-
-
-def _draw_epochs(axis: "Axes", report: Report) -> None:
-    """Draw the accuracy on the forget set after each epoch of the final run, the original's at epoch 0."""
-    axis.set(title="final run", xlabel="epoch", ylabel="accuracy on the forget set (%)", ylim=(-4, 104))
-    heights = [100 * report.original_accuracy, *(100 * epoch.forget_accuracy for epoch in report.history)]
-    axis.plot(range(len(heights)), heights, "o-", color="black", markersize=4, label="open model, fitted images")
-    if report.unseen_accuracy is not None:
-        name = f"held-out images: {_percent(report.unseen_accuracy)}"
-        axis.axhline(100 * report.unseen_accuracy, color="#d55e00", linestyle="--", label=name)
-    axis.set_xlim(-0.5, max(len(heights), 2) - 0.5)
-    axis.locator_params(axis="x", integer=True)
-    _legend(axis)
-
-
-def _draw_layers(axis: "Axes", report: Report) -> None:
-    """Draw what each layer leaks and leaves free, in the order of the model; open marks stayed frozen."""
-    axis.set(title="layers", xlabel="weight, numbered in the order of the model", ylabel="energy left free (%)")
-    if not report.layers:
-        _say(axis, "no layer was looked at")
-        return
-    axis.set_yscale("symlog", linthresh=0.01)
-    for field, marker, colour, name in (
-        ("free_share", "^", "#0072b2", "held-out forget samples (free share)"),
-        ("leak", "v", "#d55e00", "held-out proxies (leak)"),
-    ):
-        drawn = [(place, getattr(layer, field), layer.moved) for place, layer in enumerate(report.layers, 1)]
-        points = [(place, 100 * share, moved) for place, share, moved in drawn if share is not None]
-        _line(axis, points, marker, colour, name, size=6 if len(report.layers) < 30 else 4)
-    if report.frozen:
-        axis.plot([], [], "o", color="black", markerfacecolor="white", label="stayed frozen")
-    names = [layer.name.removesuffix(".weight") for layer in report.layers]
-    if len(names) <= 8 and max(map(len, names)) <= 12:
-        axis.set_xticks(range(1, len(names) + 1), names, rotation=30, ha="right", fontsize=8)
-        axis.set_xlabel("weight")
-    else:
-        axis.locator_params(axis="x", integer=True)
-    axis.set_ylim(-0.002, 150)
-    _plain_ticks(axis.yaxis)
-    _legend(axis, columns=2)
-
-
-def _draw_remainder(axis: "Axes", report: Report) -> None:
-    """Draw the probe before and after, and what the original's head still recognizes."""
-    axis.set(title="what is left in the features", ylabel="recognized (%)", ylim=(0, 104))
-    left = report.remainder
-    if left is None or not left.measurable:
-        _say(axis, "not looked at" if left is None else "not measurable")
-        return
-    bars = (
-        ("probe\nbefore", left.probe_before, ""),
-        ("probe\nafter", left.probe_after, "///"),
-        ("original head,\nput back", left.original_head, "..."),
-    )
-    for place, (_, share, hatch) in enumerate(bars):
-        if share is not None:
-            axis.bar(place, 100 * share, 0.6, color="#cccccc", edgecolor="black", hatch=hatch)
-            axis.annotate(_percent(share), (place, 100 * share), xytext=(0, 2), textcoords="offset points", ha="center")
-    axis.set_xticks(range(len(bars)), [name for name, _, _ in bars])
-    axis.set_ylim(0, 115)
-    if left.probe_chance is not None:
-        axis.axhline(100 * left.probe_chance, color="black", linestyle="--", label="probe under permuted labels")
-        _legend(axis)
-
-
-def _say(axis: "Axes", text: str) -> None:
-    """Write a sentence where there is nothing to draw."""
-    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center")
-    axis.set(xticks=[], yticks=[])
-
-
-def _plain_ticks(side: "Axis") -> None:
-    """Write 0.01 instead of a power of ten."""
-    side.set_major_formatter(lambda value, _place: f"{value:g}")
-
-
-def _legend(axis: "Axes", columns: int = 3) -> None:
-    """Put the legend below the panel, where nothing is drawn."""
-    axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=columns)
