@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from zspag.allocator import keep_freed_memory
+from zspag.surroundings import layout_is_plain
 
 # Samples per pass: bounds memory, changes no result. Where nobody has called ``keep_freed_memory``, a pass of 512
 # images takes nearly twice as long per image as one of 128 (``zspag.allocator`` says why).
@@ -71,10 +72,14 @@ def sent(drawn: Tensor, device: torch.device) -> Tensor:
 def channels_last(images: Tensor) -> Tensor:
     """Return (n, C, H, W) images with channels innermost in memory, where a CPU convolves faster; others unchanged.
 
+    Within ``surroundings.plain_layout`` all come in plain order, for models that rely on it.
+
     Note:
         On processors with AVX2 but not AVX-512, oneDNN's gradient of a 1x1 convolution of stride 2 and fewer than 8
         input channels writes past its end in this layout: training a residual net of width 4 can end the process.
     """
+    if layout_is_plain():
+        return images.contiguous()
     return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
 
 
@@ -82,9 +87,17 @@ def copied(model: nn.Module) -> nn.Module:
     """Return a copy to be changed, its weights laid channels innermost; bring what is handed on back into plain order.
 
     Images of one channel lie the same in both layouts, and kernels go by the weights then: SGD on the digits takes a
-    fifth less time. Plain order is what optimizers with a flat view of the weights and file formats ask for.
+    fifth less time. Plain order is what optimizers with a flat view of the weights and file formats ask for. Within
+    ``surroundings.plain_layout`` the weights keep the order they have.
+
+    Note:
+        A tensor that the last pass left on a module, part of its graph (the masked weight of a pruned layer, a kept
+        feature), is copied without the graph, which ``copy.deepcopy`` refuses to copy.
     """
-    changed = copy.deepcopy(model)
+    kept = [value for part in model.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    changed = copy.deepcopy(model, {id(value): value.detach().clone() for value in kept if not value.is_leaf})
+    if layout_is_plain():
+        return changed
     for tensor in itertools.chain(changed.parameters(), changed.buffers()):
         if tensor.dim() == 4:  # ``Module.to`` would refuse a volumetric layer, whose weights have five
             tensor.data = tensor.data.to(memory_format=torch.channels_last)

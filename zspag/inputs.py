@@ -1,0 +1,348 @@
+"""Forget data of any usual form (tensors, arrays, data sets, loaders) as images in [0, 1] with a class number each.
+
+Invariant: nothing of the caller's is changed or shared; what could be read in two ways is refused.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+IMAGE_KEYS = ("pixel_values", "image", "images", "img")
+LABEL_KEYS = ("labels", "label")
+ROUNDING = 1e-4  # resized images leave [0, 1] by a rounding error, which is cut off
+BYTES = 16  # float images beyond this value were not divided by 255
+
+
+@dataclass(frozen=True, eq=False)
+class ForgetSet:
+    """Samples of the classes to forget.
+
+    Attributes:
+        images: Shape (n, C, H, W), values in [0, 1], on the model's device and in the dtype that the method works in.
+        labels: Their classes, int64, shape (n,).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The classes that occur, in increasing order."""
+        return tuple(sorted(set(self.labels.tolist())))
+
+
+def forget_set(images: Any, labels: Any = None, *, device: torch.device, dtype: torch.dtype) -> ForgetSet:
+    """Read forget data of any usual form.
+
+    Args:
+        images: A tensor or array of shape (n, C, H, W), float in [0, 1] or uint8; a map-style ``Dataset``; or a
+            ``DataLoader`` or other iterable. Samples and batches are pairs (image, label), dicts with "pixel_values",
+            "image" or "images" and "labels" or "label", or, if ``labels`` are given, images alone.
+        labels: One class per image (tensor, array, list, tuple), or one int for all; None if ``images`` brings them.
+        device: Where the images go.
+        dtype: What they are cast to.
+
+    Returns:
+        A copy; the caller's images are only read.
+
+    Raises:
+        ValueError: If images or labels cannot be used; the message holds the value and the remedy.
+
+    Example:
+        >>> white = np.full((2, 1, 4, 4), 255, dtype=np.uint8)
+        >>> found = forget_set(white, 3, device=torch.device("cpu"), dtype=torch.float32)
+        >>> found.images.max().item(), found.labels.tolist()
+        (1.0, [3, 3])
+    """
+    brought: list[Tensor] = []
+    if _is_array(images):
+        pieces = [_scaled(_tensor(images, "forget_images"), device, dtype)]
+    else:
+        with torch.random.fork_rng(devices=[]):  # a loader draws from the global generator, even without shuffling
+            torch.manual_seed(0)
+            pieces, brought = _read(images, labels is None, device, dtype)
+    if not pieces or not sum(map(len, pieces)):
+        dropped = " (its DataLoader has drop_last=True)" if getattr(images, "drop_last", False) else ""
+        raise ValueError(f"the forget set is empty{dropped}: pass at least one image of each class to forget")
+    shapes = {tuple(piece.shape[1:]): None for piece in pieces}
+    if len(shapes) > 1:
+        first, other, *_ = shapes
+        raise ValueError(f"the forget images have different shapes, {first} and {other}: bring them to one size")
+    found = torch.cat(pieces)
+    numbers = torch.cat(brought) if brought else _class_numbers(labels, len(found))
+    return ForgetSet(_checked(found), numbers.to(device))
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) or (hasattr(value, "__array__") and not _is_picture(value))
+
+
+def _is_picture(value: Any) -> bool:
+    """Tell a PIL image without importing PIL."""
+    return hasattr(value, "getbands") and hasattr(value, "mode")
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    """Return a tensor with the values of a tensor or array; it may share the caller's memory.
+
+    Raises:
+        ValueError: If torch has no such numbers.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().as_subclass(Tensor)
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{what} has dtype {array.dtype}, which holds no plain numbers: pass numbers of one shape")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    # A copy in native byte order: torch takes neither negative strides nor memory that it must not write to.
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+
+
+def _scaled(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return a copy of (n, C, H, W) images on ``device``, uint8 divided by 255.
+
+    Raises:
+        ValueError: If shape or dtype leave open what the numbers mean.
+    """
+    _check_shape(images)
+    if images.dtype == torch.uint8:
+        return images.to(device, dtype, copy=True) / 255
+    if not images.is_floating_point():
+        raise ValueError(
+            f"forget_images must be float in [0, 1] or uint8, got {images.dtype}: convert them, for example with"
+            " images.float() / the largest value that a pixel can have"
+        )
+    return images.to(device, dtype, copy=True)
+
+
+def _check_shape(images: Tensor) -> None:
+    shape = tuple(images.shape)
+    if len(shape) == 3:
+        raise ValueError(
+            f"forget_images must have shape (n, C, H, W), got {shape}: for a single image pass images[None], for grey"
+            " images without a channel axis images[:, None]"
+        )
+    if len(shape) != 4:
+        raise ValueError(f"forget_images must have shape (n, C, H, W), got {shape}: bring them to four axes")
+    if shape[0] and 0 in shape:
+        raise ValueError(f"forget_images of shape {shape} hold no pixels: pass images of shape (n, C, H, W)")
+    if shape[3] in {1, 3, 4} and min(shape[1:3]) >= 8:  # nobody has images of three columns and many channels
+        raise ValueError(
+            f"forget_images of shape {shape} have their channels last: pass images.permute(0, 3, 1, 2), of shape"
+            f" {(shape[0], shape[3], *shape[1:3])} (for an array: images.transpose(0, 3, 1, 2))"
+        )
+
+
+def _checked(images: Tensor) -> Tensor:
+    """Return the images, cut to [0, 1] where rounding led out of it.
+
+    Raises:
+        ValueError: If a value is not finite or not in [0, 1].
+    """
+    if not bool(torch.isfinite(images).all()):
+        bad = int((~torch.isfinite(images.flatten(1)).all(1)).nonzero()[0])
+        raise ValueError(f"forget_images[{bad}] holds NaN or infinity: clean the images first")
+    low, high = images.min().item(), images.max().item()
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        remedy = "pass unnormalized images and put Normalize(mean, std) in front of the model"
+        if low >= 0 and high > BYTES:
+            remedy = "divide them by 255" if high <= 255 else "divide them by the largest value that a pixel can have"
+        raise ValueError(f"forget_images must lie in [0, 1], got [{low:.4g}, {high:.4g}]: {remedy}")
+    return images.clamp_(0, 1)
+
+
+# ---- Labels
+
+
+def _class_numbers(labels: Any, count: int) -> Tensor:
+    """Return ``count`` class numbers, int64.
+
+    Raises:
+        ValueError: If there is not one whole number per image.
+    """
+    if labels is None:
+        raise ValueError("forget_labels are missing: pass one class number per image, or one int for all images")
+    if _whole(labels) is not None:
+        return torch.full((count,), cast(int, _whole(labels)), dtype=torch.int64, device="cpu")
+    if _is_array(labels):
+        numbers = _tensor(labels, "forget_labels")
+    elif isinstance(labels, Iterable) and not isinstance(labels, str | bytes | Mapping | set | frozenset):
+        numbers = _listed(list(labels))
+    else:
+        raise ValueError(
+            f"forget_labels must be class numbers, got {labels!r}: pass one int per image, or one int for all"
+        )
+    if numbers.dim() != 1 or numbers.dtype == torch.bool or numbers.is_floating_point():
+        raise ValueError(
+            f"forget_labels must be integers of shape (n,), got {numbers.dtype} of shape {tuple(numbers.shape)}:"
+            f" {_label_remedy(numbers)}"
+        )
+    if len(numbers) != count:
+        raise ValueError(f"{count} forget images but {len(numbers)} labels: pass one label per image")
+    return numbers.to("cpu", torch.int64, copy=True)
+
+
+def _whole(value: Any) -> int | None:
+    """Return the one whole number that ``value`` is, or None; a truth value is none."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+        return _whole(value.item())
+    return None
+
+
+def _listed(items: list[Any]) -> Tensor:
+    """Turn a list of labels into a tensor, whatever each item is, so that one message serves arrays and lists.
+
+    Raises:
+        ValueError: If an item is no number.
+    """
+    for index, item in enumerate(items):
+        if _whole(item) is None:
+            if isinstance(item, list | tuple) or (_is_array(item) and np.ndim(item)):
+                raise ValueError(
+                    f"forget_labels[{index}] is {item!r}: pass one int per image; for one-hot labels that is the"
+                    " position of the 1 (labels.argmax(1))"
+                )
+            raise ValueError(f"forget_labels[{index}] is {item!r} ({type(item).__name__}): pass class numbers (ints)")
+    return torch.tensor([_whole(item) for item in items], dtype=torch.int64, device="cpu")
+
+
+def _label_remedy(numbers: Tensor) -> str:
+    if numbers.dim() == 2 and numbers.shape[1] == 1:
+        return "pass labels[:, 0]"
+    if numbers.dim() == 2:
+        return "for one-hot labels pass labels.argmax(1)"
+    if numbers.dtype == torch.bool:
+        return "pass class numbers, not a mask"
+    return "pass class numbers, for example labels.long()" if numbers.dim() == 1 else "pass one int per image"
+
+
+# ---- Data sets and loaders
+
+
+def _read(
+    source: Any, with_labels: bool, device: torch.device, dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return batches of images and, if they come along, of labels.
+
+    Raises:
+        ValueError: If an item is no image, has no label or one too many, or differs in shape.
+    """
+    pieces: list[Tensor] = []
+    brought: list[Tensor] = []
+    for index, item in enumerate(_items(source)):
+        image, label = _parts(item, index)
+        if with_labels and label is None:
+            raise ValueError(
+                f"item {index} of forget_images has no label: pass forget_labels, or items (image, label)"
+                f" or dicts with {_either(IMAGE_KEYS)} and {_either(LABEL_KEYS)}"
+            )
+        if not with_labels and label is not None:
+            raise ValueError("the items of forget_images bring labels of their own: leave forget_labels out")
+        batch = _batch(image, index)
+        if batch.dim() == 3:
+            batch = batch[None]
+            label = _of_one_sample(label, index)
+        if not pieces or batch.shape[1:] == pieces[0].shape[1:]:
+            piece = _scaled(batch, device, dtype)
+        else:
+            raise ValueError(
+                f"item {index} of forget_images has shape {tuple(batch.shape[1:])}, the first one"
+                f" {tuple(pieces[0].shape[1:])}: bring the images to one size"
+            )
+        pieces.append(piece)
+        if label is not None:
+            brought.append(_class_numbers(label, len(piece)))
+    return pieces, brought
+
+
+def _items(source: Any) -> Iterator[Any]:
+    """Yield the samples of a data set, or the batches of a loader.
+
+    Raises:
+        ValueError: If ``source`` is neither.
+    """
+    if isinstance(source, Mapping) or (isinstance(source, tuple | list) and _is_one_batch(source)):
+        yield source
+    elif isinstance(source, IterableDataset) or hasattr(source, "__iter__") and not isinstance(source, str | bytes):
+        yield from source
+    elif hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, str | bytes):
+        yield from (source[index] for index in range(len(source)))
+    else:
+        raise ValueError(
+            f"forget_images must be a tensor, an array, a Dataset or a DataLoader, got {type(source).__name__}"
+            f" ({source!r:.60}): load the images first"
+        )
+
+
+def _is_one_batch(source: tuple[Any, ...] | list[Any]) -> bool:
+    return len(source) == 2 and _is_array(source[0]) and np.ndim(source[0]) == 4 and np.ndim(source[1]) != 4
+
+
+def _parts(item: Any, index: int) -> tuple[Any, Any]:
+    """Return image and label of one sample or batch; None stands for a label that is not there.
+
+    Raises:
+        ValueError: If it is not known which part is the image.
+    """
+    if isinstance(item, Mapping):
+        images = [item[key] for key in IMAGE_KEYS if key in item]
+        labels = [item[key] for key in LABEL_KEYS if key in item]
+        if not images:
+            raise ValueError(
+                f"item {index} of forget_images has the keys {', '.join(map(repr, item))}: name the image"
+                f" {_either(IMAGE_KEYS)} and the label {_either(LABEL_KEYS)}"
+            )
+        return images[0], labels[0] if labels else None
+    if isinstance(item, tuple | list):
+        if len(item) == 1:
+            return item[0], None
+        if len(item) != 2:
+            raise ValueError(f"item {index} of forget_images has {len(item)} parts: pass pairs (image, label)")
+        return item[0], item[1]
+    return item, None
+
+
+def _batch(image: Any, index: int) -> Tensor:
+    if _is_picture(image):
+        raise ValueError(
+            f"item {index} of forget_images is a PIL image (mode {image.mode}): give its Dataset"
+            " transform=torchvision.transforms.ToTensor()"
+        )
+    if not _is_array(image):
+        raise ValueError(
+            f"item {index} of forget_images is a {type(image).__name__}: pass tensors or arrays of shape (C, H, W)"
+            " (a Hugging Face data set gives them after with_format('torch'))"
+        )
+    batch = _tensor(image, f"item {index} of forget_images")
+    if batch.dim() not in (3, 4):
+        raise ValueError(
+            f"item {index} of forget_images has shape {tuple(batch.shape)}: pass images of shape (C, H, W) or batches"
+            " of shape (n, C, H, W); a grey image becomes one by image[None]"
+        )
+    return batch
+
+
+def _of_one_sample(label: Any, index: int) -> Any:
+    if label is None or _whole(label) is None:
+        if np.ndim(label) and np.size(label) != 1 and not isinstance(label, str):
+            raise ValueError(
+                f"item {index} of forget_images has the label {label!r}: pass one class number per image; for one-hot"
+                " labels that is the position of the 1"
+            )
+        return label
+    return [label]
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return " or ".join(map(repr, names))
