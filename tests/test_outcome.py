@@ -109,7 +109,7 @@ def test_the_usual_page_has_between_25_and_40_lines():
 def test_the_page_names_what_was_forgotten_and_with_how_many_images():
     assert "Unlearning class 3 with 200 images" in str(REPORT)
     assert "Unlearning classes 3, 5 and 7 with 200 images" in str(DEEP)
-    assert "forgotten earlier: class 1" in _text(DEEP)
+    assert "class 1 (named as forgotten before)" in _text(DEEP)
     assert "with 1 image\n" in str(BARE)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 WIDTH, LABEL = 88, 12  # columns of the page, and of the names at its left
 LISTED = 6  # rows of a table of the page; the rest is counted
 CONFIDENCE = 0.95  # of the bound on what unseen images will do
+LAYERS = ("all", "body", "head")  # what may be chosen; a report of another method names the method
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,9 @@ class Report:
         forget_accuracy: Accuracy of the open model on the forget set.
         unseen_accuracy: Accuracy on forget samples that a run had not fitted (cross-fitted); None without folds.
         eps: Radius of the attack, in pixels on [0, 1].
-        hits: Share of the attacked samples that arrived, per retained class.
+        hits: Share of the attacked samples that arrived, per retained class; empty where nothing was attacked.
         layers: Every weight that could be looked at.
-        chosen: Which layers moved: "all", "body" or "head".
+        chosen: Which layers moved: "all", "body" or "head"; of another method than ZS-PAG, its name.
         lr: Learning rate used.
         tried: Every rate tried, in the order in which they were tried.
         history: One entry per epoch of the final run.
@@ -260,18 +261,22 @@ def _page(report: Report) -> Iterator[str]:
     yield _title(report)
     yield "=" * len(_title(report))
     yield from _entry("forgotten", _forgotten(report))
+    if report.already_forgotten:
+        yield from _entry("earlier", f"{_classes(report.already_forgotten)} (named as forgotten before).")
     yield from _entry("unseen", _unseen(report))
     yield from _entry("rows", _rows(report))
     yield from _entry("drift", _drift(report))
     yield from _entry("features", _features(report.remainder))
-    yield from _entry("before", _before(report))
+    if report.hits:
+        yield from _entry("attack", _attack(report))
     yield ""
     yield from _entry("chosen", _choice(report))
     yield from _trials(report)
     yield ""
-    yield from _entry("layers", _moved(report))
-    yield from _layers(report)
-    yield ""
+    if report.layers:
+        yield from _entry("layers", _moved(report))
+        yield from _layers(report)
+        yield ""
     for warning in report.warnings:
         yield from _entry("WARNING", warning)
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
@@ -334,23 +339,17 @@ def _features(left: Remainder | None) -> str:
     return f"{text} {left.note}".rstrip()
 
 
-def _before(report: Report) -> str:
-    """Say what the run started from: the attack, and earlier requests."""
-    text = f"attack radius {_number(report.eps)} (pixels on [0, 1])"
-    if report.hits:
-        worst = min(report.hits, key=lambda label: report.hits[label])
-        text += (
-            f"; {_percent(min(report.hits.values()))} to {_percent(max(report.hits.values()))} of the attacked samples"
-            f" arrived, fewest in class {worst}"
-        )
-    if report.already_forgotten:
-        text += f"; forgotten earlier: {_classes(report.already_forgotten)}"
-    return f"{text}."
+def _attack(report: Report) -> str:
+    worst = min(report.hits, key=lambda label: report.hits[label])
+    return (
+        f"radius {_number(report.eps)} (pixels on [0, 1]); {_percent(report.hits[worst])} to"
+        f" {_percent(max(report.hits.values()))} of the attacked samples arrived, fewest in class {worst}."
+    )
 
 
 def _choice(report: Report) -> str:
     forgot = [trial for trial in report.tried if trial.forgot]
-    text = f"{report.chosen} layers, rate {report.lr:g}: "
+    text = f"{report.chosen}{' layers' if report.chosen in LAYERS else ''}, rate {report.lr:g}: "
     if not forgot:
         text += f"none of {len(report.tried)} trials forgot"
     else:
