@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zspag.runtime import copied, frozen
+from zspag.runtime import copied, frozen, without_graph
 from zspag.surroundings import plain_layout
 
 
@@ -85,12 +85,9 @@ def classifier(model: nn.Module, images: Tensor, *, num_classes: int | None = No
 
 def _delegates(model: nn.Module, name: str) -> bool:
     """Tell ``DataParallel`` and compiled models, which hide the layers from whoever watches them work."""
-    kind = {"module": (nn.DataParallel, nn.parallel.DistributedDataParallel), "_orig_mod": (_compiled(),)}[name]
-    return isinstance(model, kind)
-
-
-def _compiled() -> type:
-    return torch._dynamo.eval_frame.OptimizedModule
+    if name == "module":
+        return isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    return type(model).__name__ == "OptimizedModule" and hasattr(model, name)  # to import the type takes a second
 
 
 def _advice(answer: Any) -> str:
@@ -133,18 +130,18 @@ def called(model: nn.Module, images: Tensor, whole: nn.Module | None = None) -> 
         return model(images)
     except Exception as error:
         raise ValueError(
-            f"the model fails on a forget image of shape {tuple(images.shape[1:])}{_where(entered, images)}"
-            f" ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''})"
+            f"the model fails on a forget image of shape {tuple(images.shape[1:])}{_where(entered, images, error)}"
+            f" ({type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]})"
         ) from error
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _where(entered: list[tuple[str, nn.Module, Any]], images: Tensor) -> str:
-    """Name the layer that was entered last, and what it and the first convolution expect."""
+def _where(entered: list[tuple[str, nn.Module, Any]], images: Tensor, error: Exception) -> str:
+    """Name the layer that was entered last, and what it expects."""
     if not entered:
-        return ": bring the images to the size and channels that it was trained on"
+        return ", which it is called on as model(images), before any layer: see what its forward pass asks for"
     name, part, given = entered[-1]
     shape = tuple(given[0].shape) if given and isinstance(given[0], Tensor) else ()
     if isinstance(part, nn.Conv2d) and len(shape) == 4 and shape[1] != part.in_channels:
@@ -156,6 +153,11 @@ def _where(entered: list[tuple[str, nn.Module, Any]], images: Tensor) -> str:
         return (
             f": linear layer {name!r} expects {part.in_features} features and got {shape[-1]}; bring the images to the"
             " height and width (and channels) that the model was trained on"
+        )
+    if "dtype" in str(error) or "scalar type" in str(error):
+        return (
+            f" in or behind {name!r} ({type(part).__name__}): the method works in {images.dtype}, on a copy if the model"
+            " is in half precision; take the casts to other types out of the forward pass"
         )
     return f" in or behind {name!r} ({type(part).__name__}): bring the images to the size that it was trained on"
 
@@ -236,12 +238,13 @@ def duplicate(model: nn.Module) -> nn.Module:
 
 def _uncopied(model: nn.Module) -> str:
     """Find the attribute that deepcopy fails on, by trying each of them."""
+    memory = without_graph(model)
     for name, part in model.named_modules():
         for attribute, value in vars(part).items():
             if attribute == "_modules":
                 continue
             try:
-                copy.deepcopy(value)
+                copy.deepcopy(value, dict(memory))
             except Exception:  # noqa: BLE001  whatever it raises, this is the culprit
                 path = f"{name}.{attribute}" if name else attribute
                 return f"its attribute {path!r} ({type(value).__name__})"

@@ -169,8 +169,8 @@ def _class_numbers(labels: Any, count: int) -> Tensor:
     """
     if labels is None:
         raise ValueError("forget_labels are missing: pass one class number per image, or one int for all images")
-    if _whole(labels) is not None:
-        return torch.full((count,), cast(int, _whole(labels)), dtype=torch.int64, device="cpu")
+    if whole_number(labels) is not None:
+        return torch.full((count,), cast(int, whole_number(labels)), dtype=torch.int64, device="cpu")
     if _is_array(labels):
         numbers = _tensor(labels, "forget_labels")
     elif isinstance(labels, Iterable) and not isinstance(labels, str | bytes | Mapping | set | frozenset):
@@ -189,14 +189,14 @@ def _class_numbers(labels: Any, count: int) -> Tensor:
     return numbers.to("cpu", torch.int64, copy=True)
 
 
-def _whole(value: Any) -> int | None:
+def whole_number(value: Any) -> int | None:
     """Return the one whole number that ``value`` is, or None; a truth value is none."""
     if isinstance(value, bool | np.bool_):
         return None
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
-        return _whole(value.item())
+        return whole_number(value.item())
     return None
 
 
@@ -207,14 +207,14 @@ def _listed(items: list[Any]) -> Tensor:
         ValueError: If an item is no number.
     """
     for index, item in enumerate(items):
-        if _whole(item) is None:
+        if whole_number(item) is None:
             if isinstance(item, list | tuple) or (_is_array(item) and np.ndim(item)):
                 raise ValueError(
                     f"forget_labels[{index}] is {item!r}: pass one int per image; for one-hot labels that is the"
                     " position of the 1 (labels.argmax(1))"
                 )
             raise ValueError(f"forget_labels[{index}] is {item!r} ({type(item).__name__}): pass class numbers (ints)")
-    return torch.tensor([_whole(item) for item in items], dtype=torch.int64, device="cpu")
+    return torch.tensor([whole_number(item) for item in items], dtype=torch.int64, device="cpu")
 
 
 def _label_remedy(numbers: Tensor) -> str:
@@ -334,7 +334,7 @@ def _batch(image: Any, index: int) -> Tensor:
 
 
 def _of_one_sample(label: Any, index: int) -> Any:
-    if label is None or _whole(label) is None:
+    if label is None or whole_number(label) is None:
         if np.ndim(label) and np.size(label) != 1 and not isinstance(label, str):
             raise ValueError(
                 f"item {index} of forget_images has the label {label!r}: pass one class number per image; for one-hot"

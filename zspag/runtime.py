@@ -94,14 +94,25 @@ def copied(model: nn.Module) -> nn.Module:
         A tensor that the last pass left on a module, part of its graph (the masked weight of a pruned layer, a kept
         feature), is copied without the graph, which ``copy.deepcopy`` refuses to copy.
     """
-    kept = [value for part in model.modules() for value in vars(part).values() if isinstance(value, Tensor)]
-    changed = copy.deepcopy(model, {id(value): value.detach().clone() for value in kept if not value.is_leaf})
+    changed = copy.deepcopy(model, without_graph(model))
     if layout_is_plain():
         return changed
     for tensor in itertools.chain(changed.parameters(), changed.buffers()):
         if tensor.dim() == 4:  # ``Module.to`` would refuse a volumetric layer, whose weights have five
             tensor.data = tensor.data.to(memory_format=torch.channels_last)
     return changed
+
+
+def without_graph(model: nn.Module) -> dict[int, Tensor]:
+    """Return the memory of ``copy.deepcopy`` in which tensors that are part of a graph were already copied without."""
+    kept: list[Any] = [vars(part) for part in model.modules()]
+    for value in kept:  # it grows while it is read
+        if isinstance(value, dict):
+            kept += [part for part in value.values() if isinstance(part, Tensor | dict | list | tuple)]
+        elif isinstance(value, list | tuple):
+            kept += [part for part in value if isinstance(part, Tensor | dict | list | tuple)]
+    tensors = (value for value in kept if isinstance(value, Tensor))
+    return {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -1,0 +1,70 @@
+"""Logits that no input raises: outputs that were never trained, and rows that were closed by an earlier request.
+
+Invariant: a class that is not named here was the model's answer to some image that was looked at.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from zspag.runtime import frozen, sent
+
+FEW = 4  # images whose logits say which classes are the least likely
+STAGES = ((2, 8), (8, 40))  # starts and steps of a first try for every class, and of a second for those that it missed
+MOST = 100  # classes that are tried
+
+
+def unreachable(model: nn.Module, images: Tensor, classes: tuple[int, ...]) -> dict[int, float]:
+    """Return the classes that no image in [0, 1] was found for, with how far their logit stayed below the largest.
+
+    Gradient steps from forget images, their negatives, noise and grey, not bound to any radius: a class that they do
+    not reach the method's attack does not reach either. Unused outputs and closed rows are found so.
+
+    Args:
+        model: Not changed.
+        images: Forget images, shape (n, C, H, W).
+        classes: The classes that must be reachable; of more than ``MOST`` those with the lowest logits are tried.
+    """
+    generator = torch.Generator().manual_seed(0)
+    left = torch.tensor(classes, device=images.device)
+    gaps = {}
+    with frozen(model):
+        if len(left) > MOST:
+            with torch.no_grad():
+                margins = model(images[:FEW].clone())
+            margins = (margins - margins.amax(1, keepdim=True)).amax(0)[left]
+            left = left[margins.argsort()[:MOST]]
+        for starts, steps in STAGES:
+            if len(left):
+                best = torch.cat([_climb(model, t, _starts(images, starts, generator), steps) for t in left.split(16)])
+                gaps = {label: -gap for label, gap in zip(left.tolist(), best.tolist(), strict=True) if gap < 0}
+                left = left[best < 0]
+    return {label: gaps[label] for label in left.tolist()}
+
+
+def _starts(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return ``count`` starting points: forget images and noise in turns, a negative and grey among them."""
+    noise = sent(torch.rand((count, *images.shape[1:]), generator=generator, dtype=images.dtype), images.device)
+    picked = images[torch.arange(count, device=images.device) % len(images)]
+    mixed = torch.where((torch.arange(count, device=images.device) % 2 == 0).view(-1, 1, 1, 1), picked, noise)
+    if count > 3:
+        mixed[2], mixed[3] = 1 - images[0], torch.full_like(images[0], 0.5)
+    return mixed
+
+
+def _climb(model: nn.Module, targets: Tensor, starts: Tensor, steps: int) -> Tensor:
+    """Return, per target, the largest margin z_target - max_other z on the way from every start; 0 or more is a hit."""
+    best = torch.full((len(targets),), -torch.inf, dtype=starts.dtype, device=starts.device)
+    x = starts.repeat(len(targets), 1, 1, 1)
+    labels = targets.repeat_interleave(len(starts))
+    for step in range(steps + 1):
+        x = x.detach().requires_grad_()
+        logits = model(x)
+        others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+        margin = logits.gather(1, labels[:, None])[:, 0] - others
+        best = torch.maximum(best, margin.detach().view(len(targets), -1).amax(1))
+        if step == steps or bool((best >= 0).all()):
+            break
+        (gradient,) = torch.autograd.grad(margin.sum(), x)
+        length = 0.3 * 0.02 ** (step / steps)  # from a third of the range to a little more than 1/255
+        x = (x.detach() + length * gradient.sign()).clamp(0, 1)
+    return best
