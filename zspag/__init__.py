@@ -9,31 +9,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
+    from zspag.door import unlearn_by
+    from zspag.metrics import Metrics, evaluate
     from zspag.models import Normalize
+    from zspag.outcome import Report
     from zspag.unlearning import Unlearned, zero_shot_unlearn
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LabelConfig",
+    "Metrics",
     "Normalize",
     "ProxyConfig",
+    "Report",
     "SubspaceConfig",
     "UnlearnConfig",
     "Unlearned",
     "UpdateConfig",
     "__version__",
+    "evaluate",
+    "unlearn_by",
     "zero_shot_unlearn",
 ]
 
 _HOME = {
     "LabelConfig": "config",
+    "Metrics": "metrics",
     "Normalize": "models",
     "ProxyConfig": "config",
+    "Report": "outcome",
     "SubspaceConfig": "config",
     "UnlearnConfig": "config",
     "Unlearned": "unlearning",
     "UpdateConfig": "config",
+    "evaluate": "metrics",
+    "unlearn_by": "door",
     "zero_shot_unlearn": "unlearning",
 }
 

@@ -1,0 +1,218 @@
+"""All methods behind one door: each by its name, on the same forget data, and ZS-PAG bit for bit."""
+
+import inspect
+import json
+from dataclasses import FrozenInstanceError, replace
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import zspag
+from zspag import door
+from zspag.baselines import METHODS
+from zspag.config import Ladders, ProxyConfig, UnlearnConfig, UpdateConfig
+from zspag.door import method_named, unlearn_by
+from zspag.evaluation import accuracy
+from zspag.profiles import LADDERS
+from zspag.runtime import generator_for, logits_of
+from zspag.unlearning import prepare, zero_shot_unlearn
+
+K, SIZE, GONE = 4, 8, 2
+CONFIG = UnlearnConfig(proxies=ProxyConfig(per_class=8, steps=8), update=UpdateConfig(epochs=2, min_steps=4))
+FORGET_ONLY = [name for name, method in METHODS.items() if method.run is not None]
+ORACLES = [name for name, method in METHODS.items() if method.run is None]
+
+
+def drawn(count, *, seed):
+    """Noisy images of K patterns, in 256 grey levels, with their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(K, (count,), generator=generator)
+    patterns = torch.rand(K, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(99))
+    noise = torch.randn(count, 1, SIZE, SIZE, generator=generator)
+    return ((patterns[labels] + 0.15 * noise).clamp(0, 1) * 255).round() / 255, labels
+
+
+@cache
+def trained():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 7, 3, padding=1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(7 * 16, K),
+        )  # fmt: skip
+        images, labels = drawn(200, seed=1)
+        adam = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(40):
+            adam.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            adam.step()
+        adam.zero_grad()
+    return model.eval()
+
+
+@cache
+def forget_data():
+    images, labels = drawn(120, seed=2)
+    return images[labels == GONE], labels[labels == GONE]
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_the_net_of_these_tests_knows_its_classes():
+    assert accuracy(logits_of(trained(), drawn(100, seed=3)[0]), drawn(100, seed=3)[1]) > 0.95
+
+
+@pytest.mark.parametrize("name", [name for name in FORGET_ONLY if name != "zs_pag"])
+def test_every_method_that_reads_no_retain_data_runs_by_its_name(name):
+    before = state(trained())
+    result = unlearn_by(name, trained(), *forget_data(), lr=0.01, config=CONFIG)
+    report = result.report
+    assert (report.chosen, report.forget_classes, report.lr) == (name, (GONE,), 0.01)
+    assert report.original_accuracy > 0.9
+    assert report.forget_accuracy == accuracy(logits_of(result.model, forget_data()[0]), forget_data()[1])
+    assert all(bool(tensor.isfinite().all()) for tensor in result.model.state_dict().values())
+    assert same(before, state(trained())), "the caller's model was changed"
+    assert not report.silenced
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False)) == report.to_dict()
+    assert f"{name}, rate 0.01" in str(report)
+
+
+@pytest.mark.parametrize("lr", [None, 1.0])
+def test_zs_pag_behind_the_door_is_zero_shot_unlearn_bit_for_bit(lr):
+    config = CONFIG if lr is None else replace(CONFIG, update=replace(CONFIG.update, lr=lr))
+    direct = zero_shot_unlearn(trained(), *forget_data(), num_classes=K, config=config, seed=5)
+    result = unlearn_by("zs_pag", trained(), *forget_data(), num_classes=K, lr=lr, config=CONFIG, seed=5)
+    assert same(state(direct.model), state(result.model))
+    assert not same(state(trained()), state(result.model))
+    assert result.report.lr == direct.report.lr
+    other = unlearn_by("zs_pag", trained(), *forget_data(), num_classes=K, lr=lr, config=CONFIG, seed=6)
+    assert not same(state(direct.model), state(other.model))
+
+
+@pytest.mark.parametrize("name", ["random_relabeling", "head_only", "unprojected"])
+def test_a_method_behind_the_door_is_that_of_the_table_bit_for_bit(name):
+    (images, labels), update = forget_data(), replace(CONFIG.update, lr=0.01)
+    config = replace(CONFIG, update=update)
+    material = prepare(
+        trained(), images, forget=(GONE,), num_classes=K, config=config, generator=generator_for(0, "material")
+    )
+    ladder = METHODS[name].run(
+        trained(), images, labels, num_classes=K, config=config, material=material,
+        generator=generator_for(0, "method"),
+    )  # fmt: skip
+    result = unlearn_by(name, trained(), images, labels, lr=0.01, config=CONFIG)
+    assert same(state(ladder.kept.model), state(result.model))
+    other = unlearn_by(name, trained(), images, labels, lr=0.01, config=CONFIG, seed=1)
+    assert not same(state(ladder.kept.model), state(other.model))
+
+
+FORMS = {
+    "bytes and one label": lambda x, y: ((x * 255).round().to(torch.uint8).numpy(), GONE),
+    "data set": lambda x, y: (TensorDataset(x, y),),
+    "loader": lambda x, y: (DataLoader(TensorDataset(x, y), batch_size=7),),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_forget_data_have_any_form_that_zero_shot_unlearn_takes(form):
+    plain = unlearn_by("delete", trained(), *forget_data(), lr=0.01, config=CONFIG)
+    result = unlearn_by("delete", trained(), *form(*forget_data()), lr=0.01, config=CONFIG)
+    assert same(state(plain.model), state(result.model))
+
+
+def test_without_a_rate_a_method_climbs_its_own_ladder_until_the_forget_set_is_forgotten():
+    report = unlearn_by("delete", trained(), *forget_data(), config=CONFIG).report
+    assert report.reached
+    assert report.forget_accuracy <= CONFIG.update.forget_accuracy
+    assert tuple(trial.lr for trial in report.tried) == LADDERS.low[: len(report.tried)]
+    assert [trial.forgot for trial in report.tried] == [False] * (len(report.tried) - 1) + [True]
+    assert report.lr == report.tried[-1].lr
+    assert not report.at_edge
+
+
+def test_a_search_that_ends_at_its_smallest_rate_says_that_it_ended_at_the_edge(monkeypatch):
+    monkeypatch.setattr(door, "LADDERS", Ladders(low=(0.01, 0.03), middle=(0.01, 0.03), high=(0.01, 0.03)))
+    report = unlearn_by("delete", trained(), *forget_data(), config=CONFIG).report
+    assert (report.reached, report.lr, report.at_edge) == (True, 0.01, True)
+    assert any("the smallest rate, 0.01, forgot already" in warning for warning in report.warnings)
+
+
+def test_a_ladder_that_ends_without_forgetting_is_no_success():
+    report = unlearn_by("delete", trained(), *forget_data(), lr=1e-6, config=CONFIG).report
+    assert not report.reached
+    assert not report.at_edge  # nobody searched
+    assert any("not forgotten: 100.0 %" in warning for warning in report.warnings)
+
+
+def test_a_rate_that_ruins_the_weights_gives_back_the_original_and_says_so():
+    result = unlearn_by("gradient_ascent", trained(), *forget_data(), lr=1e30, config=CONFIG)
+    assert same(state(trained()), state(result.model))
+    assert result.model is not trained()
+    assert not result.report.reached
+    assert result.report.tried[0].forget_accuracy is None
+    assert "copy of the original" in " ".join(str(result.report).split())
+
+
+def test_a_frozen_parameter_that_a_method_moves_is_named():
+    model = trained()
+    model[0].weight.requires_grad_(False)
+    try:
+        moved = unlearn_by("delete", model, *forget_data(), lr=0.01, config=CONFIG).report
+        kept = unlearn_by("head_only", model, *forget_data(), lr=0.01, config=CONFIG).report
+    finally:
+        model[0].weight.requires_grad_(True)
+    assert any("delete moved 1 parameters that were frozen, 0.weight first" in one for one in moved.warnings)
+    assert not any("were frozen" in one for one in kept.warnings)
+
+
+def test_the_result_cannot_be_changed():
+    result = unlearn_by("delete", trained(), *forget_data(), lr=0.01, config=CONFIG)
+    with pytest.raises(FrozenInstanceError):
+        result.model = None
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_an_oracle_is_refused_for_it_reads_retain_data(name):
+    with pytest.raises(ValueError, match=f"'{name}' .* is an oracle: it reads retain data"):
+        unlearn_by(name, trained(), *forget_data())
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("DELETE", "'delete'"),
+        ("zs-pag", "'zs_pag'"),
+        ("boundary_shrinking", "'boundary_shrink'"),
+        ("salunn", "'salun'"),
+    ],
+)
+def test_of_an_unknown_name_the_nearest_ones_are_named(name, nearest):
+    with pytest.raises(ValueError, match=f"no method '{name}': did you mean .*{nearest}.*`zspag methods`"):
+        method_named(name)
+
+
+def test_a_name_that_is_near_to_none_gets_the_whole_list_without_oracles():
+    with pytest.raises(ValueError, match="no method 'xyzzy': choose from zs_pag, .*gkt; ") as caught:
+        method_named("xyzzy")
+    assert not [name for name in ORACLES if f" {name}," in str(caught.value)]
+
+
+def test_nothing_behind_the_door_can_be_handed_retain_data():
+    assert list(inspect.signature(unlearn_by).parameters) == [
+        "name", "model", "forget_images", "forget_labels", "num_classes", "lr", "config", "seed",
+    ]  # fmt: skip
+
+
+def test_the_door_the_metrics_and_the_report_are_public_names():
+    assert zspag.unlearn_by is unlearn_by
+    assert zspag.evaluate is not None
+    assert {"unlearn_by", "evaluate", "Metrics", "Report"} <= set(zspag.__all__)
