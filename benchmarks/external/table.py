@@ -1,0 +1,359 @@
+"""``results/external``: ``zoo.json`` with every row, and a README that is written from it.
+
+Invariant: the page holds no number that was typed; what failed stands in it.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.external.arms import ARMS, GOAL
+from benchmarks.external.bars import (
+    LOST_WORST,
+    NOT_MEASURED,
+    Bar,
+    Row,
+    all_bars,
+    arm_rows,
+    drifts,
+    falsely_reached,
+    percent,
+    points,
+    sound,
+    time_bars,
+    values,
+    worse_than_old,
+)
+from benchmarks.external.nets import CONFIRMATION, DEVELOPMENT, NETS
+from zspag.files import plain, read_json, repository_root, write_json
+
+ROLES: tuple[str | None, ...] = (None, DEVELOPMENT, CONFIRMATION)
+OLD = "fa40f86"
+ERROR_LENGTH = 160  # characters of an error in the table; the row holds all
+
+WORDS = """
+| word | meaning |
+| --- | --- |
+| masked original | the original with the forget class's logit at the floor; the yardstick for what is retained |
+| points lost | accuracy of the masked original minus that of the model, on retained test images, in points of 100 |
+| forget unseen | share of the class's test images that the model still recognizes |
+| drift | mean KL(masked original, model) on retained test images, in nats |
+| open | no row of the head was closed: what the updates alone made. All tables are about open models |
+| row closed | the head's row is rewritten so that no input is answered with the class; free, exact, and no evidence |
+| reached | what the method says itself: the class is forgotten |
+| failed | the call ended with an error, so that there is no model |
+""".strip()
+
+
+def folder() -> Path:
+    """Return the folder of the table."""
+    return repository_root() / "results" / "external"
+
+
+def write_table(rows: Sequence[Row], *, timing: dict[str, Any] | None = None, target: Path | None = None) -> str:
+    """Write ``zoo.json`` and ``README.md``, and return the text of the page.
+
+    Raises:
+        ValueError: If there is no row.
+    """
+    if not rows:
+        raise ValueError("there is no row to write a table from: run `python -m benchmarks.external rows` first")
+    target = target or folder()
+    bars = {role or "all": [vars(bar) for bar in all_bars(of_role(rows, role), goal=GOAL)] for role in ROLES}
+    content = {
+        "schema": 1,
+        "goal": GOAL,
+        "bars": bars,
+        "time": [vars(bar) for bar in time_bars(timing)],
+        "rows": list(rows),
+    }
+    write_json(target / "zoo.json", plain(content, "zoo"))
+    text = page(rows, timing=timing)
+    (target / "README.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def recorded_timing() -> dict[str, Any] | None:
+    """Return what ``python -m benchmarks.external time`` wrote, if it did."""
+    path = folder() / "timing.json"
+    return read_json(path) if path.exists() else None
+
+
+def of_role(rows: Iterable[Row], role: str | None) -> list[Row]:
+    """Return the rows of development or confirmation nets; None takes all."""
+    return [row for row in rows if role is None or row["role"] == role]
+
+
+def page(rows: Sequence[Row], *, timing: dict[str, Any] | None = None) -> str:
+    """Return the page in Markdown."""
+    nets = [name for name in NETS if any(row["net"] == name for row in rows)]
+    own, old, beyond = arm_rows(rows, "zs_pag"), arm_rows(rows, OLD), worse_than_old(rows)
+    wrong = [row for row in [*own, *old] if falsely_reached(row, goal=GOAL)]
+    honest = [row for row in sound(own) if row["reached"] is False]
+    costly = [row for row in sound(own) if row["measures"]["lost_points"] > LOST_WORST]
+    parts = [
+        "# The zoo: other people's nets, defaults only",
+        "Written by `python -m benchmarks.external table` from the rows in `zoo.json`. Do not edit it.",
+        WORDS,
+        "## The bars",
+        f"Runs of ours: {len(own)}, on nets: {len({row['net'] for row in own})}. Development nets were looked at while"
+        " the method was made; confirmation nets were not. CIFAR-10 development uses the first half of the test images,"
+        " confirmation the second. A failed run meets no bar.",
+        bars_table(rows, old),
+        "## Time",
+        "Both sides took turns on one machine, in one run.",
+        time_table(timing),
+        table(
+            ["bar", "wanted", "measured", "n", "verdict"],
+            [[bar.name, bar.wanted, bar.value or "-", bar.n, bar.verdict] for bar in time_bars(timing)],
+        ),
+        "## Arms",
+        arms_table(rows),
+        "## Net by net",
+        nets_table(rows, nets),
+        "### Forget unseen, mean over the classes",
+        unseen_table(rows, nets),
+        "### Drift",
+        "Medians over the cases that all three have; *lowest* counts the cases in which ours drifts least.",
+        drift_table(rows),
+        "### Points lost beyond fa40f86",
+        "Mean over the cases of a net, and two standard errors.",
+        table(
+            ["net", "mean", "2 s.e.", "n"],
+            [[net, points(more), points(error).lstrip("+"), n] for net, (more, error, n) in beyond.items()],
+        ),
+        "### Seconds, median",
+        seconds_table(rows, nets),
+        "## What went wrong",
+        "### False 'reached'",
+        cases(wrong, unseen, "forget unseen"),
+        "### Not reached, and said so",
+        cases(honest, unseen, "forget unseen"),
+        "### More than a point lost",
+        cases(costly, lambda row: points(row["measures"]["lost_points"]), "points lost"),
+        "### Failed",
+        cases([row for row in rows if row["error"] is not None], first_words, "error"),
+        "## What these rows are",
+        origin(rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table, or a dash where it would be empty."""
+    if not body:
+        return "None."
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def bars_table(rows: Sequence[Row], old: Sequence[Row]) -> str:
+    """Return every bar with what was measured on all, development and confirmation nets, and the old defaults."""
+    groups = {role or "all": all_bars(of_role(rows, role), goal=GOAL) for role in ROLES}
+    controls = [row for row in rows if row["arm"] in ("head_only", "delete")]
+    before = {bar.name: bar for bar in all_bars([*(row | {"arm": "zs_pag"} for row in old), *controls], goal=GOAL)}
+    body = []
+    for bar, seen, fresh in zip(*(groups[role or "all"] for role in ROLES), strict=True):
+        was = before[bar.name]
+        body.append(
+            [bar.name, bar.wanted, *counted(seen), *counted(fresh), *counted(bar), bar.verdict, was.value or "-"]
+        )
+    few = [row for row in arm_rows(rows, "zs_pag") if row["samples"] == 20]
+    if sound(few):
+        said = f"{percent(median(values(few, 'forget_unseen')))}, {percent(max(values(few, 'forget_unseen')))}"
+        body.append(["forget unseen, 20 images, median and worst", "said", "", "", "", "", said, len(few), "said", ""])
+    head = ["bar", "wanted", "development", "n", "confirmation", "n", "all", "n", "verdict", OLD]
+    return table(head, body)
+
+
+def counted(bar: Bar) -> tuple[str, str]:
+    """Return a bar's value with its own verdict, and on how many rows it rests."""
+    value = "-" if bar.verdict == NOT_MEASURED else f"{bar.value or 'no model'} ({bar.verdict})"
+    return value, f"{bar.n}" + (f", {bar.failed} failed" if bar.failed else "")
+
+
+def number(value: float, form: Callable[[float], str]) -> str:
+    """Return a formatted number, or a dash where there is none."""
+    return "-" if math.isnan(value) else form(value)
+
+
+def nats(value: float) -> str:
+    """Return a drift with two significant digits."""
+    return f"{value:.2g}" if math.isfinite(value) else "not finite"
+
+
+def middle(found: Sequence[float]) -> float:
+    """Return the median, or NaN where there is nothing."""
+    return median(found) if found else math.nan
+
+
+def most(found: Sequence[float]) -> float:
+    """Return the largest, or NaN where there is nothing."""
+    return max(found, default=math.nan)
+
+
+def arms_table(rows: Sequence[Row]) -> str:
+    """Return one line per arm over all nets."""
+    body = []
+    for arm, title in ARMS.items():
+        own = arm_rows(rows, arm)
+        if not own:
+            continue
+        lost, unseen, drift = (values(own, name) for name in ("lost_points", "forget_unseen", "drift"))
+        says = [row for row in sound(own) if row["reached"] is not None]
+        body.append(
+            [
+                title,
+                len(own),
+                len(own) - len(sound(own)),
+                number(middle(lost), points),
+                number(most(lost), points),
+                number(middle(unseen), percent),
+                number(most(unseen), percent),
+                number(middle(drift), nats),
+                f"{sum(row['reached'] for row in says)} of {len(says)}" if says else "-",
+                sum(falsely_reached(row, goal=GOAL) for row in own) if says else "-",
+            ]
+        )
+    head = ["arm", "n", "failed", "lost, median", "lost, worst", "unseen, median", "unseen, worst", "drift, median"]
+    return table([*head, "reached", "falsely"], body)
+
+
+def nets_table(rows: Sequence[Row], nets: Sequence[str]) -> str:
+    """Return one line per net: what was lost, beside the old defaults."""
+    body = []
+    for net in nets:
+        mine = [row for row in rows if row["net"] == net]
+        own, old = arm_rows(mine, "zs_pag"), arm_rows(mine, OLD)
+        lost, before = values(own, "lost_points"), values(old, "lost_points")
+        body.append(
+            [
+                f"{mine[0]['title']} ({net})",
+                mine[0]["norm"],
+                mine[0]["role"],
+                percent(mine[0]["original_accuracy"]),
+                len(own),
+                len(own) - len(sound(own)),
+                number(middle(lost), points),
+                number(most(lost), points),
+                number(middle(before), points),
+                number(most(before), points),
+                f"{sum(bool(row['reached']) for row in sound(own))} of {len(own)}",
+            ]
+        )
+    head = ["net", "norm", "role", "original", "n", "failed", "lost, median", "lost, worst"]
+    return table([*head, f"{OLD}, median", f"{OLD}, worst", "reached"], body)
+
+
+def unseen_table(rows: Sequence[Row], nets: Sequence[str]) -> str:
+    """Return, per net and arm, how much of the class is recognized on unseen images, by forget images."""
+    columns = [20, 50, 200, "all"]
+    body = []
+    for net in nets:
+        for arm in ("zs_pag", OLD):
+            own = [row for row in arm_rows(rows, arm) if row["net"] == net]
+            if not own:
+                continue
+            line: list[object] = [net, ARMS[arm]]
+            for column in columns:
+                chosen = [row for row in own if (row["count"] or "all") == column]
+                found = values(chosen, "forget_unseen")
+                line.append(percent(sum(found) / len(found)) if found else "failed" if chosen else "")
+            body.append(line)
+    return table(["net", "arm", *map(str, columns)], body)
+
+
+def drift_table(rows: Sequence[Row]) -> str:
+    """Return the drift of every net beside both controls."""
+    body = []
+    for one in drifts(rows):
+        each = [number(value, nats) for value in (one.own, one.head_only, one.delete)]
+        body.append([one.net, *each, f"{one.lowest} of {one.n}", one.verdict])
+    return table(["net", "ours", "head only", "DELETE", "lowest", "verdict"], body)
+
+
+def seconds_table(rows: Sequence[Row], nets: Sequence[str]) -> str:
+    """Return the median seconds of every arm that works, net by net."""
+    arms = [arm for arm in ARMS if any(row["seconds"] is not None for row in arm_rows(rows, arm))]
+    body = []
+    for net in nets:
+        line: list[object] = [net]
+        for arm in arms:
+            own = [row["seconds"] for row in arm_rows(rows, arm) if row["net"] == net and row["seconds"] is not None]
+            line.append(number(middle(own), lambda value: f"{value:.1f}"))
+        body.append(line)
+    return table(["net", *(ARMS[arm] for arm in arms)], body)
+
+
+def time_table(timing: dict[str, Any] | None) -> str:
+    """Return seconds of both sides in turn, net by net."""
+    body = []
+    for entry in [] if timing is None else timing["nets"]:
+        sides = [entry["ours_seconds"], entry["fa40f86_seconds"]]
+        body.append(
+            [
+                entry["title"],
+                entry["norm"],
+                entry["samples"],
+                *("failed" if value is None else f"{value:.1f}" for value in sides),
+                "-" if entry["ratio"] is None else f"{entry['ratio']:.2f}",
+                min(map(len, entry["seconds"].values())),
+                entry["threads"],
+                entry["device"],
+                f"{entry['load_before']:.1f}",
+                entry["commit"],
+            ]
+        )
+    head = [
+        "net",
+        "norm",
+        "images",
+        "ours, s",
+        f"{OLD}, s",
+        "ratio",
+        "runs",
+        "threads",
+        "device",
+        "load before",
+        "code",
+    ]
+    return table(head, body)
+
+
+def unseen(row: Row) -> str:
+    """Return how much of the class a row still recognizes on unseen images."""
+    return percent(row["measures"]["forget_unseen"])
+
+
+def first_words(row: Row) -> str:
+    """Return the beginning of an error, safe in a table."""
+    return row["error"].replace("|", "/").replace("\n", " ")[:ERROR_LENGTH]
+
+
+def cases(chosen: Sequence[Row], say: Callable[[Row], str], what: str) -> str:
+    """Return one line per row: what it is about, and one value."""
+    body = [[row["net"], row["label"], row["samples"], ARMS[row["arm"]], say(row)] for row in chosen]
+    return table(["net", "class", "images", "arm", what], body)
+
+
+def origin(rows: Sequence[Row]) -> str:
+    """Return what made the rows, and say so where an arm holds rows of different code."""
+    body = []
+    for arm, title in ARMS.items():
+        own = arm_rows(rows, arm)
+        if own:
+            states = Counter(
+                (row["key"]["code"], row["key"]["torch"], row["key"]["device"], row["key"]["threads"]) for row in own
+            )
+            body += [[title, *state, count] for state, count in sorted(states.items())]
+    text = table(["arm", "code", "torch", "device", "threads", "rows"], body)
+    mixed = sorted({line[0] for line in body if sum(other[0] == line[0] for other in body) > 1})
+    if mixed:
+        text += f"\n\n**Rows of different code, torch or machine stand together in: {', '.join(mixed)}.**"
+    mends = sorted({row["mended"] for row in rows if row["mended"]})
+    if mends:
+        text += "\n\nMended for fa40f86, which fails otherwise: " + "; ".join(mends) + "."
+    return text

@@ -1,0 +1,118 @@
+"""Time of the defaults beside those of fa40f86: two processes that take turns on one machine.
+
+Invariant: both sides get the same weights and the same forget set; only the call itself is timed.
+"""
+
+import os
+import platform
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.external import old
+from benchmarks.external.nets import NETS
+from benchmarks.external.originals import Original, forget_set, original, runs
+from zspag.files import plain, read_json, repository_root, write_json
+from zspag.profiles import PROFILES
+from zspag.provenance import git
+from zspag.runtime import progress, threads
+from zspag.training import train
+
+DEFAULT = [name for name, net in NETS.items() if net.norm == "none"] + ["cifar10-conv7"]
+COUNTS = {"cifar10-conv7": 200}  # forget images; 50 for all others
+TRAINED_IMAGES = 2560  # of an epoch of conv7's training, which is timed and scaled to the whole
+
+
+def place() -> Path:
+    """Return the file of the timings."""
+    return repository_root() / "results" / "external" / "timing.json"
+
+
+def time_nets(names: list[str], *, threads_each: int, repeats: int, device: str) -> dict[str, Any]:
+    """Time both sides in turn on each net and write ``timing.json``; nets that were timed before keep their entry."""
+    sides = {
+        "ours": old.Child(repository_root(), repository_root(), threads=threads_each),
+        "fa40f86": old.Child(old.old_package(runs(), repository_root()), repository_root(), threads=threads_each),
+    }
+    kept = {entry["net"]: entry for entry in read_json(place())["nets"]} if place().exists() else {}
+    try:
+        for name in progress(names, total=len(names), title="timing", unit="net"):
+            kept[name] = time_net(name, sides, repeats=repeats, device=device, threads_each=threads_each)
+            timing = {"schema": 1, "nets": [kept[known] for known in NETS if known in kept]}
+            write_json(place(), plain(timing, "timing"))
+    finally:
+        for child in sides.values():
+            child.close()
+    return timing
+
+
+def time_net(name: str, sides: dict[str, old.Child], *, repeats: int, device: str, threads_each: int) -> dict[str, Any]:
+    """Return seconds of both sides on one net and its first class, in turn."""
+    known = original(name, device=device)
+    label = known.net.classes[0]
+    forget = forget_set(known, label, COUNTS.get(name, 50))
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    errors: dict[str, str] = {}
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        files = {part: str(Path(folder) / f"{part}.safetensors") for part in ("weights", "forget")}
+        save_file(
+            {key: part.detach().cpu().contiguous() for key, part in known.model.state_dict().items()}, files["weights"]
+        )
+        save_file({"images": forget.images.contiguous(), "labels": forget.labels.contiguous()}, files["forget"])
+        for _ in range(repeats):
+            for side, child in sides.items():
+                job = {
+                    "side": side,
+                    "net": name,
+                    "device": device,
+                    "seed": 0,
+                    "num_classes": known.num_classes,
+                    **files,
+                }
+                try:
+                    seconds[side].append(child(job | {"twin": side == "fa40f86"})["seconds"])
+                except RuntimeError as error:
+                    errors[side] = str(error)
+    ours, before = (median(seconds[side]) if seconds[side] else None for side in ("ours", "fa40f86"))
+    training = _training_seconds(known, threads_each, device) if name == "cifar10-conv7" else None
+    return {
+        "net": name,
+        "title": known.net.title,
+        "norm": known.net.norm,
+        "label": label,
+        "samples": len(forget),
+        "seconds": seconds,
+        "errors": errors,
+        "ours_seconds": ours,
+        "fa40f86_seconds": before,
+        "ratio": before / ours if ours and before else None,
+        "training_seconds": training,
+        "training_share": ours / training if ours and training else None,
+        "threads": threads_each,
+        "device": torch.cuda.get_device_name() if torch.device(device).type == "cuda" else f"cpu {platform.machine()}",
+        "torch": torch.__version__,
+        "load_before": load,
+        "commit": git("rev-parse", "--short", "HEAD"),
+        "changed": bool(git("status", "--porcelain", "--", "zspag")),
+        "weights": known.sha256,
+        "when": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+    }
+
+
+def _training_seconds(known: Original, threads_each: int, device: str) -> float:
+    """Return what conv7's whole training would take here, from a part of an epoch."""
+    config = PROFILES["cpu"].train
+    chosen = torch.arange(TRAINED_IMAGES) * len(known.train) // TRAINED_IMAGES
+    part = known.train.select(chosen)
+    with threads(threads_each):
+        done = train(
+            known.twin, part.images, part.labels, config=replace(config, epochs=2, lr=1e-6), seed=0, device=device
+        )
+    return done.history[-1].seconds * config.epochs * len(known.train) / TRAINED_IMAGES
