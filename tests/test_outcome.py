@@ -184,10 +184,13 @@ def test_of_many_layers_those_that_leak_most_are_listed_and_frozen_ones_keep_the
 
 
 def test_what_cannot_be_measured_is_said_not_shown_as_a_number():
-    blind = replace(REPORT.remainder, measurable=False, note="forget samples and proxies overlap")
-    assert "features not measurable: forget samples and proxies overlap." in _text(replace(REPORT, remainder=blind))
-    assert "97.0 % before and 74.0 % after (51.0 % under permuted labels)" in _text(REPORT)
+    blind = replace(REPORT, remainder=replace(REPORT.remainder, measurable=False, note="8 sources"))
+    assert "features not measurable: 8 sources. The original's head, put back, recognizes 12.0 %" in _text(blind)
+    assert "97.0 % before and 74.0 % after; 51.0 % under permuted labels." in _text(REPORT)
     assert "features not looked at." in _text(BARE)
+    assert len(REPORT.plot().axes[3].patches) == 3
+    assert len(blind.plot().axes[3].patches) == 1
+    assert not BARE.plot().axes[3].patches
 
 
 def test_every_warning_and_every_stage_stands_on_the_page():

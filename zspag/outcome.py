@@ -80,12 +80,12 @@ class Remainder:
     """What is left of the forget classes in the features, judged by held-out forget samples and held-out proxies.
 
     Attributes:
-        measurable: False where the two overlap too much for any probe to tell something.
-        probe_before: Accuracy of a ridge probe on the original's features.
+        measurable: False where a probe of the original itself cannot tell the two apart.
+        probe_before: Accuracy of a ridge probe that tells them apart by the original's features.
         probe_after: The same on the open model's features.
         probe_chance: The same under permuted labels: what nothing looks like.
         original_head: Share of the forget samples that the original's head, put back, still recognizes.
-        note: What limits the measurement, in a sentence.
+        note: What limits the measurement, without a full stop.
     """
 
     measurable: bool
@@ -122,7 +122,7 @@ class Report:
         warnings: What was warned of, in sentences.
         seconds: Wall-clock seconds per stage.
         unseen_samples: Samples behind ``unseen_accuracy``; None means all of ``samples``.
-        left_open: Why the rows could not be closed, "" where they were or nobody asked for it.
+        left_open: Why the rows could not be closed, without a full stop; "" where they were or nobody asked for it.
     """
 
     forget_classes: tuple[int, ...]
@@ -328,15 +328,17 @@ def _drift(report: Report) -> str:
 def _features(left: Remainder | None) -> str:
     if left is None:
         return "not looked at."
-    if not left.measurable:
-        return f"not measurable: {left.note or 'held-out forget samples and proxies overlap'}."
-    text = (
-        f"a ridge probe recognizes the class with accuracy {_percent(left.probe_before)} before and"
-        f" {_percent(left.probe_after)} after ({_percent(left.probe_chance)} under permuted labels)."
-    )
-    if left.original_head is not None:
-        text += f" The original's head, put back, recognizes {_percent(left.original_head)} of the forget set."
-    return f"{text} {left.note}".rstrip()
+    if left.measurable:
+        text = (
+            f"a ridge probe tells held-out forget samples from proxies with accuracy {_percent(left.probe_before)}"
+            f" before and {_percent(left.probe_after)} after; {_percent(left.probe_chance)} under permuted labels"
+            f"{f' ({left.note})' if left.note else ''}."
+        )
+    else:
+        text = f"not measurable{f': {left.note}' if left.note else ''}."
+    if left.original_head is None:
+        return text
+    return f"{text} The original's head, put back, recognizes {_percent(left.original_head)} of the forget set."
 
 
 def _attack(report: Report) -> str:

@@ -119,23 +119,26 @@ def layer_shares(axis: Axes, report: dict[str, Any]) -> None:
 
 def remainder(axis: Axes, report: dict[str, Any]) -> None:
     """Draw the probe before and after, and what the original's head still recognizes."""
-    axis.set(title="what is left in the features", ylabel="recognized (%)")
+    axis.set(title="what is left in the features", ylabel="accuracy (%)")
     left = report["remainder"]
-    if left is None or not left["measurable"]:
-        _say(axis, "not looked at" if left is None else "not measurable")
+    if left is None:
+        _say(axis, "not looked at")
         return
+    measurable = left["measurable"]
     bars = (
-        ("probe\nbefore", left["probe_before"], ""),
-        ("probe\nafter", left["probe_after"], "///"),
+        ("probe\nbefore", left["probe_before"] if measurable else None, ""),
+        ("probe\nafter", left["probe_after"] if measurable else None, "///"),
         ("original head,\nput back", left["original_head"], "..."),
     )
     for place, (_, share, hatch) in enumerate(bars):
-        if share is not None:
+        if share is None:
+            axis.text(place, 1, "not\nmeasurable", ha="center", fontsize=8)
+        else:
             axis.bar(place, 100 * share, 0.6, color="#cccccc", edgecolor="black", hatch=hatch)
             axis.text(place, 100 * share + 1, f"{100 * share:.1f} %", ha="center")
     axis.set_xticks(range(len(bars)), [name for name, _, _ in bars])
     axis.set(xlim=(-0.5, len(bars) - 0.5), ylim=(0, 115))
-    if left["probe_chance"] is not None:
+    if measurable and left["probe_chance"] is not None:
         axis.axhline(100 * left["probe_chance"], color="black", linestyle="--", label="probe under permuted labels")
         _legend(axis)
 
