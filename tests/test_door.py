@@ -174,6 +174,14 @@ def test_a_frozen_parameter_that_a_method_moves_is_named():
     assert not any("were frozen" in one for one in kept.warnings)
 
 
+def test_autocast_around_the_call_changes_nothing():
+    plain = unlearn_by("delete", trained(), *forget_data(), lr=0.01, config=CONFIG)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert trained()(forget_data()[0]).dtype == torch.bfloat16  # it would change much
+        result = unlearn_by("delete", trained(), *forget_data(), lr=0.01, config=CONFIG)
+    assert same(state(plain.model), state(result.model))
+
+
 def test_the_result_cannot_be_changed():
     result = unlearn_by("delete", trained(), *forget_data(), lr=0.01, config=CONFIG)
     with pytest.raises(FrozenInstanceError):

@@ -409,11 +409,12 @@ def _layers(report: Report) -> Iterator[str]:
     worst = sorted(moved, key=lambda layer: -(layer.leak or 0))[:LISTED]
     if not worst:
         return
-    yield f"{'':{LABEL}}  {'weight':<30}{'inputs':>8}{'free':>8}{'leak':>10}{'free share':>14}"
+    yield f"{'':{LABEL}}  {'weight':<34}{'inputs':>8}{'free':>8}{'leak':>10}{'free share':>14}"
     for layer in [layer for layer in moved if layer in worst]:
-        name = layer.name if len(layer.name) <= 29 else f"...{layer.name[-26:]}"
+        name = layer.name.removesuffix(".weight")
+        name = name if len(name) <= 33 else f"...{name[-30:]}"  # the end tells layers apart
         yield (
-            f"{'':{LABEL}}  {name:<30}{layer.dimension:>8}{layer.free:>8}{_percent(layer.leak):>10}"
+            f"{'':{LABEL}}  {name:<34}{layer.dimension:>8}{layer.free:>8}{_percent(layer.leak):>10}"
             f"{_percent(layer.free_share):>14}"
         )
     if len(moved) > LISTED:
