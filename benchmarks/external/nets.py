@@ -111,18 +111,9 @@ class HuggingFace(nn.Module):
         super().__init__()
         from transformers import ViTConfig, ViTForImageClassification
 
-        config = ViTConfig(
-            hidden_size=96,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=192,
-            image_size=32,
-            patch_size=4,
-            num_channels=3,
-            num_labels=10,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
+        sizes: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 192, "image_size": 32, "patch_size": 4}
+        depths: dict[str, Any] = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_labels": 10}
+        config = ViTConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes, **depths)
         self.scaled = Scaled(CIFAR10)
         self.vit = ViTForImageClassification(config)
 
@@ -439,7 +430,7 @@ NETS: dict[str, Net] = {
         "cifar10",
         CONFIRMATION,
         train=_CIFAR,
-        images=20000,
+        images=15000,
         counts=_FOUR,
     ),
     "cifar10-mobilenetv3": Net(
@@ -449,7 +440,7 @@ NETS: dict[str, Net] = {
         "cifar10",
         CONFIRMATION,
         train=_CIFAR_ADAM,
-        images=20000,
+        images=15000,
     ),
     "cifar10-convnext": Net(
         "timm convnext_atto",
@@ -458,10 +449,16 @@ NETS: dict[str, Net] = {
         "cifar10",
         CONFIRMATION,
         train=_CIFAR_ADAM,
-        images=20000,
+        images=15000,
     ),
     "cifar10-resnet18": Net(
-        "torchvision resnet18", torchvision_resnet18, "batch", "cifar10", CONFIRMATION, train=_CIFAR, images=20000
+        "torchvision resnet18",
+        torchvision_resnet18,
+        "batch",
+        "cifar10",
+        CONFIRMATION,
+        train=replace(_CIFAR, epochs=6),
+        images=15000,
     ),
     "cifar10-hf-vit": Net(
         "Hugging Face ViT",
@@ -469,8 +466,8 @@ NETS: dict[str, Net] = {
         "layer",
         "cifar10",
         CONFIRMATION,
-        train=_CIFAR_ADAM,
-        images=25000,
+        train=replace(_CIFAR_ADAM, epochs=10),
+        images=20000,
         twin=HuggingFaceTwin,
         mended="fa40f86 takes plain tensors only: it got .logits",
     ),
