@@ -207,13 +207,14 @@ def test_the_state_of_the_accumulator_does_not_grow_with_the_samples():
     accumulator = MomentAccumulator()
 
     def size():
-        return sum(total.numel() * total.element_size() for total in accumulator.sums.values())
+        rows = [part for parts in accumulator.few.parts.values() for part in parts or ()]
+        return sum(held.numel() * held.element_size() for held in (*accumulator.sums.values(), *rows))
 
     accumulator.add("w", torch.randn(2, 3, D))
-    first = size()
+    assert size() == 2 * 3 * D * 8  # few rows are kept as they are, and no matrix is made
     for _ in range(50):
         accumulator.add("w", torch.randn(2, 100, D))
-    assert size() == first == 2 * D * D * 8
+        assert size() == 2 * D * D * 8
     assert accumulator.counts == {"w": 5003}
 
 
@@ -300,7 +301,8 @@ def test_rows_are_kept_as_long_as_they_are_fewer_than_the_dimensions():
     torch.testing.assert_close(factor.transpose(1, 2) @ factor, moments.second["w"])
     assert not few(2, D - 2).factors
     assert not few(D + 3).factors
-    assert moments.bytes() == 2 * D * (D + D - 1) * 8
+    assert moments.bytes() == 2 * (D - 1) * D * 8  # the matrix is formed when it is asked for, and not kept
+    assert few(D).bytes() == 2 * D * D * 8
 
 
 @pytest.mark.parametrize("energy", [0.5, 0.9, 1.0])

@@ -26,6 +26,46 @@ from zspag.runtime import chunks
 PIECE = 2**21
 ROWS = 2**12
 STRIP = 256
+NEGLIGIBLE = 1e-9  # of a direction, the share that a soft projector need not take away
+
+
+class SecondMoments(Mapping[str, Tensor]):
+    """E[a a^T] per weight, float64, shape (blocks, d, d), in the order of the weights' first use.
+
+    Of a weight that few rows entered only F is held, and F^T F formed when it is asked for: for a linear layer of 3,136
+    inputs that is a tenth of the memory, and most of the time.
+
+    Args:
+        names: The weights in order.
+        dense: Matrices of those that are held as they are.
+        factors: F of the others.
+    """
+
+    def __init__(self, names: Iterable[str], dense: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> None:
+        self.names, self.dense, self.factors = tuple(names), dict(dense), dict(factors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the matrix of a weight."""
+        if name in self.dense:
+            return self.dense[name]
+        rows = self.factors[name]
+        return rows.transpose(1, 2) @ rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def trace(self, name: str) -> Tensor:
+        """Return the trace of each block, shape (blocks,), without forming a matrix."""
+        if name in self.dense:
+            return self.dense[name].diagonal(dim1=1, dim2=2).sum(1)
+        return self.factors[name].square().sum((1, 2))
+
+    def dimension(self, name: str) -> int:
+        """Return d."""
+        return (self.dense if name in self.dense else self.factors)[name].shape[-1]
 
 
 @dataclass(frozen=True)
@@ -40,14 +80,25 @@ class Moments:
             (blocks, R, d), R < d. Bases are then cut from F F^T (R x R) and not from d x d.
     """
 
-    second: dict[str, Tensor]
+    second: Mapping[str, Tensor]
     rows_per_sample: dict[str, float]
     unprojectable: dict[str, str]
     factors: dict[str, Tensor] = field(default_factory=dict)
 
     def bytes(self) -> int:
         """Return the memory that the matrices take."""
-        return sum(part.numel() * part.element_size() for kind in (self.second, self.factors) for part in kind.values())
+        held = self.second.dense if isinstance(self.second, SecondMoments) else self.second
+        return sum(part.numel() * part.element_size() for kind in (held, self.factors) for part in kind.values())
+
+    def trace(self, name: str) -> Tensor:
+        """Return tr E[a a^T] of each block of a weight, shape (blocks,)."""
+        if isinstance(self.second, SecondMoments):
+            return self.second.trace(name)
+        return self.second[name].diagonal(dim1=1, dim2=2).sum(1)
+
+    def dimension(self, name: str) -> int:
+        """Return the dimension d of the rows that enter a weight."""
+        return self.second.dimension(name) if isinstance(self.second, SecondMoments) else self.second[name].shape[-1]
 
 
 class MomentAccumulator:
@@ -71,17 +122,20 @@ class MomentAccumulator:
 
     def add(self, name: str, rows: Tensor, outputs: Outputs | None = None) -> None:  # noqa: ARG002  (a Visit)
         """Add rows of shape (blocks, R, d) entering the weight ``name``; outputs are not needed here."""
-        blocks, count, d = rows.shape
+        self.counts[name] = self.counts.get(name, 0) + rows.shape[1]
+        for many in self.few.add(name, rows):
+            self._multiply(name, many)
+
+    def _multiply(self, name: str, rows: Tensor) -> None:
+        blocks, _, d = rows.shape
         if name not in self.sums:
             self.sums[name] = torch.zeros(blocks, d, d, dtype=torch.float64, device=rows.device)
-        self.few.add(name, rows)
         rows = rows.to(torch.promote_types(rows.dtype, self.precision))
         with torch.autocast(rows.device.type, enabled=False):  # it would multiply in half precision
             for piece in rows.split(max(1, min(ROWS, PIECE // (blocks * d))), dim=1):
                 for start in range(0, d, STRIP):
                     strip = piece[:, :, start : start + STRIP].transpose(1, 2)
                     self.sums[name][:, start : start + STRIP, start:] += strip @ piece[:, :, start:]
-        self.counts[name] = self.counts.get(name, 0) + count
 
     def moments(self, *, samples: int, unprojectable: dict[str, str]) -> Moments:
         """Return the means over all rows so far and start anew; ``samples`` is the number of images that were passed.
@@ -90,13 +144,11 @@ class MomentAccumulator:
         """
         sums, counts, few = self.sums, self.counts, self.few.rows()
         self.sums, self.counts, self.few = {}, {}, _FewRows()
-        second = {name: _mean_(total, counts[name]) for name, total in sums.items() if name not in unprojectable}
-        return Moments(
-            second,
-            {name: counts[name] / samples for name in second},
-            dict(unprojectable),
-            {name: rows / counts[name] ** 0.5 for name, rows in few.items() if name in second},
-        )
+        names = [name for name in counts if name not in unprojectable]
+        dense = {name: _mean_(sums[name], counts[name]) for name in names if name in sums}
+        factors = {name: few[name] / counts[name] ** 0.5 for name in names if name not in sums}
+        rows_per_sample = {name: counts[name] / samples for name in names}
+        return Moments(SecondMoments(names, dense, factors), rows_per_sample, dict(unprojectable), factors)
 
 
 def _mean_(total: Tensor, count: int) -> Tensor:
@@ -116,13 +168,20 @@ class _FewRows:
     def __init__(self) -> None:
         self.parts: dict[str, list[Tensor] | None] = {}
 
-    def add(self, name: str, rows: Tensor | None) -> None:
-        """Add a copy of rows (blocks, R, d) in float64; None where there are too many already."""
-        parts = self.parts.setdefault(name, [])
-        if parts is not None and (rows is None or sum(part.shape[1] for part in (*parts, rows)) >= rows.shape[2]):
-            self.parts[name] = None
-        elif parts is not None and rows is not None:
-            parts.append(rows.to(torch.float64, copy=True))  # the model may write over its own rows
+    def add(self, name: str, rows: Tensor) -> list[Tensor]:
+        """Keep a copy of rows (blocks, R, d) in float64 and return none, or return all that are too many to be kept."""
+        kept = self.parts.setdefault(name, [])
+        if kept is None:
+            return [rows]
+        if sum(part.shape[1] for part in (*kept, rows)) >= rows.shape[2]:
+            return [*self.give_up(name), rows]
+        kept.append(rows.to(torch.float64, copy=True))  # the model may write over its own rows
+        return []
+
+    def give_up(self, name: str) -> list[Tensor]:
+        """Keep no rows of a weight from now on, and return those that were."""
+        kept, self.parts[name] = self.parts.get(name), None
+        return kept or []
 
     def rows(self) -> dict[str, Tensor]:
         """Return the rows of each weight that got few."""
@@ -217,30 +276,35 @@ def folded(parts: Iterable[Moments], *, classes: int, merge_at: float | None = N
 class _RunningMean:
     """Adds up moments, each by its own weight; every part may be forgotten once it is added."""
 
-    def __init__(self, weight: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, weight: Callable[[Moments, str], Tensor]) -> None:
         self.weight, self.count = weight, 0
         self.sums: dict[str, Tensor] = {}
         self.few = _FewRows()
         self.first: Moments | None = None
 
     def add(self, part: Moments) -> None:
-        if self.first is None:
-            self.first = replace(part, second={}, factors={})
-            self.sums = {name: torch.zeros_like(second) for name, second in part.second.items()}
-        for name, total in self.sums.items():
-            weight, factor = self.weight(part.second[name]), part.factors.get(name)
-            total.addcmul_(part.second[name], weight)
-            self.few.add(name, None if factor is None else factor * weight.sqrt())
+        self.first = self.first or replace(part, second=dict.fromkeys(part.second, torch.empty(0)), factors={})
+        for name in self.first.second:
+            weight, factor = self.weight(part, name)[:, None, None], part.factors.get(name)
+            many = self.few.give_up(name) if factor is None else self.few.add(name, factor * weight.sqrt())
+            for rows in many:
+                self._add(name, rows.transpose(1, 2) @ rows)
+            if factor is None:
+                self._add(name, part.second[name] * weight)
         self.count += 1
+
+    def _add(self, name: str, second: Tensor) -> None:
+        if name in self.sums:
+            self.sums[name] += second
+        else:
+            self.sums[name] = second
 
     def mean(self) -> Moments:
         if self.first is None:
             raise ValueError("no moments to combine: pass at least one retained class")
-        return replace(
-            self.first,
-            second={name: total / self.count for name, total in self.sums.items()},
-            factors={name: rows / self.count**0.5 for name, rows in self.few.rows().items()},
-        )
+        dense = {name: total / self.count for name, total in self.sums.items()}
+        factors = {name: rows / self.count**0.5 for name, rows in self.few.rows().items()}
+        return replace(self.first, second=SecondMoments(self.first.second, dense, factors), factors=factors)
 
 
 def pooled(moments: Iterable[Moments]) -> Moments:
@@ -314,8 +378,8 @@ def by_energy(moments: Moments, *, energy: float) -> Subspace:
 
 
 def _by_energy(moments: Moments, name: str, block: int, *, energy: float) -> tuple[Tensor, int]:
-    if not bool(moments.second[name][block].any()):
-        return moments.second[name][block], 0
+    if not bool(moments.trace(name)[block] > 0):
+        return torch.zeros(moments.dimension(name), 0, dtype=torch.float64, device=moments.trace(name).device), 0
     values, leading = _decomposed(moments, name, block)
     rank = energy_rank(values, energy=energy)
     return leading(rank), rank
@@ -443,13 +507,26 @@ def soft_projector(moments: Moments, *, damping: float) -> Projector:
     """Return P = lambda (C + lambda I)^-1 with lambda = damping * mean eigenvalue of C.
 
     It is the closed form of argmin_D ||D - G||_F^2 + (1 / lambda) E||D a||^2, and the inverse of the damped input
-    factor of K-FAC. A damping near 0 protects every direction the proxies use at all.
+    factor of K-FAC. A damping near 0 protects every direction the proxies use at all. Written as
+    I - U diag(s / (s + lambda)) U^T, with C = U diag(s) U^T, it costs what the rank of C costs; shares below
+    ``NEGLIGIBLE`` are left out.
     """
     factors = {}
-    for name, second in moments.second.items():
-        identity = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
-        level = damping * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)[:, None, None]
-        factors[name] = ("times", torch.linalg.solve(second + level * identity, level * identity))
+    for name in moments.second:
+        d, traces = moments.dimension(name), moments.trace(name)
+        weighted = []
+        for block, trace in enumerate(traces):
+            values, leading = _decomposed(moments, name, block)
+            level = damping * trace.clamp_min(1e-300) / d
+            shares = values.clamp_min(0) / (values.clamp_min(0) + level)
+            rank = max(1, int((shares > NEGLIGIBLE).sum()))
+            weighted.append(leading(rank) * shares[:rank].sqrt())
+        stacked = _stack(weighted)
+        if stacked.shape[2] <= d / 2:
+            factors[name] = ("remove", stacked)
+        else:
+            identity = torch.eye(d, dtype=stacked.dtype, device=stacked.device)
+            factors[name] = ("times", identity - stacked @ stacked.transpose(1, 2))
     return Projector(factors)
 
 
@@ -481,16 +558,16 @@ def principal_angles(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(cosines**2 > 0.5, sines.asin(), cosines.acos())
 
 
-def _by_trace(second: Tensor) -> Tensor:
-    trace = second.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
-    return 1 / trace.clamp_min(torch.finfo(second.dtype).tiny)
+def _by_trace(part: Moments, name: str) -> Tensor:
+    trace = part.trace(name)
+    return 1 / trace.clamp_min(torch.finfo(trace.dtype).tiny)
 
 
-def _equally(second: Tensor) -> Tensor:
-    return torch.ones_like(second[:, :1, :1])
+def _equally(part: Moments, name: str) -> Tensor:
+    return torch.ones_like(part.trace(name))
 
 
-def _mean(moments: Iterable[Moments], weight: Callable[[Tensor], Tensor]) -> Moments:
+def _mean(moments: Iterable[Moments], weight: Callable[[Moments, str], Tensor]) -> Moments:
     running = _RunningMean(weight)
     for part in moments:
         running.add(part)
