@@ -145,10 +145,11 @@ def _where(entered: list[tuple[str, nn.Module, Any]], images: Tensor, error: Exc
     name, part, given = entered[-1]
     shape = tuple(given[0].shape) if given and isinstance(given[0], Tensor) else ()
     if isinstance(part, nn.Conv2d) and len(shape) == 4 and shape[1] != part.in_channels:
-        remedy = f"bring the images to {part.in_channels} channel{'s' * (part.in_channels > 1)}"
+        channels = f"{part.in_channels} channel" + "s" * (part.in_channels > 1)
+        remedy = f"bring the images to {channels}"
         if (part.in_channels, images.shape[1]) == (3, 1):
             remedy += ", for example with images.expand(-1, 3, -1, -1)"
-        return f": convolution {name!r} expects {part.in_channels} channels and got {shape[1]}; {remedy}"
+        return f": convolution {name!r} expects {channels} and got {shape[1]}; {remedy}"
     if isinstance(part, nn.Linear) and shape and shape[-1] != part.in_features:
         return (
             f": linear layer {name!r} expects {part.in_features} features and got {shape[-1]}; bring the images to the"
@@ -156,8 +157,8 @@ def _where(entered: list[tuple[str, nn.Module, Any]], images: Tensor, error: Exc
         )
     if "dtype" in str(error) or "scalar type" in str(error):
         return (
-            f" in or behind {name!r} ({type(part).__name__}): the method works in {images.dtype}, on a copy if the model"
-            " is in half precision; take the casts to other types out of the forward pass"
+            f" in or behind {name!r} ({type(part).__name__}): the method works in {images.dtype}, on a copy if the"
+            " model is in half precision; take the casts to other types out of the forward pass"
         )
     return f" in or behind {name!r} ({type(part).__name__}): bring the images to the size that it was trained on"
 

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 IMAGE_KEYS = ("pixel_values", "image", "images", "img")
 LABEL_KEYS = ("labels", "label")
 ROUNDING = 1e-4  # resized images leave [0, 1] by a rounding error, which is cut off
+DARK = 1.5 / 255  # images below this value were divided by 255 twice, or held only zeros and ones as bytes
 BYTES = 16  # float images beyond this value were not divided by 255
 
 
@@ -144,7 +145,7 @@ def _checked(images: Tensor) -> Tensor:
     """Return the images, cut to [0, 1] where rounding led out of it.
 
     Raises:
-        ValueError: If a value is not finite or not in [0, 1].
+        ValueError: If a value is not finite or not in [0, 1], or all are next to nothing.
     """
     if not bool(torch.isfinite(images).all()):
         bad = int((~torch.isfinite(images.flatten(1)).all(1)).nonzero()[0])
@@ -155,6 +156,11 @@ def _checked(images: Tensor) -> Tensor:
         if low >= 0 and high > BYTES:
             remedy = "divide them by 255" if high <= 255 else "divide them by the largest value that a pixel can have"
         raise ValueError(f"forget_images must lie in [0, 1], got [{low:.4g}, {high:.4g}]: {remedy}")
+    if high <= DARK:
+        raise ValueError(
+            f"forget_images are black, their largest value is {high:.3g}: divide them by 255 once only (and pass images"
+            " of zeros and ones as floats)"
+        )
     return images.clamp_(0, 1)
 
 

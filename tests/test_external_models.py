@@ -1,0 +1,391 @@
+"""Models of other people: taken as they are and given back untouched, or refused with the cause and the remedy.
+
+The nets are in ``external_nets``. Each of them stands for a kind: what is done to get at its logits, which layout it
+bears, what of it may move, and in which surroundings it is called.
+"""
+
+import copy
+import re
+import warnings
+from contextlib import contextmanager
+
+import external_nets
+import pytest
+import reference
+import torch
+from external_nets import BAD, CLASSES, FORGET, GOOD, forget_images, trained
+from torch import nn
+from torch.nn import functional as F
+
+from zspag.checks import preflight, unsound
+from zspag.classifiers import Classifier, cast_back, classifier, logits_in, own_model, own_name, place_of, working_copy
+from zspag.inputs import forget_set
+from zspag.model_checks import layout_of
+from zspag.reachability import unreachable
+from zspag.runtime import channels_last, copied
+from zspag.surroundings import SETTINGS, plain_layout, surroundings
+
+
+def looked_at(model, images=None, labels=FORGET, **options):
+    """Do what ``zero_shot_unlearn`` does before it begins: return the prepared model, the forget set and the flight."""
+    images = forget_images() if images is None else images
+    with surroundings(model):
+        work = working_copy(model)
+        device, dtype = place_of(work)
+        forget = forget_set(images, labels, device=device, dtype=dtype)
+        net = classifier(work, forget.images)
+        return net, forget, preflight(net, forget, **options)
+
+
+PLAIN = {"LeNet with view", "dict output", "ModelOutput", "log-softmax", "DataParallel", "forward replaced", "double"}
+WRAPPED = {
+    "in-place normalize",
+    "in-place without a change",
+    "dict output",
+    "ModelOutput",
+    "object with logits",
+    "namedtuple with logits",
+    "DataParallel",
+    "compiled",
+}
+WARNS = {"always dropout": "two answers to the same images", "batch statistics": "depends on the other images"}
+HALF = {"bfloat16", "half", "half inside"}
+FROZEN = {
+    "attention": {"position": "used by add"},
+    "cosine head": {"weight": "used by normalize"},
+    "auxiliary head": {"aux.weight": "no forward pass used it"},
+    "frozen backbone": {"0.weight": "requires_grad=False", "2.weight": "requires_grad=False"},
+    "weight norm on the head": {f"4.parametrizations.weight.original{i}": "parametrized; .*remove" for i in (0, 1)},
+    "weight norm of old": {f"1.weight_{part}": "used by _weight_norm" for part in "gv"},
+    "recurrent": {f"rows.weight_{part}_l0": "used by gru" for part in ("ih", "hh")},
+    "spectral norm on a layer": {"1.parametrizations.weight.original": "parametrized"},
+    "a pruned layer": {"5.weight_orig": "pruned by a mask"},
+    "a pruned layer after a pass": {"5.weight_orig": "pruned by a mask"},
+    "a layer pruned for good": {"5.weight": "30 % of its entries are exactly 0"},
+}
+
+
+@torch.no_grad()
+def answer_of(model, images):
+    """Return what the user sees, in eval mode and in float32 or float64, from a model that may change the images."""
+    answer = model.eval()(images.to(place_of(model)[1]).clone())
+    logits = answer if isinstance(answer, torch.Tensor) else logits_in(answer)
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_model_is_taken_as_it_is_and_left_untouched(name):
+    model, images = GOOD[name](), forget_images()
+    before, images_before = reference.state_of(model), images.clone()
+    net, forget, flight = looked_at(model, images)
+    reference.assert_same_state(before, reference.state_of(model))
+    assert torch.equal(images, images_before)
+
+    inner = own_model(net)
+    assert isinstance(net, Classifier) == (name in WRAPPED)
+    assert type(inner) is type(model)
+    assert inner is not model
+    assert {own_name(net, n) for n, _ in net.named_parameters()} == dict(model.named_parameters()).keys()
+    shared = {t.data_ptr() for t in model.state_dict().values()} & {t.data_ptr() for t in net.state_dict().values()}
+    assert not shared
+
+    assert flight.num_classes == CLASSES
+    assert flight.layout == ("plain" if name in PLAIN else flight.layout)
+    assert flight.original_accuracy >= 0.9
+    assert {own_name(net, key) for key in flight.frozen} == FROZEN.get(name, {}).keys()
+    for key, reason in flight.frozen.items():
+        assert re.search(FROZEN[name][own_name(net, key)], reason)
+    assert len(flight.warnings) == (name in WARNS)
+    assert WARNS.get(name, "") in "".join(flight.warnings)
+
+
+@pytest.mark.parametrize("name", sorted(GOOD.keys() - WARNS.keys() - {"compiled", "weight norm of old"}))
+def test_the_prepared_model_answers_as_the_users_does(name):
+    model, images = GOOD[name](), forget_images()
+    net, forget, flight = looked_at(model, images)
+    with plain_layout(flight.layout == "plain"), torch.no_grad():
+        answer = copied(net).eval()(channels_last(forget.images))
+    tolerance = 0.05 if name in HALF else 1e-4
+    torch.testing.assert_close(answer, answer_of(model, images), atol=tolerance, rtol=tolerance)
+    assert place_of(net)[1] == (torch.float64 if name == "double" else torch.float32)
+
+
+@pytest.mark.parametrize("name", sorted(GOOD.keys() - WARNS.keys()))
+def test_steps_on_what_may_move_leave_the_rest_and_come_back_in_the_users_dtype(name):
+    model = GOOD[name]()
+    net, forget, flight = looked_at(model)
+    changed = unlearned(net, forget, flight)
+    result = cast_back(own_model(changed), like=model)
+    assert type(result) is type(model)
+    assert not unsound(result)
+    moved = set()
+    for key, parameter in result.named_parameters():
+        original = dict(model.named_parameters())[key]
+        assert parameter.dtype == original.dtype
+        assert parameter.requires_grad == original.requires_grad
+        moved |= {key} if not torch.equal(parameter, original) else set()
+    assert moved
+    assert not moved & {own_name(net, key) for key in flight.frozen}
+
+
+def unlearned(net, forget, flight, *, steps=3):
+    """Take a few steps of SGD on everything that may move, of a copy, away from the forget class."""
+    with plain_layout(flight.layout == "plain"):
+        changed = copied(net).eval()
+        images = channels_last(forget.images)
+        flags = {name: weight.requires_grad for name, weight in changed.named_parameters()}
+        moving = {n: w for n, w in changed.named_parameters() if w.dim() > 1 and n not in flight.frozen}
+        for name, weight in changed.named_parameters():
+            weight.requires_grad_(name in moving)
+        for _ in range(steps):
+            loss = F.cross_entropy(changed(images), (forget.labels + 1) % CLASSES)
+            gradients = torch.autograd.grad(loss, list(moving.values()), allow_unused=True)
+            with torch.no_grad():
+                for weight, gradient in zip(moving.values(), gradients, strict=True):
+                    weight -= 0 if gradient is None else 0.05 * gradient
+        for name, weight in changed.named_parameters():
+            weight.requires_grad_(flags[name])
+    return changed
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_model_that_cannot_be_unlearned_is_refused_with_cause_and_remedy(name):
+    make, message = BAD[name]
+    model = make()
+    readable = isinstance(model, nn.Module) and name not in {"on the meta device", "dynamically quantized", "lazy"}
+    before = reference.state_of(model) if readable else None
+    with pytest.raises(ValueError, match=message):
+        looked_at(model)
+    if before is not None and name != "NaN in a weight":
+        reference.assert_same_state(before, reference.state_of(model))
+
+
+def test_a_class_forgotten_before_may_be_unreachable():
+    for make, label in ((external_nets.silenced, 7), (external_nets.unused_output, CLASSES)):
+        _, _, flight = looked_at(make(), already_forgotten=label)
+        assert flight.already_forgotten == (label,)
+
+
+def test_only_the_dead_logit_is_named():
+    retained = tuple(label for label in range(CLASSES) if label != FORGET)
+    assert not unreachable(trained(external_nets.mlp), forget_images(), retained)
+    found = unreachable(external_nets.silenced(7), forget_images(), retained)
+    assert found.keys() == {7}
+    assert found[7] > 0
+
+
+def test_of_very_many_classes_the_lowest_are_tried():
+    torch.manual_seed(0)
+    head = nn.Linear(64, 300)
+    with torch.no_grad():
+        head.weight.mul_(30)
+        head.weight[250], head.bias[250] = head.weight[:250].mean(0), -50.0
+    assert 250 in unreachable(nn.Sequential(nn.Flatten(), head), forget_images(), tuple(range(300)))
+
+
+# ---- The layout
+
+
+def test_a_view_behind_a_convolution_fails_with_channels_innermost_and_works_in_plain_layout():
+    model, images = trained(external_nets.LeNet), forget_images()
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        copied(model)(channels_last(images))
+    with plain_layout():
+        torch.testing.assert_close(copied(model)(channels_last(images)), model(images))
+        assert channels_last(torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)).is_contiguous()
+    with pytest.raises(RuntimeError, match="view size is not compatible"), plain_layout(needed=False):
+        copied(model)(channels_last(images))
+
+
+def test_the_layout_is_found_in_the_backward_pass_and_in_the_numbers_too():
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient.view(-1).view(gradient.shape)
+
+    def reads_memory(x):
+        return x + 0.1 * x.as_strided((x.numel(),), (1,), x.storage_offset()).view(x.shape)
+
+    class Between(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.net, self.function = trained(external_nets.plain_net), function
+
+        def forward(self, x):
+            return self.net[2:](self.function(self.net[:2](x)))
+
+    images = forget_images(4)
+    for function, layout in ((Backward.apply, "plain"), (reads_memory, "plain"), (torch.relu, "channels_last")):
+        model = Between(function)
+        assert layout_of(model, images, model(images).detach()) == layout
+
+
+# ---- Copies
+
+
+def test_a_copy_leaves_the_graph_behind_and_shares_nothing():
+    model = external_nets.keeps_features()
+    assert model.seen.grad_fn is not None
+    with pytest.raises(RuntimeError, match="graph leaves"):
+        copy.deepcopy(model)
+    twin = working_copy(model)
+    assert twin.seen.grad_fn is None
+    assert torch.equal(twin.seen, model.seen)
+    assert twin.kept[0].data_ptr() != model.kept[0].data_ptr()
+
+
+def test_a_tied_weight_stays_tied_in_a_half_precision_copy():
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5)).half()
+    model[1].weight = model[0].weight
+    twin = working_copy(model)
+    assert twin[0].weight is twin[1].weight
+    assert twin[0].weight.dtype == torch.float32
+    back = cast_back(twin, like=model)
+    assert back[1].weight is back[0].weight
+    assert back[0].weight.dtype == torch.float16
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = trained(external_nets.mlp)
+    assert unsound(model) == ()
+    with torch.no_grad():
+        model[4].bias[3] = torch.inf
+    assert unsound(model) == ("4.bias",)
+
+
+# ---- Surroundings
+
+
+@contextmanager
+def setting(write, before, value):
+    write(value)
+    try:
+        yield
+    finally:
+        write(before)
+
+
+def set_device(device):
+    torch.set_default_device(device)
+
+
+AROUND = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "default float64": lambda: setting(torch.set_default_dtype, torch.float32, torch.float64),
+    "default bfloat16": lambda: setting(torch.set_default_dtype, torch.float32, torch.bfloat16),
+    "default device": lambda: setting(set_device, None, "meta"),
+    "device context": lambda: torch.device("meta"),
+    "deterministic": lambda: setting(torch.use_deterministic_algorithms, False, True),
+    "anomaly": torch.autograd.detect_anomaly,
+    "matmul precision": lambda: setting(torch.set_float32_matmul_precision, "highest", "medium"),
+    "flushed denormals": lambda: setting(torch.set_flush_denormal, False, True),
+    "no oneDNN": lambda: setting(lambda v: setattr(torch.backends.mkldnn, "enabled", v), True, False),
+    "benchmark": lambda: setting(lambda v: setattr(torch.backends.cudnn, "benchmark", v), False, True),
+    "no fast attention": lambda: setting(torch.backends.mha.set_fastpath_enabled, True, False),
+    "another seed": lambda: setting(torch.manual_seed, 1, 2),
+}
+
+
+def whole_call(model, images):
+    """Everything from the user's model to the user's result."""
+    with surroundings(model):
+        net, forget, flight = looked_at(model, images)
+        return cast_back(own_model(unlearned(net, forget, flight, steps=2)), like=model).state_dict()
+
+
+def unprotected_call(model, images):
+    device, dtype = place_of(model)
+    changed = copy.deepcopy(model)
+    for _ in range(2):
+        loss = F.cross_entropy(changed(images), torch.full((len(images),), 5))
+        gradients = torch.autograd.grad(loss, list(changed.parameters()))
+        changed.load_state_dict(
+            {n: w - 0.05 * g for (n, w), g in zip(changed.named_parameters(), gradients, strict=True)}
+        )
+    return changed.state_dict()
+
+
+def quietly(context):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anomaly detection warns that it is slow
+        return context()
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("net", ["LeNet", "Attention"])
+@pytest.mark.parametrize("name", AROUND)
+def test_the_same_call_gives_the_same_bits_in_any_surroundings(name, net):
+    model, images = trained(getattr(external_nets, net)), forget_images()
+    expected = whole_call(model, images)
+    assert not same(expected, model.state_dict())
+    with quietly(AROUND[name]):
+        found = whole_call(model, images)
+    assert same(expected, found)
+    assert not any(tensor.is_inference() for tensor in found.values())
+
+
+@pytest.mark.parametrize("name", ["autocast", "inference mode", "no_grad", "default device"])
+def test_without_protection_these_surroundings_change_bits_or_fail(name):
+    model, images = trained(external_nets.LeNet), forget_images()
+    expected = unprotected_call(model, images)
+    with AROUND[name]():
+        try:
+            found = unprotected_call(model, images)
+        except (RuntimeError, NotImplementedError):
+            return
+    assert not same(expected, found)
+
+
+def test_models_and_images_made_in_inference_mode_are_taken():
+    with torch.inference_mode():
+        model, images = trained(external_nets.plain_net), forget_images()
+        assert images.is_inference()
+        found = whole_call(model, images)
+    assert same(found, whole_call(trained(external_nets.plain_net), forget_images()))
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_the_surroundings_are_left_as_they_were_found_even_after_an_error(name):
+    def ambient():
+        return (
+            [read() for read, _, _ in SETTINGS],
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            torch.is_anomaly_enabled(),
+            torch.get_default_device(),
+            torch.get_rng_state().tolist(),
+        )
+
+    defaults, model = [value for _, _, value in SETTINGS], nn.Linear(2, 2)
+    with quietly(AROUND[name]):
+        with torch.device("cpu") if "device" in name else torch.no_grad():  # the state of a generator has no meta form
+            before = ambient()
+        with pytest.raises(KeyError), surroundings(model):
+            assert [read() for read, _, _ in SETTINGS] == defaults
+            assert torch.is_grad_enabled()
+            assert not torch.is_inference_mode_enabled()
+            assert not torch.is_autocast_enabled("cpu")
+            assert torch.zeros(1).device.type == "cpu"
+            raise KeyError
+        with torch.device("cpu") if "device" in name else torch.no_grad():
+            assert ambient() == before
+
+
+def test_noise_inside_the_users_model_repeats_and_the_callers_generator_is_left_alone():
+    model = external_nets.always_dropout()
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first = whole_call(model, forget_images())
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    assert same(first, whole_call(model, forget_images()))
