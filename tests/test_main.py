@@ -1,10 +1,13 @@
 """The command line: thin, quick to help, and one sentence on stderr when something cannot work."""
 
+import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +26,7 @@ COMMANDS = ("reproduce", "run", "sweep", "audit", "unlearn", "methods", "claims"
 @pytest.fixture
 def started(monkeypatch):
     """Catch what `zspag run`, `zspag sweep`, `zspag audit` and `zspag unlearn` would start."""
-    from zspag import audit, runs, sweep
+    from zspag import audit, runs, sweep, unlearn_files
 
     calls = []
 
@@ -34,7 +37,7 @@ def started(monkeypatch):
     monkeypatch.setattr(runs, "run", catch)
     monkeypatch.setattr(sweep, "sweep", catch)
     monkeypatch.setattr(audit, "publish", catch)
-    monkeypatch.setattr(runs, "unlearn_files", catch)
+    monkeypatch.setattr(unlearn_files, "unlearn_files", catch)
     return calls
 
 
@@ -88,6 +91,15 @@ def test_command_line_that_makes_no_sense_exits_with_2(arguments, capsys):
         main(arguments)
     assert done.value.code == 2
     assert "usage: zspag" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    import zspag
+
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out == f"zspag {zspag.__version__}\n"
 
 
 # run
@@ -220,6 +232,34 @@ def test_audit_with_a_failed_class_names_it_and_exits_with_1(monkeypatch, capsys
     assert said(capsys)[1] == "zspag audit: the audit of class 3, seed 0 failed: x\n"
 
 
+def test_run_prints_which_folder_became_which_class(started, capsys, tmp_path):
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            Image.new("L", (8, 8), 9 * index).save(tmp_path / name / f"{index}.png")
+    options = ["--dataset", str(tmp_path), "--classes", "bee", "--min-per-class", "2"]
+    for command in ("run", "sweep", "audit"):
+        assert main([command, "--profile", "digits", *options]) == 0
+        assert said(capsys)[0].startswith("folders by class number: 0 ant, 1 bee\n")
+    assert len(started) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("run --seeds 0,0", "zspag run: --seeds names 0 twice: give each value once"),
+        ("run --classes 3,5,3", "zspag run: class '3' is named twice (class 3)"),
+        ("sweep --methods zs_pag,delete,zs_pag", "zspag sweep: --methods names zs_pag twice"),
+        ("sweep --rates 1,1.0", "zspag sweep: --rates names 1.0 twice"),
+    ],
+)
+def test_what_is_given_twice_is_refused(options, message, started, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
+    assert main([*options.split(), "--profile", "digits"]) == 2
+    assert said(capsys)[1].startswith(message)
+    assert started == []
+
+
 def test_run_is_the_cpu_profile_unless_told_otherwise(started):
     main(["run"])
     assert started[0][0] == PROFILES["cpu"]
@@ -262,38 +302,75 @@ def test_missing_data_set_is_said_before_training(capsys, tmp_path, monkeypatch)
 # unlearn
 
 
+def unlearning(folder, *more):
+    paths = {"weights": "w.pt", "forget": "photos", "out": "out.pt"}
+    places = [text for name, path in paths.items() for text in (f"--{name}", str(folder / path))]
+    return ["unlearn", "--model", "net.py:make", *places, *more]
+
+
 def test_unlearn_hands_everything_on(started, tmp_path):
-    paths = {name: tmp_path / name for name in ("weights", "forget", "out")}
-    options = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
-    assert main(["unlearn", "--model", "net.py:make", "--num-classes", "7", "--seed", "3", *options]) == 0
-    expected = {"factory": "net.py:make", "num_classes": 7, "already_forgotten": (), "seed": 3} | paths
-    assert started == [(expected,)]
-    assert (
-        main(["unlearn", "--model", "net.py:make", "--num-classes", "7", "--already-forgotten", "4,0", *options]) == 0
-    )
-    assert started[1] == (expected | {"already_forgotten": (4, 0), "seed": 0},)
+    from zspag.unlearn_files import Request
+
+    plain = Request("net.py:make", tmp_path / "w.pt", tmp_path / "photos", tmp_path / "out.pt")
+    assert main(unlearning(tmp_path)) == 0
+    assert started[-1] == (plain, {})
+    more = "--num-classes 7 --seed 3 --already-forgotten 4,0 --label bee --image-size 48 --mean .5,.4,.3 --std 1,2,3"
+    assert main(unlearning(tmp_path, *more.split(), "--keep-open", "--classes-file", "names.txt")) == 0
+    expected = replace(
+        plain, num_classes=7, seed=3, already_forgotten=(4, 0), label="bee", image_size=48, mean=(0.5, 0.4, 0.3),
+        std=(1.0, 2.0, 3.0), keep_open=True, classes_file=Path("names.txt"),
+    )  # fmt: skip
+    assert started[-1] == (expected, {})
 
 
-def test_classes_already_forgotten_are_numbers(started, capsys, tmp_path):
-    options = (
-        f"--weights {tmp_path} --forget {tmp_path} --num-classes 3 --out {tmp_path} --already-forgotten cat".split()
-    )
-    assert main(["unlearn", "--model", "net.py:make", *options]) == 2
-    assert said(capsys)[1] == "zspag unlearn: --already-forgotten takes whole numbers, comma-separated, got 'cat'\n"
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--already-forgotten cat", "--already-forgotten takes whole numbers, comma-separated, got 'cat'"),
+        ("--already-forgotten 3,5,3", "--already-forgotten names 3 twice: give each value once"),
+        ("--mean a,b --std 1,1", "--mean takes numbers, comma-separated, got 'a,b'"),
+        ("--mean 0.5", "--mean and --std come together"),
+        ("--num-classes 1", "--num-classes must be at least 2, got 1"),
+    ],
+)
+def test_options_of_unlearn_that_make_no_sense_are_said(options, message, started, capsys, tmp_path):
+    assert main(unlearning(tmp_path, *options.split())) == 2
+    assert said(capsys)[1].startswith(f"zspag unlearn: {message}")
     assert not started
 
 
 def test_unlearn_says_what_cannot_work_in_one_sentence(capsys, tmp_path):
-    options = f"--weights {tmp_path}/w.safetensors --forget {tmp_path} --num-classes 3 --out {tmp_path}/o.pt".split()
-    assert main(["unlearn", "--model", "net.py:make", *options]) == 2
+    assert main(unlearning(tmp_path, "--out", str(tmp_path / "o.h5"))) == 2
     out, err = said(capsys)
-    assert err == f"zspag unlearn: --out must end in .safetensors, got {tmp_path}/o.pt\n"
+    assert err == f"zspag unlearn: --out must end in .safetensors, .pt, .pth, got {tmp_path}/o.h5\n"
     assert out == ""
+
+
+def test_a_goal_that_is_not_reached_has_an_exit_code_of_its_own(capsys, tmp_path, monkeypatch):
+    from zspag import unlearn_files
+
+    def short(_request):
+        yield "a page"
+        raise unlearn_files.GoalNotReached("part of the forget set is still recognized (42 % of it)")
+
+    monkeypatch.setattr(unlearn_files, "unlearn_files", short)
+    assert main(unlearning(tmp_path)) == 3
+    assert said(capsys) == ("a page\n", "zspag unlearn: part of the forget set is still recognized (42 % of it)\n")
+
+
+def test_an_interrupted_unlearn_says_that_nothing_was_written(capsys, tmp_path, monkeypatch):
+    from zspag import unlearn_files
+
+    def interrupted(_request):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(unlearn_files, "unlearn_files", interrupted)
+    assert main(unlearning(tmp_path)) == 130
+    assert "zspag unlearn: interrupted; nothing was written" in capsys.readouterr().err
 
 
 def test_unlearn_from_the_command_line_to_the_file(capsys, tmp_path):
     import torch
-    from PIL import Image
     from safetensors.torch import save_file
 
     (tmp_path / "net.py").write_text(
@@ -309,10 +386,9 @@ def test_unlearn_from_the_command_line_to_the_file(capsys, tmp_path):
         picture.save(tmp_path / "forget" / "0" / f"{index}.png")
     options = {"model": "net.py:make", "weights": "weights.safetensors", "forget": "forget", "out": "out.safetensors"}
     places = [text for name, path in options.items() for text in (f"--{name}", str(tmp_path / path))]
-    assert main(["unlearn", "--num-classes", "3", *places]) == 0
-    out, err = said(capsys)
-    assert out.startswith("forgot 0 with 5 images")
-    assert err == ""
+    assert main(["unlearn", *places]) in (0, 3)
+    out, _ = said(capsys)
+    assert out.startswith("folder 0 is class 0: 5 images\nUnlearning class 0 with 5 images")
     assert main(["provenance", str(tmp_path / "out.safetensors")]) == 0
 
 
@@ -397,3 +473,72 @@ def test_error_of_our_own_is_not_dressed_up(started, monkeypatch):
     monkeypatch.setattr(runs, "run", broken)
     with pytest.raises(TypeError, match="a bug"):
         main(["run", "--profile", "smoke"])
+
+
+# The machine
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "Permission denied: /a/b; change its permissions"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room on the disk"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "/a"), "Is a directory: /a; give a file"),
+        (OSError("no number"), "no number"),
+        (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), "Connection timed out"),
+    ],
+)
+def test_an_error_of_the_system_is_one_sentence(error, sentence, started, capsys, monkeypatch):
+    from zspag import runs
+
+    def fail(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(runs, "run", fail)
+    assert main(["run", "--profile", "smoke"]) == 2
+    assert said(capsys)[1].startswith(f"zspag run: {sentence}")
+
+
+@pytest.fixture
+def provenance_command(tmp_path):
+    """A command that prints a page without importing torch."""
+    record = provenance.record(config={}, seed=7, data_sha256=None, device="cpu", threads=1, started=0.0)
+    write_json(tmp_path / "result.json", {"provenance": record})
+    return [sys.executable, "-m", "zspag", "provenance", str(tmp_path / "result.json")]
+
+
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+def test_a_reader_that_has_seen_enough_ends_it_without_a_word(provenance_command, unbuffered):
+    reading, writing = os.pipe()
+    os.close(reading)  # as `head` does, only that nothing depends on who is quicker
+    answer = subprocess.run(
+        provenance_command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+    os.close(writing)
+    assert (answer.returncode, answer.stderr) == (141, "")
+    assert subprocess.run(provenance_command, capture_output=True, timeout=120, check=False).returncode == 0
+
+
+def test_a_broken_pipe_that_is_not_ours_is_an_error_like_others(started, capsys, monkeypatch):
+    from zspag import runs
+
+    def fail(*_args, **_options):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(runs, "run", fail)
+    assert main(["run", "--profile", "smoke"]) == 2
+    assert said(capsys)[1] == "zspag run: Broken pipe\n"
+
+
+def test_a_letter_that_the_terminal_lacks_ends_nothing(tmp_path):
+    missing = tmp_path / "Jörg \u2192"
+    answer = python("-m", "zspag", "provenance", f"{missing}.json", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("zspag provenance: ")
+    assert "J\\xf6rg \\u2192.json" in answer.stderr
+
+
+def test_without_any_output_it_runs_all_the_same(provenance_command):
+    closed = shlex.join(provenance_command) + " >&- 2>&-"
+    assert subprocess.run(["sh", "-c", closed], timeout=120, check=False).returncode == 0

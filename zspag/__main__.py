@@ -4,33 +4,96 @@ Invariant: thin; every sub-command imports what it needs when it is called, so t
 """
 
 import argparse
+import errno
+import io
+import os
+import select
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
-from zspag import profiles
+from zspag import __version__, profiles
 from zspag.allocator import keep_freed_memory
 from zspag.config import FolderConfig, Ladders, Profile
 
+GONE = 141  # what a shell reports of a program that writes where nobody reads any more
+REMEDIES = {
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EROFS: "choose a place that can be written to",
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room within your quota",
+    errno.EISDIR: "give a file",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command and return its exit code; what cannot work is said in one sentence, with exit code 2."""
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
+    """Run one sub-command and return its exit code.
+
+    0: done. 1: some runs failed. 2: the input cannot work, which is said in one sentence. 3: the model is written, but
+    part of the forget set is still recognized. 130: interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal lacks is no reason to end a run
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _act(arguments)
+        finally:
+            _flush()
+    except BrokenPipeError:  # `zspag claims | head`: the reader has seen enough
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                os.dup2(nowhere, stream.fileno())  # or Python complains when it flushes at its end
+        return GONE
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by whoever started this
+            stream.flush()
+
+
+def _reader_gone() -> bool:
+    """Tell whether what is printed goes into a pipe that nobody reads; a pipe to another process may break as well."""
+    watched = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # a stream without a file: closed, or a test's
+            watched.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in watched.poll(0))
+
+
+def _act(arguments: Sequence[str] | None) -> int:
+    chosen = _parser().parse_args(arguments)
     keep_freed_memory()
     action: Callable[[argparse.Namespace], int] = chosen.action
     try:
         return action(chosen)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"zspag {chosen.command}: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            raise
+        print(f"zspag {chosen.command}: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"\nzspag {chosen.command}: interrupted; what was finished is kept, the same command goes on",
-            file=sys.stderr,
-        )
+        kept = "nothing was written" if chosen.command == "unlearn" else "what was finished is kept"
+        again = "" if chosen.command == "unlearn" else ", the same command goes on"
+        print(f"\nzspag {chosen.command}: interrupted; {kept}{again}", file=sys.stderr)
         return 130
+
+
+def _sentence(error: Exception) -> str:
+    """Say what went wrong; an error of the operating system with its file and, where there is one, a remedy."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    words = [error.strerror or str(error), *([str(error.filename)] if error.filename is not None else [])]
+    remedy = REMEDIES.get(error.errno)
+    return ": ".join(words) + (f"; {remedy}" if remedy else "")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="zspag", description="Zero-shot machine unlearning with proxy adversarial data."
     )
+    parser.add_argument("--version", action="version", version=f"zspag {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     one = commands.add_parser("reproduce", help="run the notebooks and draw every figure")
@@ -65,19 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_profile(one)
     one.set_defaults(action=_audit)
 
-    one = commands.add_parser("unlearn", help="make a model of your own forget the classes of an image folder")
-    one.add_argument(
-        "--model", required=True, metavar="FILE.py:FACTORY", help="builds the model, called without arguments"
-    )
-    one.add_argument("--weights", required=True, type=Path, help="its state dict, as .safetensors")
-    one.add_argument("--forget", required=True, type=Path, metavar="FOLDER", help="images to forget: FOLDER/<label>/*")
-    one.add_argument("--num-classes", required=True, type=int, help="width of the logits")
-    one.add_argument(
-        "--already-forgotten", metavar="CLASSES", help="classes that earlier requests removed, numbers, comma-separated"
-    )
-    one.add_argument("--out", required=True, type=Path, help="where the unlearned state dict goes, .safetensors")
-    one.add_argument("--seed", type=int, default=0)
-    one.set_defaults(action=_unlearn)
+    _add_unlearn(commands.add_parser("unlearn", help="make a model of your own forget the classes of a photo folder"))
 
     one = commands.add_parser("methods", help="list the methods: what each reads, its reference, rates and constants")
     one.add_argument("--profile", default="cpu", choices=sorted(profiles.PROFILES), help="whose rates are printed")
@@ -110,6 +162,40 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("file", type=Path)
     one.set_defaults(action=_provenance)
     return parser
+
+
+def _add_unlearn(one: argparse.ArgumentParser) -> None:
+    """Add the options of ``zspag unlearn``."""
+    one.description = (
+        "Make a model forget the classes of a folder of photos. Writes OUT, the new weights; beside it a report, .json,"
+        " and its figure, .png. Exit code 3: all is written, but part of the forget set is still recognized."
+    )
+    one.add_argument(
+        "--model", required=True, metavar="FILE.py:FACTORY",
+        help="function or class that builds the model; or torchvision.models:resnet18, or timm:NAME",
+    )  # fmt: skip
+    one.add_argument(
+        "--weights", required=True, type=Path, metavar="FILE", help="its state dict: .safetensors, .pt, .pth, .bin"
+    )
+    one.add_argument("--forget", required=True, type=Path, metavar="FOLDER", help="photos to forget: FOLDER/<class>/*")
+    one.add_argument("--out", required=True, type=Path, help="the new state dict: .safetensors, .pt or .pth")
+    one.add_argument("--num-classes", type=int, metavar="K", help="width of the logits (default: the model tells)")
+    one.add_argument(
+        "--classes-file", type=Path, metavar="FILE",
+        help="class names, one a line in the order of the logits (default: a folder's name is its class's number)",
+    )  # fmt: skip
+    one.add_argument("--label", metavar="CLASS", help="the class of all photos, which lie directly in FOLDER then")
+    one.add_argument(
+        "--image-size", type=int, metavar="N", help="resize the photos to N x N pixels, cropping the middle"
+    )
+    one.add_argument("--mean", metavar="M,M,M", help="mean per channel, for a model that takes normalized images")
+    one.add_argument("--std", metavar="S,S,S", help="standard deviation per channel, beside --mean")
+    one.add_argument(
+        "--already-forgotten", metavar="CLASSES", help="classes that earlier requests removed, numbers, comma-separated"
+    )
+    one.add_argument("--keep-open", action="store_true", help="do not close the logit rows of the forgotten classes")
+    one.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    one.set_defaults(action=_unlearn)
 
 
 def _add_data_tasks(one: argparse.ArgumentParser) -> None:
@@ -181,10 +267,19 @@ def _profile(chosen: argparse.Namespace) -> Profile:
     return profile
 
 
+def _announced(profile: Profile) -> Profile:
+    """Print which folder became which class, where the data set is an image folder."""
+    from zspag import runs
+
+    for line in runs.folder_lines(profile):
+        print(line, flush=True)
+    return profile
+
+
 def _run(chosen: argparse.Namespace) -> int:
     from zspag import runs
 
-    for line in runs.run(_profile(chosen), record=chosen.record):
+    for line in runs.run(_announced(_profile(chosen)), record=chosen.record):
         print(line, flush=True)
     return 0
 
@@ -195,16 +290,18 @@ def _sweep(chosen: argparse.Namespace) -> int:
 
     profile = replace(_profile(chosen), retrained=not chosen.no_retrained)
     if chosen.rates is not None:
-        rates = _rates(chosen.rates)
+        rates = _each_once("--rates", _decimals("--rates", chosen.rates))
         profile = replace(profile, ladders=Ladders(low=rates, middle=rates, high=rates))
-    methods = tuple(METHODS) if chosen.methods is None else tuple(chosen.methods.split(","))
-    return _print_runs(chosen, sweep.sweep(profile, methods, record=chosen.record, scheduler=chosen.scheduler))
+    methods = tuple(METHODS) if chosen.methods is None else _each_once("--methods", chosen.methods.split(","))
+    return _print_runs(
+        chosen, sweep.sweep(_announced(profile), methods, record=chosen.record, scheduler=chosen.scheduler)
+    )
 
 
 def _audit(chosen: argparse.Namespace) -> int:
     from zspag import audit
 
-    return _print_runs(chosen, audit.publish(_profile(chosen), record=chosen.record))
+    return _print_runs(chosen, audit.publish(_announced(_profile(chosen)), record=chosen.record))
 
 
 def _print_runs(chosen: argparse.Namespace, lines: Iterable[str]) -> int:
@@ -220,30 +317,55 @@ def _print_runs(chosen: argparse.Namespace, lines: Iterable[str]) -> int:
     return 0
 
 
-def _rates(text: str) -> tuple[float, ...]:
+Item = TypeVar("Item", int, float, str)
+
+
+def _decimals(option: str, text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(rate) for rate in text.split(","))
+        return tuple(float(number) for number in text.split(","))
     except ValueError as error:
-        raise ValueError(f"--rates takes numbers, comma-separated, got {text!r}") from error
+        raise ValueError(f"{option} takes numbers, comma-separated, got {text!r}") from error
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(number) for number in text.split(","))
+        return _each_once(option, [int(number) for number in text.split(",")])
     except ValueError as error:
+        if option in str(error):
+            raise
         raise ValueError(f"{option} takes whole numbers, comma-separated, got {text!r}") from error
 
 
-def _unlearn(chosen: argparse.Namespace) -> int:
-    from zspag import runs
+def _each_once(option: str, items: Sequence[Item]) -> tuple[Item, ...]:
+    """Refuse a value that is given twice: it would only be computed and counted twice.
 
-    before = chosen.already_forgotten
-    for line in runs.unlearn_files(
-        factory=chosen.model, weights=chosen.weights, forget=chosen.forget, num_classes=chosen.num_classes,
-        already_forgotten=() if before is None else _numbers("--already-forgotten", before), out=chosen.out,
-        seed=chosen.seed,
-    ):  # fmt: skip
-        print(line, flush=True)
+    Raises:
+        ValueError: If there is one; the message names it.
+    """
+    twice = [item for position, item in enumerate(items) if item in items[:position]]
+    if twice:
+        raise ValueError(f"{option} names {twice[0]} twice: give each value once")
+    return tuple(items)
+
+
+def _unlearn(chosen: argparse.Namespace) -> int:
+    from zspag.unlearn_files import GoalNotReached, Request, unlearn_files
+
+    before, shift, scale = chosen.already_forgotten, chosen.mean, chosen.std
+    request = Request(
+        model=chosen.model, weights=chosen.weights, forget=chosen.forget, out=chosen.out,
+        num_classes=chosen.num_classes, classes_file=chosen.classes_file, label=chosen.label,
+        image_size=chosen.image_size, mean=None if shift is None else _decimals("--mean", shift),
+        std=None if scale is None else _decimals("--std", scale),
+        already_forgotten=() if before is None else _numbers("--already-forgotten", before), seed=chosen.seed,
+        keep_open=chosen.keep_open,
+    )  # fmt: skip
+    try:
+        for line in unlearn_files(request):
+            print(line, flush=True)
+    except GoalNotReached as short:
+        print(f"zspag unlearn: {short}", file=sys.stderr)
+        return 3
     return 0
 
 
@@ -276,7 +398,7 @@ def _bench(chosen: argparse.Namespace) -> int:
     if chosen.compare is not None:
         print("\n".join(bench.compare(chosen.compare)))
         return 0
-    only = chosen.only.split(",") if chosen.only else None
+    only = _each_once("--only", chosen.only.split(",")) if chosen.only else None
     for line in bench.run(tiny=chosen.tiny, only=only, record=chosen.record):
         print(line, flush=True)
     return 0

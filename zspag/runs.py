@@ -1,27 +1,24 @@
 """One data set, one architecture, one class after another: train, forget, evaluate, write files.
 
 ``run`` is the engineer's experiment (``zspag run``): the defaults of ``zero_shot_unlearn`` on a trained net, timed by
-stage. ``unlearn_files`` is the engineer's tool (``zspag unlearn``): a model, its weights and images to forget.
+stage.
 
 Invariant: the method is handed forget samples only, the guard counts everything else, and the count is in the file.
 """
 
-import json
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import nn
 
-from zspag import data, experiment, files, models, plots, provenance
-from zspag.config import Profile, UnlearnConfig, to_dict
+from zspag import experiment, files, plots, provenance
+from zspag.config import Profile, to_dict
+from zspag.data.listing import is_number
+from zspag.data.loading import NAMED
 from zspag.evaluation import masked_parts, per_class_accuracy, score
 from zspag.experiment import Case
 from zspag.runtime import pick_device, pool_map, threads
@@ -34,7 +31,7 @@ def class_numbers(profile: Profile, names: Sequence[str]) -> tuple[int, ...]:
     """Return class numbers for names or numbers given as text.
 
     Raises:
-        ValueError: If a name is no class of the data set; the message lists the classes.
+        ValueError: If a name is no class of the data set, or a class is named twice; the message lists the classes.
     """
     classes = experiment.data_of(profile).classes
     numbers = []
@@ -45,7 +42,25 @@ def class_numbers(profile: Profile, names: Sequence[str]) -> tuple[int, ...]:
             numbers.append(int(name))
         else:
             raise ValueError(f"{profile.dataset} has no class {name!r}; its classes are {', '.join(classes)}")
+        if numbers[-1] in numbers[:-1]:
+            raise ValueError(f"class {name!r} is named twice (class {numbers[-1]}): each class is forgotten once")
     return tuple(numbers)
+
+
+def folder_lines(profile: Profile) -> Iterator[str]:
+    """Say which folder became which class, where the data set is an image folder, and what was left out of it.
+
+    Yields:
+        Lines for the reader; none for a data set of a name, whose classes are known.
+    """
+    if profile.dataset in NAMED:
+        return
+    data = experiment.data_of(profile)
+    if all(map(is_number, data.classes)):
+        yield f"a folder's name is the number of its class, 0 to {data.num_classes - 1}"
+    else:
+        yield "folders by class number: " + ", ".join(f"{number} {name}" for number, name in enumerate(data.classes))
+    yield f"{data.name}: {data.data_source}"
 
 
 def run(profile: Profile, *, record: bool) -> Iterator[str]:
@@ -237,76 +252,3 @@ def _record_checkpoint(profile: Profile, seed: int, without: int | None) -> str:
     with files.replacing(target) as temporary:
         shutil.copyfile(source, temporary)
     return f"wrote {place}"
-
-
-def unlearn_files(
-    *,
-    factory: str,
-    weights: Path,
-    forget: Path,
-    num_classes: int,
-    already_forgotten: Sequence[int],
-    out: Path,
-    seed: int,
-) -> Iterator[str]:
-    """Forget the classes of an image folder with somebody's own model.
-
-    Args:
-        factory: ``file.py:function`` that returns the model, whose input are images in [0, 1].
-        weights: Its state dict as safetensors.
-        forget: Folder ``<forget>/<label>/*`` with the label's number as folder name.
-        num_classes: Width of the logits.
-        already_forgotten: Classes that earlier requests made the weights forget.
-        out: Where the unlearned state dict goes.
-        seed: Seed of the method.
-
-    Yields:
-        Lines for the reader.
-
-    Raises:
-        ValueError: If a file or folder does not fit; nothing is written then.
-    """
-    if out.suffix != ".safetensors":
-        raise ValueError(f"--out must end in .safetensors, got {out}")
-    started, device = time.time(), pick_device()
-    model = _with_weights(models.from_file(factory), weights, factory)
-    images, labels = data.labelled_folder(forget)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        result = zero_shot_unlearn(
-            model.to(device), images.to(device), labels.to(device), num_classes=num_classes,
-            already_forgotten=already_forgotten, seed=seed,
-        )  # fmt: skip
-    report = result.report
-    record = provenance.record(
-        config=to_dict(UnlearnConfig()), seed=seed, data_sha256=None, device=device.type,
-        threads=torch.get_num_threads(), started=started,
-    )  # fmt: skip
-    # Cloned, for the format refuses tensors that share memory (tied weights); loading ties them again.
-    state = {name: tensor.cpu().contiguous().clone() for name, tensor in result.model.state_dict().items()}
-    with files.replacing(out) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata={provenance.KEY: json.dumps(record)})
-    facts = asdict(report) | {"tried": {f"{lr:g}": accuracy for lr, accuracy in report.tried.items()}}
-    files.write_json(out.with_suffix(".json"), {"report": facts, "provenance": record})
-    forgotten = ", ".join(map(str, report.forget_classes))
-    yield f"forgot {forgotten} with {len(images)} images (eps {report.eps:.3f}, rate {report.lr:g})"
-    yield from (f"warning: {warning.message}" for warning in said)
-    if not report.reached:
-        yield "warning: part of the forget set is still recognized; call zero_shot_unlearn with more update.epochs"
-    for name, reason in report.frozen.items():
-        yield f"kept frozen: {name} ({reason})"
-    yield f"wrote {out} and {out.with_suffix('.json')}"
-
-
-def _with_weights(model: nn.Module, weights: Path, factory: str) -> nn.Module:
-    if not weights.is_file():
-        raise ValueError(
-            f"there is no file {weights}: give the model's state dict, saved by safetensors.torch.save_file"
-        )
-    try:
-        model.load_state_dict(safetensors.torch.load_file(weights))
-    except SafetensorError as error:
-        raise ValueError(f"{weights} is no readable safetensors file ({error}): save the weights again") from error
-    except RuntimeError as error:
-        raise ValueError(f"{weights} does not fit the model of {factory}: {' '.join(str(error).split())}") from error
-    return model

@@ -1,10 +1,12 @@
 """Encoded images as unsigned bytes of one size, and what the coding did to them.
 
-Invariant: an image that was coded with loss says so, whatever its file is called.
+Invariant: an image that was coded with loss says so, whatever its file is called, and a photograph that is stored
+turned, with a note of how, comes out upright.
 """
 
 import io
 import struct
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, features
 from torch import Tensor
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# Of a file with several frames the first one is read. Not every build of Pillow reads AVIF.
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+    *([".avif"] if features.check("avif") else []),
+)  # fmt: skip
 GREY_MODES = ("1", "L", "LA")
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 BROKEN = (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError)  # Pillow's, by format
@@ -27,7 +33,7 @@ class Picture:
 
     Attributes:
         pixels: Shape (H, W) if it is grey, else (H, W, 3), uint8.
-        lossy: Name of the coding if it loses something, "JPEG" or "WebP"; else None.
+        lossy: Name of the coding if it loses something, "JPEG", "WebP" or "AVIF"; else None.
     """
 
     pixels: NDArray[np.uint8]
@@ -35,7 +41,7 @@ class Picture:
 
 
 def decode(contents: bytes, *, place: str, source: Path, image_size: int | None) -> Picture:
-    """Decode an image.
+    """Decode an image, turned upright if it says that it is stored otherwise (the EXIF orientation of cameras).
 
     Args:
         contents: The file's bytes.
@@ -53,8 +59,17 @@ def decode(contents: bytes, *, place: str, source: Path, image_size: int | None)
         raise ValueError(f"{place} in {source} is not a readable image ({error}); replace or remove it") from error
     if image.mode in DEEP_MODES:
         raise ValueError(f"{place} in {source} has mode {image.mode}; only 8 bits per channel are supported")
-    plain = image.convert("L" if image.mode in GREY_MODES else "RGB")
+    plain = _upright(image).convert("L" if image.mode in GREY_MODES else "RGB")
     return Picture(np.array(plain if image_size is None else _resized(plain, image_size)), _loss(image, contents))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of damaged EXIF; the pixels are whole, and are all that is used
+        try:
+            return ImageOps.exif_transpose(image)
+        except BROKEN:
+            return image
 
 
 def _loss(image: Image.Image, contents: bytes) -> str | None:
@@ -62,6 +77,8 @@ def _loss(image: Image.Image, contents: bytes) -> str | None:
         return "JPEG"
     if image.format == "WEBP" and b"VP8L" not in contents:  # the chunk of pixels coded without loss
         return "WebP"
+    if image.format == "AVIF":  # it can be lossless, which hardly anybody uses and nothing in the file says
+        return "AVIF"
     return None
 
 
@@ -70,6 +87,12 @@ def _resized(image: Image.Image, size: int) -> Image.Image:
     width, height = (max(size, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
     return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+
+
+def grey(images: Tensor) -> Tensor:
+    """Return colour images (n, 3, H, W), uint8, as grey ones (n, 1, H, W), by the weights that Pillow uses (BT.601)."""
+    red, green, blue = images.to(torch.int32).unbind(1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)[:, None]
 
 
 def check_sizes(

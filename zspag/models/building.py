@@ -3,9 +3,7 @@
 A new architecture is one function (num_classes, in_channels, image_size, width) -> module and one line of the table.
 """
 
-import importlib.util
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +13,7 @@ from zspag.models.allcnn import allcnn
 from zspag.models.layers import Normalize
 from zspag.models.resnet import resnet18
 from zspag.models.small import conv7, digits_net
+from zspag.models.user_files import is_file_place, model_of
 from zspag.models.vgg import vgg11, vgg16
 from zspag.models.vit import vit
 
@@ -44,8 +43,8 @@ def build(
     """Build a fresh model that maps images in [0, 1] to logits.
 
     Args:
-        arch: A name of ``ARCHITECTURES`` or ``path/to/file.py:factory``; a factory is called as
-            ``factory(num_classes=..., in_channels=..., image_size=...)``.
+        arch: A name of ``ARCHITECTURES`` or ``path/to/file.py:factory``; a factory is handed num_classes, in_channels
+            and image_size, each if it has a parameter of that name.
         num_classes: Width K of the logits.
         in_channels: Channels C of an image.
         image_size: Height and width of an image, in pixels.
@@ -78,48 +77,25 @@ def build(
     return nn.Sequential(normalize, body)
 
 
-def from_file(place: str) -> nn.Module:
-    """Build a model of somebody else's: ``path/to/file.py:factory``, called without arguments.
+def from_file(place: str, **known: int) -> nn.Module:
+    """Build a model of somebody else's: ``path/to/file.py:factory``, ``package.module:factory`` or ``timm:name``.
+
+    Args:
+        place: Where the factory is.
+        **known: num_classes, in_channels and image_size as far as they are known; a factory gets those that it takes.
 
     Raises:
-        ValueError: If the file or the factory is missing, or what it returns is no module.
+        ValueError: If there is no such factory, it needs something else or fails, or what it returns is no module.
     """
-    if ".py:" not in place:
-        raise ValueError(f"a model is given as path/to/file.py:factory, got {place!r}")
-    return _module(_factory(place)(), place)
-
-
-def _module(model: object, place: str) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{place} returned {type(model).__name__}; a factory must return a torch.nn.Module")
-    return model
+    return model_of(place, known)[0]
 
 
 def _body(arch: str, *, num_classes: int, in_channels: int, image_size: int, width: int) -> nn.Module:
-    if ".py:" in arch:
-        return _module(_factory(arch)(num_classes=num_classes, in_channels=in_channels, image_size=image_size), arch)
+    if is_file_place(arch):
+        return from_file(arch, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     if arch not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ValueError(f"unknown architecture {arch!r}; known are {known}, or path/to/file.py:factory")
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
     return ARCHITECTURES[arch](num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)
-
-
-def _factory(arch: str) -> Callable[..., object]:
-    file, _, name = arch.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"no file {file} for the architecture {arch!r}; give the path of a Python file before ':'")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None  # a file with the suffix .py always has a spec
-    assert spec.loader is not None  # and that a loader
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"{file} cannot be imported ({type(error).__name__}: {error})") from error
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise ValueError(f"{file} has no function {name!r}; give file.py:factory with a function defined there")
-    return factory

@@ -1,0 +1,559 @@
+"""``zspag unlearn``: somebody's own model, weights and photos go in; weights, a report and a figure come out."""
+
+import copy
+import errno
+import hashlib
+import io
+import resource
+import signal
+import warnings
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from laboratory import FORGET, small
+from matplotlib.figure import Figure
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from zspag import files, provenance, unlearn_files
+from zspag.data.sources import read_digits
+from zspag.models import Normalize
+from zspag.unlearn_files import GoalNotReached, Request
+
+pytestmark = pytest.mark.usefixtures("own_data")
+FACTORY = """
+from zspag.models import build
+
+def make():
+    return build("digits", num_classes=10, in_channels=1, image_size=8, width=8, mean=[0.5], std=[0.5])
+
+def of_zspag(*, num_classes, in_channels, image_size):
+    facts = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    return build("digits", width=8, mean=[0.5], std=[0.5], **facts)
+
+def no_module():
+    return "a string"
+"""
+
+
+# ---- A stand-in for the method: what is tested here is what lies around it
+
+
+@dataclass(frozen=True)
+class Page:
+    """As much of a report as the files need."""
+
+    reached: bool = True
+    silenced: bool = True
+    forget_accuracy: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self):
+        return "a readable page\nof two lines"
+
+    def to_dict(self):
+        return {"reached": self.reached, "forget_accuracy": self.forget_accuracy}
+
+    def plot(self):
+        return Figure(figsize=(2, 1))
+
+
+def moved(model, by):
+    """Return a copy whose last bias is moved, so that the two models that come back can be told apart."""
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        list(changed.parameters())[-1].add_(by)
+    return changed
+
+
+@pytest.fixture
+def method(monkeypatch):
+    """Put a stand-in in the place of the method; what it was called with and what its report says can be changed."""
+    seen = SimpleNamespace(calls=[], report=Page(), warns=())
+
+    def stand_in(model, images, labels, **options):
+        seen.calls.append(SimpleNamespace(model=copy.deepcopy(model), images=images, labels=labels, options=options))
+        for text in seen.warns:
+            warnings.warn(text, stacklevel=2)
+        return SimpleNamespace(model=moved(model, 1.0), open_model=moved(model, 2.0), report=seen.report)
+
+    monkeypatch.setattr(unlearn_files, "zero_shot_unlearn", stand_in)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Forty threes as PNG files under forget/3/."""
+    return class_folders(tmp_path_factory.mktemp("pictures") / "forget", (FORGET,), count=40)
+
+
+def class_folders(folder, labels, *, count):
+    data = read_digits().train
+    for label in labels:
+        (folder / str(label)).mkdir(parents=True)
+        for index, image in enumerate(data.images[data.labels == label][:count]):
+            Image.fromarray(image[0].numpy()).save(folder / str(label) / f"{index:03}.png")
+    return folder
+
+
+@pytest.fixture
+def given(pictures, tmp_path):
+    """A request that works."""
+    (tmp_path / "net.py").write_text(FACTORY)
+    save_file(small().model.state_dict(), tmp_path / "weights.safetensors")
+    return Request(
+        model=f"{tmp_path / 'net.py'}:make", weights=tmp_path / "weights.safetensors", forget=pictures,
+        out=tmp_path / "new" / "unlearned.safetensors", seed=4,
+    )  # fmt: skip
+
+
+def lines_of(request):
+    return list(unlearn_files.unlearn_files(request))
+
+
+def last_bias(path):
+    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    return state[list(small().model.state_dict())[-1]]
+
+
+def original_bias():
+    return list(small().model.state_dict().values())[-1]
+
+
+# ---- What goes in
+
+
+def test_photos_and_weights_reach_the_method_as_they_are(given, method):
+    lines = lines_of(replace(given, already_forgotten=(7,)))
+    data = read_digits().train
+    (call,) = method.calls
+    assert torch.equal(call.images, data.images[data.labels == FORGET][:40].float() / 255)
+    assert call.labels.tolist() == [FORGET] * 40
+    assert call.options == {"num_classes": None, "already_forgotten": (7,), "seed": 4}
+    assert all(torch.equal(value, call.model.state_dict()[name]) for name, value in load_file(given.weights).items())
+    made = [given.out, given.report, given.figure]
+    assert lines == ["folder 3 is class 3: 40 images", str(method.report), f"wrote {made[0]}, {made[1]} and {made[2]}"]
+
+
+def test_names_of_classes_become_numbers_and_their_count_the_width(given, method, tmp_path):
+    names = [f"person {number}" for number in range(10)]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    folder = class_folders(tmp_path / "faces", (FORGET,), count=5)
+    (folder / str(FORGET)).rename(folder / "person 3")
+    request = replace(given, forget=folder, classes_file=tmp_path / "names.txt")
+    assert lines_of(request)[0] == "folder person 3 is class 3: 5 images"
+    assert method.calls[0].options["num_classes"] == 10
+    with pytest.raises(ValueError, match="names.txt names 10 classes, but --num-classes is 9"):
+        lines_of(replace(request, num_classes=9))
+
+
+def test_photos_of_one_class_need_no_class_folder(given, method):
+    request = replace(given, forget=given.forget / str(FORGET), label=str(FORGET))
+    lines_of(request)
+    assert method.calls[0].labels.tolist() == [FORGET] * 40
+
+
+def test_a_file_made_for_zspag_run_gets_what_the_weights_and_the_photos_tell(given, method):
+    lines = lines_of(replace(given, model=given.model.replace(":make", ":of_zspag")))
+    assert lines[1] == "the shapes of the weights tell num_classes=10"
+    assert lines[2].endswith("net.py:of_zspag is called with in_channels=1, image_size=8, as the photos are")
+    asked = replace(given, model=given.model.replace(":make", ":of_zspag"), num_classes=9)
+    with pytest.raises(ValueError, match=r"shapes differ: .* is \(10, 16\) in the file and \(9, 16\) in the model"):
+        lines_of(asked)
+
+
+def test_a_number_of_classes_that_is_given_is_not_guessed_anew(given, method):
+    lines = lines_of(replace(given, model=given.model.replace(":make", ":of_zspag"), num_classes=10))
+    assert not any(line.startswith("the shapes of the weights") for line in lines)
+    assert method.calls[0].options["num_classes"] == 10
+
+
+def test_a_model_of_torchvision_gets_its_width_from_the_weights(given, method, tmp_path):
+    from torchvision.models import squeezenet1_1
+
+    torch.save({"state_dict": squeezenet1_1(num_classes=10).state_dict()}, tmp_path / "w.pth")
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "photos" / "a.png")
+    place = "torchvision.models:squeezenet1_1"
+    request = replace(given, model=place, weights=tmp_path / "w.pth", forget=tmp_path / "photos", label="3")
+    lines = lines_of(request)
+    assert "the shapes of the weights tell num_classes=10" in lines
+    assert "the weights are those under 'state_dict' in w.pth" in lines
+    assert method.calls[0].model.num_classes == 10
+
+
+# ---- Channels
+
+
+COLOURED = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, channels=3):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 3)
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, images):
+        return self.fc(self.conv(images).mean((2, 3)))
+
+class Normalizing(Net):
+    def __init__(self):
+        super().__init__()
+        import torch
+        self.register_buffer("middle", torch.full((3, 1, 1), 0.5))
+
+    def forward(self, images):
+        return super().forward(images - self.middle)
+
+class Repeating(Net):
+    def forward(self, images):
+        return super().forward(images.repeat(1, 3, 1, 1))
+
+class Averaging(Net):
+    def __init__(self):
+        super().__init__(1)
+
+    def forward(self, images):
+        return super().forward(images.mean(1, keepdim=True))
+
+class Grey(Net):
+    def __init__(self):
+        super().__init__(1)
+
+class Four(Net):
+    def __init__(self):
+        super().__init__(4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("net", "photos", "channels", "remark"),
+    [
+        ("Net", "L", 3, "three equal channels"),
+        ("Normalizing", "L", 3, "three equal channels"),  # it would run on one channel, by broadcasting
+        ("Repeating", "L", 1, None),  # it does so itself
+        ("Net", "RGB", 3, None),
+        ("Grey", "RGB", 1, "they are made grey"),
+        ("Averaging", "RGB", 3, None),
+        ("Grey", "L", 1, None),
+        ("Four", "RGB", 3, None),  # neither: the method's own checks say why it does not run
+    ],
+)
+def test_photos_get_the_channels_that_the_model_takes(given, method, tmp_path, net, photos, channels, remark):
+    path = tmp_path / "coloured_nets.py"
+    path.write_text(COLOURED)
+    from zspag.models import from_file
+
+    save_file(from_file(f"{path}:{net}").state_dict(), given.weights)
+    (tmp_path / "photos" / "3").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).convert(photos)
+    picture.save(tmp_path / "photos" / "3" / "a.png")
+    lines = lines_of(replace(given, model=f"{path}:{net}", forget=tmp_path / "photos"))
+    (call,) = method.calls
+    assert call.images.shape == (1, channels, 6, 6)
+    grey = torch.tensor(np.asarray(picture.convert("L"))).float() / 255
+    if remark or photos == "L":
+        assert all(torch.equal(channel, grey) for channel in call.images[0])
+    said = [line for line in lines if line.startswith("the photos are")]
+    assert [line.endswith(remark) for line in said] == ([True] if remark else [])
+
+
+def test_normalization_stands_in_front_and_is_in_no_file(given, method, tmp_path):
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
+    (tmp_path / "plain_net.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))\n"
+    )
+    save_file(plain.state_dict(), given.weights)
+    request = replace(given, model=f"{tmp_path / 'plain_net.py'}:make", mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
+    lines = lines_of(request)
+    (call,) = method.calls
+    assert call.images.shape == (40, 3, 8, 8)  # as many channels as means
+    assert "the photos are grey and the model takes colours: three equal channels" in lines
+    assert isinstance(call.model[0], Normalize)
+    by_hand = (call.images - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.25, 1.0]).view(3, 1, 1)
+    torch.testing.assert_close(call.model(call.images), plain(by_hand))
+    written = load_file(request.out)
+    assert written.keys() == plain.state_dict().keys()
+    assert torch.equal(written["1.bias"], plain[1].bias.detach() + 1)
+
+
+@pytest.mark.parametrize("options", [{"mean": (0.5,)}, {"std": (0.5,)}])
+def test_mean_and_deviation_come_together(given, options):
+    with pytest.raises(ValueError, match="--mean and --std come together"):
+        replace(given, **options)
+
+
+# ---- What comes out
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+@pytest.mark.parametrize("keep_open", [False, True])
+def test_closed_or_open_weights_are_written_in_the_format_of_the_suffix(given, method, suffix, keep_open):
+    request = replace(given, out=given.out.with_suffix(suffix), keep_open=keep_open)
+    before = given.weights.read_bytes()
+    lines_of(request)
+    assert torch.equal(last_bias(request.out), original_bias() + (2.0 if keep_open else 1.0))
+    assert given.weights.read_bytes() == before
+    assert sorted(path.name for path in request.out.parent.iterdir()) == sorted(
+        ["unlearned.json", "unlearned.png", f"unlearned{suffix}"]
+    )
+
+
+def test_weights_report_and_figure_carry_one_record(given, method):
+    lines_of(given)
+    record = provenance.read_record(given.out)
+    assert record == provenance.read_record(given.report) == provenance.read_record(given.figure)
+    assert (record["seed"], record["command"]) == (4, "unlearn")
+    page = files.read_json(given.report)
+    assert page["report"] == method.report.to_dict()
+    assert page["weights"] == {"file": given.out.name, "sha256": hashlib.sha256(given.out.read_bytes()).hexdigest()}
+
+
+def test_the_record_tells_one_set_of_photos_from_another(given, method, tmp_path):
+    lines_of(given)
+    first = provenance.read_record(given.out)["data_sha256"]
+    lines_of(given)
+    assert provenance.read_record(given.out)["data_sha256"] == first
+    lines_of(replace(given, forget=class_folders(tmp_path / "fewer", (FORGET,), count=39)))
+    assert provenance.read_record(given.out)["data_sha256"] != first
+
+
+TIED = """
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = make()
+        self.last = self.net[-1]
+
+    def forward(self, images):
+        return self.net(images)
+"""
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_tied_weights_come_back_tied(given, method, tmp_path, suffix):
+    from zspag.models import from_file
+
+    (tmp_path / "tied_net.py").write_text(FACTORY + TIED)
+    place = f"{tmp_path / 'tied_net.py'}:Tied"
+    save_file({name: value.clone() for name, value in from_file(place).state_dict().items()}, given.weights)
+    request = replace(given, model=place, out=given.out.with_suffix(suffix))
+    lines_of(request)
+    model = from_file(place)
+    state = load_file(request.out) if suffix == ".safetensors" else torch.load(request.out, weights_only=True)
+    model.load_state_dict(state)
+    assert model.last.bias is model.net[-1].bias
+
+
+def test_warnings_are_lines_but_not_twice(given, method):
+    method.report, method.warns = Page(warnings=("in the report",)), ("in the report", "beside it", "beside it")
+    assert [line for line in lines_of(given) if line.startswith("warning")] == ["warning: beside it"]
+
+
+@pytest.mark.parametrize(
+    ("silenced", "keep_open", "end"),
+    [(True, False, ", with the rows of the forgotten classes closed"), (True, True, ""), (False, False, "")],
+)
+def test_a_goal_that_is_not_reached_is_said_and_the_model_is_written_all_the_same(
+    given, method, silenced, keep_open, end
+):
+    method.report = Page(reached=False, silenced=silenced, forget_accuracy=0.42)
+    request = replace(given, keep_open=keep_open)
+    with pytest.raises(GoalNotReached) as caught:
+        lines_of(request)
+    assert str(caught.value) == (
+        f"part of the forget set is still recognized (42 % of it); {given.out} is written all the same{end}"
+    )
+    assert given.out.exists()
+    assert files.read_json(given.report)["report"]["reached"] is False
+
+
+# ---- Nothing of the reader's is lost
+
+
+def test_a_second_call_replaces_what_the_first_one_wrote(given, method):
+    for suffix in (".safetensors", ".pt"):
+        request = replace(given, out=given.out.with_name(f"twice{suffix}"))
+        lines_of(request)
+        lines_of(replace(request, keep_open=True))
+        assert torch.equal(last_bias(request.out), original_bias() + 2.0)
+        request.report.unlink()
+        request.figure.unlink()
+
+
+def no_work(method, request, message):
+    """The request is refused with this message before the method is called, and nothing was changed."""
+    folder = request.weights.parent
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=message) as caught:
+        lines_of(request)
+    assert "\n" not in str(caught.value)
+    assert method.calls == []
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not (folder / "new").exists()
+
+
+def test_the_weights_are_never_replaced_by_whatever_name_they_go(given, method, tmp_path):
+    (tmp_path / "link.safetensors").symlink_to(given.weights)
+    (tmp_path / "hard.safetensors").hardlink_to(given.weights)
+    for name in ("weights.safetensors", "link.safetensors", "hard.safetensors"):
+        no_work(method, replace(given, out=tmp_path / name), "--out is the file of the weights")
+
+
+@pytest.mark.parametrize("name", ["other.safetensors", "other.json", "other.png", "other.pt"])
+def test_a_neighbour_that_is_not_ours_is_not_replaced(given, method, tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    out = tmp_path / ("other.pt" if name.endswith(".pt") else "other.safetensors")
+    no_work(method, replace(given, out=out), rf"{name} exists and was not made by zspag unlearn: .*choose another")
+
+
+def test_weights_that_changed_since_they_were_written_are_not_ours(given, method, tmp_path):
+    request = replace(given, out=tmp_path / "other.pt")
+    lines_of(request)
+    method.calls.clear()
+    torch.save({"precious": torch.ones(3)}, request.out)
+    no_work(method, request, r"other.pt exists and was not made by zspag unlearn")
+
+
+def test_a_result_of_another_command_is_not_replaced(given, method, tmp_path):
+    record = provenance.record(config={}, seed=0, data_sha256=None, device="cpu", threads=1, started=0.0)
+    files.write_json(tmp_path / "other.json", {"report": {}, "provenance": record})
+    no_work(method, replace(given, out=tmp_path / "other.safetensors"), "other.json exists and was not made by")
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("new/unlearned.h5", r"--out must end in .safetensors, .pt, .pth, got .*unlearned.h5"),
+        ("folder.pt", r"--out is a folder: give a file in it, such as .*folder.pt/forgot.safetensors"),
+        ("net.py/new/out.pt", r"--out .*net.py/new/out.pt cannot be written \(Not a directory\): make room, or choose"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused(given, method, tmp_path, out, message):
+    (tmp_path / "folder.pt").mkdir()
+    no_work(method, replace(given, out=tmp_path / out), message)
+
+
+def test_the_figure_would_be_a_photo_in_the_folder_of_photos(given, method):
+    no_work(method, replace(given, out=given.forget / "3" / "out.pt"), "--out lies in the folder of photos")
+
+
+def test_a_full_disk_is_known_before_the_work(given, method):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for suffix in (".pt", ".safetensors"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+            with pytest.raises(ValueError, match=r"--out .* cannot be written \(.*[Ff]ile too large") as caught:
+                lines_of(replace(given, out=given.out.with_suffix(suffix)))
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            assert "choose another place" in str(caught.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert method.calls == []
+    assert not given.out.parent.exists()
+
+
+def test_a_folder_that_may_not_be_written_is_known_before_the_work(given, method, monkeypatch):
+    def refused(*_args, **_options):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(unlearn_files.tempfile, "NamedTemporaryFile", refused)
+    no_work(method, given, r"cannot be written \(Permission denied\): make room, or choose another place")
+
+
+@pytest.mark.parametrize("error", [ValueError("a check of the method"), KeyboardInterrupt()])
+def test_what_ends_the_method_leaves_no_file_and_no_folder(given, monkeypatch, error):
+    def fail(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(unlearn_files, "zero_shot_unlearn", fail)
+    deep = replace(given, out=given.out.parent / "deeper" / "out.pt")
+    with pytest.raises(type(error)):
+        lines_of(deep)
+    assert not given.out.parent.exists()
+
+
+def test_a_failure_while_writing_leaves_the_old_files_whole(given, method, monkeypatch):
+    lines_of(given)
+    before = {path: path.read_bytes() for path in given.out.parent.iterdir()}
+
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(unlearn_files.files, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        lines_of(replace(given, keep_open=True))
+    assert {path: path.read_bytes() for path in given.out.parent.iterdir()} == before
+
+
+# ---- Bad input
+
+
+def named_folder(_given, tmp_path):
+    (tmp_path / "named" / "cat").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "named" / "cat" / "0.png")
+    return {"forget": tmp_path / "named"}
+
+
+def other_net(given, _tmp_path):
+    save_file({"weight": torch.zeros(2, 3)}, given.weights)
+    return {}
+
+
+def whole_module(given, _tmp_path):
+    path = given.weights.with_suffix(".pt")
+    torch.save(nn.Linear(2, 3), path)
+    return {"weights": path}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda given, _: {"weights": given.weights.with_name("absent.pt")}, r"there is no file .*absent.pt"),
+        (other_net, r"weights.safetensors does not fit the model of .*net.py:make: it lacks .*; it has"),
+        (whole_module, r"weights.pt holds more than tensors .*: save the state dict alone"),
+        (named_folder, r"the folder .*cat must be named by the number of its class"),
+        (lambda given, _: {"forget": given.weights}, r"there is no folder .*weights.safetensors"),
+        (lambda given, _: {"model": given.model.replace(":make", ":absent")}, r"net.py has no function 'absent'"),
+        (lambda given, _: {"model": given.model.replace(":make", ":no_module")}, r"no_module returned str"),
+        (lambda *_: {"model": "resnet18"}, r"a model is given as path/to/file.py:factory, torchvision.models:"),
+        (lambda *_: {"num_classes": 1}, r"--num-classes must be at least 2, got 1"),
+        (lambda *_: {"image_size": 0}, r"image_size must be at least 1 pixel, got 0"),
+    ],
+)
+def test_bad_input_gets_its_message_in_one_line_before_the_work(given, method, tmp_path, spoil, message):
+    changes = spoil(given, tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        lines_of(replace(given, **changes))
+    assert "\n" not in str(caught.value)
+    assert method.calls == []
+    assert not given.out.parent.exists()
+
+
+# ---- The method itself
+
+
+def test_a_folder_of_photos_becomes_weights_that_forget_them(given):
+    lines = lines_of(given)
+    model = copy.deepcopy(small().model)
+    model.load_state_dict(load_file(given.out))
+    with torch.no_grad():
+        recognized = [
+            (net(small().images).argmax(1) == FORGET).double().mean().item() for net in (small().model, model)
+        ]
+    assert recognized[0] > 0.9
+    assert recognized[1] < 0.2
+    assert lines[-1].startswith(f"wrote {given.out}")
+    assert files.read_json(given.report)["report"]["reached"]
+    assert Image.open(io.BytesIO(given.figure.read_bytes())).width > 100

@@ -1,0 +1,239 @@
+"""State dicts from files of any origin, brought into a model, and back into a file.
+
+Invariant: nothing in a file is ever executed; what was changed on the way to the model's own names is said.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+SAFE = (".safetensors",)
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+NESTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")  # where trainers put a state dict
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and its kin
+NAMED = 3  # names that a message lists of each kind
+
+State = dict[str, Any]  # tensors, and what a module's ``get_extra_state`` returned
+
+
+def read_state(path: Path) -> tuple[State, list[str]]:
+    """Read a state dict on the CPU.
+
+    Args:
+        path: A .safetensors file, or what torch.save wrote of a state dict, alone or inside a dictionary.
+
+    Returns:
+        The state dict, and remarks on how it was found.
+
+    Raises:
+        ValueError: If the file is missing, damaged, of another kind, or would have to be executed.
+    """
+    if path.suffix not in (*SAFE, *PICKLED):
+        raise ValueError(f"weights are read from {', '.join((*SAFE, *PICKLED))}, got {path}: save the state dict so")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: give the model's state dict, saved by torch.save or safetensors")
+    if path.suffix in SAFE:
+        try:
+            return dict(safetensors.torch.load_file(path)), []
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no readable safetensors file ({error}): save the weights again") from error
+    return _unwrapped(_unpickled(path), path)
+
+
+def _unpickled(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on files that it refuses, which the message here replaces
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file fails in whatever way its bytes have it
+        if "TorchScript" in str(error):
+            raise ValueError(f"{path} is a TorchScript program: save the state dict of the Python model") from error
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(
+                f"{path} holds more than tensors ({code[1]}), such as a whole module, and reading it would run code:"
+                " save the state dict alone, torch.save(model.state_dict(), 'weights.pt')"
+            ) from error
+        raise ValueError(f"{path} is no readable file of torch.save: save the state dict again") from error
+
+
+def _is_state(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and all(isinstance(name, str) for name in value)
+        and any(isinstance(part, Tensor) for part in value.values())
+        and not any(isinstance(part, Mapping) for name, part in value.items() if not name.endswith("_extra_state"))
+    )
+
+
+def _unwrapped(value: object, path: Path) -> tuple[State, list[str]]:
+    """Return the state dict in what a file held.
+
+    Raises:
+        ValueError: If there is none; the message says what the file holds.
+    """
+    if isinstance(value, Mapping) and not _is_state(value):
+        for name in NESTS:
+            if name in value and isinstance(value[name], Mapping):
+                state, remarks = _unwrapped(value[name], path)
+                return state, [f"the weights are those under {name!r} in {path.name}", *remarks]
+    if not isinstance(value, Mapping) or not _is_state(value):
+        held = (
+            f"the entries {', '.join(map(repr, list(value)[:8]))}"
+            if isinstance(value, Mapping)
+            else type(value).__name__
+        )
+        raise ValueError(f"{path} holds no state dict but {held or 'nothing'}: save model.state_dict()")
+    return dict(value), []
+
+
+def renamed(state: State, wanted: Mapping[str, Any]) -> tuple[State, list[str]]:
+    """Take off the prefixes that wrappers put before all names.
+
+    Args:
+        state: A state dict.
+        wanted: The model's own.
+
+    Returns:
+        The state dict under names of which the model has some, where a prefix was the reason that it had none, and
+        remarks.
+    """
+    remarks: list[str] = []
+    if "n_averaged" in state and "n_averaged" not in wanted:  # torch.optim.swa_utils.AveragedModel
+        state = {name: value for name, value in state.items() if name != "n_averaged"}
+    inner = "_orig_mod."
+    for prefix in WRAPPERS * 2:  # one may stand inside another
+        if (
+            state
+            and all(name.startswith(prefix) for name in state)
+            and not any(name.startswith(prefix) for name in wanted)
+        ):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+            remarks.append(f"the prefix {prefix!r} was taken off the names of the weights")
+    if any(inner in name for name in state) and not any(inner in name for name in wanted):
+        state = {name.replace(inner, ""): value for name, value in state.items()}
+        remarks.append(f"{inner!r} was taken out of the names of the weights")
+    return state, remarks
+
+
+def load_into(model: nn.Module, state: State, *, weights: Path, place: str) -> list[str]:
+    """Give a model its weights.
+
+    Args:
+        model: Changed in place.
+        state: A state dict.
+        weights: Where it comes from, for messages.
+        place: Where the model comes from, for messages.
+
+    Returns:
+        Remarks.
+
+    Raises:
+        ValueError: If names or shapes do not fit; the message names some.
+    """
+    own = model.state_dict()
+    state, remarks = renamed(state, own)
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, KeyError) as error:
+        why = _misfits(state, own) or " ".join(str(error).split())
+        raise ValueError(f"{weights} does not fit the model of {place}: {why}") from error
+    kinds = {value.dtype for value in state.values() if isinstance(value, Tensor) and value.is_floating_point()}
+    computes = {value.dtype for value in own.values() if isinstance(value, Tensor) and value.is_floating_point()}
+    if kinds != computes and len(kinds) == len(computes) == 1:
+        names = [str(kind).removeprefix("torch.") for kind in (*kinds, *computes)]
+        remarks.append(f"the weights are {names[0]} and the model computes in {names[1]}, so that is what is written")
+    return remarks
+
+
+def _misfits(state: State, own: Mapping[str, Any]) -> str:
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model"
+        for name in own
+        if isinstance(state.get(name), Tensor)
+        and isinstance(own[name], Tensor)
+        and state[name].shape != own[name].shape
+    ]
+    kinds = {
+        "it lacks": [name for name in own if name not in state],
+        "it has, and the model has not,": [name for name in state if name not in own],
+        "shapes differ:": shapes,
+    }
+    return "; ".join(f"{words} {_few(names)}" for words, names in kinds.items() if names)
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def facts_from(state: State, own: Mapping[str, Any], *, probed: int) -> dict[str, int]:
+    """Find the facts with which a model would have the shapes of a file, by how a trial of it differs.
+
+    Args:
+        state: A state dict; the order of its names means nothing, for .safetensors keeps none.
+        own: That of the model, built for ``probed`` classes.
+        probed: A number of classes that no other size equals.
+
+    Returns:
+        num_classes and in_channels, as far as the shapes tell.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.Flatten(), torch.nn.Linear(8, 997))
+        >>> file = {"0.weight": torch.zeros(8, 1, 1, 1), "2.weight": torch.zeros(5, 8), "2.bias": torch.zeros(5)}
+        >>> facts_from(file, net.state_dict(), probed=997)
+        {'num_classes': 5, 'in_channels': 1}
+    """
+    state, _ = renamed(state, own)
+    both = [(own[name], state[name]) for name in own if name in state]
+    shapes = [
+        (ours.shape, theirs.shape) for ours, theirs in both if isinstance(ours, Tensor) and isinstance(theirs, Tensor)
+    ]
+    alike = [(ours, theirs) for ours, theirs in shapes if len(ours) == len(theirs) > 0]
+    found = {
+        "num_classes": {theirs[0] for ours, theirs in alike if ours[0] == probed},
+        "in_channels": {
+            theirs[1] for ours, theirs in alike if len(ours) == 4 and ours[1] == 3 != theirs[1] and ours[0] == theirs[0]
+        },
+    }
+    return {fact: values.pop() for fact, values in found.items() if len(values) == 1}
+
+
+def write_state(path: Path, state: Mapping[str, Any], *, suffix: str, metadata: dict[str, str]) -> None:
+    """Write a state dict.
+
+    Args:
+        path: Where to; a temporary file usually.
+        state: Values; tensors are copied to the CPU, each on its own, for the format refuses tensors that share memory.
+        suffix: ".safetensors", or one of those of torch.save.
+        metadata: Words for the header, of which only .safetensors has one.
+
+    Raises:
+        ValueError: If the format has no place for a value.
+        OSError: If it cannot be written.
+    """
+    plain = {name: _alone(value) for name, value in state.items()}
+    if suffix not in SAFE:
+        buffer = io.BytesIO()
+        torch.save(plain, buffer)  # torch turns an error of the disk into one that does not say so
+        path.write_bytes(buffer.getbuffer())
+        return
+    if odd := [name for name, value in plain.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{_few(odd)} is no tensor, and .safetensors holds nothing else: let the output end in .pt")
+    try:
+        safetensors.torch.save_file(plain, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path.parent} cannot be written to ({error})") from error
+
+
+def _alone(value: Any) -> Any:
+    return value.detach().cpu().contiguous().clone() if isinstance(value, Tensor) else value
