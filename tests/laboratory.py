@@ -12,11 +12,11 @@ from zspag.baselines import method
 from zspag.config import Ladders, UnlearnConfig
 from zspag.data import Guard, channel_statistics
 from zspag.data.sources import read_digits
+from zspag.material import Material, prepare
 from zspag.models import build
 from zspag.profiles import PROFILES
 from zspag.runtime import generator_for
 from zspag.training import train
-from zspag.unlearning import Material, prepare
 
 LADDER = (0.03, 1.0)
 TINY = replace(

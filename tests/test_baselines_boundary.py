@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from zspag.baselines import boundary
 from zspag.baselines.boundary import Expanded, boundary_labels, one_step_attack
+from zspag.material import Material
 from zspag.models import build
 from zspag.proxies import ProxySet
 from zspag.runtime import generator_for, logits_of
 from zspag.subspaces import folded, second_moments
-from zspag.unlearning import Material
 
 
 def linear(weight, bias, *, dtype=torch.float64):

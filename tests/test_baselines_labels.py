@@ -13,8 +13,8 @@ from zspag.influence import dot, loss_gradient, soft_cross_entropy
 from zspag.proxies import ProxySet
 from zspag.pseudo_labels import masked_log_probabilities
 from zspag.runtime import generator_for, logits_of
+from zspag.sgd import Descent
 from zspag.subspaces import Projector
-from zspag.unlearning import Descent
 
 TILTS = ("worst_class_labels", "balanced_labels", "lookahead_labels", "bilevel_labels", "noise_labels")
 N, M, K, WIDTH = 7, 9, 4, 5

@@ -14,8 +14,8 @@ from zspag.baselines import METHODS, oracles
 from zspag.config import SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.profiles import LADDERS
 from zspag.runtime import generator_for, logits_of
+from zspag.sgd import batch_size
 from zspag.subspaces import combine, second_moments
-from zspag.unlearning import batch_size
 
 STEPS = 20  # the small case: 60 forget samples, batches of 3
 

@@ -20,12 +20,14 @@ from zspag.bench import machine
 from zspag.bench.settings import TINY
 from zspag.config import ProxyConfig, TrainConfig, UpdateConfig
 from zspag.influence import conjugate_gradients, label_scores, loss_gradient
+from zspag.material import prepare
 from zspag.models import build
 from zspag.proxies import attack
 from zspag.runtime import channels_last, generator_for, logits_of, sent
+from zspag.sgd import descend
 from zspag.subspaces import second_moments
 from zspag.training import train
-from zspag.unlearning import descend, prepare, zero_shot_unlearn
+from zspag.unlearning import zero_shot_unlearn
 
 REPOSITORY = Path(__file__).parents[1]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))

@@ -11,23 +11,16 @@ import torch
 from torch import nn
 
 from zspag import subspaces, unlearning
+from zspag.calibration import free_dimension
 from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
+from zspag.material import prepare
+from zspag.outcome import Epoch
 from zspag.pseudo_labels import relabeler
 from zspag.runtime import generator_for, logits_of
+from zspag.sgd import Descent, batch_size, climb, descend, fit_labels
 from zspag.subspaces import by_energy, hard_projector, pooled, projector, second_moments, soft_projector
-from zspag.unlearning import (
-    Descent,
-    Epoch,
-    batch_size,
-    check_inputs,
-    climb,
-    descend,
-    fit_labels,
-    free_dimension,
-    prepare,
-    zero_shot_unlearn,
-)
+from zspag.unlearning import check_inputs, zero_shot_unlearn
 
 CLASSES, SHAPE = 4, (2, 6, 5)
 CONFIG = UnlearnConfig(

@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from zspag import hardening, provenance
-from zspag.config import Profile, to_dict
+from zspag.calibration import free_dimension, unlearn_with
+from zspag.config import Profile, UnlearnConfig, to_dict
 from zspag.evaluation import score
 from zspag.experiment import (
     Case,
@@ -33,10 +34,11 @@ from zspag.experiment import (
     trained,
     training_key,
 )
+from zspag.material import Material, prepare
 from zspag.pseudo_labels import relabeler
 from zspag.runtime import generator_for, pick_device, pool_map
-from zspag.subspaces import Projector, averaged, projector
-from zspag.unlearning import Material, climb, fit_labels, free_dimension, prepare
+from zspag.sgd import Descent, climb, fit_labels
+from zspag.subspaces import Projector, averaged
 
 T = TypeVar("T")
 SCORES = ("acc_forget", "acc_retain", "over_unlearning", "drift")  # columns of ``Scores`` without a retrained model
@@ -247,28 +249,47 @@ def _run(case: Case, variant: Variant) -> dict[str, Any]:
     images, labels = forget_set(case, guard_of(case))
     material = _material(case) if not variant.hardened else _prepared(case, model)
     started = time.perf_counter()
-    project = projector(material.moments, config=config.subspace) if variant.projected else None
     names = moving(material.names, variant.layers)
-    relabel = relabeler(
-        model, images, forget=(case.forget,), proxies=material.proxies, moments=averaged(material.moments),
-        projector=project, names=names, config=config.labels, generator=generator_for(case.seed, "labels"),
-    )  # fmt: skip
-    ladder = climb(
-        lambda lr: fit_labels(
-            model, images, labels, relabel=relabel, project=project, names=names,
-            update=replace(config.update, lr=lr), generator=generator_for(case.seed, "update"),
-        ),
-        update=config.update,
-    )  # fmt: skip
+    if variant.projected:
+        only = None if variant.layers == "all" else names
+        made = unlearn_with(model, labels, material, forget=(case.forget,), config=config, seed=case.seed, only=only)
+        run, project, names = made.run, made.project, made.calibration.names
+    else:
+        run, project = _unprojected(model, images, labels, material, names, config=config, seed=case.seed), None
     seconds = sum(material.seconds.values()) + time.perf_counter() - started
     panel = panel_against(case, original=model, retrained=None)  # SCORES compares with the original alone
-    scores = asdict(score(panel.images.map_logits(ladder.kept.model), panel))
+    scores = asdict(score(panel.images.map_logits(run.model), panel))
     hits = material.proxies.hits.values()
     return {name: scores[name] for name in SCORES} | {
-        "lr": ladder.kept.lr, "reached": ladder.kept.reached(config.update.forget_accuracy),
+        "lr": run.lr, "reached": run.reached(config.update.forget_accuracy),
         "eps": material.proxies.eps, "hit_rate": sum(hits) / len(hits), "free": _free(material, project, names),
         "samples": len(images), "seconds": seconds,
     }  # fmt: skip
+
+
+def _unprojected(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    material: Material,
+    names: Sequence[str],
+    *,
+    config: UnlearnConfig,
+    seed: int,
+) -> Descent:
+    """Fit the same labels with whole gradients, at the first rate of the ladder that forgets."""
+    relabel = relabeler(
+        model, images, forget=sorted(set(labels.tolist())), proxies=material.proxies,
+        moments=averaged(material.moments), projector=None, names=names, config=config.labels,
+        generator=generator_for(seed, "labels"),
+    )  # fmt: skip
+    return climb(
+        lambda lr: fit_labels(
+            model, images, labels, relabel=relabel, project=None, names=names, update=replace(config.update, lr=lr),
+            generator=generator_for(seed, "update"),
+        ),
+        update=config.update,
+    ).kept  # fmt: skip
 
 
 def moving(names: Sequence[str], layers: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ Invariant: directions are dictionaries over parameter names; the model and its `
 """
 
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -280,7 +280,7 @@ def kfac_factors(
     model: nn.Module,
     images: Tensor,
     *,
-    second: dict[str, Tensor],
+    second: Mapping[str, Tensor],
     rows_per_sample: dict[str, float],
     squared_loss: bool = False,
 ) -> Kfac:

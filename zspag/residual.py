@@ -106,5 +106,5 @@ def recognized_under_attack(
     Returns:
         Booleans, shape (1, n); every model is attacked on its own.
     """
-    moved = attack(model, images, labels, eps=radius, config=ATTACK, generator=generator)
+    moved = attack(model, images, labels, eps=radius, config=ATTACK, generator=generator).images
     return recognized(logits_of(model, moved), labels)[None]

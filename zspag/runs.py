@@ -158,7 +158,7 @@ def _forget_class(case: Case, all_cores: int) -> dict[str, Any]:
 
 def _judge(case: Case, unlearned: Unlearned) -> dict[str, Any]:
     panel = experiment.panel_of(case)
-    logits = panel.images.map_logits(unlearned.model)
+    logits = panel.images.map_logits(unlearned.open_model)  # closing rows is free, so nobody is praised for it
     assert panel.retrained is not None, "run refuses a profile without retrained models"
     references = {
         "original": panel.original,
@@ -181,7 +181,9 @@ def _judge(case: Case, unlearned: Unlearned) -> dict[str, Any]:
         "eps": report.eps,
         "lr": report.lr,
         "reached": report.reached,
-        "tried": {f"{lr:g}": accuracy for lr, accuracy in report.tried.items()},
+        "at_edge": report.at_edge,
+        "chosen": report.chosen,
+        "tried": report.to_dict()["tried"],
         "epochs": len(report.history),
         "free_dimension": report.free_dimension,
         "frozen": report.frozen,

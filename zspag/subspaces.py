@@ -307,6 +307,16 @@ class _RunningMean:
         return replace(self.first, second=SecondMoments(self.first.second, dense, factors), factors=factors)
 
 
+def weighted_mean(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
+    """Return the mean of moments by weight: weighted by samples, these are the moments of all samples together."""
+    running = _RunningMean(_equally)
+    for part, weight in zip(parts, weights, strict=True):
+        share = weight * len(parts) / sum(weights)
+        running.weight = lambda one, name, share=share: share * _equally(one, name)  # type: ignore[misc]
+        running.add(part)
+    return running.mean()
+
+
 def pooled(moments: Iterable[Moments]) -> Moments:
     """Return the mean of the trace-normalized moments: a class counts once however large its activations are."""
     return moments.pooled if isinstance(moments, ClassMoments) else _mean(moments, _by_trace)

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from zspag.baselines.method import FORGET, Method, Run, descend_all, forget_classes, seed_of
 from zspag.config import ProxyConfig, UnlearnConfig
 from zspag.influence import loss_gradient
+from zspag.material import Material
 from zspag.proxies import attack
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
 from zspag.runtime import chunks, frozen, generator_for, logits_of, sent
-from zspag.unlearning import BatchLoss, Ladder, Material
+from zspag.sgd import BatchLoss, Ladder
 
 # L2UL. Published for single samples: radius 4, 100 iterations, 20 copies (200 of 100 classes), penalty 1.
 COPIES = 5
@@ -86,7 +87,7 @@ def targeted_copies(
     settings = ProxyConfig(norm="l2", steps=TARGETED_ITERATIONS, step_share=TARGETED_STEP / TARGETED_RADIUS)
     per_pixel = TARGETED_RADIUS / math.sqrt(images[0].numel())
     sources = images.repeat(COPIES, *[1] * (images.dim() - 1))
-    moved = attack(model, sources, targets, eps=per_pixel, config=settings, generator=generator)
+    moved = attack(model, sources, targets, eps=per_pixel, config=settings, generator=generator).images
     return moved.unflatten(0, (COPIES, -1)), targets.unflatten(0, (COPIES, -1))
 
 

@@ -16,8 +16,10 @@ from torch.nn import functional as F
 
 from zspag.baselines.method import Method, forget_classes, seed_of
 from zspag.config import UnlearnConfig, UpdateConfig
+from zspag.material import Material
+from zspag.outcome import Epoch
 from zspag.runtime import derive_seed, evaluating, generator_for, logits_of
-from zspag.unlearning import Descent, Epoch, Ladder, Material, climb
+from zspag.sgd import Descent, Ladder, climb
 
 GATE = 0.01  # most softmax mass of the forget classes that an image may have
 STUDENT_STEPS = 10  # steps of the student for each of the maker of images

@@ -18,8 +18,10 @@ from torch.nn import functional as F
 from zspag.baselines.method import ORACLE, Method, seed_of
 from zspag.config import UnlearnConfig
 from zspag.influence import Direction, weights_of
+from zspag.material import Material
+from zspag.outcome import Epoch
 from zspag.runtime import chunks, frozen, generator_for, logits_of, plain_attention
-from zspag.unlearning import Descent, Epoch, Ladder, Material, climb
+from zspag.sgd import Descent, Ladder, climb
 
 # Most samples whose gradients are taken one by one. Fisher information takes one per label and hardly changes with
 # more samples; a true label's gradient is large on few samples only, and what SSD leaves rests on those.

@@ -24,11 +24,12 @@ from zspag.influence import (
     soft_cross_entropy,
     weights_of,
 )
+from zspag.material import Material
 from zspag.proxies import ProxySet
 from zspag.pseudo_labels import Relabel, masked_log_probabilities, standardized, tilted_labels
 from zspag.runtime import frozen, generator_for, logits_of, plain_attention, sent
+from zspag.sgd import BatchLoss, Descent, Ladder, climb, descend, fit_labels
 from zspag.subspaces import Projector, projector
-from zspag.unlearning import BatchLoss, Descent, Ladder, Material, climb, descend, fit_labels
 
 # Of a tilt, in nats per standard deviation of the scores. CHOICE: a fifth of what "process_labels" takes, which drifts
 # several times as far as soft labels on the first half of CIFAR-10's test images, however the scores are made.

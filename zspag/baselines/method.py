@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from zspag.config import UnlearnConfig, UpdateConfig
+from zspag.material import Material
 from zspag.runtime import generator_for
-from zspag.unlearning import BatchLoss, Ladder, Material, climb, descend
+from zspag.sgd import BatchLoss, Ladder, climb, descend
 
 FORGET, PROXIES, ORACLE = "forget set", "forget set, proxies made from it", "forget set and RETAIN SET (oracle)"
 

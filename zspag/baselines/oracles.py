@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from zspag.baselines.method import ORACLE, Method, descend_all, forget_classes, seed_of
 from zspag.config import UnlearnConfig, UpdateConfig
+from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities, second_best_labels
 from zspag.runtime import generator_for, logits_of, sent
+from zspag.sgd import BatchLoss, Ladder, batch_size, climb, fit_labels
 from zspag.subspaces import Subspace, hard_projector, merged, second_moments
-from zspag.unlearning import BatchLoss, Ladder, Material, batch_size, climb, fit_labels
 
 # Most retain samples of one epoch: a pass over all of CIFAR-10 for every epoch and rate would cost more than training.
 RETAIN_PER_EPOCH = 5000

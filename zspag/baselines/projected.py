@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from zspag.baselines.method import ORACLE, PROXIES, Method, Run, forget_classes, seed_of
+from zspag.calibration import fit_views, unlearn_with
 from zspag.config import UnlearnConfig
+from zspag.material import Material
 from zspag.pseudo_labels import relabeler
 from zspag.runtime import generator_for
+from zspag.sgd import Ladder, climb, fit_labels
 from zspag.subspaces import (
     Projector,
     Subspace,
@@ -25,9 +28,9 @@ from zspag.subspaces import (
     random_like,
     second_moments,
 )
-from zspag.unlearning import Ladder, Material, climb, fit_labels
 
 _OURS = "Chen et al., IJCAI 2025"
+OLD_RATE = 0.3  # smallest rate that was tried before there was a calibration
 
 
 def _fit(
@@ -68,6 +71,35 @@ def _zs_pag(strategy: str | None) -> Run:
                     project=project, strategy=strategy)  # fmt: skip
 
     return run
+
+
+def calibrated(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
+               config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+    """ZS-PAG as ``zero_shot_unlearn`` runs it: layers and rate chosen on held-out halves of the forget set.
+
+    Where curves are wanted (``whole_ladder``), the chosen layers are run at every rate of the ladder, too.
+    """
+    seed = seed_of(generator)
+    searched = replace(config, update=replace(config.update, lr=None))
+    made = unlearn_with(
+        model, forget_labels, material, forget=forget_classes(forget_labels), config=searched, seed=seed
+    )
+    runs = [made.run]
+    if config.update.whole_ladder:
+        rates = [lr for lr in config.update.ladder if lr != made.run.lr]
+        runs += [fit_views(model, forget_labels, material, made, lr=lr, config=config, seed=seed) for lr in rates]
+    runs.sort(key=lambda run: run.lr)
+    return Ladder(tuple(runs), runs.index(made.run))
+
+
+def fixed(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
+          config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+    """ZS-PAG as it was before the calibration: all layers, no views, the first rate from ``OLD_RATE`` that forgets."""
+    ladder = _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
+                  project=projector(material.moments, config=config.subspace))  # fmt: skip
+    target = config.update.forget_accuracy
+    allowed = [index for index, run in enumerate(ladder.runs) if run.lr >= OLD_RATE] or [ladder.chosen]
+    return Ladder(ladder.runs, next((index for index in allowed if ladder.runs[index].reached(target)), allowed[-1]))
 
 
 def unprojected(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
@@ -135,7 +167,8 @@ def _projected(title: str, run: Run, reference: str, ladder: str = "high") -> Me
 
 
 METHODS: dict[str, Method] = {
-    "zs_pag": _projected("ZS-PAG", _zs_pag(None), _OURS),
+    "zs_pag": _projected("ZS-PAG", calibrated, _OURS),
+    "zs_pag_fixed": _projected("ZS-PAG, not calibrated", fixed, "control"),
     "unprojected": _projected("ZS-PAG without projection", unprojected, "control", "low"),
     "process_labels": _projected("ZS-PAG, influence labels", _zs_pag("process"), _OURS),
     "influence_labels": _projected("ZS-PAG, labels tilted once", _zs_pag("influence"), "control"),

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, seed_of
 from zspag.config import UnlearnConfig
+from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities
 from zspag.runtime import chunks, frozen, generator_for, logits_of, sent
-from zspag.unlearning import BatchLoss, Ladder, Material
+from zspag.sgd import BatchLoss, Ladder
 
 
 @dataclass(frozen=True)

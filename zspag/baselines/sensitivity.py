@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, seed_of
 from zspag.config import UnlearnConfig
+from zspag.material import Material
 from zspag.pseudo_labels import retained_classes
 from zspag.runtime import logits_of, plain_attention, sent
-from zspag.unlearning import BatchLoss, Ladder, Material
+from zspag.sgd import BatchLoss, Ladder
 
 COPIES = 25  # JiT: noisy copies of every sample
 SIGMA = 0.5  # JiT: standard deviation of their noise; the paper's for convolutional nets

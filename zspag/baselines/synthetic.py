@@ -21,9 +21,10 @@ from zspag.baselines.method import (
 )
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
+from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities, retained_classes
 from zspag.runtime import chunks, frozen, generator_for, sent
-from zspag.unlearning import BatchLoss, Ladder, Material
+from zspag.sgd import BatchLoss, Ladder
 
 NOISE_PER_CLASS = 20  # noise images of every class
 NOISE_STEPS = 40  # steps of Adam they are optimized by

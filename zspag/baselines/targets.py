@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from zspag.baselines.method import FORGET, PROXIES, Method, descend_all, forget_classes, head_names, seed_of
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
+from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
 from zspag.runtime import logits_of, sent
-from zspag.unlearning import BatchLoss, Ladder, Material
+from zspag.sgd import BatchLoss, Ladder
 
 
 def gradient_ascent(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,

@@ -103,7 +103,7 @@ def _proxies(count: int, sizes: Sizes) -> Work:
 
     def work(small: bool) -> Tensor:
         part = slice(2 if small else None)
-        return attack(model, x[part], targets[part], eps=0.03, config=config, generator=generator_for("bench"))
+        return attack(model, x[part], targets[part], eps=0.03, config=config, generator=generator_for("bench")).images
 
     return work
 

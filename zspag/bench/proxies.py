@@ -18,7 +18,7 @@ from zspag.bench.settings import Sizes, images, net
 from zspag.bench.timing import interleaved
 from zspag.config import ProxyConfig
 from zspag.proxies import attack
-from zspag.runtime import chunks, frozen, generator_for, logits_of
+from zspag.runtime import chunks, frozen, generator_for
 
 STAGE = "proxies"
 EPS = 8 / 255
@@ -35,14 +35,13 @@ def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Fi
             # The peer's L2 attack does not run on channels-last images, so all ways take others there.
             given = x.contiguous() if norm == "l2" else x
             yield from _against(model, given, targets, case, config, repeats=3 * sizes.repeats)  # a matter of per cents
-    yield _early_stop(sizes, device)
 
 
 def _against(
     model: nn.Module, x: Tensor, targets: Tensor, case: str, config: ProxyConfig, *, repeats: int
 ) -> Iterator[Finding]:
     def ours() -> Tensor:
-        return attack(model, x, targets, eps=EPS, config=config, generator=generator_for("bench"))
+        return attack(model, x, targets, eps=EPS, config=config, generator=generator_for("bench")).images
 
     ways: dict[str, Callable[[], Any]] = {"ours": ours, "bare passes": lambda: _bare(model, x, targets, config.steps)}
     peer = _torchattacks(model, config)
@@ -79,36 +78,3 @@ def _torchattacks(model: nn.Module, config: ProxyConfig) -> Callable[[Tensor, Te
         peer = torchattacks.PGDL2(model, eps=1.0, alpha=config.step_share, steps=config.steps, random_start=False)
     peer.set_mode_targeted_by_label(quiet=True)
     return peer
-
-
-def _early_stop(sizes: Sizes, device: torch.device) -> Finding:
-    """Compare the time that is left with the share of samples and steps that is left."""
-    (arch, width), steps = sizes.nets[0], 2 * sizes.steps
-    model, x = net(arch, width, sizes, device=device), images(sizes.forget, sizes, device=device)
-    targets = torch.arange(len(x), device=device) % sizes.classes
-    passed = 0
-
-    def run(confidence: float | None, steps: int = steps) -> Tensor:
-        config = ProxyConfig(steps=steps, confidence=confidence, random_start=False)
-        return attack(model, x, targets, eps=EPS, config=config, generator=generator_for("bench"))
-
-    def count(_model: object, given: tuple[Tensor, ...]) -> None:
-        nonlocal passed
-        passed += len(given[0])
-
-    # What half of the images reach in half of the steps: an untrained net is never sure of anything.
-    reached = logits_of(model, run(None, sizes.steps)).softmax(1).gather(1, targets[:, None])
-    enough = reached.median().item()
-    hook = model.register_forward_pre_hook(count)
-    try:
-        run(enough)
-    finally:
-        hook.remove()
-    timings = interleaved({"every step": lambda: run(None), "early stop": lambda: run(enough)}, repeats=sizes.repeats)
-    share = passed / (steps * len(x))
-    return Finding(
-        STAGE, f"{arch} of width {width}, l2, {steps} steps, {len(x)} images",
-        "time with early stop over the share of samples and steps that it leaves",
-        timings["early stop"].over(timings["every step"]) / share, at_most=1.15, seconds=spread(timings),
-        note=f"{100 * share:.0f} % of the samples and steps were left",
-    )  # fmt: skip

@@ -18,8 +18,8 @@ from zspag.bench.timing import interleaved
 from zspag.config import SubspaceConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
 from zspag.runtime import generator_for
+from zspag.sgd import descend
 from zspag.subspaces import Moments, Projector, projector, second_moments
-from zspag.unlearning import descend
 
 STAGE = "projected step"
 BATCH = 64

@@ -34,13 +34,24 @@ from zspag.experiment.cases import (
 )
 from zspag.experiment.materials import MATERIAL_CODE, material_of
 from zspag.files import repository_root
+from zspag.material import Material
 from zspag.relearning import MOST_STEPS, RATE, SHARE, relearning_curve, steps_until
 from zspag.runtime import generator_for, pick_device, pool_map
-from zspag.unlearning import Ladder, Material
+from zspag.sgd import Ladder
 
 _METHOD_CODE = tuple(
     f"zspag.{name}"
-    for name in ("influence", "pseudo_labels", "unlearning", "evaluation", "relearning", "baselines.method")
+    for name in (
+        "influence",
+        "pseudo_labels",
+        "unlearning",
+        "calibration",
+        "rate_search",
+        "sgd",
+        "evaluation",
+        "relearning",
+        "baselines.method",
+    )
 )
 REFERENCES = ("original", "masked", "retrained")
 JUDGED = 200  # forget test images, evenly spaced, that relearning is judged on after every step

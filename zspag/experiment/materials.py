@@ -12,12 +12,13 @@ from torch import Tensor
 from zspag import provenance
 from zspag.config import to_dict
 from zspag.experiment.cases import Case, code_of, data_of, forget_set, guard_of, store, trained, training_key
+from zspag.material import Material, prepare
 from zspag.proxies import ProxySet
 from zspag.runtime import generator_for, pick_device
 from zspag.subspaces import ClassMoments, Moments, second_moments
-from zspag.unlearning import Material, prepare
+from zspag.views import Views
 
-MATERIAL_CODE = ("zspag.proxies", "zspag.activations", "zspag.subspaces")
+MATERIAL_CODE = ("zspag.material", "zspag.views", "zspag.proxies", "zspag.activations", "zspag.subspaces")
 
 
 def material_of(case: Case) -> Material:
@@ -27,6 +28,7 @@ def material_of(case: Case) -> Material:
         "forget": case.forget,
         "forget_samples": case.profile.forget_samples,
         "proxies": to_dict(config.proxies),
+        "views": config.views,
         "merge_at": config.subspace.merge_at,
         "code": code_of(case.profile, *MATERIAL_CODE),
     }
@@ -61,8 +63,11 @@ def material_with_classes(case: Case) -> Material:
 
 def _pack(material: Material) -> tuple[dict[str, Tensor], dict[str, Any]]:
     proxies, moments = material.proxies, material.moments
-    tensors = {"images": proxies.images, "labels": proxies.labels, "sources": proxies.sources}
+    views = material.views
+    tensors = {"images": proxies.images, "labels": proxies.labels, "sources": proxies.sources, "barely": proxies.barely}
+    tensors |= {"views/images": views.images, "views/sources": views.sources, "half_of": material.half_of}
     means = [("pooled", moments.pooled), ("averaged", moments.averaged)]
+    means += [(f"half{index}", half) for index, half in enumerate(material.halves)]
     voted = [] if moments.votes is None else [("votes", moments.votes[1])]
     for place, part in [*means, *voted, *enumerate(moments.per_class or ())]:
         tensors |= {f"moment/{place}/{name}": second for name, second in part.second.items()}
@@ -70,6 +75,7 @@ def _pack(material: Material) -> tuple[dict[str, Tensor], dict[str, Any]]:
     facts = {
         "hits": list(proxies.hits.items()),
         "eps": proxies.eps,
+        "kinds": list(views.kinds),
         "weights": list(material.names),
         "per_class": moments.per_class is not None,
         "merge_at": None if moments.votes is None else moments.votes[0],
@@ -84,8 +90,14 @@ def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> Material:
     facts, device = record["material"], pick_device()
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     proxies = ProxySet(
-        tensors["images"], tensors["labels"], tensors["sources"], {int(k): v for k, v in facts["hits"]}, facts["eps"]
+        tensors["images"],
+        tensors["labels"],
+        tensors["sources"],
+        {int(k): v for k, v in facts["hits"]},
+        facts["eps"],
+        tensors["barely"],
     )
+    views = Views(tensors["views/images"], tensors["views/sources"].cpu(), tuple(facts["kinds"]))
 
     def part(place: object) -> Moments:
         second = {name: tensors[f"moment/{place}/{name}"] for name in facts["weights"]}
@@ -96,4 +108,5 @@ def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> Material:
     per_class = tuple(map(part, range(classes))) if facts["per_class"] else None
     votes = None if facts["merge_at"] is None else (facts["merge_at"], part("votes"))
     means = ClassMoments(part("pooled"), part("averaged"), classes, per_class, votes)
-    return Material(proxies, means, facts["seconds"])
+    halves = (part("half0"), part("half1"))
+    return Material(views, proxies, means, tensors["half_of"].cpu(), halves, facts["seconds"])

@@ -1,0 +1,108 @@
+"""Views of the forget samples: shifted, mirrored or noisy copies that the model still recognizes.
+
+Twenty images are not a class. Fitted to their views as well, a model forgets more of the images that nobody has. Which
+kinds of view keep the class depends on the data (a mirrored 3 is no 3), so the model itself decides: a kind is used
+where it answers nearly all such views as it does the images.
+
+Invariant: the images themselves come first, unchanged; nothing but them and the model is read.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zspag.runtime import logits_of, sent
+
+NOISE = 0.03  # standard deviation of the noise, in pixels on [0, 1]
+SHIFT = 16  # a view is shifted by at most one part in this many of the image's side, and at least by one pixel
+LOST = 0.1  # share of views of a kind that may be answered differently; CHOICE: kinds differ by far more or far less
+ASKED = 100  # views per kind on which this is measured, at least
+
+Change = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Images and their views.
+
+    Attributes:
+        images: The images, then their views, shape (v, C, H, W) in [0, 1].
+        sources: Index of the image behind each, shape (v,), on the CPU.
+        kinds: Names of the changes that were used.
+    """
+
+    images: Tensor
+    sources: Tensor
+    kinds: tuple[str, ...]
+
+
+def make_views(model: nn.Module, images: Tensor, *, least: int, generator: torch.Generator) -> Views:
+    """Add views of all images until there are about ``least``.
+
+    Args:
+        model: The original; it says which kinds of view keep the class, and which views.
+        images: Shape (n, C, H, W), values in [0, 1].
+        least: Images and views wanted; with as many images or more there are no views.
+        generator: CPU generator of the changes.
+
+    Returns:
+        At most ``n * ceil(least / n)`` images; the n images alone where no kind of view is recognized. A view to which
+        the model gives another answer than to its image is left out.
+    """
+    answers, own = logits_of(model, images).argmax(1), torch.arange(len(images))
+    copies = math.ceil(least / len(images)) - 1
+    kinds = _recognized_kinds(model, images, answers, generator=generator) if copies > 0 else {}
+    parts, sources = [images], [own]
+    for _ in range(copies if kinds else 0):
+        view = images
+        for change in kinds.values():
+            view = change(view, generator)
+        alike = logits_of(model, view).argmax(1) == answers
+        parts.append(view[alike])
+        sources.append(own[alike.cpu()])
+    return Views(torch.cat(parts), torch.cat(sources), tuple(kinds))
+
+
+def _recognized_kinds(
+    model: nn.Module, images: Tensor, answers: Tensor, *, generator: torch.Generator
+) -> dict[str, Change]:
+    """Return the kinds of view of which the model answers at most a share of ``LOST`` differently."""
+    rounds = math.ceil(ASKED / len(images))
+
+    def alike(change: Change) -> float:
+        same = [logits_of(model, change(images, generator)).argmax(1) == answers for _ in range(rounds)]
+        return torch.cat(same).double().mean().item()
+
+    asked = {"shift": shifted, "mirror": mirrored, "noise": noisy}
+    used = {"shift": shifted, "mirror": sometimes_mirrored, "noise": noisy}
+    return {name: used[name] for name, change in asked.items() if alike(change) >= 1 - LOST}
+
+
+def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Move each image (n, C, H, W) by some pixels in both directions; what leaves the border is repeated there."""
+    height, width = images.shape[-2:]
+    most = max(1, min(height, width) // SHIFT)
+    padded = F.pad(images, (most, most, most, most), mode="replicate")
+    corners = torch.randint(2 * most + 1, (len(images), 2), generator=generator).tolist()
+    return torch.stack([padded[i, :, top : top + height, left : left + width] for i, (top, left) in enumerate(corners)])
+
+
+def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001  (a Change)
+    """Mirror every image (n, C, H, W) left to right."""
+    return images.flip(-1)
+
+
+def sometimes_mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror each image (n, C, H, W) left to right with probability 1/2."""
+    chosen = sent(torch.rand(len(images), generator=generator) < 0.5, images.device)
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Add Gaussian noise of deviation ``NOISE`` and stay in [0, 1]."""
+    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
+    return (images + NOISE * sent(noise, images.device)).clamp(0, 1)
