@@ -3,25 +3,22 @@
 Invariant: an arm is handed the net and the forget set alone; test images are read by the judge afterwards.
 """
 
-import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.external.old import Child, report_of, synchronize
+from benchmarks.external.controls import control
+from benchmarks.external.old import Child, finite, report_of, synchronize
 from benchmarks.external.originals import Original, on
-from zspag import UnlearnConfig, zero_shot_unlearn
+from zspag import zero_shot_unlearn
 from zspag.closed_row import original_row_closed
 from zspag.data.splits import Split
-from zspag.head import find_head
-from zspag.runtime import generator_for
 
 ARMS = {
     "zs_pag": "ZS-PAG, defaults",
@@ -33,7 +30,6 @@ ARMS = {
 }
 SEED = 0
 GOAL = 0.01  # accuracy on the forget set that counts as forgotten, for every arm
-FACTOR, FIRST, LOWEST, HIGHEST = 3.0, 1e-4, 1e-9, 1e3  # the ends only keep a broken net from running for ever
 
 
 @dataclass(frozen=True)
@@ -55,70 +51,14 @@ class Outcome:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """A run at one rate: the model, and the accuracy it left on the forget set (None where it diverged)."""
-
-    lr: float
-    model: nn.Module
-    forget_accuracy: float | None
-
-    @property
-    def forgot(self) -> bool:
-        """Whether the forget set is forgotten."""
-        return self.forget_accuracy is not None and self.forget_accuracy <= GOAL
-
-
-def smallest_rate(run: Callable[[float], Attempt]) -> tuple[Attempt, list[Attempt]]:
-    """Return the run at the smallest rate that forgets the forget set, and all runs; the search has no edges.
-
-    Rates are a factor ``FACTOR`` apart. From ``FIRST`` it goes down while rates forget, or up until one does. A rate
-    that diverges ends the way up, and then the run that forgot most is taken.
-    """
-    runs = [run(FIRST)]
-    if runs[0].forgot:
-        while runs[-1].forgot and runs[-1].lr > LOWEST:
-            runs.append(run(runs[-1].lr / FACTOR))
-    else:
-        while not runs[-1].forgot and runs[-1].forget_accuracy is not None and runs[-1].lr < HIGHEST:
-            runs.append(run(runs[-1].lr * FACTOR))
-    forgot = [one for one in runs if one.forgot]
-    if forgot:
-        return min(forgot, key=lambda one: one.lr), runs
-    return min(runs, key=lambda one: math.inf if one.forget_accuracy is None else one.forget_accuracy), runs
-
-
 def plain_descent(known: Original, images: Tensor, labels: Tensor, *, method: str) -> Outcome:
-    """Run DELETE, on all parameters or on the head alone, at the rate of ``smallest_rate``."""
-    from zspag.baselines import METHODS
-
-    base = UnlearnConfig()
-    material: Any = SimpleNamespace(names=(find_head(known.twin, images).name,))  # all that the two read of it
-
-    def run(lr: float) -> Attempt:
-        config = replace(base, update=replace(base.update, lr=lr))
-        chosen = METHODS[method].run
-        assert chosen is not None
-        kept = chosen(
-            known.twin,
-            images,
-            labels,
-            num_classes=known.num_classes,
-            config=config,
-            generator=generator_for(SEED, method),
-            material=material,
-        ).kept
-        return Attempt(lr, kept.model, None if kept.diverged else kept.history[-1].forget_accuracy)
-
+    """Run DELETE, on all parameters or on the head alone; proxies, which its rate is chosen with, cost time, too."""
     started = time.perf_counter()
-    taken, runs = smallest_rate(run)
+    made = control(method, known.twin, images, labels, num_classes=known.num_classes, seed=SEED, goal=GOAL)
     synchronize(str(images.device))
-    report = {
-        "lr": taken.lr,
-        "forget_accuracy": taken.forget_accuracy,
-        "tried": [[one.lr, one.forget_accuracy] for one in runs],
-    }
-    return Outcome(taken.model, None, taken.forgot, time.perf_counter() - started, report)
+    report = {"lr": made.run.lr, "at_edge": made.at_edge, "tried": [vars(trial) for trial in made.trials]}
+    reached = made.run.reached(GOAL)
+    return Outcome(made.run.model, None, reached, time.perf_counter() - started, finite(report))
 
 
 def zs_pag(known: Original, images: Tensor, labels: Tensor) -> Outcome:

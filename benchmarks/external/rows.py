@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.external import old
-from benchmarks.external.arms import ARMS, GOAL, run_arm
+from benchmarks.external.arms import SEED, run_arm
 from benchmarks.external.measures import Judge
 from benchmarks.external.nets import NETS
 from benchmarks.external.originals import Original, forget_set, original, runs
@@ -27,13 +27,14 @@ from zspag.provenance import code_hash, digest, git, installed
 from zspag.runtime import pool_map
 
 SCHEMA = 1
+JUDGE = "benchmarks.external.measures"
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "safetensors", "numpy")
 METHODS = {
     "zs_pag": "zspag.unlearning",
     "masked": "zspag.evaluation",
     "original_closed": "zspag.closed_row",
-    "head_only": "zspag.baselines.targets",
-    "delete": "zspag.baselines.targets",
+    "head_only": "benchmarks.external.controls",
+    "delete": "benchmarks.external.controls",
 }
 
 
@@ -111,9 +112,9 @@ def _imported(tree: ast.Module, importer: str) -> Iterator[str]:
 @lru_cache
 def code_of(arm: str) -> str:
     """Return what the code of an arm is known by: a hash over its modules, or the commit it is frozen at."""
-    own = ["benchmarks.external.arms", "benchmarks.external.measures"]
-    method = [old.COMMIT] if arm == "fa40f86" else import_closure(METHODS[arm])
-    return digest([method if arm == "fa40f86" else code_hash(method), code_hash(own)])[:16]
+    if arm == old.COMMIT:
+        return digest([old.COMMIT, code_hash(["benchmarks.external.old", JUDGE])])[:16]
+    return code_hash([*import_closure(METHODS[arm]), JUDGE])[:16]
 
 
 def key_of(job: Job, known: Original) -> dict[str, Any]:
@@ -122,6 +123,7 @@ def key_of(job: Job, known: Original) -> dict[str, Any]:
     device = torch.cuda.get_device_name() if kind == "cuda" else f"cpu {platform.machine()}"
     return {
         "schema": SCHEMA,
+        "seed": SEED,
         "net": job.net,
         "label": job.label,
         "count": job.count,
@@ -220,6 +222,3 @@ def make_rows(todo: Sequence[Job], *, workers: int) -> Iterator[tuple[Job, bool 
 def load_rows(folder: Path | None = None) -> list[dict[str, Any]]:
     """Return all rows of a folder, sorted by file name."""
     return [read_json(path) for path in sorted((folder or rows_folder()).glob("[!.]*.json"))]
-
-
-__all__ = ["ARMS", "GOAL", "Job", "jobs", "load_rows", "make_row", "make_rows"]
