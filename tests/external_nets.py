@@ -130,6 +130,21 @@ def grouped_net():
     )
 
 
+class NormedLeNet(nn.Module):
+    """Batch norm, which the attack folds into the convolution before it, and a ``view``."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12)
+        self.fc = nn.Linear(12 * 16, CLASSES)
+
+    def forward(self, x):
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        return self.fc(x.view(-1, 12 * 16))
+
+
 class Shared(nn.Module):
     """One layer used twice."""
 
@@ -521,6 +536,7 @@ def _fail(_x):
 
 GOOD = {
     "LeNet with view": partial(trained, LeNet),
+    "LeNet with view and batch norm": partial(trained, NormedLeNet),
     "no norm": partial(trained, plain_net),
     "batch norm": partial(trained, normed_net, nn.BatchNorm2d),
     "group norm": partial(trained, normed_net, group_norm),

@@ -45,6 +45,11 @@ class Pairs(Dataset):
         return self.make(index)
 
 
+class Endless(Dataset):
+    def __getitem__(self, index):
+        return FLOATS[index % COUNT], 3
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter((FLOATS[i], int(LABELS[i])) for i in range(COUNT))
@@ -221,6 +226,18 @@ BAD = {
     "text array": (np.array([["a", "b"]]), LABELS, "forget_images has dtype <U1, which holds no plain numbers"),
     "objects": (np.array([FLOATS[0].numpy(), None], dtype=object), LABELS, "has dtype object, which holds no plain"),
     "complex": (FLOATS.numpy() * 1j, LABELS, "has dtype complex64"),
+    "sparse": (
+        FLOATS.to_sparse(),
+        LABELS,
+        "forget_images must be a dense tensor that holds numbers, got torch.sparse_coo",
+    ),
+    "meta": (FLOATS.to("meta"), LABELS, "forget_images must be a dense tensor that holds numbers, got .* on meta"),
+    "masked": (
+        np.ma.masked_array(FLOATS.numpy()),
+        LABELS,
+        r"is a masked array: fill the masked entries first, .*filled\(0\)",
+    ),
+    "no length": (Endless(), None, "forget_images, which are a Endless, have no __len__: give the data set its length"),
     "different sizes": (
         RAGGED,
         [3, 3],

@@ -93,10 +93,14 @@ def _tensor(value: Any, what: str) -> Tensor:
     """Return a tensor with the values of a tensor or array; it may share the caller's memory.
 
     Raises:
-        ValueError: If torch has no such numbers.
+        ValueError: If it holds no numbers, or none that torch has.
     """
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise ValueError(f"{what} must be a dense tensor that holds numbers, got {value.layout} on {value.device}")
         return value.detach().as_subclass(Tensor)
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(f"{what} is a masked array: fill the masked entries first, for example with filled(0)")
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{what} has dtype {array.dtype}, which holds no plain numbers: pass numbers of one shape")
@@ -276,7 +280,7 @@ def _items(source: Any) -> Iterator[Any]:
     """Yield the samples of a data set, or the batches of a loader.
 
     Raises:
-        ValueError: If ``source`` is neither.
+        ValueError: If ``source`` is neither, or a data set without a length.
     """
     if isinstance(source, Mapping) or (isinstance(source, tuple | list) and _is_one_batch(source)):
         yield source
@@ -284,6 +288,10 @@ def _items(source: Any) -> Iterator[Any]:
         yield from source
     elif hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, str | bytes):
         yield from (source[index] for index in range(len(source)))
+    elif hasattr(source, "__getitem__") and not isinstance(source, str | bytes):
+        raise ValueError(
+            f"forget_images, which are a {type(source).__name__}, have no __len__: give the data set its length"
+        )
     else:
         raise ValueError(
             f"forget_images must be a tensor, an array, a Dataset or a DataLoader, got {type(source).__name__}"

@@ -10,7 +10,8 @@ from zspag.runtime import frozen, sent
 
 FEW = 4  # images whose logits say which classes are the least likely
 STAGES = ((2, 8), (8, 40))  # starts and steps of a first try for every class, and of a second for those that it missed
-MOST = 100  # classes that are tried
+MOST = 32  # classes that are tried
+AT_ONCE = 32  # images per pass
 
 
 def unreachable(model: nn.Module, images: Tensor, classes: tuple[int, ...]) -> dict[int, float]:
@@ -35,7 +36,8 @@ def unreachable(model: nn.Module, images: Tensor, classes: tuple[int, ...]) -> d
             left = left[margins.argsort()[:MOST]]
         for starts, steps in STAGES:
             if len(left):
-                best = torch.cat([_climb(model, t, _starts(images, starts, generator), steps) for t in left.split(16)])
+                parts, points = left.split(AT_ONCE // starts), _starts(images, starts, generator)
+                best = torch.cat([_climb(model, part, points, steps) for part in parts])
                 gaps = {label: -gap for label, gap in zip(left.tolist(), best.tolist(), strict=True) if gap < 0}
                 left = left[best < 0]
     return {label: gaps[label] for label in left.tolist()}
@@ -54,17 +56,20 @@ def _starts(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def _climb(model: nn.Module, targets: Tensor, starts: Tensor, steps: int) -> Tensor:
     """Return, per target, the largest margin z_target - max_other z on the way from every start; 0 or more is a hit."""
     best = torch.full((len(targets),), -torch.inf, dtype=starts.dtype, device=starts.device)
+    left = torch.arange(len(targets), device=starts.device)
     x = starts.repeat(len(targets), 1, 1, 1)
-    labels = targets.repeat_interleave(len(starts))
     for step in range(steps + 1):
+        labels = targets[left].repeat_interleave(len(starts))
         x = x.detach().requires_grad_()
         logits = model(x)
         others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
         margin = logits.gather(1, labels[:, None])[:, 0] - others
-        best = torch.maximum(best, margin.detach().view(len(targets), -1).amax(1))
-        if step == steps or bool((best >= 0).all()):
+        best[left] = torch.maximum(best[left], margin.detach().view(len(left), -1).amax(1))
+        missed = best[left] < 0
+        if step == steps or not bool(missed.any()):
             break
         (gradient,) = torch.autograd.grad(margin.sum(), x)
         length = 0.3 * 0.02 ** (step / steps)  # from a third of the range to a little more than 1/255
         x = (x.detach() + length * gradient.sign()).clamp(0, 1)
+        x, left = x.view(len(left), *starts.shape)[missed].flatten(0, 1), left[missed]
     return best
