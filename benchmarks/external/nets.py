@@ -394,7 +394,14 @@ NETS: dict[str, Net] = {
     ),
     "cifar10-conv7": Net("the package's conv7", conv7, "batch", "cifar10", train=None, **_SEEN),
     "mnist-group": Net(
-        "conv net", conv_group_norm, "group", "mnist", CONFIRMATION, train=_MNIST, images=20000, counts=_FOUR
+        "conv net",
+        conv_group_norm,
+        "group",
+        "mnist",
+        CONFIRMATION,
+        train=replace(_MNIST, epochs=8),
+        images=20000,
+        counts=_FOUR,
     ),
     "mnist-mlp-layer": Net("MLP", mlp_layer_norm, "layer", "mnist", CONFIRMATION, train=_MNIST, images=30000),
     "mnist-depthwise": Net(
@@ -410,7 +417,13 @@ NETS: dict[str, Net] = {
         "nn.MultiheadAttention", AttentionNet, "layer", "mnist", CONFIRMATION, train=_MNIST_ADAM, images=30000
     ),
     "mnist-vit-tiny": Net(
-        "timm vit_tiny (4 blocks)", vit_tiny, "layer", "mnist", CONFIRMATION, train=_MNIST_ADAM, images=20000
+        "timm vit_tiny (4 blocks)",
+        vit_tiny,
+        "layer",
+        "mnist",
+        CONFIRMATION,
+        train=replace(_MNIST_ADAM, epochs=12),
+        images=20000,
     ),
     "orl-conv": Net(
         "conv net, 39 people",
