@@ -309,9 +309,9 @@ def unlearning(folder, *more):
 
 
 def test_unlearn_hands_everything_on(started, tmp_path):
-    from zspag.unlearn_files import Request
+    from zspag.unlearn_files import Task
 
-    plain = Request("net.py:make", tmp_path / "w.pt", tmp_path / "photos", tmp_path / "out.pt")
+    plain = Task("net.py:make", tmp_path / "w.pt", tmp_path / "photos", tmp_path / "out.pt")
     assert main(unlearning(tmp_path)) == 0
     assert started[-1] == (plain, {})
     more = "--num-classes 7 --seed 3 --already-forgotten 4,0 --label bee --image-size 48 --mean .5,.4,.3 --std 1,2,3"
@@ -376,7 +376,7 @@ def test_unlearn_from_the_command_line_to_the_file(capsys, tmp_path):
     (tmp_path / "net.py").write_text(
         "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))\n"
     )
-    weight = torch.zeros(3, 16)
+    weight = torch.full((3, 16), 0.1)
     weight[0, :8], weight[1, 8:], weight[2, ::2] = 1.0, 1.0, 1.0
     save_file({"1.weight": weight, "1.bias": torch.zeros(3)}, tmp_path / "weights.safetensors")
     (tmp_path / "forget" / "0").mkdir(parents=True)

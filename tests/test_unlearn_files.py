@@ -22,7 +22,7 @@ from torch import nn
 from zspag import files, provenance, unlearn_files
 from zspag.data.sources import read_digits
 from zspag.models import Normalize
-from zspag.unlearn_files import GoalNotReached, Request
+from zspag.unlearn_files import GoalNotReached, Task
 
 pytestmark = pytest.mark.usefixtures("own_data")
 FACTORY = """
@@ -50,6 +50,7 @@ class Page:
     reached: bool = True
     silenced: bool = True
     forget_accuracy: float = 0.0
+    unseen_accuracy: float | None = None
     warnings: tuple[str, ...] = ()
 
     def __str__(self):
@@ -105,7 +106,7 @@ def given(pictures, tmp_path):
     """A request that works."""
     (tmp_path / "net.py").write_text(FACTORY)
     save_file(small().model.state_dict(), tmp_path / "weights.safetensors")
-    return Request(
+    return Task(
         model=f"{tmp_path / 'net.py'}:make", weights=tmp_path / "weights.safetensors", forget=pictures,
         out=tmp_path / "new" / "unlearned.safetensors", seed=4,
     )  # fmt: skip
@@ -363,15 +364,14 @@ def test_warnings_are_lines_but_not_twice(given, method):
     ("silenced", "keep_open", "end"),
     [(True, False, ", with the rows of the forgotten classes closed"), (True, True, ""), (False, False, "")],
 )
-def test_a_goal_that_is_not_reached_is_said_and_the_model_is_written_all_the_same(
-    given, method, silenced, keep_open, end
-):
-    method.report = Page(reached=False, silenced=silenced, forget_accuracy=0.42)
-    request = replace(given, keep_open=keep_open)
+@pytest.mark.parametrize(("unseen", "held"), [(None, ""), (0.5, " and 50 % of what was held out")])
+def test_a_goal_that_is_not_reached_is_said_and_all_is_written(given, method, silenced, keep_open, end, unseen, held):
+    method.report = Page(reached=False, silenced=silenced, forget_accuracy=0.42, unseen_accuracy=unseen)
     with pytest.raises(GoalNotReached) as caught:
-        lines_of(request)
+        lines_of(replace(given, keep_open=keep_open))
     assert str(caught.value) == (
-        f"part of the forget set is still recognized (42 % of it); {given.out} is written all the same{end}"
+        f"the goal is not reached: the updates leave 42 % of the forget set{held} recognized; {given.out} is written"
+        f" all the same{end}"
     )
     assert given.out.exists()
     assert files.read_json(given.report)["report"]["reached"] is False

@@ -349,10 +349,10 @@ def _each_once(option: str, items: Sequence[Item]) -> tuple[Item, ...]:
 
 
 def _unlearn(chosen: argparse.Namespace) -> int:
-    from zspag.unlearn_files import GoalNotReached, Request, unlearn_files
+    from zspag.unlearn_files import GoalNotReached, Task, unlearn_files
 
     before, shift, scale = chosen.already_forgotten, chosen.mean, chosen.std
-    request = Request(
+    task = Task(
         model=chosen.model, weights=chosen.weights, forget=chosen.forget, out=chosen.out,
         num_classes=chosen.num_classes, classes_file=chosen.classes_file, label=chosen.label,
         image_size=chosen.image_size, mean=None if shift is None else _decimals("--mean", shift),
@@ -361,7 +361,7 @@ def _unlearn(chosen: argparse.Namespace) -> int:
         keep_open=chosen.keep_open,
     )  # fmt: skip
     try:
-        for line in unlearn_files(request):
+        for line in unlearn_files(task):
             print(line, flush=True)
     except GoalNotReached as short:
         print(f"zspag unlearn: {short}", file=sys.stderr)

@@ -29,6 +29,7 @@ from zspag.data.pictures import grey
 from zspag.models import Normalize
 from zspag.models.user_files import model_of
 from zspag.models.weights import State, facts_from, load_into, read_state, write_state
+from zspag.outcome import Report
 from zspag.runtime import evaluating, pick_device
 from zspag.unlearning import Unlearned, zero_shot_unlearn
 
@@ -44,7 +45,7 @@ class GoalNotReached(Exception):  # noqa: N818  no error: the files are written
 
 
 @dataclass(frozen=True)
-class Request:
+class Task:
     """What somebody asks for.
 
     Attributes:
@@ -94,11 +95,11 @@ class Request:
         return self.out.with_suffix(".png")
 
 
-def unlearn_files(request: Request) -> Iterator[str]:
+def unlearn_files(task: Task) -> Iterator[str]:
     """Forget the classes of a folder of photos with somebody's own model.
 
     Args:
-        request: The files and what to do with them.
+        task: The files and what to do with them.
 
     Yields:
         Lines for the reader.
@@ -107,87 +108,88 @@ def unlearn_files(request: Request) -> Iterator[str]:
         ValueError: If a file or folder does not fit; nothing is written then.
         GoalNotReached: At the end, if part of the forget set is still recognized.
     """
-    _check_out(request)
+    _check_out(task)
     started, device = time.time(), pick_device()
-    classes = None if request.classes_file is None else read_classes(request.classes_file)
-    num_classes = _number_of_classes(request, classes)
-    photos = labelled_folder(request.forget, classes=classes, label=request.label, image_size=request.image_size)
+    classes = None if task.classes_file is None else read_classes(task.classes_file)
+    num_classes = _number_of_classes(task, classes)
+    photos = labelled_folder(task.forget, classes=classes, label=task.label, image_size=task.image_size)
     yield from photos.remarks
-    state, remarks = read_state(request.weights)
-    inner, more = _loaded(request, state, num_classes, photos)
-    model = _normalizing(inner, request)
-    images, fitting = _with_channels_for(model, photos.images, request.mean)
+    state, remarks = read_state(task.weights)
+    inner, more = _loaded(task, state, num_classes, photos)
+    model = _normalizing(inner, task)
+    images, fitting = _with_channels_for(model, photos.images, task.mean)
     yield from (*remarks, *more, *fitting)
 
-    with _rehearsed(request.out, inner), warnings.catch_warnings(record=True) as said:
+    with _rehearsed(task.out, inner), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         result = zero_shot_unlearn(
             model.to(device), images.to(device).float() / 255, photos.labels.to(device), num_classes=num_classes,
-            already_forgotten=request.already_forgotten, seed=request.seed,
+            already_forgotten=task.already_forgotten, seed=task.seed,
         )  # fmt: skip
-        record = _record(request, images, photos.labels, device, started)
-        _write(request, result, record)
+        record = _record(task, images, photos.labels, device, started)
+        _write(task, result, record)
     report = result.report
     yield str(report)
     yield from (
         f"warning: {text}" for text in dict.fromkeys(str(w.message) for w in said) if text not in report.warnings
     )
-    yield f"wrote {request.out}, {request.report} and {request.figure}"
+    yield f"wrote {task.out}, {task.report} and {task.figure}"
     if not report.reached:
-        closed = report.silenced and not request.keep_open
-        raise GoalNotReached(
-            f"part of the forget set is still recognized ({100 * report.forget_accuracy:.0f} % of it);"
-            f" {request.out} is written all the same{', with the rows of the forgotten classes closed' * closed}"
-        )
+        raise GoalNotReached(_shortfall(task, report))
 
 
-def _check_out(request: Request) -> None:
+def _shortfall(task: Task, report: Report) -> str:
+    held = "" if report.unseen_accuracy is None else f" and {100 * report.unseen_accuracy:.0f} % of what was held out"
+    closed = ", with the rows of the forgotten classes closed" if report.silenced and not task.keep_open else ""
+    return (
+        f"the goal is not reached: the updates leave {100 * report.forget_accuracy:.0f} % of the forget set{held}"
+        f" recognized; {task.out} is written all the same{closed}"
+    )
+
+
+def _check_out(task: Task) -> None:
     """Refuse an output that has no format, or would replace a file that is not ours.
 
     Raises:
         ValueError: If so.
     """
-    out, made = request.out, (request.out, request.report, request.figure)
+    out, made = task.out, (task.out, task.report, task.figure)
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {out}")
     if out.is_dir():
         raise ValueError(f"--out is a folder: give a file in it, such as {out / 'forgot.safetensors'}")
-    if out.exists() and request.weights.exists() and out.samefile(request.weights):
+    if out.exists() and task.weights.exists() and out.samefile(task.weights):
         raise ValueError(f"--out is the file of the weights, {out}: the original is not replaced, choose another name")
-    if out.parent.resolve().is_relative_to(request.forget.resolve()):
-        raise ValueError(f"--out lies in the folder of photos, {request.forget}, where the figure would be one of them")
+    if out.parent.resolve().is_relative_to(task.forget.resolve()):
+        raise ValueError(f"--out lies in the folder of photos, {task.forget}, where the figure would be one of them")
     for path in made:
-        if path.exists() and not _is_ours(path, request):
+        if path.exists() and not _is_ours(path, task):
             raise ValueError(
                 f"{path} exists and was not made by zspag unlearn: it is not replaced, move it or choose another --out"
             )
 
 
-def _is_ours(path: Path, request: Request) -> bool:
+def _is_ours(path: Path, task: Task) -> bool:
     """Tell whether a file carries our record, or is the one whose hash stands in a report of ours."""
     try:
         if path.suffix in (".pt", ".pth"):
-            written = files.read_json(request.report)
+            written = files.read_json(task.report)
             hashed = hashlib.sha256(path.read_bytes()).hexdigest()
-            return _is_ours(request.report, request) and bool(written["weights"]["sha256"] == hashed)
+            return _is_ours(task.report, task) and bool(written["weights"]["sha256"] == hashed)
         return provenance.read_record(path).items() >= MADE_BY.items()
     except (ValueError, OSError, KeyError, TypeError):
         return False
 
 
-def _number_of_classes(request: Request, classes: Sequence[str] | None) -> int | None:
+def _number_of_classes(task: Task, classes: Sequence[str] | None) -> int | None:
     if classes is None:
-        return request.num_classes
-    if request.num_classes not in (None, len(classes)):
-        raise ValueError(
-            f"{request.classes_file} names {len(classes)} classes, but --num-classes is {request.num_classes}"
-        )
+        return task.num_classes
+    if task.num_classes not in (None, len(classes)):
+        raise ValueError(f"{task.classes_file} names {len(classes)} classes, but --num-classes is {task.num_classes}")
     return len(classes)
 
 
-def _loaded(
-    request: Request, state: State, num_classes: int | None, photos: ForgetFolder
-) -> tuple[nn.Module, list[str]]:
+def _loaded(task: Task, state: State, num_classes: int | None, photos: ForgetFolder) -> tuple[nn.Module, list[str]]:
     """Build the model and give it its weights; return it with remarks.
 
     If that fails, the weights are asked for what nobody has said: with which facts would their shapes fit?
@@ -197,45 +199,43 @@ def _loaded(
     """
     known = {} if num_classes is None else {"num_classes": num_classes}
     try:
-        return _built(request, state, known, photos)
+        return _built(task, state, known, photos)
     except ValueError as error:
-        found = _facts_found(request, state, known, photos)
+        found = _facts_found(task, state, known, photos)
         if not found:
             raise
         try:
-            model, remarks = _built(request, state, known | found, photos)
+            model, remarks = _built(task, state, known | found, photos)
         except ValueError:
             raise error from None
     facts = ", ".join(f"{name}={value}" for name, value in found.items())
     return model, [f"the shapes of the weights tell {facts}", *remarks]
 
 
-def _built(
-    request: Request, state: State, known: Mapping[str, int], photos: ForgetFolder
-) -> tuple[nn.Module, list[str]]:
+def _built(task: Task, state: State, known: Mapping[str, int], photos: ForgetFolder) -> tuple[nn.Module, list[str]]:
     seen = {"in_channels": photos.images.shape[1], "image_size": photos.images.shape[-1]}
-    model, handed = model_of(request.model, known, guessed=seen)
+    model, handed = model_of(task.model, known, guessed=seen)
     guessed = [f"{name}={value}" for name, value in handed.items() if name not in known]
-    remarks = [f"{request.model} is called with {', '.join(guessed)}, as the photos are"] if guessed else []
-    return model, remarks + load_into(model, state, weights=request.weights, place=request.model)
+    remarks = [f"{task.model} is called with {', '.join(guessed)}, as the photos are"] if guessed else []
+    return model, remarks + load_into(model, state, weights=task.weights, place=task.model)
 
 
-def _facts_found(request: Request, state: State, known: Mapping[str, int], photos: ForgetFolder) -> dict[str, int]:
+def _facts_found(task: Task, state: State, known: Mapping[str, int], photos: ForgetFolder) -> dict[str, int]:
     """Return what the shapes of the weights tell beyond what is known; nothing where a trial model cannot be built."""
     trial = {"num_classes": PROBED} | dict(known)
     try:
         seen = {"in_channels": photos.images.shape[1], "image_size": photos.images.shape[-1]}
-        model, _ = model_of(request.model, trial, guessed=seen)
+        model, _ = model_of(task.model, trial, guessed=seen)
     except ValueError:
         return {}
     found = facts_from(state, model.state_dict(), probed=PROBED)
     return {name: value for name, value in found.items() if name not in known}
 
 
-def _normalizing(model: nn.Module, request: Request) -> nn.Module:
-    if request.mean is None or request.std is None:
+def _normalizing(model: nn.Module, task: Task) -> nn.Module:
+    if task.mean is None or task.std is None:
         return model
-    return nn.Sequential(OrderedDict(normalize=Normalize(request.mean, request.std), model=model))
+    return nn.Sequential(OrderedDict(normalize=Normalize(task.mean, task.std), model=model))
 
 
 def _with_channels_for(model: nn.Module, images: Tensor, mean: Sequence[float] | None) -> tuple[Tensor, list[str]]:
@@ -316,23 +316,23 @@ def _rehearsed(out: Path, model: nn.Module) -> Generator[None, None, None]:
         raise
 
 
-def _record(request: Request, images: Tensor, labels: Tensor, device: torch.device, started: float) -> dict[str, Any]:
+def _record(task: Task, images: Tensor, labels: Tensor, device: torch.device, started: float) -> dict[str, Any]:
     pixels = hashlib.sha256(images.contiguous().numpy().tobytes() + labels.numpy().tobytes())
     return MADE_BY | provenance.record(
-        config=to_dict(UnlearnConfig()), seed=request.seed, data_sha256=pixels.hexdigest(), device=device.type,
+        config=to_dict(UnlearnConfig()), seed=task.seed, data_sha256=pixels.hexdigest(), device=device.type,
         threads=torch.get_num_threads(), started=started,
     )  # fmt: skip
 
 
-def _write(request: Request, result: Unlearned, record: dict[str, Any]) -> None:
+def _write(task: Task, result: Unlearned, record: dict[str, Any]) -> None:
     """Write the state dict, the report and the figure; beside their places first: none is new if one fails."""
-    model = result.open_model if request.keep_open else result.model
-    inner = model if request.mean is None else model.get_submodule("model")  # names as in the file that was read
-    out = request.out
+    model = result.open_model if task.keep_open else result.model
+    inner = model if task.mean is None else model.get_submodule("model")  # names as in the file that was read
+    out = task.out
     with (
         files.replacing(out) as weights,
-        files.replacing(request.report) as page,
-        files.replacing(request.figure) as png,
+        files.replacing(task.report) as page,
+        files.replacing(task.figure) as png,
     ):
         write_state(weights, inner.state_dict(), suffix=out.suffix, metadata={provenance.KEY: json.dumps(record)})
         result.report.plot().savefig(png, metadata=provenance.png_metadata(record))
