@@ -32,7 +32,7 @@ from zspag.subspaces import Moments, Projector, averaged, by_energy, hard_projec
 FITTED = 128  # views of a fold that a trial fits at most; the final run fits all
 HURRY = 4  # part of the epochs within which a trial must forget; CHOICE: gentler rates do no less damage
 FLOOR = -30.0  # log-probability below which a difference is none
-START = -2  # first step of the scale: 0.1, from which most nets are one or two steps away
+START = -3  # first step of the scale: 0.03, from which most nets are one or two steps away
 LATER = (1, 2, -1)  # steps of the scale from the chosen rate, should the final run not forget at that
 
 
@@ -389,14 +389,14 @@ def make_folds(
     made_from = material.half_of[proxies.sources.cpu()]
     for half in (0, 1):
         project = pooled_projector(material.halves[half], config=subspace)
-        unseen = ((material.half_of != half) & plain).nonzero()[:, 0]
-        judging = (made_from != half).nonzero()[:, 0]
-        if not len(judging) or not len(unseen):  # a single image without views
-            judging, unseen = torch.arange(len(proxies.labels)), plain.nonzero()[:, 0]
+        # A single image lies in one half only, and without views the other half is empty: then everything serves.
+        fitted = _some(material.half_of == half, torch.ones_like(plain)).nonzero()[:, 0]
+        unseen = _some((material.half_of != half) & plain, plain).nonzero()[:, 0]
+        judging = _some(made_from != half, torch.ones_like(made_from, dtype=torch.bool)).nonzero()[:, 0]
         barely = channels_last(proxies.barely[judging.to(proxies.labels.device)])
         folds.append(
             Fold(
-                fitted=(material.half_of == half).nonzero()[:, 0],
+                fitted=fitted,
                 unseen=channels_last(images[unseen.to(images.device)]),
                 unseen_labels=forget_labels[unseen.to(forget_labels.device)],
                 project=project,
@@ -405,6 +405,11 @@ def make_folds(
             )
         )
     return folds[0], folds[1]
+
+
+def _some(chosen: Tensor, otherwise: Tensor) -> Tensor:
+    """Return a mask, or another one where it chooses nothing."""
+    return chosen if bool(chosen.any()) else otherwise
 
 
 def pooled_projector(pooled: Moments, *, config: SubspaceConfig) -> Projector:
@@ -488,7 +493,9 @@ def _layers(
         for name, (_, matrix) in project.factors.items()
     ]
     sizes = {
-        name: parameter.numel() // len(parameter) for name, parameter in model.named_parameters() if len(parameter)
+        name: parameter.numel() // len(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.dim() and len(parameter)
     }
     unseen = [
         Layer(own_name(model, name), sizes.get(name, 0), 0, None, None, moved=False, reason=reason)

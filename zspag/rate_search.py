@@ -95,7 +95,7 @@ def search_rate(attempt: Callable[[float], Trial], *, start: int) -> Search:
     while not at(rate).forgot and tried[rate].forget_accuracy is not None and rate < LARGEST:
         rate += 1
     if tried[rate].forget_accuracy is None:  # ruined: only below can there be a rate that forgets
-        while rate > SMALLEST and not at(rate).forgot:
+        while not at(rate).forgot and rate > SMALLEST:
             rate -= 1
     while rate > SMALLEST and at(rate - 1).forgot:
         rate -= 1
