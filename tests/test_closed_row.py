@@ -227,7 +227,8 @@ CLOSABLE = {
     "bare parameters": (
         Odd(
             lambda self, x: F.linear(x, self.rows, bias=self.shift),
-            rows=nn.Parameter(torch.randn(K, D)), shift=nn.Parameter(torch.randn(K)),
+            rows=nn.Parameter(torch.randn(K, D)),
+            shift=nn.Parameter(torch.randn(K)),
         ),
         "rows",
     ),
@@ -235,7 +236,7 @@ CLOSABLE = {
         Odd(lambda self, x: self.drop(self.head(x)).double(), head=nn.Linear(D, K), drop=nn.Dropout(0.5)),
         "head.weight",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CLOSABLE)
@@ -283,7 +284,8 @@ LEFT = {
     "bias added later": (
         head(
             lambda self, x: self.head(x) + self.shift,
-            head=nn.Linear(D, K, bias=False), shift=nn.Parameter(torch.ones(K)),
+            head=nn.Linear(D, K, bias=False),
+            shift=nn.Parameter(torch.ones(K)),
         ),
         "changed before they are returned",
     ),
@@ -329,13 +331,17 @@ LEFT = {
     "tied": (head(tied), "used elsewhere"),
     "used twice": (head(lambda self, x: self.head(self.head(x)), head=nn.Linear(K, K)), "used elsewhere"),
     "frozen": (frozen, "is frozen"),
+    "rows of all images together": (
+        head(lambda self, x: self.head(x[:3]).mean(0, keepdim=True).expand(len(x), -1)),
+        "changed before they are returned",
+    ),
     "matmul": (
         head(lambda self, x: x @ self.head.weight.T + self.head.bias),
         "depend on no linear layer or convolution",
     ),
     "dictionary": (head(lambda self, x: {"logits": self.head(x)}), "returns dict, not a tensor"),
     "maps": (head(lambda self, x: self.head(tokens(x))), r"returns shape \(5, 3, 7\)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LEFT)
@@ -389,8 +395,9 @@ def test_features_are_one_row_per_image_whatever_the_layout(name):
 def test_the_head_put_back_reads_the_features_of_the_other_model():
     original = Odd(
         lambda self, x: 5 * F.linear(F.normalize(self.body(x)), F.normalize(self.head.weight)),
-        body=nn.Linear(D, 9), head=nn.Linear(9, K),
-    )  # fmt: skip
+        body=nn.Linear(D, 9),
+        head=nn.Linear(9, K),
+    )
     changed, both = copy.deepcopy(original), copy.deepcopy(original)
     images = torch.randn(300, 1, 1, D)  # in several batches
     changed.head.weight[:] = torch.randn(K, 9)

@@ -157,6 +157,13 @@ class Pixels(nn.Module):
         return self.head(self.body(images.flatten(1)))
 
 
+class Together(Pixels):
+    """Its head reads three rows, whatever the number of images."""
+
+    def forward(self, images):
+        return self.head(images.flatten(1)[:3]).mean(0, keepdim=True).expand(len(images), -1)
+
+
 def samples(count=40, *, views=2, proxies=6):
     """Return forget samples with views, and proxies that barely cross over and bear the trace."""
     base = 0.1 + 0.6 * torch.rand(count, 1, 1, D)
@@ -169,9 +176,12 @@ def samples(count=40, *, views=2, proxies=6):
     attacked[..., 0] = 0.49
     attacked[..., 1] += 0.3
     return {
-        "forget_images": images, "forget_labels": torch.ones(len(images), dtype=torch.long), "forget_sources": owners,
-        "proxy_images": attacked.clamp(0, 1), "proxy_sources": makers,
-    }  # fmt: skip
+        "forget_images": images,
+        "forget_labels": torch.ones(len(images), dtype=torch.long),
+        "forget_sources": owners,
+        "proxy_images": attacked.clamp(0, 1),
+        "proxy_sources": makers,
+    }
 
 
 def without_the_class(model):
@@ -256,10 +266,10 @@ def test_ruined_features_and_models_without_a_head_are_said():
     ruined.body.weight.data[4] = torch.nan
     found = measure_remainder(Pixels(), ruined, **samples(), seed=0)
     assert (found.measurable, found.original_head, found.note) == (False, 0.0, "the features are not finite")
-    flat = nn.Flatten()
-    found = measure_remainder(flat, flat, **samples(), seed=0)
-    assert (found.measurable, found.original_head) == (False, None)
-    assert "cannot be read" in found.note
+    for model in (nn.Flatten(), Together()):
+        found = measure_remainder(model, model, **samples(), seed=0)
+        assert (found.measurable, found.original_head) == (False, None)
+        assert "cannot be read" in found.note
 
 
 def test_the_same_seed_gives_the_same_answer_and_nothing_is_changed():

@@ -202,7 +202,10 @@ def _follows_nothing(model: nn.Module, images: Tensor, index: int, call: LayerCa
     """Tell whether the model returns what the layer gives, at one position or on average, or its log-softmax."""
     noise, linear = _noise(call.output, scale), call.function is F.linear
     returned, _ = _passed(model, images, _Calls(index, answer=noise))
-    rows = positions(noise, len(images), linear=linear).double()
+    try:
+        rows = positions(noise, len(images), linear=linear).double()
+    except ValueError:  # rows of several images at once
+        return False
     precision = max(torch.finfo(kind).eps for kind in (noise.dtype, returned.dtype))
     wanted = [rows.mean(1), *(rows.unbind(1) if rows.shape[1] > 1 else ())]
     wanted += [one.log_softmax(1) for one in wanted]

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zspag.head import NoHeadError, find_head, head_inputs, logits_under_head
+from zspag.head import find_head, head_inputs, logits_under_head
 from zspag.outcome import Remainder
 from zspag.runtime import device_of, generator_for, logits_of
 
 FEWEST = 8  # sources; the permuted values of fewer spread over half of the range
 FOLDS = 5  # groups of sources that are held out together, each of two or more
-MOST = 300  # proxies that are looked at
+MOST = 400  # proxies that are looked at
 PERMUTATIONS = 100
 CLEARLY = 3.0  # standard deviations of the permuted values
 
@@ -110,13 +110,12 @@ def measure_remainder(
     try:
         head = find_head(original, forget_images)
         read = logits_under_head(original, open_model, forget_images, head)
-    except (NoHeadError, RuntimeError) as error:
+        head_inputs(original, forget_images[:FEWEST], head)  # asked now whether they can be read
+    except (ValueError, RuntimeError) as error:
         return Remainder(False, None, None, None, None, f"the features cannot be read: {error}")
     back = ((read.argmax(1) == labels) & read.isfinite().all(1)).double().mean().item()
-    pairs = contrast(
-        original, forget_images, labels, forget_sources, proxy_images, proxy_sources,
-        generator=generator_for(seed, "contrast"),
-    )  # fmt: skip
+    given = (forget_images, forget_labels, forget_sources, proxy_images, proxy_sources)
+    pairs = contrast(original, *given, generator=generator_for(seed, "contrast"))
     count = len(set(pairs.sources[pairs.first].tolist()) & set(pairs.sources[~pairs.first].tolist()))
     if count < FEWEST:
         note = f"{count} forget images stay what they are under another's perturbation: a probe needs {FEWEST}"
@@ -143,7 +142,7 @@ def contrast(
 ) -> Contrast:
     """Let forget samples wear the perturbations of other images' proxies, and keep those that stay what they are.
 
-    Arguments are those of ``measure_remainder``; of many proxies a random 300 are taken. A perturbation is what a proxy
+    Arguments are those of ``measure_remainder``; of many proxies a random 400 are taken. A perturbation is what a proxy
     differs by from the nearest forget image of its source. It is worn by an image of another source of the same fold.
     """
     few = torch.randperm(len(proxy_images), generator=generator)[:MOST]
