@@ -7,7 +7,7 @@ Invariant: the model passed in is only read; all work happens on a copy.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zspag.config import UpdateConfig
 from zspag.influence import soft_cross_entropy
 from zspag.outcome import Epoch
+from zspag.projected_linear import ProjectedLinear
 from zspag.pseudo_labels import Relabel
 from zspag.runtime import channels_last, copied, evaluating, logits_of, sent
 from zspag.subspaces import Projector
@@ -202,13 +203,19 @@ def _fit_(
     costs: list[Tensor] = []
     sound = None if batches[0].device.type == "cpu" else torch.ones((), dtype=torch.bool, device=batches[0].device)
     for batch in batches:
-        value = loss(changed, batch)
+        done: set[str] = set()
+        if project is None:
+            value = loss(changed, batch)
+        else:
+            with ProjectedLinear(moving, project) as pass_:
+                value = loss(changed, batch)
+            done = pass_.done
         costs.append(value.detach())
         if sound is not None:
             sound = sound & costs[-1].isfinite()
         elif not math.isfinite(costs[-1]):
             break
-        _step_(moving, velocity, value, project=project, update=update, sound=sound)
+        _step_(moving, velocity, value, project=project, done=done, update=update, sound=sound)
     read: list[float] = torch.stack(costs).tolist()
     return read[: next((index for index, cost in enumerate(read, 1) if not math.isfinite(cost)), len(read))]
 
@@ -219,17 +226,21 @@ def _step_(
     value: Tensor,
     *,
     project: Projector | None,
+    done: Set[str],
     update: UpdateConfig,
     sound: Tensor | None,
 ) -> None:
-    """Move the parameters in place by one projected step of SGD with momentum; not at all where ``sound`` is false."""
+    """Move the parameters in place by one projected step of SGD with momentum; not at all where ``sound`` is false.
+
+    Gradients of the weights in ``done`` come projected.
+    """
     assert update.lr is not None
     gradients = torch.autograd.grad(value, list(moving.values()), allow_unused=True)
     with torch.no_grad():
         for (name, parameter), gradient in zip(moving.items(), gradients, strict=True):
             if gradient is None:
                 continue
-            step = gradient if project is None else project(name, gradient)
+            step = gradient if project is None or name in done else project(name, gradient)
             velocity[name].mul_(update.momentum).add_(step)
             move = update.lr * velocity[name]
             parameter.sub_(move if sound is None else torch.where(sound, move, 0))

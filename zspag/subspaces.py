@@ -475,9 +475,11 @@ class Projector:
     Attributes:
         factors: Per weight a pair (form, matrix): "remove" U gives G - (G U) U^T, "keep" V gives (G V) V^T with V the
             complement of U (the cheaper of the two is stored), "times" S gives G S. Matrices (blocks, d, .).
+        idempotent: Whether it is a hard one, P P = P.
     """
 
     factors: dict[str, tuple[str, Tensor]]
+    idempotent: bool = False
 
     def __call__(self, name: str, gradient: Tensor) -> Tensor:
         """Project the gradient of the weight ``name``; same shape as ``gradient``.
@@ -498,7 +500,8 @@ class Projector:
 
         A loop makes it once. A step that took them from float64 every time would read more numbers than it multiplies.
         """
-        return Projector({name: (form, matrix.to(weights[name])) for name, (form, matrix) in self.factors.items()})
+        alike = {name: (form, matrix.to(weights[name])) for name, (form, matrix) in self.factors.items()}
+        return Projector(alike, self.idempotent)
 
 
 def hard_projector(subspace: Subspace) -> Projector:
@@ -510,7 +513,7 @@ def hard_projector(subspace: Subspace) -> Projector:
             factors[name] = ("remove", basis)
         else:
             factors[name] = ("keep", _stack([_complement(basis[i, :, :k]) for i, k in enumerate(ranks)]))
-    return Projector(factors)
+    return Projector(factors, idempotent=True)
 
 
 def soft_projector(moments: Moments, *, damping: float) -> Projector:
