@@ -1,0 +1,191 @@
+"""Views come after the images, keep their class and their source, and only kinds that the model recognizes are made."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from zspag import views
+from zspag.views import NOISE, SHIFT, make_views, mirrored, noisy, shifted, sometimes_mirrored
+
+SHAPE = (2, 6, 5)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def images(count=7, *, shape=SHAPE, seed=3):
+    return torch.rand(count, *shape, generator=generator(seed), dtype=torch.float64)
+
+
+class Asks(nn.Module):
+    """Answers 1 where a question about the images is answered with yes, else 0."""
+
+    def __init__(self, question):
+        super().__init__()
+        self.question = question
+
+    def forward(self, x):
+        yes = self.question(x).double()
+        return torch.stack([1 - yes, yes], 1)
+
+
+def always(x):
+    return torch.ones(len(x), dtype=torch.bool)
+
+
+def leans_left(x):
+    """What no mirror keeps, and every small shift and noise does."""
+    return x[..., :2].mean((1, 2, 3)) > x[..., -2:].mean((1, 2, 3))
+
+
+def left_bright(count=9):
+    """Images whose left half is bright: shifted and noisy they still are, mirrored they are not."""
+    found = 0.2 * images(count, shape=(1, 8, 8))
+    found[..., :4] += 0.7
+    return found
+
+
+# ---- Which there are
+
+
+def test_the_images_come_first_bit_for_bit_and_are_left_as_they_were():
+    x = images()
+    before = x.clone()
+    made = make_views(Asks(always), x, least=30, generator=generator())
+    assert torch.equal(x, before)
+    assert torch.equal(made.images[:7], x)
+    assert made.sources[:7].tolist() == list(range(7))
+    assert len(made.images) == len(made.sources) == 7 * math.ceil(30 / 7)
+    assert made.sources.bincount().tolist() == [math.ceil(30 / 7)] * 7
+    assert made.kinds == ("shift", "mirror", "noise")
+    assert made.images.dtype == x.dtype
+    assert made.images.min() >= 0
+    assert made.images.max() <= 1
+
+
+@pytest.mark.parametrize("least", [1, 6, 7])
+def test_with_enough_images_there_are_no_views(least):
+    x = images()
+    made = make_views(Asks(always), x, least=least, generator=generator())
+    assert torch.equal(made.images, x)
+    assert made.kinds == ()
+    assert len(make_views(Asks(always), x, least=8, generator=generator()).images) == 14
+
+
+def test_every_view_comes_from_its_source_and_from_no_other():
+    x = torch.stack([torch.full(SHAPE, value, dtype=torch.float64) for value in (0.1, 0.3, 0.5, 0.7, 0.9)])
+    made = make_views(Asks(always), x, least=50, generator=generator())
+    nearest = (made.images.mean((1, 2, 3))[:, None] - x.mean((1, 2, 3))).abs().argmin(1)
+    assert torch.equal(nearest, made.sources)
+
+
+def test_views_differ_from_their_image_and_from_each_other():
+    made = make_views(Asks(always), images(), least=70, generator=generator())
+    assert len(made.images.flatten(1).unique(dim=0)) == len(made.images) == 70
+
+
+def test_a_kind_of_view_that_the_model_does_not_recognize_is_not_used():
+    x, model = left_bright(), Asks(leans_left)
+    made = make_views(model, x, least=60, generator=generator())
+    assert made.kinds == ("shift", "noise")
+    assert leans_left(made.images).all()
+    assert not leans_left(mirrored(x, generator())).any()  # with mirrors, half of the views would be of another class
+    indifferent = make_views(Asks(always), x, least=60, generator=generator())
+    assert indifferent.kinds == ("shift", "mirror", "noise")
+    assert not leans_left(indifferent.images).all()
+
+
+def test_a_single_view_that_gets_another_answer_is_left_out(monkeypatch):
+    x = left_bright(20)
+    x[13, :, :, :2] = x[13, :, :, -2:] + 1e-3  # this one is told by a hair, which noise covers
+    model = Asks(leans_left)
+    assert leans_left(x).all()
+    made = make_views(model, x, least=400, generator=generator())
+    assert "noise" in made.kinds
+    assert leans_left(made.images).all()
+    assert 1 <= made.sources.bincount()[13] < 20
+    assert made.sources.bincount()[[i for i in range(20) if i != 13]].tolist() == [20] * 19
+    monkeypatch.setattr(views, "LOST", 0.0)
+    assert "noise" not in make_views(model, x, least=400, generator=generator()).kinds
+
+
+def test_where_no_kind_is_recognized_the_images_stay_alone():
+    x = images()
+    exactly = Asks(lambda found: torch.tensor([any(torch.equal(one, known) for known in x) for one in found]))
+    alone = make_views(exactly, x, least=100, generator=generator())
+    assert alone.kinds == ()
+    assert torch.equal(alone.images, x)
+    assert alone.sources.tolist() == list(range(7))
+
+
+def test_what_counts_is_the_models_own_answer_right_or_wrong():
+    x = left_bright()
+    wrong = Asks(lambda found: ~leans_left(found))  # calls all of them 0, and so their views
+    assert make_views(wrong, x, least=60, generator=generator()).kinds == ("shift", "noise")
+
+
+def test_the_same_generator_makes_the_same_views_and_another_one_others():
+    first, again, other = (
+        make_views(Asks(always), images(), least=40, generator=generator(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.sources, again.sources)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_a_single_image_has_views_too():
+    made = make_views(Asks(always), images(1), least=20, generator=generator())
+    assert len(made.images) == 20
+    assert not made.sources.any()
+
+
+# ---- The changes themselves
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 6, 5), (3, 40, 70)])
+def test_a_shift_moves_pixels_by_little_and_repeats_the_border(shape):
+    x, most = images(40, shape=shape), max(1, min(shape[1:]) // SHIFT)
+    moved = shifted(x, generator())
+    seen = set()
+    for image, found in zip(x, moved, strict=True):
+        candidates = {
+            (down, right): image[:, torch.arange(shape[1]).add(down).clamp(0, shape[1] - 1)][
+                :, :, torch.arange(shape[2]).add(right).clamp(0, shape[2] - 1)
+            ]
+            for down in range(-most, most + 1)
+            for right in range(-most, most + 1)
+        }
+        fits = [step for step, candidate in candidates.items() if torch.equal(candidate, found)]
+        assert fits
+        seen.update(fits if len(fits) == 1 else [])
+    assert shape == (1, 1, 1) or len(seen) > 5  # each image goes its own way
+    assert shape == (1, 1, 1) or max(max(map(abs, step)) for step in seen) == most
+
+
+def test_mirrors_turn_left_to_right_and_back():
+    x = images()
+    turned = mirrored(x, generator())
+    assert torch.equal(turned[..., 0], x[..., -1])
+    assert torch.equal(mirrored(turned, generator()), x)
+    assert not torch.equal(turned, x)
+
+
+def test_half_of_the_images_are_mirrored_and_the_others_stay():
+    x = images(200)
+    found = sometimes_mirrored(x, generator())
+    stayed = torch.tensor([torch.equal(a, b) for a, b in zip(found, x, strict=True)])
+    turned = torch.tensor([torch.equal(a, b) for a, b in zip(found, mirrored(x, generator()), strict=True)])
+    assert torch.equal(stayed, ~turned)
+    assert 70 < stayed.sum() < 130
+
+
+def test_noise_has_its_deviation_and_stays_in_range():
+    grey = torch.full((50, 3, 9, 9), 0.5, dtype=torch.float64)
+    found = noisy(grey, generator())
+    assert (found - grey).std().item() == pytest.approx(NOISE, rel=0.05)
+    assert (found - grey).mean().abs() < NOISE / 20
+    edges = noisy(torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(90, 2, 3, 3), generator())
+    assert (edges.min(), edges.max()) == (0, 1)
