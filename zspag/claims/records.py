@@ -19,7 +19,7 @@ from zspag.claims.verdicts import judge
 from zspag.tables import in_hindsight, over_classes, safe_rates, window
 
 SUMS, VERDICTS = "SHA256SUMS", "claims.json"
-NO_PROFILE = "bench"  # times of the package's parts, on which no claim stands
+NO_PROFILE = {"bench", "external"}  # times of the package's parts, and other people's nets: no claim stands on them
 AGREE = 1e-4  # relative: rows of a sweep are kept with six digits, its numbers with all
 
 
@@ -29,7 +29,7 @@ def profiles(results: Path) -> list[str]:
 
 
 def _folders(results: Path) -> set[str]:
-    return {path.parent.name for path in results.glob("*/*.json")} - {NO_PROFILE}
+    return {path.parent.name for path in results.glob("*/*.json")} - NO_PROFILE
 
 
 def accept(results: Path) -> None:
