@@ -184,14 +184,17 @@ def working_copy(model: Any) -> nn.Module:
     return copied_model
 
 
-@torch.no_grad()
 def cast_back(model: nn.Module, like: nn.Module) -> nn.Module:
-    """Give the tensors of ``model``, in place, the dtypes that they have in the model it was copied from; return it."""
+    """Return ``model`` with the dtypes of the model that it was copied from: itself where they agree, else a copy."""
     wanted = {**dict(like.named_parameters()), **dict(like.named_buffers())}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if name in wanted and tensor.dtype != wanted[name].dtype:
+    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if all(name not in wanted or found[name].dtype == wanted[name].dtype for name in found):
+        return model
+    result = duplicate(model)
+    for name, tensor in (*result.named_parameters(), *result.named_buffers()):
+        if name in wanted:
             tensor.data = tensor.data.to(wanted[name].dtype)
-    return model
+    return result
 
 
 def _check_kind(model: Any) -> None:

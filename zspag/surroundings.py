@@ -98,7 +98,7 @@ def _precision(place: Any, operation: str = "") -> tuple[Callable[[], Any], Call
     return lambda: read().replace("none", "ieee"), write
 
 
-# How to read a global setting, how to write it, and torch's own default, which holds while the method works.
+# How to read a global setting, how to write it, and the value that holds meanwhile: torch's default but for one.
 SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any], Any], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
     (_deterministic, _set_deterministic, (False, False)),
@@ -115,7 +115,9 @@ SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any], Any], ...] = (
     (*_attribute(torch.backends.cudnn, "benchmark"), False),
     (*_attribute(torch.backends.cudnn, "deterministic"), False),
     (*_attribute(torch.backends.cudnn, "enabled"), True),
-    (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, True),
+    # Off: torch leaves this path where a function mode is active, and ``with torch.device(...)`` is one. With the path
+    # on, the caller's default device would change bits.
+    (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, False),
     (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp, True),
     (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp, True),
     (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp, True),
