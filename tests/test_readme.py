@@ -32,6 +32,22 @@ def test_the_quickstart_shows_the_same_verdicts():
     assert kept == readme.verdicts(ROOT / "results"), "notebook 00 is stale: run `make notebooks`"
 
 
+def older_file(folder, name, **unlearn):
+    record = {"config": {"unlearn": unlearn}, "commit": "0123456789"}
+    write_json(folder / f"{name}.json", {"name": name, "provenance": record})
+
+
+def test_records_of_older_defaults_are_named_and_newer_ones_are_not(tmp_path):
+    today = to_dict(PROFILES["cpu"])["unlearn"]
+    older_file(tmp_path / "digits", "sweep_digits", **today)
+    assert readme.older(tmp_path).startswith("Every run, sweep and audit on record was made by the defaults of today")
+    older_file(tmp_path / "cpu", "run_mnist", update={"lr": None})
+    older_file(tmp_path / "paper", "00_examples", update={"lr": None})  # of a notebook: made anew with it
+    said = readme.older(tmp_path)
+    assert "`results/cpu` was made before" in said
+    assert "digits" not in said
+
+
 def test_a_block_that_nothing_writes_is_refused():
     with pytest.raises(ValueError, match="README block 'wishes' is written by nothing"):
         readme.render("<!-- begin wishes -->\n<!-- end wishes -->", ROOT)
@@ -137,8 +153,10 @@ def test_the_example_runs():
     example = re.search(r"<!-- example -->\n```python\n(.*?)```", TEXT, re.DOTALL)
     assert example is not None
     names = {}
-    exec(compile(example[1], "README.md", "exec"), names)  # noqa: S102  the README's own code
+    with pytest.warns(UserWarning, match="recognizes only"):  # the net of the example is not trained
+        exec(compile(example[1], "README.md", "exec"), names)  # noqa: S102  the README's own code
     assert names["forgetful"] is not names["model"]
+    assert names["result"].report.silenced
     assert set(names["result"].report.forget_classes) == {3}
 
 

@@ -22,6 +22,7 @@ _DIGITS_TRAINING = TrainConfig(epochs=15, batch_size=64, lr=0.3)
 
 _CORE = (
     "zs_pag",
+    "zs_pag_fixed",
     "unprojected",
     "process_labels",
     "second_best_labels",

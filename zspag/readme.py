@@ -103,7 +103,7 @@ def headline(results: Path) -> str:
     safe = {name.removeprefix("safe rates "): int(value) for name, (value, _) in ladder["numbers"].items()}
     classes, seeds = len(found["data"]["classes"]), len(found["data"]["seeds"])
     lines = [
-        f"* {classes} classes x {seeds} seeds, the rate chosen on forget images alone: forget accuracy"
+        f"* {classes} classes x {seeds} seeds, layers and rate chosen on forget images alone: forget accuracy"
         f" {points['acc_forget']:.2f} %, over-unlearning {points['over_unlearning']:+.2f} points against the masked"
         " original, negative meaning better (without class 3, the class of the trials:"
         f" {points['acc_forget without class 3']:.2f} %, {points['over_unlearning without class 3']:+.2f}).",
@@ -223,7 +223,8 @@ def _verdict(found: dict[str, Any]) -> str:
 
 def _labels(numbers: dict[str, list[float]]) -> str:
     """Say whether labels by influence drifted less than soft ones (claim C3), where a sweep ran both."""
-    drift = [numbers.get(f"drift in hindsight {name}", [None])[0] for name in ("process_labels", "zs_pag")]
+    found = {name.removeprefix("drift in hindsight "): value for name, (value, _) in numbers.items()}
+    drift = [found.get("process_labels"), found.get("zs_pag_fixed", found.get("zs_pag"))]  # both without calibration
     if drift[0] is None or drift[1] is None:
         return ""
     verdict = "less, as claim C3 has it" if drift[0] < drift[1] else "no less, against claim C3"
@@ -268,6 +269,28 @@ def verdicts(results: Path) -> str:
     return "\n".join(shown) or NOT_YET
 
 
+def older(results: Path) -> str:
+    """Say which records were made before layers and rate were chosen on held-out halves, and what that method was.
+
+    A file of that time knows no views.
+    """
+    kinds = ("run_", "sweep_", "audit_")
+    old = dict.fromkeys(
+        path.parent.name
+        for path in sorted(results.glob("*/*.json"))
+        if path.name.startswith(kinds) and "views" not in files.read_json(path)["provenance"]["config"]["unlearn"]
+    )
+    if not old:
+        return "Every run, sweep and audit on record was made by the defaults of today.\n"
+    named = " and ".join(f"`results/{folder}`" for folder in old)
+    return (
+        f"**Older defaults.** Every run, sweep and audit in {named} was made before there was a calibration: *ZS-PAG*"
+        " there moves all layers,\nfits the forget images alone, takes proxies that only just arrive and the smallest"
+        " rate of a ladder that forgets (the defaults of fa40f86).\nIn tables of today that is nearest to *ZS-PAG, not"
+        " calibrated*. These numbers do not describe what `zero_shot_unlearn` does now.\n"
+    )
+
+
 def bench(results: Path) -> str:
     """Return the recorded benchmarks: a table per device, and the machine it was measured on."""
     parts = []
@@ -297,6 +320,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "sweeps": sweeps,
     "c3": c3,
     "audits": audits,
+    "older": older,
     "bench": bench,
 }
 

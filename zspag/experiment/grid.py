@@ -119,9 +119,10 @@ def compute_grid(profile: Profile, methods: Sequence[str], *, spread: Spread = p
         spread: What carries jobs to processes: ``runtime.pool_map``, or a cluster's.
 
     Returns:
-        Rows of all references and methods: method, forget, seed, lr, chosen, epochs, seconds, retain_samples_read,
-        relearn_steps (references and chosen rates only) and the fields of ``Scores``. References have no rate;
-        without retrained models what needs them is NaN.
+        Rows of all references and methods: method, forget, seed, lr, chosen, epochs, seconds (of the chosen run those
+        of trials, and of whatever else the method did beside its runs, as well), retain_samples_read, relearn_steps
+        (references and chosen rates only) and the fields of ``Scores``. References have no rate; without retrained
+        models what needs them is NaN.
 
     Raises:
         ValueError: If a method is unknown.
@@ -214,7 +215,12 @@ def _reference_rows(case: Case) -> list[dict[str, Any]]:
 
 def _ladder_rows(case: Case, name: str, model: nn.Module, material: Material, panel: Panel) -> list[dict[str, Any]]:
     """Run a method and judge what it made at every rate."""
+    started = time.perf_counter()
     ladder, guard = run_method(case, name, model=model, material=material)
+    spent = [sum(epoch.seconds for epoch in run.history) for run in ladder.runs]
+    beside = max(
+        0.0, time.perf_counter() - started - sum(spent)
+    )  # trials that chose the rate: the chosen run bears them
     return [
         _row(case, name, panel.images.map_logits(run.model), panel)
         | {
@@ -222,7 +228,7 @@ def _ladder_rows(case: Case, name: str, model: nn.Module, material: Material, pa
             "chosen": index == ladder.chosen,
             "reached": run.reached(case.profile.unlearn.update.forget_accuracy),
             "epochs": len(run.history),
-            "seconds": sum(epoch.seconds for epoch in run.history),
+            "seconds": spent[index] + (beside if index == ladder.chosen else 0.0),
             "retain_samples_read": guard.retain_samples_read,
             "relearn_steps": relearn_steps(case, run.model, panel) if index == ladder.chosen else None,
         }
