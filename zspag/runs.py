@@ -26,6 +26,8 @@ from zspag.unlearning import Unlearned, zero_shot_unlearn
 
 RECORDED_BYTES = 1_000_000  # the largest checkpoint that is committed; a larger net is trained again
 
+TRIAL = ("layers", "lr", "forget_accuracy", "drift", "forgot")  # of a trial in a file: all but its time
+
 
 def class_numbers(profile: Profile, names: Sequence[str]) -> tuple[int, ...]:
     """Return class numbers for names or numbers given as text.
@@ -183,7 +185,7 @@ def _judge(case: Case, unlearned: Unlearned) -> dict[str, Any]:
         "reached": report.reached,
         "at_edge": report.at_edge,
         "chosen": report.chosen,
-        "tried": report.to_dict()["tried"],
+        "tried": [{name: trial[name] for name in TRIAL} for trial in report.to_dict()["tried"]],
         "epochs": len(report.history),
         "free_dimension": report.free_dimension,
         "frozen": report.frozen,
