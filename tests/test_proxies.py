@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from zspag.config import ProxyConfig
-from zspag.proxies import attack, find_eps, generate
+from zspag.proxies import HALVINGS, attack, generate, margins_of, pulled_back, search_radius
 
 CLASSES, SHAPE = 4, (2, 5, 3)
 CONFIG = ProxyConfig(norm="linf", eps=0.2, steps=12, per_class=6, random_start=False)
@@ -46,7 +46,7 @@ def loss(model, x, targets):
 def test_the_attack_stays_in_the_ball_and_in_the_pixel_range(norm, random_start):
     x, targets = images(), torch.arange(11) % CLASSES
     config = replace(CONFIG, norm=norm, random_start=random_start, steps=30, step_share=0.5)
-    moved = attack(linear(), x, targets, eps=0.1, config=config, generator=generator())
+    moved = attack(linear(), x, targets, eps=0.1, config=config, generator=generator()).images
     delta = (moved - x).flatten(1)
     size, radius = (delta.abs().amax(1), 0.1) if norm == "linf" else (delta.norm(dim=1), 0.1 * math.sqrt(30))
     assert (size <= radius * (1 + 1e-9)).all()
@@ -60,7 +60,9 @@ def test_the_attack_stays_in_the_ball_and_in_the_pixel_range(norm, random_start)
 def test_the_attack_lowers_the_loss_of_its_target_and_a_larger_ball_lowers_it_more(norm):
     model, x, targets = linear(), images(), torch.arange(11) % CLASSES
     config = replace(CONFIG, norm=norm)
-    small, large = (attack(model, x, targets, eps=e, config=config, generator=generator()) for e in (0.05, 0.2))
+    small, large = (
+        attack(model, x, targets, eps=eps, config=config, generator=generator()).images for eps in (0.05, 0.2)
+    )
     assert loss(model, x, targets) > loss(model, small, targets) > loss(model, large, targets)
     assert loss(model, small, (targets + 1) % CLASSES) > loss(model, small, targets)
 
@@ -70,16 +72,27 @@ def test_one_step_against_a_linear_model_is_the_sign_of_its_gradient():
     leaf = x.clone().requires_grad_()
     nn.functional.cross_entropy(model(leaf), torch.tensor([2])).backward()
     config = replace(CONFIG, steps=1, step_share=0.5)
-    moved = attack(model, x, torch.tensor([2]), eps=0.1, config=config, generator=generator())
+    moved = attack(model, x, torch.tensor([2]), eps=0.1, config=config, generator=generator()).images
     torch.testing.assert_close(moved, x - 0.05 * leaf.grad.sign())
 
 
 def test_an_l2_step_follows_the_gradient_and_not_its_sign():
     model, x = linear(), torch.full((1, *SHAPE), 0.5, dtype=torch.float64)
     config = replace(CONFIG, steps=1, step_share=0.5, norm="l2")
-    delta = attack(model, x, torch.tensor([2]), eps=0.1, config=config, generator=generator()) - x
+    delta = attack(model, x, torch.tensor([2]), eps=0.1, config=config, generator=generator()).images - x
     assert delta.norm().item() == pytest.approx(0.05 * math.sqrt(30))
     assert delta.abs().std() > 1e-3
+
+
+def curved(norm=nn.Identity, *, seed=0, hidden=32, scale=4.0):
+    """A net with one hidden layer, its weights so large that its gradient turns within a few steps of PGD."""
+    torch.manual_seed(seed)
+    layers = nn.Linear(math.prod(SHAPE), hidden), norm(hidden), nn.ReLU(), nn.Linear(hidden, CLASSES)
+    model = nn.Sequential(nn.Flatten(), *layers).double().eval()
+    with torch.no_grad():
+        for layer in (model[1], model[4]):
+            layer.weight *= scale
+    return model
 
 
 class Probe(nn.Module):
@@ -104,42 +117,57 @@ def test_no_parameter_requires_grad_while_the_attack_runs_and_the_model_comes_ba
     attack(model, images(), torch.arange(11) % CLASSES, eps=0.1, config=CONFIG, generator=generator())
     looked, *steps = model.seen  # one image is passed first, to see which norms may be folded
     assert looked == (False, [False] * 4, False)
-    assert steps == [(False, [False] * 4, True)] * CONFIG.steps
+    assert steps == [(False, [False] * 4, True)] * CONFIG.steps + [(False, [False] * 4, False)]  # the last one judges
     reference.assert_same_state(before, reference.state_of(model))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_confident_samples_stop_and_the_others_go_on():
-    model, x = Probe(), images()
-    targets = torch.arange(11) % CLASSES
-    config = replace(CONFIG, eps=0.4, steps=25)
-    full = attack(model, x, targets, eps=0.4, config=config, generator=generator())
-    everybody = sum(model.rows)
-    model.rows.clear()
-    early = attack(model, x, targets, eps=0.4, config=replace(config, confidence=0.6), generator=generator())
-    looked, *rows = model.rows
-    assert looked == 1
-    assert rows == sorted(rows, reverse=True)
-    assert sum(rows) < 0.8 * everybody
-
-    def confidence(at):
-        return model.eval()(at).softmax(1).gather(1, targets[:, None])[:, 0]
-
-    stopped = confidence(early) >= 0.6
-    assert 0 < stopped.sum() <= 11
-    assert confidence(full).mean() > confidence(early).mean()
-    moving = ~stopped
-    torch.testing.assert_close(early[moving], full[moving])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_margins_are_those_of_the_images_and_say_what_the_model_answers(norm):
+    model, x, targets = linear(), images(), torch.arange(11) % CLASSES
+    found = attack(model, x, targets, eps=0.1, config=replace(CONFIG, norm=norm), generator=generator())
+    torch.testing.assert_close(found.margins, margins_of(model(found.images), targets).detach())
+    assert torch.equal(found.hits, model(found.images).argmax(1) == targets)
+    assert 0 < found.hits.sum() < 11
 
 
-def test_a_sample_that_is_confident_from_the_start_never_moves():
-    model, x = linear(), images()
-    targets = model(x).argmax(1)
-    sure = model(x).softmax(1).amax(1) >= 0.5
-    moved = attack(model, x, targets, eps=0.2, config=replace(CONFIG, confidence=0.5), generator=generator())
-    assert 0 < sure.sum() < 11
-    assert torch.equal(moved[sure], x[sure])
-    assert not torch.isclose(moved[~sure], x[~sure]).all()
+def iterates(model, x, targets, *, eps, config):
+    """Every point at which PGD looks, its steps shrinking evenly, written out for the L-inf ball; and the margins."""
+    moving, seen = x.clone(), []
+    for step in range(config.steps + 1):
+        leaf = moving.clone().requires_grad_()
+        logits = model(leaf)
+        others = logits.clone()
+        others[torch.arange(len(x)), targets] = -torch.inf
+        margins = logits[torch.arange(len(x)), targets] - others.max(1).values
+        seen.append((moving, margins.detach()))
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(logits, targets, reduction="sum"), leaf)
+        moving = moving - eps * config.step_share * (1 - step / config.steps) * gradient.sign()
+        moving = torch.max(torch.min(moving, x + eps), x - eps).clamp(0, 1)
+    return torch.stack([one for one, _ in seen]), torch.stack([margins for _, margins in seen])
+
+
+def test_the_best_iterate_is_kept_and_it_is_not_always_the_last():
+    model, x, targets = curved(), images(40), torch.arange(40) % CLASSES
+    config = replace(CONFIG, steps=6, step_share=1.0)
+    seen, margins = iterates(model, x, targets, eps=0.3, config=config)
+    best = margins.argmax(0)
+    found = attack(model, x, targets, eps=0.3, config=config, generator=generator())
+    torch.testing.assert_close(found.images, seen[best, torch.arange(40)])
+    torch.testing.assert_close(found.margins, margins.amax(0))
+    assert (best < config.steps).any()
+    assert (best == config.steps).any()
+
+
+def test_from_the_best_iterates_of_a_smaller_ball_no_margin_falls():
+    model, x, targets = curved(), images(40), torch.arange(40) % CLASSES
+    before = None
+    for eps in (0.02, 0.04, 0.08, 0.16, 0.32):
+        start = None if before is None else before.images
+        found = attack(model, x, targets, eps=eps, config=CONFIG, generator=generator(), start=start)
+        assert before is None or (found.margins >= before.margins - 1e-12).all()
+        before = found
+    assert before.hits.double().mean() > 0.5
 
 
 def test_large_sets_are_attacked_in_chunks_with_the_same_result(monkeypatch):
@@ -148,7 +176,9 @@ def test_large_sets_are_attacked_in_chunks_with_the_same_result(monkeypatch):
     whole = attack(linear(), x, targets, eps=0.1, config=config, generator=generator())
     monkeypatch.setattr("zspag.runtime.CHUNK", 4)
     torch.manual_seed(0)
-    torch.testing.assert_close(attack(linear(), x, targets, eps=0.1, config=config, generator=generator()), whole)
+    parted = attack(linear(), x, targets, eps=0.1, config=config, generator=generator())
+    torch.testing.assert_close(parted.images, whole.images)
+    torch.testing.assert_close(parted.margins, whole.margins)
 
 
 # ---- Proxy sets
@@ -220,46 +250,163 @@ def linear_of_seed(seed):
     return linear()
 
 
-# ---- The search for eps
+# ---- The search for the radius
+
+
+def radius(model, x, config, *, seed=0):
+    return search_radius(model, x, retained=[0, 2, 3], config=config, generator=generator(seed))
 
 
 def shares(model, x, eps, config):
     hits = []
     for label in (0, 2, 3):
         targets = torch.full((len(x),), label)
-        moved = attack(model, x, targets, eps=eps, config=config, generator=generator())
+        moved = attack(model, x, targets, eps=eps, config=config, generator=generator()).images
         hits.append((model(moved).argmax(1) == label).double().mean().item())
     return min(hits)
 
 
-def test_eps_doubles_until_every_class_is_hit_often_enough():
+def test_the_radius_doubles_until_every_class_is_hit_often_enough():
     model, x = linear(), images()
-    config = replace(CONFIG, eps=None, eps_start=0.01, hit_rate=0.9)
-    eps = find_eps(model, x, retained=[0, 2, 3], config=config, generator=generator())
-    doublings = math.log2(eps / 0.01)
-    assert doublings == pytest.approx(round(doublings))
-    assert doublings >= 1
-    assert shares(model, x, eps, config) >= 0.9 > shares(model, x, eps / 2, config)
+    config = replace(CONFIG, eps=None, eps_start=0.01, hit_rate=0.9, per_class=100)  # so many that all images are tried
+    found = radius(model, x, config)
+    assert [eps for eps, _ in found.tried] == [0.01 * 2**j for j in range(len(found.tried))]
+    assert len(found.tried) > 1
+    assert found.eps == found.tried[-1][0]
+    assert found.tried[-1][1] >= 0.9 > found.tried[-2][1]
+    assert shares(model, x, found.eps, config) >= 0.9 > shares(model, x, found.eps / 2, config)
 
 
-def test_a_higher_hit_rate_needs_a_larger_eps_and_the_cap_is_the_last_try():
+def test_a_higher_hit_rate_needs_a_larger_radius_and_the_cap_is_the_last_try():
     model, x = linear(), images()
-    config = replace(CONFIG, eps=None, eps_start=0.01)
-    found = [
-        find_eps(model, x, retained=[0, 2, 3], config=replace(config, hit_rate=rate), generator=generator())
-        for rate in (0.05, 1.0)
-    ]
+    config = replace(CONFIG, eps=None, eps_start=0.01, per_class=100)
+    found = [radius(model, x, replace(config, hit_rate=rate)).eps for rate in (0.05, 1.0)]
     assert found[0] < found[1]
-    capped = replace(config, eps_max=0.015)
-    assert find_eps(model, x, retained=[0, 2, 3], config=capped, generator=generator()) == 0.015
+    assert radius(model, x, replace(config, eps_max=0.015)).eps == 0.015
 
 
-def test_generate_searches_eps_when_there_is_none_and_reports_it():
+NORMS = {"no norm": nn.Identity, "batch norm": nn.BatchNorm1d, "layer norm": nn.LayerNorm}
+
+
+RADII = [0.005 * 2**j for j in range(8)]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_hit_rate_cannot_fall_as_the_radius_grows(kind, norm, seed):
+    config = ProxyConfig(eps=None, eps_start=RADII[0], hit_rate=1.0, norm=norm, steps=4, per_class=300)
+    model = curved(NORMS[kind], seed=seed, hidden=128, scale=10.0)
+    tried = radius(model, images(20), config, seed=seed).tried
+    assert [eps for eps, _ in tried] == RADII[: len(tried)]
+    rates = [rate for _, rate in tried]
+    assert rates == sorted(rates)
+    assert rates[0] < rates[-1]
+    assert len(set(rates)) > 3
+
+
+def plain_rates(model, x, radii, *, steps, share):
+    """Worst class's share of hits at each radius, by steps of one length whose last iterate counts."""
+    rates = []
+    for eps in radii:
+        worst = 1.0
+        for label in (0, 2, 3):
+            moving, targets = x.clone(), torch.full((len(x),), label)
+            for _ in range(steps):
+                leaf = moving.clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(leaf), targets), leaf)
+                moving = torch.max(torch.min(moving - share * eps * gradient.sign(), x + eps), x - eps).clamp(0, 1)
+            worst = min(worst, (model(moving).argmax(1) == label).double().mean().item())
+        rates.append(worst)
+    return rates
+
+
+def test_with_steps_of_one_length_and_the_last_iterate_it_does_fall():
+    """The control: the same nets, images and radii, attacked as PGD is usually written."""
+    falls = 0
+    for seed in range(4):
+        rates = plain_rates(curved(seed=seed, hidden=128, scale=10.0), images(20), RADII, steps=4, share=1.0)
+        falls += rates != sorted(rates)
+    assert falls > 0
+
+
+@pytest.mark.parametrize("count", [3, 11, 60])
+@pytest.mark.parametrize(("per_class", "steps"), [(12, 12), (30, 10), (30, 3), (100, 1)])
+def test_the_whole_search_costs_at_most_half_of_the_attack_that_follows(count, per_class, steps):
+    model = Probe().eval()
+    with torch.no_grad():
+        model.norm.bias[1] += 1e6  # no other class is reached: the search walks to its end with all its samples
+    config = ProxyConfig(eps=None, per_class=per_class, steps=steps)
+    found = radius(model, images(count), config)
+    assert found.eps == config.eps_max
+    searching = sum(model.rows)
+    model.rows.clear()
+    wanted = 3 * math.ceil(config.per_class * config.oversample)
+    sources = torch.arange(wanted) % count
+    attack(model, images(count)[sources], sources % CLASSES, eps=0.1, config=config, generator=generator())
+    assert searching - len(found.tried) <= (sum(model.rows) - 1) / 2  # each attack passes one image to look at norms
+
+
+def test_generate_searches_the_radius_when_there_is_none_and_reports_it():
     config = replace(CONFIG, eps=None, eps_start=0.01, margin=2.0)
-    proxies = generate(linear(), images(), retained=[0, 2, 3], config=config, generator=generator())
-    found = find_eps(linear(), images(), retained=[0, 2, 3], config=config, generator=generator())
-    assert proxies.eps == config.margin * found > found
-    capped = replace(config, eps_max=1.5 * found)
-    assert generate(linear(), images(), retained=[0, 2, 3], config=capped, generator=generator()).eps == 1.5 * found
-    fixed = generate(linear(), images(), retained=[0, 2, 3], config=CONFIG, generator=generator())
-    assert fixed.eps == CONFIG.eps
+    model = linear()
+
+    def used(config):
+        return generate(model, images(), retained=[0, 2, 3], config=config, generator=generator()).eps
+
+    found = radius(model, images(), config).eps
+    assert used(config) == config.margin * found > found
+    assert used(replace(config, eps_max=1.5 * found)) == 1.5 * found
+    assert used(CONFIG) == CONFIG.eps
+
+
+# ---- Barely hit proxies
+
+
+@pytest.mark.parametrize("make", [linear, curved])
+def test_a_barely_hit_proxy_hits_and_just_before_it_on_the_way_to_its_source_lies_a_miss(make):
+    model, x = make(), images(30)
+    proxies = generate(
+        model, x, retained=[0, 2, 3], config=replace(CONFIG, eps=0.4, per_class=20), generator=generator()
+    )
+    own, barely = x[proxies.sources], proxies.barely
+    assert torch.equal(model(barely).argmax(1), proxies.labels)
+    way = (proxies.images - own).flatten(1)
+    part = ((barely - own).flatten(1) * way).sum(1) / way.square().sum(1)  # share of the way from source to proxy
+    torch.testing.assert_close(barely, own + part.view(-1, 1, 1, 1) * (proxies.images - own))  # on the segment
+    assert part.min() > 0
+    assert part.max() <= 1
+    before = own + (part - 2.0**-HALVINGS).view(-1, 1, 1, 1) * (proxies.images - own)
+    misses = model(before).argmax(1) != proxies.labels
+    foreign = model(own).argmax(1) != proxies.labels  # a source that is of the class already has no border before it
+    assert 0 < foreign.sum() < len(foreign)
+    assert misses[foreign].all()
+    torch.testing.assert_close(part[~foreign], torch.full_like(part[~foreign], 2.0**-HALVINGS))
+    assert part.median() < 0.9  # most come back a good piece of the way
+
+
+def test_barely_hit_proxies_have_smaller_margins():
+    model, x = curved(), images(30)
+    config = replace(CONFIG, eps=0.4, per_class=20)
+    proxies = generate(model, x, retained=[0, 2, 3], config=config, generator=generator())
+    deep, barely = (margins_of(model(part), proxies.labels) for part in (proxies.images, proxies.barely))
+    assert (barely > 0).all()
+    assert barely.median() < 0.2 * deep.median()
+
+
+def test_a_proxy_that_only_just_hits_stays_bit_for_bit():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False)).double()
+    with torch.no_grad():
+        model[1].weight[:] = torch.tensor([[0.0], [1.0]])
+    source, proxy = (torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (-0.5, 1e-3))
+    found = pulled_back(model, proxy, source, torch.tensor([1]))
+    assert torch.equal(found, proxy)
+
+
+def test_the_parts_of_a_proxy_set_stay_together():
+    proxies = generate(linear(), images(), retained=[0, 2, 3], config=CONFIG, generator=generator())
+    chosen = proxies.labels == 2
+    part = proxies.where(chosen)
+    for name in ("images", "labels", "sources", "barely"):
+        assert torch.equal(getattr(part, name), getattr(proxies, name)[chosen])
+    assert (part.hits, part.eps) == (proxies.hits, proxies.eps)

@@ -203,7 +203,8 @@ def search_radius(
     """Return the first radius of ``eps_start * 2^j`` at which each class is hit by ``hit_rate`` of a few samples.
 
     A sample that has hit is left alone; the others start from the best iterates of the radius before. So the hit rate
-    cannot fall as the radius grows, and all radii together cost at most half of the attack that follows.
+    cannot fall as the radius grows, and all radii together cost at most half of the attack that follows, unless that
+    is less than one sample per class costs.
 
     Returns:
         The radius in pixels, ``eps_max`` if none below it suffices, and the hit rates on the way.
@@ -214,8 +215,10 @@ def search_radius(
     """
     radii = [config.eps_start * 2.0**j for j in range(64) if config.eps_start * 2.0**j < config.eps_max]
     steps = max(1, config.steps // 2)
-    half = config.per_class * config.oversample * config.steps / 2
-    probes = max(1, min(MOST_PROBES, len(forget_images), int(half / (steps * max(1, len(radii))))))
+    half = (
+        math.ceil(config.per_class * config.oversample) * (config.steps + 1) / 2
+    )  # an attack looks once more at its end
+    probes = max(1, min(MOST_PROBES, len(forget_images), int(half / ((steps + 1) * max(1, len(radii))))))
     sources = _draw_sources(len(forget_images), probes, len(retained), generator).to(forget_images.device)
     targets = torch.tensor(retained, device=forget_images.device).repeat_interleave(probes)
     images, shorter = forget_images[sources], replace(config, steps=steps)
@@ -286,7 +289,8 @@ def pulled_back(model: nn.Module, proxies: Tensor, sources: Tensor, targets: Ten
         targets: The classes they hit, shape (m,).
 
     Returns:
-        Images that hit and lie within 1/2^HALVINGS of the way of one that does not, same shape.
+        Images that hit and lie within 1/2^HALVINGS of the way of one that does not, or of their source if that hits
+        itself, same shape.
     """
     near, far = torch.zeros(len(proxies)).to(proxies), torch.ones(len(proxies)).to(proxies)
     way = proxies - sources
