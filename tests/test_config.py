@@ -44,7 +44,8 @@ PROFILE = Profile(
         (ProxyConfig, "norm", "l1"),
         (ProxyConfig, "steps", 0),
         (ProxyConfig, "step_share", 2.0),
-        (ProxyConfig, "confidence", 1.0),
+        (UpdateConfig, "layers", "middle"),
+        (UnlearnConfig, "views", 0),
         (ProxyConfig, "per_class", 0),
         (ProxyConfig, "oversample", 0.5),
         (SubspaceConfig, "energy", 0.0),
@@ -94,9 +95,7 @@ def test_adaptive_optimizers_and_weight_decay_are_refused_with_the_reason():
 
 
 def test_the_edges_of_every_range_are_admitted():
-    ProxyConfig(
-        eps=1.0, eps_start=1.0, hit_rate=1.0, margin=1.0, steps=1, step_share=1.0, confidence=None, oversample=1.0
-    )
+    ProxyConfig(eps=1.0, eps_start=1.0, hit_rate=1.0, margin=1.0, steps=1, step_share=1.0, oversample=1.0)
     SubspaceConfig(energy=1.0, merge_energy=1.0)
     LabelConfig(beta=0.0, cg_iterations=1)
     UpdateConfig(lr=None, momentum=0.0, forget_accuracy=0.0)
@@ -104,7 +103,7 @@ def test_the_edges_of_every_range_are_admitted():
 
 def test_every_stage_has_defaults_and_nothing_can_be_reassigned():
     config = UnlearnConfig()
-    assert {item.name for item in fields(config)} == {"proxies", "subspace", "labels", "update"}
+    assert {item.name for item in fields(config)} == {"proxies", "subspace", "labels", "update", "views"}
     with pytest.raises(FrozenInstanceError):
         config.update.lr = 0.1
 

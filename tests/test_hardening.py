@@ -28,10 +28,10 @@ def pair():
 
 def hits(model, images):
     targets = torch.arange(len(images)) % 3  # none of them the images' own class
-    moved = attack(
+    found = attack(
         model, images, targets, eps=RADIUS, config=ProxyConfig(norm="l2", steps=20), generator=generator_for(0)
     )
-    return (logits_of(model, moved).argmax(1) == targets).double().mean().item()
+    return (logits_of(model, found.images).argmax(1) == targets).double().mean().item()
 
 
 def test_a_hardened_net_is_fooled_less_often(pair):

@@ -46,7 +46,7 @@ def hardened(
         for batch in order.split(TRAINING.batch_size):
             away = sent(torch.randint(1, classes, (len(batch),), generator=generator), place)
             wrong = (labels[batch] + away) % classes
-            moved = attack(hard, images[batch], wrong, eps=radius, config=ATTACK, generator=generator)
+            moved = attack(hard, images[batch], wrong, eps=radius, config=ATTACK, generator=generator).images
             loss = F.cross_entropy(hard(moved), labels[batch])
             optimizer.zero_grad()
             loss.backward()
