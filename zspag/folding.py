@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from zspag.activations import CONVOLUTION_ARGUMENTS, CONVOLUTIONS, bind, holds_floats, tensors_in
-from zspag.runtime import frozen
+from zspag.runtime import channels_last, frozen
 
 NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 WORTH = 200  # passes of one image from which on folded norms save more than it takes to look for them
@@ -181,4 +181,4 @@ def _scaled(pair: Pair, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         shift = shift + pair.beta
     scaled = pair.weight * scale.view(-1, *(1,) * (pair.weight.dim() - 1))
     # A CPU convolves faster with channels innermost, and goes by the weight where the images do not say.
-    return scaled.contiguous(memory_format=torch.channels_last) if scaled.dim() == 4 else scaled, shift
+    return channels_last(scaled), shift

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zspag.config import UpdateConfig
 from zspag.influence import soft_cross_entropy
 from zspag.outcome import Epoch
-from zspag.projected_linear import ProjectedLinear
+from zspag.projected_inputs import ProjectedInputs
 from zspag.pseudo_labels import Relabel
 from zspag.runtime import channels_last, copied, evaluating, logits_of, sent
 from zspag.subspaces import Projector
@@ -207,7 +207,7 @@ def _fit_(
         if project is None:
             value = loss(changed, batch)
         else:
-            with ProjectedLinear(moving, project) as pass_:
+            with ProjectedInputs(moving, project) as pass_:
                 value = loss(changed, batch)
             done = pass_.done
         costs.append(value.detach())
