@@ -373,9 +373,7 @@ NETS: dict[str, Net] = {
         counts=_FOUR,
         **_SEEN,
     ),
-    "cifar10-vgg": Net(
-        "VGG without norm", vgg_without_norm, "none", "cifar10", train=_CIFAR, images=20000, counts=_FOUR, **_SEEN
-    ),
+    "cifar10-vgg": Net("VGG without norm", vgg_without_norm, "none", "cifar10", train=_CIFAR, images=20000, **_SEEN),
     "mnist-mlp": Net("MLP", mlp, "none", "mnist", train=_MNIST, images=30000, **_SEEN),
     "digits-conv": Net(
         "conv-conv-fc-fc",
@@ -415,9 +413,17 @@ NETS: dict[str, Net] = {
         CONFIRMATION,
         train=_MNIST,
         images=30000,
+        counts=_FOUR,
     ),
     "mnist-attention": Net(
-        "nn.MultiheadAttention", AttentionNet, "layer", "mnist", CONFIRMATION, train=_MNIST_ADAM, images=30000
+        "nn.MultiheadAttention",
+        AttentionNet,
+        "layer",
+        "mnist",
+        CONFIRMATION,
+        train=_MNIST_ADAM,
+        images=30000,
+        counts=_FOUR,
     ),
     "mnist-vit-tiny": Net(
         "timm vit_tiny (4 blocks)",
@@ -447,7 +453,6 @@ NETS: dict[str, Net] = {
         CONFIRMATION,
         train=_CIFAR_LONG,
         images=20000,
-        counts=_FOUR,
     ),
     "cifar10-mobilenetv3": Net(
         "timm mobilenetv3_small_050",
