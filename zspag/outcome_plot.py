@@ -72,7 +72,8 @@ def rates_tried(axis: Axes, report: dict[str, Any]) -> None:
     if chosen and chosen[0]["drift"] is not None:
         axis.plot(chosen[0]["lr"], chosen[0]["drift"], "o", color="black", markersize=15, markerfacecolor="none")
         axis.plot([], [], "o", color="black", markersize=9, markerfacecolor="none", label="chosen")
-    _plain_ticks(axis.xaxis)
+    _rate_ticks(axis, sorted({trial["lr"] for trial in trials}))
+    _drift_ticks(axis, drifts)
     _legend(axis)
 
 
@@ -166,3 +167,21 @@ def _plain_ticks(side: Axis) -> None:
 def _legend(axis: Axes, columns: int = 3) -> None:
     """Put the legend below the panel, where nothing is drawn."""
     axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=columns)
+
+
+def _rate_ticks(axis: Axes, rates: Sequence[float]) -> None:
+    """Label the rates that were tried, every second one where they are many."""
+    shown = rates[:: 1 + len(rates) // 8]
+    axis.set_xticks(shown, [f"{rate:g}" for rate in shown])
+    axis.set_xticks([], minor=True)
+
+
+def _drift_ticks(axis: Axes, drifts: Sequence[float]) -> None:
+    """Label three drifts, smallest to largest: within a decade a logarithmic axis labels none itself."""
+    positive = [drift for drift in drifts if drift > 0]
+    if not positive:
+        return
+    low, high = min(positive), max(positive)
+    shown = [low] if high < 1.1 * low else [low, (low * high) ** 0.5, high]
+    axis.set_yticks(shown, [f"{drift:.2g}" for drift in shown])
+    axis.set_yticks([], minor=True)
