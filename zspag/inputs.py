@@ -98,7 +98,10 @@ def _tensor(value: Any, what: str) -> Tensor:
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise ValueError(f"{what} must be a dense tensor that holds numbers, got {value.layout} on {value.device}")
-        return value.detach().as_subclass(Tensor)
+        wraps = (
+            type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__
+        )  # its data lie elsewhere: leave its class
+        return value.detach() if wraps else value.detach().as_subclass(Tensor)
     if isinstance(value, np.ma.MaskedArray):
         raise ValueError(f"{what} is a masked array: fill the masked entries first, for example with filled(0)")
     array = np.asarray(value)
