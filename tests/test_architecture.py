@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "progress": set(),
     "runtime": {"allocator", "surroundings"},
     "provenance": {"files"},
-    "proxies": {"config", "runtime", "folding"},
+    "proxies": {"config", "runtime", "folding", "progress"},
     "activations": {"runtime"},
     "folding": {"runtime", "activations"},
     "subspaces": {"config", "runtime", "activations"},

@@ -95,8 +95,9 @@ def axes(profile: Profile) -> dict[str, tuple[Variant, ...]]:
     proxies, subspace, labels = "unlearn.proxies.", "unlearn.subspace.", "unlearn.labels."
     radii = [part / 255 for part in (16, 32, 48, 64, 128, 255)]
     energies, betas = (0.8, 0.9, 0.95, 0.99, 0.995, 0.999), (0.0, 0.5, 2.0, 4.0)
-    wider, each = (proxies + "margin", 2.0), profile.unlearn.proxies.per_class
+    nearer, each = (proxies + "margin", 1.0), profile.unlearn.proxies.per_class
     counts = sorted({1, 3, 10, each, 2 * each})
+    every = ("unlearn.update.layers", "all")  # no other choice of layers is looked for
     whole = ("unlearn.update.ladder", profile.ladders.low)  # a whole gradient needs smaller rates
     widths = sorted({8 * max(1, math.ceil(profile.width * part / 8)) for part in (1 / 3, 2 / 3, 1, 3 / 2)})
     found = [
@@ -108,7 +109,7 @@ def axes(profile: Profile) -> dict[str, tuple[Variant, ...]]:
         _along("samples", "forget_samples", (1, 4, 16, 64, profile.forget_samples)),
         _along("energy", subspace + "energy", energies),
         tuple(_named("subspace", _SUBSPACES)),
-        tuple(Variant("layers", layers, layers=layers) for layers in LAYERS),
+        tuple(Variant("layers", layers, (every,), layers=layers) for layers in LAYERS),
         _along("labels", labels + "strategy", STRATEGIES),
         tuple(replace(variant, projected=False, changes=(*variant.changes, whole))
               for variant in _along("labels, not projected", labels + "strategy", STRATEGIES)),
@@ -117,9 +118,9 @@ def axes(profile: Profile) -> dict[str, tuple[Variant, ...]]:
         _along("solver", labels + "solver", ("identity", "kfac", "cg"), (labels + "strategy", "influence")),
         _along("rate", "unlearn.update.lr", profile.ladders.high[:6]),
         *(tuple(Variant(name, radius, changes, hardened=radius) for radius in (0.0, 0.1, 0.2))
-          for name, changes in (("hardened", ()), ("hardened, margin", (wider,)))),
+          for name, changes in (("hardened", ()), ("hardened, margin", (nearer,)))),
         _along("width", "width", widths),
-        _along("width, margin", "width", widths, wider),
+        _along("width, margin", "width", widths, nearer),
     ]  # fmt: skip
     return {axis[0].axis: _ends(axis) if profile.trial else axis for axis in found}
 

@@ -473,6 +473,14 @@ def _final_run(
     return runs[kept][1], failed
 
 
+def _why_frozen(name: str, frozen: Mapping[str, str], moved: Sequence[str], free: Mapping[str, int]) -> str:
+    if name in frozen:
+        return frozen[name]
+    if name not in moved:
+        return "not among the layers that were chosen"
+    return "" if free[name] else "the proxies leave no direction free"
+
+
 def _layers(
     model: nn.Module, project: Projector, folds: Sequence[Fold], frozen: Mapping[str, str], moved: Sequence[str]
 ) -> tuple[Layer, ...]:
@@ -487,8 +495,8 @@ def _layers(
             free=free[name],
             leak=sum(leak[name] for leak in leaks) / len(leaks),
             free_share=sum(share[name] for share in forgets) / len(forgets),
-            moved=name in moved,
-            reason="" if name in moved else frozen.get(name, "not among the layers that were chosen"),
+            moved=name in moved and free[name] > 0,
+            reason=_why_frozen(name, frozen, moved, free),
         )
         for name, (_, matrix) in project.factors.items()
     ]

@@ -18,11 +18,13 @@ from zspag.checks import Preflight, preflight, unsound
 from zspag.classifiers import cast_back, classifier, own_model, place_of, working_copy
 from zspag.config import UnlearnConfig
 from zspag.inputs import ForgetSet, forget_set
+from zspag.material import prepare
 from zspag.outcome import Epoch, Report, Trial
 from zspag.profiles import LADDERS
 from zspag.runtime import channels_last, generator_for, logits_of
+from zspag.sgd import Ladder
 from zspag.surroundings import plain_layout, surroundings
-from zspag.unlearning import Ladder, Unlearned, prepare, zero_shot_unlearn
+from zspag.unlearning import Unlearned, zero_shot_unlearn
 
 
 def unlearn_by(

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from zspag.config import ProxyConfig
 from zspag.folding import norm_pairs, norms_folded
+from zspag.progress import step
 from zspag.runtime import chunks, frozen, logits_of, sent
 
 MOST_PROBES = 20  # forget samples per class that the search for a radius attacks at most
@@ -126,7 +127,11 @@ def attack(
     if start is None:
         start = _start(images, eps=eps, config=config, generator=generator)
     with frozen(model), norms_folded(norm_pairs(model, images, passes=2 * config.steps)):
-        parts = [_attack_chunk(model, *part, eps=eps, config=config) for part in chunks(images, start, targets)]
+        parts, done = [], 0
+        for part in chunks(images, start, targets):
+            parts.append(_attack_chunk(model, *part, eps=eps, config=config))
+            done += len(part[0])
+            step("attack", done, len(images))
     best, margins = zip(*parts, strict=True)
     return Attacked(torch.cat(best), torch.cat(margins))
 
@@ -148,16 +153,16 @@ def _attack_chunk(
     """
     best = moving
     highest = torch.full((len(moving),), -torch.inf, dtype=moving.dtype, device=moving.device)
-    for step in range(config.steps + 1):
-        x = moving.detach().requires_grad_(step < config.steps)
+    for done in range(config.steps + 1):
+        x = moving.detach().requires_grad_(done < config.steps)
         logits = model(x)
         margins = margins_of(logits.detach(), targets)
         better = margins > highest
         best, highest = torch.where(_beside(better, x), x.detach(), best), torch.where(better, margins, highest)
-        if step == config.steps:
+        if done == config.steps:
             break
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, targets, reduction="sum"), x)
-        length = eps * config.step_share * (1 - step / config.steps)
+        length = eps * config.step_share * (1 - done / config.steps)
         moving = _into_ball(
             _descended(moving, gradient, length=length, norm=config.norm), origin, eps=eps, norm=config.norm
         )

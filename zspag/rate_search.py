@@ -95,8 +95,8 @@ def search_rate(attempt: Callable[[float], Trial], *, start: int) -> Search:
     while not at(rate).forgot and tried[rate].forget_accuracy is not None and rate < LARGEST:
         rate += 1
     if tried[rate].forget_accuracy is None:  # ruined: only below can there be a rate that forgets
-        while not at(rate).forgot and rate > SMALLEST:
-            rate -= 1
+        while at(rate).forget_accuracy is None and rate > SMALLEST:
+            rate -= 1  # up to the first sound one: if that does not forget, a gentler one forgets even less
     while rate > SMALLEST and at(rate - 1).forgot:
         rate -= 1
     while (best := _best(tried)) is not None and best == max(tried) and best < LARGEST:
