@@ -1,6 +1,9 @@
 """ZS-PAG and its ablations: other labels, other subspaces, no projection.
 
-Invariant: each differs from "zs_pag" in the one thing it is named after, and draws as much from the generator.
+Label variants are calibrated as "zs_pag" is. Controls of the subspace fit the same views and labels with all layers, at
+the rates of a ladder, of which the first that forgets is taken: what curves over rates compare.
+
+Invariant: each differs in the one thing it is named after, and draws as much from the generator.
 """
 
 from collections.abc import Callable
@@ -14,7 +17,7 @@ from zspag.calibration import fit_views, unlearn_with
 from zspag.config import UnlearnConfig
 from zspag.material import Material
 from zspag.pseudo_labels import relabeler
-from zspag.runtime import generator_for
+from zspag.runtime import channels_last, generator_for
 from zspag.sgd import Ladder, climb, fit_labels
 from zspag.subspaces import (
     Projector,
@@ -42,61 +45,57 @@ def _fit(
     generator: torch.Generator,
     material: Material,
     project: Projector | None,
-    strategy: str | None = None,
+    views: bool = True,
 ) -> Ladder:
-    """Fit pseudo-labels of ``strategy`` (the configured one if None) with or without a projector."""
+    """Fit the configured pseudo-labels in all layers at every rate of the ladder, with or without projector and views."""
     seed, names = seed_of(generator), material.names
-    labels = config.labels if strategy is None else replace(config.labels, strategy=strategy)
+    images, labels = forget_images, forget_labels
+    if views:
+        images = channels_last(material.views.images)
+        labels = forget_labels[material.views.sources.to(forget_labels.device)]
     relabel = relabeler(
-        model, forget_images, forget=forget_classes(forget_labels), proxies=material.proxies,
-        moments=averaged(material.moments), projector=project, names=names, config=labels,
+        model, images, forget=forget_classes(forget_labels), proxies=material.proxies,
+        moments=averaged(material.moments), projector=project, names=names, config=config.labels,
         generator=generator_for(seed, "labels"),
     )  # fmt: skip
     return climb(
         lambda lr: fit_labels(
-            model, forget_images, forget_labels, relabel=relabel, project=project, names=names,
+            model, images, labels, relabel=relabel, project=project, names=names,
             update=replace(config.update, lr=lr), generator=generator_for(seed, "update"),
         ),
         update=config.update,
     )  # fmt: skip
 
 
-def _zs_pag(strategy: str | None) -> Run:
-    """ZS-PAG with the configured labels, or with those of ``strategy``."""
+def _calibrated(strategy: str | None) -> Run:
+    """ZS-PAG as ``zero_shot_unlearn`` runs it, with the configured labels or with those of ``strategy``.
+
+    Layers and rate are chosen on held-out halves of the forget set. Where curves are wanted (``whole_ladder``), the
+    chosen layers are run at every rate of the ladder, too.
+    """
 
     def run(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
             config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
-        project = projector(material.moments, config=config.subspace)
-        return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                    project=project, strategy=strategy)  # fmt: skip
+        seed, forget = seed_of(generator), forget_classes(forget_labels)
+        labels = config.labels if strategy is None else replace(config.labels, strategy=strategy)
+        config = replace(config, labels=labels)
+        searched = replace(config, update=replace(config.update, lr=None))
+        made = unlearn_with(model, forget_labels, material, forget=forget, config=searched, seed=seed)
+        runs = [made.run]
+        if config.update.whole_ladder:
+            rates = [lr for lr in config.update.ladder if lr != made.run.lr]
+            runs += [fit_views(model, forget_labels, material, made, lr=lr, config=config, seed=seed) for lr in rates]
+        runs.sort(key=lambda one: one.lr)
+        return Ladder(tuple(runs), runs.index(made.run))
 
     return run
-
-
-def calibrated(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-               config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
-    """ZS-PAG as ``zero_shot_unlearn`` runs it: layers and rate chosen on held-out halves of the forget set.
-
-    Where curves are wanted (``whole_ladder``), the chosen layers are run at every rate of the ladder, too.
-    """
-    seed = seed_of(generator)
-    searched = replace(config, update=replace(config.update, lr=None))
-    made = unlearn_with(
-        model, forget_labels, material, forget=forget_classes(forget_labels), config=searched, seed=seed
-    )
-    runs = [made.run]
-    if config.update.whole_ladder:
-        rates = [lr for lr in config.update.ladder if lr != made.run.lr]
-        runs += [fit_views(model, forget_labels, material, made, lr=lr, config=config, seed=seed) for lr in rates]
-    runs.sort(key=lambda run: run.lr)
-    return Ladder(tuple(runs), runs.index(made.run))
 
 
 def fixed(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
           config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
     """ZS-PAG as it was before the calibration: all layers, no views, the first rate from ``OLD_RATE`` that forgets."""
     ladder = _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                  project=projector(material.moments, config=config.subspace))  # fmt: skip
+                  project=projector(material.moments, config=config.subspace), views=False)  # fmt: skip
     target = config.update.forget_accuracy
     allowed = [index for index, run in enumerate(ladder.runs) if run.lr >= OLD_RATE] or [ladder.chosen]
     return Ladder(ladder.runs, next((index for index in allowed if ladder.runs[index].reached(target)), allowed[-1]))
@@ -167,13 +166,13 @@ def _projected(title: str, run: Run, reference: str, ladder: str = "high") -> Me
 
 
 METHODS: dict[str, Method] = {
-    "zs_pag": _projected("ZS-PAG", calibrated, _OURS),
+    "zs_pag": _projected("ZS-PAG", _calibrated(None), _OURS),
     "zs_pag_fixed": _projected("ZS-PAG, not calibrated", fixed, "control"),
     "unprojected": _projected("ZS-PAG without projection", unprojected, "control", "low"),
-    "process_labels": _projected("ZS-PAG, influence labels", _zs_pag("process"), _OURS),
-    "influence_labels": _projected("ZS-PAG, labels tilted once", _zs_pag("influence"), "control"),
-    "second_best_labels": _projected("ZS-PAG, second-best labels", _zs_pag("second_best"), "control"),
-    "random_labels": _projected("ZS-PAG, random labels", _zs_pag("random"), "control"),
+    "process_labels": _projected("ZS-PAG, influence labels", _calibrated("process"), _OURS),
+    "influence_labels": _projected("ZS-PAG, labels tilted once", _calibrated("influence"), "control"),
+    "second_best_labels": _projected("ZS-PAG, second-best labels", _calibrated("second_best"), "control"),
+    "random_labels": _projected("ZS-PAG, random labels", _calibrated("random"), "control"),
     "forget_subspace": _projected("subspace of forget samples", _in_subspace(forget_subspace), "control"),
     "noise_subspace": _projected("subspace of noise", _in_subspace(noise_subspace), "control", "middle"),
     "random_subspace": _projected("random subspace", _in_subspace(random_subspace), "control", "low"),
