@@ -1,13 +1,15 @@
 """The zoo: its nets, its rate rule, its judge, and a table in which what failed is said to fail."""
 
 import math
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.external import originals, rows
+from benchmarks.external import choices, originals, rows
 from benchmarks.external.__main__ import main
 from benchmarks.external.arms import ARMS, Outcome
 from benchmarks.external.bars import (
@@ -21,15 +23,18 @@ from benchmarks.external.bars import (
     time_bars,
     unseen_bars,
 )
+from benchmarks.external.choices import VARIANTS, run_variant
 from benchmarks.external.controls import control
 from benchmarks.external.measures import Judge
 from benchmarks.external.nets import CONFIRMATION, DEVELOPMENT, NETS, LeNet, Net
 from benchmarks.external.old import Child, finite
 from benchmarks.external.old import main as answer_jobs
-from benchmarks.external.table import page, write_table
-from zspag.config import TrainConfig
+from benchmarks.external.table import choices_page, page, write_choices, write_table
+from zspag import calibration, proxies, zero_shot_unlearn
+from zspag.config import ProxyConfig, TrainConfig, to_dict
 from zspag.data.splits import Split, assemble
 from zspag.files import read_json
+from zspag.outcome import Trial
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "digits": (1, 8, 8), "orl-faces": (1, 48, 48)}
@@ -411,3 +416,145 @@ def test_the_page_says_where_rows_of_different_code_stand_together():
 def test_a_table_without_rows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="run `python -m benchmarks.external rows` first"):
         write_table([], target=tmp_path)
+
+
+# --- variants -------------------------------------------------------------------------------------------------------
+
+SAID = pytest.mark.filterwarnings("ignore:not reached", "ignore:the search for a rate ended", "ignore:not forgotten")
+
+
+def options(config, prefix=""):
+    """All options of a configuration, by their full name."""
+    found = {}
+    for name, value in config.items():
+        found |= options(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "defaults"])
+def test_a_variant_differs_in_one_thing(name):
+    variant, beside = VARIANTS[name], VARIANTS[VARIANTS[name].against]
+    own, other = options(to_dict(variant.config)), options(to_dict(beside.config))
+    things = [key for key in own if own[key] != other[key]]
+    things += [variant.method] if variant.method != beside.method else list(variant.swaps)
+    assert len(things) == 1
+
+
+@SAID
+def test_the_defaults_are_the_call_itself(tiny):
+    forget = originals.forget_set(tiny, 1, 4)
+    ours = zero_shot_unlearn(tiny.model, originals.on("cpu", forget.images), forget.labels, progress=False)
+    made = run_variant("defaults", tiny, forget, device="cpu")
+    assert originals.weights_hash(made.model.state_dict()) == originals.weights_hash(ours.open_model.state_dict())
+    assert made.report["lr"] == ours.report.lr
+    assert made.report["processor_seconds"] > 0
+
+
+@pytest.mark.parametrize("name", ["last_iterate", "least_radius", "confident", "one_layer", "first_rate", "fixed"])
+@SAID
+def test_what_is_exchanged_is_in_use_and_put_back(tiny, monkeypatch, name):
+    (place, stand_in), *others = VARIANTS[name].swaps.items()
+    assert not others
+    module, attribute = place.rsplit(".", 1)
+    before = getattr(import_module(module), attribute)
+    used = []
+    if callable(stand_in):
+        noted = {place: lambda *args, **options: (used.append(1), stand_in(*args, **options))[1]}
+        monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], swaps=noted))
+    made = run_variant(name, tiny, originals.forget_set(tiny, 1, 4), device="cpu")
+    assert made.model is not tiny.model
+    assert bool(used) == callable(stand_in)
+    assert getattr(import_module(module), attribute) is before
+    if name == "fixed":
+        assert [trial["lr"] for trial in made.report["tried"]] == list(choices.LADDER)[: len(made.report["tried"])]
+
+
+def test_proxies_of_the_least_radius_and_confident_judges_are_one_set(tiny):
+    images = originals.on("cpu", originals.forget_set(tiny, 1, 4).images)
+    asked = {"retained": [0, 2], "config": ProxyConfig(per_class=4)}
+    plain, least, sure = (
+        make(tiny.model, images, generator=torch.Generator().manual_seed(0), **asked)
+        for make in (proxies.generate, choices.least_radius, choices.confident)
+    )
+    assert torch.equal(least.images, plain.barely)
+    assert torch.equal(sure.barely, plain.images)
+    assert not torch.equal(plain.images, plain.barely)
+
+
+def test_the_old_attack_stays_in_its_ball_and_ends_where_its_last_step_leads(tiny):
+    images = originals.on("cpu", originals.forget_set(tiny, 1, 4).images)
+    targets, asked = torch.zeros(4, dtype=torch.long), {"eps": 0.2, "config": ProxyConfig(steps=7)}
+    old, new = (
+        attack(tiny.model, images, targets, generator=torch.Generator().manual_seed(0), **asked)
+        for attack in (choices.last_iterate, proxies.attack)
+    )
+    assert (old.images - images).flatten(1).norm(dim=1).max() <= 0.2 * math.sqrt(4) + 1e-6
+    assert ((old.images >= 0) & (old.images <= 1)).all()
+    assert not torch.equal(old.images, new.images)
+    torch.testing.assert_close(old.margins, proxies.margins_of(tiny.model(old.images), targets).detach())
+
+
+def test_folds_of_the_same_sources_exchange_what_they_are_judged_by(monkeypatch):
+    folds = [
+        calibration.Fold(torch.zeros(1), torch.zeros(1), torch.zeros(1), None, torch.full((1,), own), torch.zeros(1))
+        for own in (0.0, 1.0)
+    ]
+    monkeypatch.setattr(choices, "make_folds", lambda: folds)
+    assert [fold.barely.item() for fold in choices.same_sources()] == [1.0, 0.0]
+
+
+def test_the_first_rate_that_forgets_ends_the_climb():
+    def attempt(lr):
+        return Trial(layers="all", lr=lr, forget_accuracy=0.0, drift=0.0, forgot=lr >= 0.01, seconds=0.0)
+
+    found = choices.first_rate(attempt, start=0)
+    assert [trial.lr for trial in found.trials] == [0.001, 0.003, 0.01]
+    assert (found.best, found.at_edge) == (2, False)
+
+
+@SAID
+def test_the_command_makes_rows_of_variants_and_a_page(tiny, capsys):
+    asked = ["choices", "--nets", "tiny", "--variants", "fixed,closed", "--device", "cpu"]
+    assert main(asked) == 0
+    assert capsys.readouterr().out.count(": made") == 2
+    assert main(asked) == 0
+    assert ": made" not in capsys.readouterr().out
+    found = {one["arm"]: one for one in rows.load_rows(choices.folder())}
+    assert found["closed"]["measures"]["lost_points"] == 0
+    assert found["fixed"]["report"]["tried"]
+
+
+def choice(variant, label=0, *, lost=0.0, drift=0.001, unseen=0.0, error=None, processor=2.0):
+    """A row of a variant as ``make_choice`` writes it."""
+    report = {
+        "hits": {"1": 1.0, "2": 0.9},
+        "seconds": {"proxies": 1.0, "calibration": 3.0},
+        "drift": 0.0005,
+        "chosen": "all",
+        "lr": 0.03,
+        "at_edge": False,
+        "processor_seconds": processor,
+    }
+    made = row(arm=variant, label=label, samples=20, lost=lost, drift=drift, unseen=unseen, error=error)
+    return made | {"report": {} if error else report}
+
+
+def test_the_page_of_variants_compares_case_by_case_and_names_failures(tmp_path):
+    made = [
+        choice("defaults"),
+        choice("defaults", 3),
+        choice("margin_1", lost=2.0, drift=0.002, processor=1.0),
+        choice("margin_1", 3, lost=-1.0, drift=0.008, processor=1.0),
+        choice("last_iterate", lost=7.0, drift=0.02),
+        choice("linf", error="ValueError: no | sample reached class 2"),
+    ]
+    text = write_choices(made, target=tmp_path)
+    assert text == (tmp_path / "CHOICES.md").read_text() == choices_page(made)
+    lines = {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in text.splitlines()[10:20]}
+    assert lines["margin 1"][1:6] == ["defaults", "2", "0", "+0.50", "+2.00"]
+    assert lines["margin 1"][9:11] == ["4", "0.5"]  # sqrt(2 * 8) times the drift, half of the time
+    assert lines["constant steps, last iterate, margin 1"][9] == "10"  # beside margin 1, in the case that both have
+    assert "**margin 1** beside defaults, 2 cases: more points lost in 1 and fewer in 1;" in text
+    assert "ValueError: no / sample reached class 2" in text
+    assert "Missing rows: 2." in text
+    assert len(read_json(tmp_path / "choices.json")["rows"]) == len(made)

@@ -1,11 +1,12 @@
-"""``python -m benchmarks.external``: train the zoo, make its rows, time it, write its table."""
+"""``python -m benchmarks.external``: train the zoo, make its rows and those of variants, time it, write its tables."""
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from benchmarks.external.arms import ARMS
+from benchmarks.external.choices import CHOSEN, VARIANTS
 from benchmarks.external.nets import NETS
 from zspag.runtime import pick_device, threads
 
@@ -24,6 +25,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("train", "train every net once"),
         ("rows", "make the rows that are missing or older than the code"),
         ("time", "time the defaults against those of fa40f86, in turn"),
+        ("choices", "make the rows of variants of the method, on development nets"),
         ("table", "write results/external from the rows"),
     ):
         command = commands.add_parser(name, help=help_text)
@@ -31,11 +33,14 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
             continue
         command.add_argument("--nets", type=_names(NETS), default=None, help="comma-separated; all without it")
         command.add_argument("--data", help="folder of the data sets (else ZSPAG_DATA, or data/)")
-        command.add_argument("--threads", type=int, default={"train": 1, "rows": 1, "time": 2}[name])
+        command.add_argument("--threads", type=int, default=2 if name == "time" else 1)
         command.add_argument("--device", default=None, help="cpu or cuda; the GPU where there is one")
         if name == "rows":
             command.add_argument("--arms", type=_names(ARMS), default=list(ARMS), help="comma-separated")
             command.add_argument("--counts", type=_counts, default=None, help="comma-separated, such as 20,200,all")
+        if name == "choices":
+            command.add_argument("--variants", type=_names(VARIANTS), default=list(VARIANTS), help="comma-separated")
+        if name in ("rows", "choices"):
             command.add_argument("--workers", type=int, default=1, help="processes, each with --threads threads")
         if name == "time":
             command.add_argument("--repeats", type=int, default=3, help="runs of each side, in turn")
@@ -60,9 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 1 where a row or a training failed."""
     options = parsed(arguments)
     if options.command == "table":
+        from benchmarks.external import choices
         from benchmarks.external.rows import load_rows
-        from benchmarks.external.table import folder, recorded_timing, write_table
+        from benchmarks.external.table import folder, recorded_timing, write_choices, write_table
 
+        if compared := load_rows(choices.folder()):
+            write_choices(compared)
+            say(f"wrote {folder() / 'CHOICES.md'}")
         write_table(load_rows(), timing=recorded_timing())
         say(f"wrote {folder() / 'README.md'}")
         return 0
@@ -78,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for side, error in entry["errors"].items():
                 say(f"  {side} failed: {error}")
         return 0
-    names = options.nets or list(NETS)
+    names = options.nets or list(CHOSEN if options.command == "choices" else NETS)
     return _train(names, options.threads, device) if options.command == "train" else _rows(names, options, device)
 
 
@@ -97,15 +106,22 @@ def _train(names: Sequence[str], count: int, device: str) -> int:
 
 
 def _rows(names: Sequence[str], options: argparse.Namespace, device: str) -> int:
+    from benchmarks.external import choices
     from benchmarks.external.originals import train_original
-    from benchmarks.external.rows import jobs, make_rows
+    from benchmarks.external.rows import Job, jobs, make_rows
 
     with threads(options.threads):
         for name in names:
             train_original(name, device=device)  # before the processes start, so that no two train the same net
-    todo = jobs(names, options.arms, counts=options.counts, device=device, threads=options.threads)
+    made_rows: Iterator[tuple[Job, bool | Exception]]
+    if options.command == "choices":
+        variants = choices.jobs(names, options.variants, device=device, threads=options.threads)
+        made_rows = choices.make_choices(variants, workers=options.workers)
+    else:
+        todo = jobs(names, options.arms, counts=options.counts, device=device, threads=options.threads)
+        made_rows = make_rows(todo, workers=options.workers)
     failed = 0
-    for job, made in make_rows(todo, workers=options.workers):
+    for job, made in made_rows:
         if isinstance(made, Exception):
             failed = 1
             say(f"{job.path.stem}: no row, {type(made).__name__}: {made}")

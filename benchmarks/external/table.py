@@ -1,11 +1,11 @@
-"""``results/external``: ``zoo.json`` with every row, and a README that is written from it.
+"""``results/external``: every row as JSON, of the zoo and of the variants, and a page that is written from each.
 
-Invariant: the page holds no number that was typed; what failed stands in it.
+Invariant: the pages hold no number that was typed; what failed stands in them.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +18,7 @@ from benchmarks.external.bars import (
     Row,
     all_bars,
     arm_rows,
+    case,
     drifts,
     falsely_reached,
     percent,
@@ -27,6 +28,7 @@ from benchmarks.external.bars import (
     values,
     worse_than_old,
 )
+from benchmarks.external.choices import VARIANTS
 from benchmarks.external.nets import CONFIRMATION, DEVELOPMENT, NETS
 from zspag.files import plain, read_json, repository_root, write_json
 
@@ -339,10 +341,10 @@ def cases(chosen: Sequence[Row], say: Callable[[Row], str], what: str) -> str:
     return table(["net", "class", "images", "arm", what], body)
 
 
-def origin(rows: Sequence[Row]) -> str:
-    """Return what made the rows, and say so where an arm holds rows of different code."""
+def origin(rows: Sequence[Row], titles: Mapping[str, str] = ARMS) -> str:
+    """Return what made the rows of each arm, and say so where an arm holds rows of different code."""
     body = []
-    for arm, title in ARMS.items():
+    for arm, title in titles.items():
         own = arm_rows(rows, arm)
         if own:
             states = Counter(
@@ -357,3 +359,155 @@ def origin(rows: Sequence[Row]) -> str:
     if mends:
         text += "\n\nMended for fa40f86, which fails otherwise: " + "; ".join(mends) + "."
     return text
+
+
+def write_choices(rows: Sequence[Row], *, target: Path | None = None) -> str:
+    """Write ``choices.json`` and ``CHOICES.md``, and return the text of the page."""
+    target = target or folder()
+    titles = {name: {"title": one.title, "against": one.against} for name, one in VARIANTS.items()}
+    content = {"schema": 1, "goal": GOAL, "variants": titles, "rows": list(rows)}
+    write_json(target / "choices.json", plain(content, "choices"))
+    text = choices_page(rows)
+    (target / "CHOICES.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def choices_page(rows: Sequence[Row]) -> str:
+    """Return the page of the variants in Markdown."""
+    known = [row for row in rows if row["arm"] in VARIANTS]
+    present = [name for name in VARIANTS if arm_rows(known, name)]
+    nets = [name for name in NETS if any(row["net"] == name for row in known)]
+    asked = {case(row) for row in known}
+    parts = [
+        "# Every part beside its absence",
+        "Written by `python -m benchmarks.external table` from the rows in `choices.json`. Do not edit it.",
+        f"Each variant differs in one thing from the one it stands *beside*. Development nets: {', '.join(nets)}."
+        f" Cases (net and forget class): {len(asked)}. Models are open, except for the original with its row closed."
+        " The words are those of the [zoo](README.md).",
+        "## Variants",
+        "Ratios are geometric means over the cases that both have; *time* is that of the processor. *Falsely* counts"
+        " runs that say reached and are wrong by more than ten points on unseen images.",
+        variants_table(known, present),
+        "## Case by case",
+        "\n".join(f"* {compared(known, name)}" for name in present if name != VARIANTS[name].against),
+        "## What the runs say themselves",
+        "Medians; the hit rate is that of the worst class. *Underrated* is the geometric mean of drift on retained"
+        " test images over damage on held-out proxies.",
+        said_table(known, present),
+        "## Points lost, the worse class of each net",
+        table(["variant", *nets], [[VARIANTS[name].title, *worst_of(arm_rows(known, name), nets)] for name in present]),
+        "## Failed or missing",
+        table(
+            ["net", "class", "variant", "error"],
+            [[*case(row)[:2], VARIANTS[row["arm"]].title, first_words(row)] for row in known if row["error"]],
+        ),
+        f"Missing rows: {len(asked) * len(present) - len(known)}.",
+        "## What these rows are",
+        origin(known, {name: VARIANTS[name].title for name in present}),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def pairs(rows: Sequence[Row], name: str) -> list[tuple[Row, Row]]:
+    """Return the sound rows of a variant, each with that of the variant it stands beside."""
+    beside = {case(row): row for row in sound(arm_rows(rows, VARIANTS[name].against))}
+    return [(row, beside[case(row)]) for row in sound(arm_rows(rows, name)) if case(row) in beside]
+
+
+def geometric(found: Sequence[tuple[float | None, float | None]]) -> float:
+    """Return the geometric mean of ratios a / b; pairs without a positive b are left out, an absent a is infinite."""
+    logs = [math.log(math.inf if a is None else max(a, 1e-12)) - math.log(b) for a, b in found if b]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+
+
+def times(value: float) -> str:
+    """Return a ratio with two significant digits."""
+    return number(value, nats)
+
+
+def variants_table(rows: Sequence[Row], present: Sequence[str]) -> str:
+    """Return one line per variant: what it loses, leaves and costs."""
+    body = []
+    for name in present:
+        own, both = arm_rows(rows, name), pairs(rows, name)
+        lost, unseen, drift = (values(own, measure) for measure in ("lost_points", "forget_unseen", "drift"))
+        says = [row for row in sound(own) if row["reached"] is not None]
+        body.append(
+            [
+                VARIANTS[name].title,
+                VARIANTS[VARIANTS[name].against].title,
+                len(own),
+                len(own) - len(sound(own)),
+                number(middle(lost), points),
+                number(most(lost), points),
+                number(middle(unseen), percent),
+                number(most(unseen), percent),
+                number(middle(drift), nats),
+                times(geometric([(a["measures"]["drift"], b["measures"]["drift"]) for a, b in both])),
+                times(geometric([(worked(a), worked(b)) for a, b in both if worked(a)])),
+                f"{sum(row['reached'] for row in says)} of {len(says)}" if says else "-",
+                sum(falsely_reached(row, goal=GOAL) for row in own) if says else "-",
+            ]
+        )
+    head = ["variant", "beside", "n", "failed", "lost, median", "lost, worst", "unseen, median", "unseen, worst"]
+    return table([*head, "drift, median", "drift ratio", "time ratio", "reached", "falsely"], body)
+
+
+def worked(row: Row) -> float | None:
+    """Return the processor seconds of a row, if it has any."""
+    found: float | None = row["report"].get("processor_seconds")
+    return found
+
+
+def compared(rows: Sequence[Row], name: str) -> str:
+    """Return one sentence on where a variant does more harm, or leaves more, than what it stands beside."""
+    both = pairs(rows, name)
+
+    def counts(measure: str) -> tuple[int, int]:
+        each = [(a["measures"][measure], b["measures"][measure]) for a, b in both]
+        return sum(a > b for a, b in each), sum(a < b for a, b in each)
+
+    (more, less), (left, gone) = counts("lost_points"), counts("forget_unseen")
+    return (
+        f"**{VARIANTS[name].title}** beside {VARIANTS[VARIANTS[name].against].title}, {len(both)} cases: more points"
+        f" lost in {more} and fewer in {less}; more of the class left in {left} and less in {gone}."
+    )
+
+
+def said_table(rows: Sequence[Row], present: Sequence[str]) -> str:
+    """Return one line per variant: what its reports say of attack, calibration and held-out damage."""
+    body = []
+    for name in present:
+        own = [row for row in sound(arm_rows(rows, name)) if row["report"]]
+        if not own:
+            continue
+        reports = [row["report"] for row in own]
+        hits = [min(one["hits"].values()) for one in reports if one["hits"]]
+        seconds = {
+            part: [one["seconds"][part] for one in reports if part in one["seconds"]]
+            for part in ("proxies", "calibration")
+        }
+        damage = [one["drift"] for one in reports if one["drift"] is not None]
+        underrated = geometric([(row["measures"]["drift"], row["report"]["drift"]) for row in own])
+        chosen = Counter(one["chosen"] for one in reports)
+        rates = sorted(one["lr"] for one in reports)
+        body.append(
+            [
+                VARIANTS[name].title,
+                number(middle(hits), percent),
+                *(number(middle(seconds[part]), lambda value: f"{value:.1f}") for part in seconds),
+                number(middle(damage), nats),
+                times(underrated),
+                ", ".join(f"{layers} {count}" for layers, count in chosen.most_common()),
+                f"{rates[0]:g} to {rates[-1]:g}",
+                sum(one["at_edge"] for one in reports),
+            ]
+        )
+    head = ["variant", "hit rate", "attack, s", "calibration, s", "held-out damage", "underrated", "layers", "rates"]
+    return table([*head, "at edge"], body)
+
+
+def worst_of(rows: Sequence[Row], nets: Sequence[str]) -> list[str]:
+    """Return the most points lost on each net."""
+    each = [[row for row in rows if row["net"] == net] for net in nets]
+    return [number(most(values(own, "lost_points")), points) if own else "" for own in each]
