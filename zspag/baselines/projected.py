@@ -47,7 +47,7 @@ def _fit(
     project: Projector | None,
     views: bool = True,
 ) -> Ladder:
-    """Fit the configured pseudo-labels in all layers at every rate of the ladder, projected or not, with views or not."""
+    """Fit the configured pseudo-labels at every rate of the ladder: all layers, projected or not, views or not."""
     seed, names = seed_of(generator), material.names
     images, labels = forget_images, forget_labels
     if views:
