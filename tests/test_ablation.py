@@ -88,9 +88,9 @@ def test_the_profile_as_it_is_gives_what_a_user_gets():
     assert {name: row[name] for name in SCORES} == {name: getattr(scores, name) for name in SCORES}
     assert (row["lr"], row["eps"]) == (result.report.lr, result.report.eps)
     assert (row["reached"], row["failed"]) == (result.report.reached, "")
-    pooled = material_of(CASE).moments.pooled.second
-    shares = [free / pooled[name].shape[1] for name, free in result.report.free_dimension.items()]
-    assert row["free"] == pytest.approx(sum(shares) / len(shares))
+    pooled, layers = material_of(CASE).moments.pooled.second, result.report.layers
+    assert {one.name: one.dimension for one in layers} == {name: second.shape[1] for name, second in pooled.items()}
+    assert row["free"] == pytest.approx(sum(one.free / one.dimension for one in layers if one.moved) / len(layers))
 
 
 def test_its_scores_do_not_read_the_retrained_model():

@@ -16,6 +16,7 @@ from zspag.models import build
 from zspag.proxies import ProxySet
 from zspag.runtime import generator_for, logits_of
 from zspag.subspaces import folded, second_moments
+from zspag.views import Views
 
 
 def linear(weight, bias, *, dtype=torch.float64):
@@ -92,8 +93,10 @@ NETS = {
 
 def prepared(model, images):
     """The least material: what the method asks it for is the name of the last layer."""
-    proxies = ProxySet(images, torch.zeros(len(images), dtype=torch.long), torch.arange(len(images)), {}, 0.1)
-    return Material(proxies, folded([second_moments(model, images)], classes=1, merge_at=None), {})
+    order = torch.arange(len(images))
+    proxies = ProxySet(images, torch.zeros_like(order), order, {}, 0.1, barely=images)
+    moments = folded([second_moments(model, images)], classes=1, merge_at=None)
+    return Material(Views(images, order, ()), proxies, moments, order % 2, (moments.pooled, moments.pooled), {})
 
 
 @pytest.mark.parametrize("net", NETS)
