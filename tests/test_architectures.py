@@ -17,6 +17,7 @@ from zspag.activations import as_blocks, watching
 from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.influence import label_scores
 from zspag.models import ARCHITECTURES, build
+from zspag.rate_search import LARGEST, SMALLEST, rate_at
 from zspag.subspaces import by_energy, hard_projector, second_moments
 
 CLASSES, CHANNELS, FORGET = 4, 2, 2
@@ -31,6 +32,7 @@ SETTINGS = {  # image size and width
     "vit": (12, 16),
 }
 FROZEN = {"vit": {"1.class_token": "used by expand", "1.encoder.pos_embedding": "used by add"}}
+RATES = [rate_at(place) for place in range(SMALLEST, LARGEST + 1)]
 NETS = pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
 
 
@@ -181,7 +183,7 @@ CONFIG = UnlearnConfig(
     proxies=ProxyConfig(eps=0.5, steps=10, per_class=6),
     subspace=SubspaceConfig(energy=0.9),
     labels=LabelConfig(strategy="process"),
-    update=UpdateConfig(ladder=(0.01, 0.1, 1.0, 10.0), epochs=4, batch_size=6, min_steps=2, give_up=1.0),
+    update=UpdateConfig(layers="all", epochs=4, batch_size=6, min_steps=2, give_up=1.0),
 )
 
 
@@ -220,26 +222,46 @@ def test_the_method_runs_on_every_architecture_and_moves_nothing_it_must_not(arc
     for layer in changing:
         layer.register_forward_pre_hook(lambda module, _: seen.append(module.training))
     before = reference.state_of(net)
-    images, labels = blobs(arch, 8, [FORGET])
+    images, labels = blobs(arch, 16, [FORGET])
     result = zero_shot_unlearn(net, images, labels, num_classes=CLASSES, config=CONFIG)
 
     reference.assert_same_state(before, reference.state_of(net))
-    after = reference.state_of(result.model)
-    assert after["modes"] == before["modes"]
+    after, closed = reference.state_of(result.open_model), reference.state_of(result.model)
+    assert after["modes"] == closed["modes"] == before["modes"]
     assert seen  # in the attack, in the capture of rows, in the update
     assert not any(seen)
 
     changed = {name for name in before["weights"] if not torch.equal(before["weights"][name], after["weights"][name])}
     assert changed <= weights_of(net, arch)  # no bias, norm, statistic, class token or position
     assert len(changed) > len(weights_of(net, arch)) / 2
+    assert_only_the_rows_of_the_head_are_closed(after["weights"], closed["weights"])
+    assert not (result.model(images_of(arch, 20)).argmax(1) == FORGET).any()
 
     report = result.report
     assert report.forget_classes == (FORGET,)
-    assert set(report.free_dimension) == weights_of(net, arch)
-    assert set(report.frozen) == set(FROZEN.get(arch, ()))
+    moved = {layer.name for layer in report.layers if layer.moved}
+    spent = {layer.name: layer.reason for layer in report.layers if layer.free == 0 and layer.leak is not None}
+    assert changed == moved == set(report.free_dimension)
+    assert moved | set(spent) == weights_of(net, arch)
+    assert set(spent.values()) <= {"the proxies leave no direction free"}
+    assert set(report.frozen) == {*FROZEN.get(arch, ()), *spent}
     assert all(reason in report.frozen[name] for name, reason in FROZEN.get(arch, {}).items())
-    assert report.lr in CONFIG.update.ladder
-    assert list(report.tried) == [lr for lr in CONFIG.update.ladder if lr <= report.lr]
+    rates = [trial.lr for trial in report.tried]
+    assert rates == sorted(set(rates)) == [rate for rate in RATES if rates[0] <= rate <= rates[-1]]
+    assert report.lr in [trial.lr for trial in report.tried if trial.forgot]
+    assert report.chosen == "all"
     assert report.reached
+    assert report.silenced
     assert report.history[-1].forget_accuracy == 0
-    assert set(report.seconds) == {"proxies", "subspaces", "labels", "update"}
+    assert set(report.seconds) == {"checks", "proxies", "subspaces", "calibration", "update", "closing"}
+
+
+def assert_only_the_rows_of_the_head_are_closed(opened, closed):
+    """Compare two state dicts: of weight and bias of one layer, the forget class's row differs, and nothing else."""
+    differing = {name for name in opened if not torch.equal(opened[name], closed[name])}
+    place = next(iter(differing)).rpartition(".")[0]
+    assert differing == {f"{place}.weight", f"{place}.bias"}
+    for name in differing:
+        assert len(opened[name]) == CLASSES
+        others = torch.arange(CLASSES) != FORGET
+        assert torch.equal(opened[name][others], closed[name][others])
