@@ -16,9 +16,10 @@ from zspag.baselines import METHODS
 from zspag.config import Ladders, ProxyConfig, UnlearnConfig, UpdateConfig
 from zspag.door import method_named, unlearn_by
 from zspag.evaluation import accuracy
+from zspag.material import prepare
 from zspag.profiles import LADDERS
 from zspag.runtime import generator_for, logits_of
-from zspag.unlearning import prepare, zero_shot_unlearn
+from zspag.unlearning import zero_shot_unlearn
 
 K, SIZE, GONE = 4, 8, 2
 CONFIG = UnlearnConfig(proxies=ProxyConfig(per_class=8, steps=8), update=UpdateConfig(epochs=2, min_steps=4))

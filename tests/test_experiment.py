@@ -214,7 +214,7 @@ def test_cheat_in_a_grid_writes_no_file(copied, monkeypatch):
 
 def test_unknown_method_is_named_before_anything_runs(tmp_path, monkeypatch, no_computing):
     at(monkeypatch, tmp_path)
-    with pytest.raises(ValueError, match="unknown method magic; known are zs_pag, unprojected"):
+    with pytest.raises(ValueError, match="unknown method magic; known are zs_pag, zs_pag_fixed"):
         compute_grid(PROFILE, ("delete", "magic"))
 
 
@@ -420,8 +420,8 @@ def test_material_without_single_classes_survives_the_store_with_and_without_vot
     for votes in (None, (0.9, whole.moments[2])):  # any moments will do for votes
         means = replace(whole, moments=replace(whole.moments, per_class=None, votes=votes))
         tensors, facts = experiment.materials._pack(means)
-        stored = [means.moments.pooled, means.moments.averaged, *([] if votes is None else [votes[1]])]
-        assert len(tensors) == 3 + sum(len(part.second) + len(part.factors) for part in stored)
+        stored = [means.moments.pooled, means.moments.averaged, *means.halves, *([] if votes is None else [votes[1]])]
+        assert len(tensors) == 7 + sum(len(part.second) + len(part.factors) for part in stored)
         again = experiment.materials._unpack(tensors, {"material": facts})
         assert (again.moments.per_class, len(again.moments), again.frozen) == (None, 9, whole.frozen)
         assert (again.moments.votes is None) == (votes is None)
@@ -447,8 +447,9 @@ def test_single_classes_are_made_again_where_they_were_not_kept(copied, monkeypa
     again = experiment.material_with_classes(CASE)
     assert again.proxies is means.proxies
     for ours, theirs in zip(again.moments, whole.moments, strict=True):
-        for name, second in ours.second.items():
-            torch.testing.assert_close(second, theirs.second[name])
+        for name, second in ours.second.items():  # products in float32, added up here at once and there by halves
+            largest = float(second.abs().max())
+            torch.testing.assert_close(second, theirs.second[name], rtol=1e-5, atol=1e-6 * largest)
 
 
 def test_material_for_a_pool_is_no_answer_to_a_merge(copied, no_computing):
@@ -634,7 +635,7 @@ def test_without_retrained_models_none_is_trained_and_what_needs_them_is_empty(c
 # A look into one run
 
 
-@pytest.mark.parametrize("method", ["delete", "head_only", "zs_pag", "unprojected"])
+@pytest.mark.parametrize("method", ["delete", "head_only", "zs_pag_fixed", "unprojected"])
 def test_watched_run_is_the_run_of_the_grid_bit_for_bit(copied, method):
     lr = getattr(PROFILE.ladders, METHODS[method].ladder)[1]
     model, rows = experiment.watched_run(CASE, method, lr=lr)

@@ -36,7 +36,7 @@ from zspag.experiment import (
 )
 from zspag.material import Material, prepare
 from zspag.pseudo_labels import relabeler
-from zspag.runtime import generator_for, pick_device, pool_map
+from zspag.runtime import channels_last, generator_for, pick_device, pool_map
 from zspag.sgd import Descent, climb, fit_labels
 from zspag.subspaces import Projector, averaged
 
@@ -279,6 +279,8 @@ def _unprojected(
     seed: int,
 ) -> Descent:
     """Fit the same labels with whole gradients, at the first rate of the ladder that forgets."""
+    images = channels_last(material.views.images)
+    labels = labels[material.views.sources.to(labels.device)]
     relabel = relabeler(
         model, images, forget=sorted(set(labels.tolist())), proxies=material.proxies,
         moments=averaged(material.moments), projector=None, names=names, config=config.labels,

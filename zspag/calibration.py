@@ -102,7 +102,8 @@ def held_out_damage(before: Tensor, after: Tensor, *, forget: Sequence[int]) -> 
 
     def pushed(logits: Tensor) -> Tensor:
         retained = logits.log_softmax(1).clone()
-        retained[:, list(forget)] = -torch.inf
+        for label in forget:  # a list as an index would be copied to the device, and waited for
+            retained[:, label] = -torch.inf
         return -retained.logsumexp(1)
 
     return max(0.0, (moved + (pushed(after) - pushed(before)).clamp_min(0).mean()).item())
@@ -196,20 +197,22 @@ def free_shares(model: nn.Module, images: Tensor, project: Projector) -> dict[st
         images: Shape (n, C, H, W).
         project: A hard or soft projector P; the share is sum ||P a||^2 / sum ||a||^2.
     """
-    free: dict[str, float] = {}
-    whole: dict[str, float] = {}
+    free: dict[str, Tensor] = {}
+    whole: dict[str, Tensor] = {}
     alike = project.like(dict(model.named_parameters()))
 
     def visit(name: str, rows: Tensor, outputs: Outputs | None) -> None:  # noqa: ARG001  (a Visit)
         if name in alike.factors:
             kept = as_blocks(alike(name, rows.flatten(0, 1)), len(rows))
-            free[name] = free.get(name, 0.0) + kept.double().square().sum().item()
-            whole[name] = whole.get(name, 0.0) + rows.double().square().sum().item()
+            free[name] = free.get(name, 0) + kept.double().square().sum()
+            whole[name] = whole.get(name, 0) + rows.double().square().sum()
 
     with watching(model, visit):
         for (x,) in chunks(images):
             model(x)
-    return {name: free[name] / total if total > 0 else 0.0 for name, total in whole.items()}
+    tiny = torch.finfo(torch.float64).tiny  # a dead layer has no energy
+    shares = [free[name] / total.clamp_min(tiny) for name, total in whole.items()]
+    return dict(zip(whole, torch.stack(shares).tolist() if shares else [], strict=True))
 
 
 def free_dimension(project: Projector) -> dict[str, int]:

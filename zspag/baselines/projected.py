@@ -79,8 +79,7 @@ def _calibrated(strategy: str | None) -> Run:
         seed, forget = seed_of(generator), forget_classes(forget_labels)
         labels = config.labels if strategy is None else replace(config.labels, strategy=strategy)
         config = replace(config, labels=labels)
-        searched = replace(config, update=replace(config.update, lr=None))
-        made = unlearn_with(model, forget_labels, material, forget=forget, config=searched, seed=seed)
+        made = unlearn_with(model, forget_labels, material, forget=forget, config=config, seed=seed)
         runs = [made.run]
         if config.update.whole_ladder:
             rates = [lr for lr in config.update.ladder if lr != made.run.lr]
