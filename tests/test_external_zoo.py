@@ -513,13 +513,15 @@ def test_the_first_rate_that_forgets_ends_the_climb():
 
 
 @SAID
-def test_the_command_makes_rows_of_variants_and_a_page(tiny, capsys):
+def test_the_command_makes_rows_of_variants_and_a_page(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(choices, "code_of", lambda _arm: "c0de")
     asked = ["choices", "--nets", "tiny", "--variants", "fixed,closed", "--device", "cpu"]
     assert main(asked) == 0
     assert capsys.readouterr().out.count(": made") == 2
     assert main(asked) == 0
     assert ": made" not in capsys.readouterr().out
     found = {one["arm"]: one for one in rows.load_rows(choices.folder())}
+    assert {arm: one["error"] for arm, one in found.items()} == {"fixed": None, "closed": None}
     assert found["closed"]["measures"]["lost_points"] == 0
     assert found["fixed"]["report"]["tried"]
 
@@ -556,5 +558,6 @@ def test_the_page_of_variants_compares_case_by_case_and_names_failures(tmp_path)
     assert lines["constant steps, last iterate, margin 1"][9] == "10"  # beside margin 1, in the case that both have
     assert "**margin 1** beside defaults, 2 cases: more points lost in 1 and fewer in 1;" in text
     assert "ValueError: no / sample reached class 2" in text
-    assert "Missing rows: 2." in text
+    planned = len(choices.CHOSEN) * choices.CLASSES * len(VARIANTS)
+    assert f"Rows that were not made: {planned - len(made)} of {planned}." in text
     assert len(read_json(tmp_path / "choices.json")["rows"]) == len(made)

@@ -149,7 +149,7 @@ class Setting:
         self.images = torch.rand(N, 2, 4, 4, dtype=torch.float64)
         retain = torch.rand(9, 2, 4, 4, dtype=torch.float64)
         labels = torch.tensor(RETAINED).repeat_interleave(3)
-        self.proxies = ProxySet(retain, labels, torch.arange(9), {}, 0.1)
+        self.proxies = ProxySet(retain, labels, torch.arange(9), {}, 0.1, barely=retain)
         self.parts = [second_moments(self.model, self.proxies.of_class(label)) for label in RETAINED]
         self.moments = averaged(self.parts)
         self.projector = hard_projector(by_energy(self.moments, energy=0.7))

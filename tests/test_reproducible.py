@@ -154,9 +154,9 @@ def test_without_a_checkout_it_cannot_tell_but_sees_what_differs(root, monkeypat
 def test_changed_default_is_named_with_both_values(root, monkeypatch):
     path = result(root)
     digits = PROFILES["digits"]
-    changed = replace(digits, unlearn=replace(digits.unlearn, proxies=replace(digits.unlearn.proxies, margin=2.0)))
+    changed = replace(digits, unlearn=replace(digits.unlearn, proxies=replace(digits.unlearn.proxies, margin=1.0)))
     monkeypatch.setitem(reproducible.PROFILES, "digits", changed)
-    expected = "no: configuration (unlearn.proxies.margin: 1.0 recorded, 2.0 now)"
+    expected = "no: configuration (unlearn.proxies.margin: 2.0 recorded, 1.0 now)"
     assert reproducible.verdict(path) == f"this tree reproduces it: {expected}"
 
 

@@ -99,7 +99,7 @@ def test_one_whole_class_is_judged_as_in_the_grid():
     result = zero_shot_unlearn(
         trained(QUICK, 0), panel.images.forget_train, panel.labels.forget_train, num_classes=10, config=QUICK.unlearn
     )
-    for row, logits in ((own, panel.images.map_logits(result.model)), (reference, panel.retrained)):
+    for row, logits in ((own, panel.images.map_logits(result.open_model)), (reference, panel.retrained)):
         expected = asdict(score(logits, panel))
         shared = row.keys() & expected.keys()
         assert shared >= {"acc_forget", "acc_retain", "acc_forget_train", "over_unlearning", "drift", "gap"}
@@ -155,8 +155,8 @@ def test_a_row_of_requests_goes_on_from_model_to_model(calls):
     assert [row["classes"] for row in rows] == [[8], [1, 8], [1, 5, 8]]
     assert [labels.unique().tolist() for _, labels, _, _ in calls] == [[8], [1], [5]]
     assert [already for *_, already, _ in calls] == [(), (8,), (8, 1)]
-    assert calls[1][0] is calls[0][-1].model
-    assert calls[2][0] is calls[1][-1].model
+    assert calls[1][0] is calls[0][-1].open_model
+    assert calls[2][0] is calls[1][-1].open_model
     untold = in_a_row(QUICK, 0, (8, 1, 5), told=False)
     assert [already for *_, already, _ in calls[3:]] == [(), (), ()]
     assert [row["told"] for row in rows + untold] == [True] * 3 + [False] * 3

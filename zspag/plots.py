@@ -36,7 +36,7 @@ _MARKERS = "osD^vP*X<>"
 _HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++", "oo", "**", "||")
 # Every method has a colour and a mark of its own, whatever stands beside it. Relatives share a colour.
 _METHODS = {
-    "ZS-PAG": (0, 0),
+    "ZS-PAG": (0, 0), "ZS-PAG, not calibrated": (0, 1),
     "DELETE": (1, 1), "ZS-PAG, second-best labels": (1, 2), "subspace of noise": (1, 3), "SalUn": (1, 4),
     "boundary shrink": (1, 5), "boundary expanding": (1, 6),
     "retrained": (2, 2), "subspace of retain data": (2, 3), "fine-tuning on retain data": (2, 4), "UNSC": (2, 5),

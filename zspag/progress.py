@@ -56,8 +56,9 @@ def somebody_watches() -> bool:
     chosen = os.environ.get("ZSPAG_PROGRESS")
     if chosen is not None:
         return chosen == "1"
-    kernel = "ipykernel" in sys.modules and "IPython" in sys.modules
-    return kernel or (sys.stderr is not None and sys.stderr.isatty())
+    python = sys.modules.get("IPython")
+    kernel = None if python is None else getattr(python.get_ipython(), "kernel", None)
+    return kernel is not None or (sys.stderr is not None and sys.stderr.isatty())
 
 
 class _Bar:

@@ -167,6 +167,11 @@ def git(*arguments: str) -> str | None:
     return _git(root, *arguments)
 
 
+def git_is_installed() -> bool:
+    """Tell whether there is a git to ask, whatever it says of this folder."""
+    return _git(repository_root().resolve(), "--version") is not None
+
+
 def _git(root: Path, *arguments: str) -> str | None:
     # Inside a git hook GIT_DIR and its kin point at whatever repository runs the hook.
     plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

@@ -224,7 +224,7 @@ def _verdict(found: dict[str, Any]) -> str:
 def _labels(numbers: dict[str, list[float]]) -> str:
     """Say whether labels by influence drifted less than soft ones (claim C3), where a sweep ran both."""
     found = {name.removeprefix("drift in hindsight "): value for name, (value, _) in numbers.items()}
-    drift = [found.get("process_labels"), found.get("zs_pag_fixed", found.get("zs_pag"))]  # both without calibration
+    drift = [found.get("process_labels"), found.get("zs_pag")]  # with or without calibration, both alike
     if drift[0] is None or drift[1] is None:
         return ""
     verdict = "less, as claim C3 has it" if drift[0] < drift[1] else "no less, against claim C3"

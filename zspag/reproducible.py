@@ -119,7 +119,7 @@ def _code(path: Path, record: dict[str, Any]) -> Iterator[Finding]:
         yield UNKNOWN, "it was made with uncommitted changes" if commit else "it was not made from a checkout of git"
         return
     names = provenance.git("diff", "--name-only", "--no-renames", commit, "--", "zspag", "notebooks")
-    if names is None and shutil.which("git") is None:
+    if names is None and not provenance.git_is_installed():
         yield UNKNOWN, f"git is not installed here, so the code of commit {commit[:7]} cannot be compared"
     elif names is None:
         yield UNKNOWN, f"commit {commit[:7]}, which made it, is not at hand here"

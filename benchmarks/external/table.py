@@ -28,12 +28,13 @@ from benchmarks.external.bars import (
     values,
     worse_than_old,
 )
-from benchmarks.external.choices import VARIANTS
+from benchmarks.external.choices import CHOSEN, CLASSES, VARIANTS
 from benchmarks.external.nets import CONFIRMATION, DEVELOPMENT, NETS
 from zspag.files import plain, read_json, repository_root, write_json
 
 ROLES: tuple[str | None, ...] = (None, DEVELOPMENT, CONFIRMATION)
 OLD = "fa40f86"
+METHODS = {"zs_pag": "variants of the call", "zs_pag_fixed": "not calibrated", "": "original, row closed"}
 ERROR_LENGTH = 160  # characters of an error in the table; the row holds all
 
 WORDS = """
@@ -377,13 +378,13 @@ def choices_page(rows: Sequence[Row]) -> str:
     known = [row for row in rows if row["arm"] in VARIANTS]
     present = [name for name in VARIANTS if arm_rows(known, name)]
     nets = [name for name in NETS if any(row["net"] == name for row in known)]
-    asked = {case(row) for row in known}
+    cases_run, planned = {case(row) for row in known}, len(CHOSEN) * CLASSES * len(VARIANTS)
     parts = [
         "# Every part beside its absence",
         "Written by `python -m benchmarks.external table` from the rows in `choices.json`. Do not edit it.",
         f"Each variant differs in one thing from the one it stands *beside*. Development nets: {', '.join(nets)}."
-        f" Cases (net and forget class): {len(asked)}. Models are open, except for the original with its row closed."
-        " The words are those of the [zoo](README.md).",
+        f" Cases (net and forget class): {len(cases_run)} of {len(CHOSEN) * CLASSES}. Models are open, except for the"
+        " original with its row closed. The words are those of the [zoo](README.md).",
         "## Variants",
         "Ratios are geometric means over the cases that both have; *time* is that of the processor. *Falsely* counts"
         " runs that say reached and are wrong by more than ten points on unseen images.",
@@ -391,19 +392,19 @@ def choices_page(rows: Sequence[Row]) -> str:
         "## Case by case",
         "\n".join(f"* {compared(known, name)}" for name in present if name != VARIANTS[name].against),
         "## What the runs say themselves",
-        "Medians; the hit rate is that of the worst class. *Underrated* is the geometric mean of drift on retained"
-        " test images over damage on held-out proxies.",
+        "Medians; the hit rate is that of the worst class. *Damage* is that on held-out proxies, in nats, and *drift to"
+        " damage* the geometric mean of how many times as far retained test images drift.",
         said_table(known, present),
         "## Points lost, the worse class of each net",
         table(["variant", *nets], [[VARIANTS[name].title, *worst_of(arm_rows(known, name), nets)] for name in present]),
-        "## Failed or missing",
+        "## Failed",
         table(
             ["net", "class", "variant", "error"],
             [[*case(row)[:2], VARIANTS[row["arm"]].title, first_words(row)] for row in known if row["error"]],
         ),
-        f"Missing rows: {len(asked) * len(present) - len(known)}.",
+        f"Rows that were not made: {planned - len(known)} of {planned}.",
         "## What these rows are",
-        origin(known, {name: VARIANTS[name].title for name in present}),
+        origin([row | {"arm": VARIANTS[row["arm"]].method} for row in known], METHODS),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -488,7 +489,7 @@ def said_table(rows: Sequence[Row], present: Sequence[str]) -> str:
             for part in ("proxies", "calibration")
         }
         damage = [one["drift"] for one in reports if one["drift"] is not None]
-        underrated = geometric([(row["measures"]["drift"], row["report"]["drift"]) for row in own])
+        beyond = geometric([(row["measures"]["drift"], row["report"]["drift"]) for row in own])
         chosen = Counter(one["chosen"] for one in reports)
         rates = sorted(one["lr"] for one in reports)
         body.append(
@@ -497,13 +498,13 @@ def said_table(rows: Sequence[Row], present: Sequence[str]) -> str:
                 number(middle(hits), percent),
                 *(number(middle(seconds[part]), lambda value: f"{value:.1f}") for part in seconds),
                 number(middle(damage), nats),
-                times(underrated),
+                times(beyond),
                 ", ".join(f"{layers} {count}" for layers, count in chosen.most_common()),
                 f"{rates[0]:g} to {rates[-1]:g}",
                 sum(one["at_edge"] for one in reports),
             ]
         )
-    head = ["variant", "hit rate", "attack, s", "calibration, s", "held-out damage", "underrated", "layers", "rates"]
+    head = ["variant", "hit rate", "attack, s", "calibration, s", "damage", "drift to damage", "layers", "rates"]
     return table([*head, "at edge"], body)
 
 

@@ -1,7 +1,7 @@
 """ZS-PAG and its ablations: other labels, other subspaces, no projection.
 
-Label variants are calibrated as "zs_pag" is. Controls of the subspace fit the same views and labels with all layers, at
-the rates of a ladder, of which the first that forgets is taken: what curves over rates compare.
+Label variants are calibrated as "zs_pag" is. Controls of the subspace differ from
+"zs_pag_fixed": all layers, the images alone, and the first rate of a ladder that forgets.
 
 Invariant: each differs in the one thing it is named after, and draws as much from the generator.
 """
@@ -17,7 +17,7 @@ from zspag.calibration import fit_views, unlearn_with
 from zspag.config import UnlearnConfig
 from zspag.material import Material
 from zspag.pseudo_labels import relabeler
-from zspag.runtime import channels_last, generator_for
+from zspag.runtime import generator_for
 from zspag.sgd import Ladder, climb, fit_labels
 from zspag.subspaces import (
     Projector,
@@ -45,22 +45,17 @@ def _fit(
     generator: torch.Generator,
     material: Material,
     project: Projector | None,
-    views: bool = True,
 ) -> Ladder:
-    """Fit the configured pseudo-labels at every rate of the ladder: all layers, projected or not, views or not."""
+    """Fit the configured pseudo-labels at every rate of the ladder: all layers, the images alone, projected or not."""
     seed, names = seed_of(generator), material.names
-    images, labels = forget_images, forget_labels
-    if views:
-        images = channels_last(material.views.images)
-        labels = forget_labels[material.views.sources.to(forget_labels.device)]
     relabel = relabeler(
-        model, images, forget=forget_classes(forget_labels), proxies=material.proxies,
+        model, forget_images, forget=forget_classes(forget_labels), proxies=material.proxies,
         moments=averaged(material.moments), projector=project, names=names, config=config.labels,
         generator=generator_for(seed, "labels"),
     )  # fmt: skip
     return climb(
         lambda lr: fit_labels(
-            model, images, labels, relabel=relabel, project=project, names=names,
+            model, forget_images, forget_labels, relabel=relabel, project=project, names=names,
             update=replace(config.update, lr=lr), generator=generator_for(seed, "update"),
         ),
         update=config.update,
@@ -94,7 +89,7 @@ def fixed(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num
           config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
     """ZS-PAG as it was before the calibration: all layers, no views, the first rate from ``OLD_RATE`` that forgets."""
     ladder = _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                  project=projector(material.moments, config=config.subspace), views=False)  # fmt: skip
+                  project=projector(material.moments, config=config.subspace))  # fmt: skip
     target = config.update.forget_accuracy
     allowed = [index for index, run in enumerate(ladder.runs) if run.lr >= OLD_RATE] or [ladder.chosen]
     return Ladder(ladder.runs, next((index for index in allowed if ladder.runs[index].reached(target)), allowed[-1]))

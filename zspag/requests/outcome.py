@@ -113,7 +113,7 @@ def sent(
         except ValueError as error:
             return None, {"refused": str(error), "warned": []}
     report = result.report
-    return result.model, {
+    return result.open_model, {
         "refused": "", "warned": [str(warning.message) for warning in said], "lr": report.lr,
         "reached": report.reached, "eps": report.eps, "seconds": sum(report.seconds.values()),
     }  # fmt: skip
