@@ -74,7 +74,7 @@ def test_each_data_set_and_architecture_of_the_paper_is_trained_forgets_and_is_j
     (row,) = read_json(place / f"runs/paper-trial/results/run_{dataset}_{arch}_class03.json")["data"]["rows"]
     assert row["retain_samples_read"] == 0
     assert set(row["scores"]) == {"original", "masked", "retrained", "unlearned"}
-    assert len(row["free_dimension"]) > 4
+    assert len(row["free_dimension"]) + len(row["frozen"]) > 4
 
 
 def test_nothing_of_the_paper_is_left_out_of_the_trial():
