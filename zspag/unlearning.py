@@ -128,6 +128,7 @@ def zero_shot_unlearn(
         single samples; it aims at a wrong answer on them, which a model retrained without them does not give.
 
     Example:
+        >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> images, layer = torch.rand(12, 1, 4, 4), nn.Linear(16, 3)
         >>> layer.bias.data.copy_(torch.tensor([1.0, 0.0, 0.0]))  # the model answers 0
