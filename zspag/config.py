@@ -26,8 +26,7 @@ class ProxyConfig:
         eps_max: Largest radius that is tried or taken, in pixels.
         hit_rate: Share of attacked samples that must arrive in each class before the doubling stops.
         margin: Factor on the radius at which they arrive. CHOICE: 2. Bases of proxies that only just arrive protect too
-            little: on a public net without norm 39 to 69 points were lost with the least radius of every sample, up to
-            1.8 at a margin of 1 and none at 2 (``results/external``).
+            little (``results/external/CHOICES.md``, the least radius of each sample).
         norm: "linf" or "l2". The radius of an L2 attack is ``eps * sqrt(C*H*W)``, so that one eps means one size of
             change per pixel in both norms.
         steps: PGD steps.
