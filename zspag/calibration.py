@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from zspag.activations import Outputs, as_blocks, watching
+from zspag.activations import Outputs, watching
 from zspag.classifiers import own_name
 from zspag.config import SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.material import Material
@@ -27,10 +27,21 @@ from zspag.pseudo_labels import Relabel, masked_log_probabilities, relabeler
 from zspag.rate_search import LARGEST, SMALLEST, Search, choose, layer_choices, least_bad, rate_at, search_rate
 from zspag.runtime import channels_last, chunks, generator_for, logits_of
 from zspag.sgd import Descent, fit_labels
-from zspag.subspaces import Moments, Projector, averaged, by_energy, hard_projector, projector, soft_projector
+from zspag.subspaces import (
+    Moments,
+    Projector,
+    averaged,
+    by_energy,
+    energy_of,
+    hard_projector,
+    projector,
+    soft_projector,
+)
 
 FITTED = 128  # views of a fold that a trial fits at most; the final run fits all
+LOOKED_AT = 64  # samples of a fold that leaks are taken from at most; each gives a row per position
 HURRY = 4  # part of the epochs within which a trial must forget; CHOICE: gentler rates do no less damage
+STEPS = 10  # batches per epoch at least; CHOICE: of views, 10 do what 20 do, in half the time on small nets
 FLOOR = -30.0  # log-probability below which a difference is none
 START = -3  # first step of the scale: 0.03, from which most nets are one or two steps away
 LATER = (1, 2, -1)  # steps of the scale from the chosen rate, should the final run not forget at that
@@ -203,15 +214,14 @@ def free_shares(model: nn.Module, images: Tensor, project: Projector) -> dict[st
 
     def visit(name: str, rows: Tensor, outputs: Outputs | None) -> None:  # noqa: ARG001  (a Visit)
         if name in alike.factors:
-            kept = as_blocks(alike(name, rows.flatten(0, 1)), len(rows))
-            free[name] = free.get(name, 0) + kept.double().square().sum()
-            whole[name] = whole.get(name, 0) + rows.double().square().sum()
+            free[name] = free.get(name, 0) + alike.energy(name, rows)
+            whole[name] = whole.get(name, 0) + energy_of(rows)
 
     with watching(model, visit):
         for (x,) in chunks(images):
             model(x)
     tiny = torch.finfo(torch.float64).tiny  # a dead layer has no energy
-    shares = [free[name] / total.clamp_min(tiny) for name, total in whole.items()]
+    shares = [(free[name] / total.clamp_min(tiny)).clamp_min(0) for name, total in whole.items()]
     return dict(zip(whole, torch.stack(shares).tolist() if shares else [], strict=True))
 
 
@@ -286,6 +296,11 @@ def unlearn_with(
     images = channels_last(material.views.images)
     labels = forget_labels[material.views.sources.to(forget_labels.device)]
     project = projector(material.moments, config=config.subspace)
+    free = free_dimension(project)
+    # Often the first layer: without it, no derivative is taken that far down.
+    names = tuple(name for name in names if free[name]) or names
+    if config.update.min_steps is None:
+        config = replace(config, update=replace(config.update, min_steps=STEPS))
     relabel = relabeler(
         model,
         images,
@@ -479,17 +494,17 @@ def _final_run(
 def _why_frozen(name: str, frozen: Mapping[str, str], moved: Sequence[str], free: Mapping[str, int]) -> str:
     if name in frozen:
         return frozen[name]
-    if name not in moved:
-        return "not among the layers that were chosen"
-    return "" if free[name] else "the proxies leave no direction free"
+    if not free[name]:
+        return "the proxies leave no direction free"
+    return "" if name in moved else "not among the layers that were chosen"
 
 
 def _layers(
     model: nn.Module, project: Projector, folds: Sequence[Fold], frozen: Mapping[str, str], moved: Sequence[str]
 ) -> tuple[Layer, ...]:
     """Say of every weight how much of held-out proxies and of held-out forget samples its projector leaves free."""
-    leaks = [free_shares(model, fold.barely[:FITTED], fold.project) for fold in folds]
-    forgets = [free_shares(model, fold.unseen[:FITTED], fold.project) for fold in folds]
+    leaks = [free_shares(model, fold.barely[:LOOKED_AT], fold.project) for fold in folds]
+    forgets = [free_shares(model, fold.unseen[:LOOKED_AT], fold.project) for fold in folds]
     free = free_dimension(project)
     layers = [
         Layer(

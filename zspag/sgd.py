@@ -21,6 +21,7 @@ from zspag.pseudo_labels import Relabel
 from zspag.runtime import channels_last, copied, evaluating, logits_of, sent
 from zspag.subspaces import Projector
 
+STEPS = 20  # batches per epoch at least
 BatchLoss = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -182,7 +183,7 @@ def _finished(history: Sequence[Epoch], update: UpdateConfig) -> bool:
 
 def batch_size(count: int, update: UpdateConfig) -> int:
     """Return the batch size for ``count`` samples: small forget sets are cut into at least ``min_steps`` batches."""
-    return max(1, min(update.batch_size, math.ceil(count / update.min_steps)))
+    return max(1, min(update.batch_size, math.ceil(count / (update.min_steps or STEPS))))
 
 
 def _fit_(

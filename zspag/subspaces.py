@@ -495,6 +495,15 @@ class Projector:
         inside = (stacked @ matrix) @ matrix.transpose(1, 2)
         return (inside if form == "keep" else stacked - inside).reshape(gradient.shape)
 
+    def energy(self, name: str, rows: Tensor) -> Tensor:
+        """Return sum ||P a||^2 over rows (blocks, n, d) that enter the weight ``name``, in float64."""
+        form, matrix = self.factors[name]
+        inside = rows @ matrix
+        if not self.idempotent and form != "times":
+            inside = inside @ matrix.transpose(1, 2)
+            inside = inside if form == "keep" else rows - inside
+        return energy_of(rows) - energy_of(inside) if self.idempotent and form == "remove" else energy_of(inside)
+
     def like(self, weights: Mapping[str, Tensor]) -> "Projector":
         """Return the projector with its matrices in the precision and on the device of the weights.
 
@@ -502,6 +511,11 @@ class Projector:
         """
         alike = {name: (form, matrix.to(weights[name])) for name, (form, matrix) in self.factors.items()}
         return Projector(alike, self.idempotent)
+
+
+def energy_of(rows: Tensor) -> Tensor:
+    """Return the sum of all squares, row by row in the rows' precision and over rows in float64."""
+    return rows.square().sum(-1).sum(dtype=torch.float64)
 
 
 def hard_projector(subspace: Subspace) -> Projector:
