@@ -21,9 +21,9 @@ figures: $(STAMP) ## Run the notebooks and draw every figure into figures/PROFIL
 	@$(RUN) -m zspag reproduce --profile $(PROFILE) $(if $(filter 1,$(RECORDED)),--recorded)
 
 test: lint ## Lint, then the tests, the doctests, every notebook in the smoke profile, and the claims on what it made
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n 2 --dist loadfile
 	@if compgen -G 'notebooks/*.ipynb' > /dev/null; then \
-	  ZSPAG_PROFILE=smoke $(RUN) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	  ZSPAG_PROFILE=smoke $(RUN) -m pytest notebooks -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	  && $(RUN) -m zspag claims --profile smoke --fresh; fi
 
 lint: $(STAMP) ## Check format, style and types
