@@ -26,7 +26,7 @@ from zspag.baselines.gated import (
     transfer_loss,
 )
 from zspag.config import UpdateConfig
-from zspag.runtime import generator_for
+from zspag.runtime import generator_for, seed_of
 
 
 def run(images=None, **update):
@@ -173,7 +173,7 @@ def test_maker_learns_to_disagree_and_the_student_to_agree():
 def test_nothing_moves_when_no_image_passes(monkeypatch):
     monkeypatch.setattr(gated, "gate", lambda logits, **_: torch.zeros(len(logits), dtype=torch.bool))
     (only,) = run()
-    seed = gated.seed_of(generator_for("method"))
+    seed = seed_of(generator_for("method"))
     student = fresh_student(small().model, generator=generator_for(seed, "student"))
     for name, tensor in student.state_dict().items():
         assert torch.equal(tensor, only.model.state_dict()[name])

@@ -5,12 +5,11 @@ import torch
 from laboratory import caught_losses
 from torch import nn
 
-from zspag.baselines import method as shared_parts
 from zspag.baselines import sensitivity
 from zspag.baselines.sensitivity import COPIES, IRRELEVANT, SIGMA, contribution, jit, lipschitz_quotient, mu_mis
 from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.models import build
-from zspag.runtime import generator_for
+from zspag.runtime import generator_for, seed_of
 
 PIXELS, CLASSES = 6, 3
 LR = 0.05
@@ -98,7 +97,7 @@ def test_jit_draws_its_copies_afresh_with_the_published_deviation(monkeypatch):
 def test_two_batches_of_jit_are_two_separate_steps():
     """The published code adds the gradient of the first batch to that of the second."""
     images, labels = forget_set(2), torch.tensor([0, 0])
-    seed = shared_parts.seed_of(generator_for("method"))
+    seed = seed_of(generator_for("method"))
     order = torch.randperm(2, generator=generator_for(seed, "update"))
     drawing = generator_for(seed, "loss")
     weight = linear()[1].weight.detach().clone()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from laboratory import TINY, rooted, small
 
-from zspag import checkpoints, experiment, files, provenance
+from zspag import checkpoints, experiment, files, provenance, zero_shot_unlearn
 from zspag.baselines import METHODS
 from zspag.cluster import spread_over
 from zspag.config import Ladders, SubspaceConfig
@@ -28,8 +28,10 @@ from zspag.experiment import (
     training_key,
     whole_ladder,
 )
+from zspag.experiment.cases import forget_set
+from zspag.experiment.grid import run_method
 from zspag.profiles import PROFILES
-from zspag.runtime import logits_of, pool_map
+from zspag.runtime import logits_of, pool_map, threads
 
 pytestmark = pytest.mark.usefixtures("own_data")
 PROFILE = replace(TINY, classes=(3, 5), ladders=Ladders(low=(0.003, 0.03), middle=(0.01, 0.1), high=(0.03, 0.3)))
@@ -649,6 +651,23 @@ def test_watched_run_is_the_run_of_the_grid_bit_for_bit(copied, method):
         assert row.drop("epoch").to_dict() == asdict(score(panel.images.map_logits(net), panel))
     assert rows["epoch"].tolist() == list(range(len(rows)))
     assert rows.iloc[0]["acc_forget"] > rows.iloc[-1]["acc_forget"]
+
+
+@pytest.mark.filterwarnings("ignore:not reached", "ignore:the search for a rate ended")
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_of_the_grid_is_the_public_call_bit_for_bit(copied, seed):
+    case = replace(CASE, seed=seed)
+    model = trained(PROFILE, case.seed)
+    with threads(PROFILE.threads):
+        ladder, guard = run_method(case, "zs_pag", model=model, material=material_of(case))
+        images, labels = forget_set(case, guard)
+        call = zero_shot_unlearn(model, images, labels, config=PROFILE.unlearn, seed=case.seed, progress=False)
+        other = zero_shot_unlearn(model, images, labels, config=PROFILE.unlearn, seed=case.seed + 5, progress=False)
+    row, public, otherwise = (one.state_dict() for one in (ladder.kept.model, call.open_model, other.open_model))
+    assert ladder.kept.lr == call.report.lr
+    assert all(torch.equal(row[name], public[name]) for name in row)
+    assert any(not torch.equal(row[name], model.state_dict()[name]) for name in row)
+    assert any(not torch.equal(row[name], otherwise[name]) for name in row)  # the streams do matter
 
 
 def test_method_outside_the_loop_cannot_be_watched(copied, monkeypatch):

@@ -48,6 +48,11 @@ def generator_for(*parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
+def seed_of(generator: torch.Generator) -> int:
+    """Draw the seed of a method's streams: each rate starts them anew, so that all rates see the same batches."""
+    return int(torch.randint(2**31, (1,), generator=generator))
+
+
 def pick_device(name: str | None = None) -> torch.device:
     """Return the device called ``name``, or the first CUDA device if there is one, else the CPU."""
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

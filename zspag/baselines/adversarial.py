@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import FORGET, Method, Run, descend_all, forget_classes, seed_of
+from zspag.baselines.method import FORGET, Method, Run, descend_all, forget_classes
 from zspag.config import ProxyConfig, UnlearnConfig
 from zspag.influence import loss_gradient
 from zspag.material import Material
 from zspag.proxies import attack
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
-from zspag.runtime import chunks, frozen, generator_for, logits_of, sent
+from zspag.runtime import chunks, frozen, generator_for, logits_of, seed_of, sent
 from zspag.sgd import BatchLoss, Ladder
 
 # L2UL. Published for single samples: radius 4, 100 iterations, 20 copies (200 of 100 classes), penalty 1.

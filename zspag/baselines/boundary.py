@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, layer_of, seed_of
+from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, layer_of
 from zspag.config import UnlearnConfig
 from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities
-from zspag.runtime import chunks, frozen, generator_for, logits_of
+from zspag.runtime import chunks, frozen, generator_for, logits_of, seed_of
 from zspag.sgd import Descent, Ladder
 
 ATTACK_RADIUS = 0.1  # of the one-step attack, in pixels, as published

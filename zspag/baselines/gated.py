@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import Method, forget_classes, seed_of
+from zspag.baselines.method import Method, forget_classes
 from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.material import Material
 from zspag.outcome import Epoch
-from zspag.runtime import derive_seed, evaluating, generator_for, logits_of
+from zspag.runtime import derive_seed, evaluating, generator_for, logits_of, seed_of
 from zspag.sgd import Descent, Ladder, climb
 
 GATE = 0.01  # most softmax mass of the forget classes that an image may have

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from zspag.baselines.method import ORACLE, Method, seed_of
+from zspag.baselines.method import ORACLE, Method
 from zspag.config import UnlearnConfig
 from zspag.influence import Direction, weights_of
 from zspag.material import Material
 from zspag.outcome import Epoch
-from zspag.runtime import chunks, frozen, generator_for, logits_of, plain_attention
+from zspag.runtime import chunks, frozen, generator_for, logits_of, plain_attention, seed_of
 from zspag.sgd import Descent, Ladder, climb
 
 # Most samples whose gradients are taken one by one. Fisher information takes one per label and hardly changes with

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zspag.baselines.method import PROXIES, Method, forget_classes, seed_of
+from zspag.baselines.method import PROXIES, Method, forget_classes
 from zspag.config import UnlearnConfig
 from zspag.influence import (
     Direction,
@@ -27,7 +27,7 @@ from zspag.influence import (
 from zspag.material import Material
 from zspag.proxies import ProxySet
 from zspag.pseudo_labels import Relabel, masked_log_probabilities, standardized, tilted_labels
-from zspag.runtime import frozen, generator_for, logits_of, plain_attention, sent
+from zspag.runtime import frozen, generator_for, logits_of, plain_attention, seed_of, sent
 from zspag.sgd import BatchLoss, Descent, Ladder, climb, descend, fit_labels
 from zspag.subspaces import Projector, projector
 

@@ -56,11 +56,6 @@ class Method:
     ladder: str
 
 
-def seed_of(generator: torch.Generator) -> int:
-    """Draw the seed of a method's streams: each rate starts them anew, so that all rates see the same batches."""
-    return int(torch.randint(2**31, (1,), generator=generator))
-
-
 def forget_classes(forget_labels: Tensor) -> tuple[int, ...]:
     """Return the classes to forget, in order."""
     return tuple(sorted(set(forget_labels.tolist())))

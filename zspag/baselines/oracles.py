@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import ORACLE, Method, descend_all, forget_classes, seed_of
+from zspag.baselines.method import ORACLE, Method, descend_all, forget_classes
 from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities, second_best_labels
-from zspag.runtime import generator_for, logits_of, sent
+from zspag.runtime import generator_for, logits_of, seed_of, sent
 from zspag.sgd import BatchLoss, Ladder, batch_size, climb, fit_labels
 from zspag.subspaces import Subspace, hard_projector, merged, second_moments
 

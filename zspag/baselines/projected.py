@@ -12,12 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from zspag.baselines.method import ORACLE, PROXIES, Method, Run, forget_classes, seed_of
+from zspag.baselines.method import ORACLE, PROXIES, Method, Run, forget_classes
 from zspag.calibration import fit_views, unlearn_with
 from zspag.config import UnlearnConfig
 from zspag.material import Material
 from zspag.pseudo_labels import relabeler
-from zspag.runtime import generator_for
+from zspag.runtime import generator_for, seed_of
 from zspag.sgd import Ladder, climb, fit_labels
 from zspag.subspaces import (
     Projector,

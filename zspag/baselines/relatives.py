@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, seed_of
+from zspag.baselines.method import FORGET, Method, descend_all, forget_classes
 from zspag.config import UnlearnConfig
 from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities
-from zspag.runtime import chunks, frozen, generator_for, logits_of, sent
+from zspag.runtime import chunks, frozen, generator_for, logits_of, seed_of, sent
 from zspag.sgd import BatchLoss, Ladder
 
 

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, seed_of
+from zspag.baselines.method import FORGET, Method, descend_all, forget_classes
 from zspag.config import UnlearnConfig
 from zspag.influence import loss_gradient, soft_cross_entropy
 from zspag.material import Material
 from zspag.pseudo_labels import random_labels
-from zspag.runtime import sent
+from zspag.runtime import seed_of, sent
 from zspag.sgd import BatchLoss, Ladder
 
 SALIENT_SHARE = 0.5  # of all weights; published runs keep 50 to 80 %

@@ -6,11 +6,11 @@ Invariant: only forget samples and noise around them pass through the net.
 import torch
 from torch import Tensor, nn
 
-from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, seed_of
+from zspag.baselines.method import FORGET, Method, descend_all, forget_classes
 from zspag.config import UnlearnConfig
 from zspag.material import Material
 from zspag.pseudo_labels import retained_classes
-from zspag.runtime import logits_of, plain_attention, sent
+from zspag.runtime import logits_of, plain_attention, seed_of, sent
 from zspag.sgd import BatchLoss, Ladder
 
 COPIES = 25  # JiT: noisy copies of every sample

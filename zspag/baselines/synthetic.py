@@ -17,13 +17,12 @@ from zspag.baselines.method import (
     descend_all,
     forget_classes,
     head_names,
-    seed_of,
 )
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
 from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities, retained_classes
-from zspag.runtime import chunks, frozen, generator_for, sent
+from zspag.runtime import chunks, frozen, generator_for, seed_of, sent
 from zspag.sgd import BatchLoss, Ladder
 
 NOISE_PER_CLASS = 20  # noise images of every class

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import FORGET, PROXIES, Method, descend_all, forget_classes, head_names, seed_of
+from zspag.baselines.method import FORGET, PROXIES, Method, descend_all, forget_classes, head_names
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
 from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
-from zspag.runtime import logits_of, sent
+from zspag.runtime import logits_of, seed_of, sent
 from zspag.sgd import BatchLoss, Ladder
 
 
