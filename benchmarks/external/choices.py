@@ -175,6 +175,8 @@ VARIANTS = {
     "body": Variant("body", changed("update", layers="body")),
     "head": Variant("head", changed("update", layers="head")),
     "one_layer": Variant("most selective layer", swaps={"zspag.calibration.calibrate": one_layer}),
+    "min_steps_20": Variant("20 batches per epoch", changed("update", min_steps=20)),
+    "settle_1": Variant("settles half as long", changed("update", settle=1.0)),
     "no_views": Variant("no views", replace(DEFAULTS, views=1)),
     "fixed": Variant(
         "no calibration, ladder from .3",
