@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zspag.baselines import method
+from zspag.baselines import Problem, method
 from zspag.config import Ladders, UnlearnConfig
 from zspag.data import Guard, channel_statistics
 from zspag.data.sources import read_digits
@@ -55,6 +55,14 @@ def small() -> Small:
     generator = generator_for(0, "material")
     material = prepare(model, images, forget=(FORGET,), num_classes=10, config=config, generator=generator)
     return Small(model, images, labels, *guard.retain_train(), config, material)
+
+
+def problem(*, oracle=False, **changes):
+    """Return the small case as a method is handed it, with retain data for an oracle, some fields changed."""
+    case = small()
+    given = Problem(case.model, case.images, case.labels, 10, generator_for(0, "method"), case.material)
+    retain = (case.retain_images, case.retain_labels) if oracle else None
+    return replace(given, **{"retain": retain} | changes)
 
 
 @contextmanager

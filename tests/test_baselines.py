@@ -8,19 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from laboratory import FORGET, LADDER, TINY, Fixed, caught_losses, changed_names, small
+from laboratory import FORGET, LADDER, TINY, Fixed, caught_losses, changed_names, problem, small
 from reference import assert_same_state, state_of
 
 from zspag import baselines, calibration, experiment
-from zspag.baselines import METHODS, Method, Run, retain_subspace, targets
+from zspag.baselines import METHODS, Method, Problem, retain_subspace, targets
 from zspag.baselines import method as shared_parts
 from zspag.baselines.oracles import merged_retain_subspace
-from zspag.config import LabelConfig, Ladders, UpdateConfig
+from zspag.config import LabelConfig, Ladders, UnlearnConfig, UpdateConfig
 from zspag.evaluation import captured
 from zspag.experiment import Case, RetainDataRead, run_method
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
-from zspag.runtime import channels_last, generator_for, logits_of
-from zspag.subspaces import combine, pooled, second_moments
+from zspag.runtime import channels_last, generator_for, logits_of, seed_of
+from zspag.subspaces import combine, pooled, random_like, second_moments
 
 RATES = {
     "jit": (0.0001, 0.0004, 0.0005),  # about here, by processor, JiT runs away from its own moving target, and diverges
@@ -29,7 +29,7 @@ RATES = {
     "unsc": (0.03, 0.2),
     "scrub": (0.03, 0.06),
 }
-FORGET_ONLY = [name for name, method in METHODS.items() if method.oracle is None]
+FORGET_ONLY = [name for name, method in METHODS.items() if not method.oracle]
 MOVE_ALL = {  # parameters; the others of the table leave some frozen
     "gradient_ascent",
     "random_relabeling",
@@ -62,16 +62,9 @@ def go(name, *, ladder=None, model=None, material=None, labels=None, layers=None
         config = replace(config, labels=labels)
     if layers is not None:
         config = replace(config, update=replace(config.update, layers=layers))
-    shared = {
-        "num_classes": 10,
-        "config": replace(config, update=replace(config.update, ladder=ladder or RATES.get(name, LADDER))),
-        "generator": generator_for(0, "method"),
-        "material": material or case.material,
-    }
-    if method.oracle is not None:
-        shared |= {"retain_images": case.retain_images, "retain_labels": case.retain_labels}
-    run = method.run or method.oracle
-    return run(model or case.model, case.images, case.labels, **shared)
+    config = replace(config, update=replace(config.update, ladder=ladder or RATES.get(name, LADDER)))
+    given = problem(oracle=method.oracle, model=model or case.model, material=material or case.material)
+    return method.run(given, config)
 
 
 def viewed():
@@ -112,16 +105,35 @@ def differ(first, second):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_the_one_signature_and_only_an_oracle_can_be_handed_retain_data(name):
-    method = METHODS[name]
-    expected = inspect.signature(Run.__call__).parameters
-    shared = [part for part in expected if part != "self"]
-    found = inspect.signature(method.run or method.oracle).parameters
-    extra = ["retain_images", "retain_labels"] if method.oracle else []
-    assert list(found) == shared + extra
-    assert [found[part].kind for part in shared] == [expected[part].kind for part in shared]
+def test_every_method_has_the_one_signature(name):
+    found = inspect.signature(METHODS[name].run).parameters
+    assert [(part.name, part.annotation) for part in found.values()] == [
+        ("problem", Problem),
+        ("config", UnlearnConfig),
+    ]
+    assert all(part.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for part in found.values())
     assert all(part.default is inspect.Parameter.empty for part in found.values())
-    assert (method.run is None) != (method.oracle is None)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_only_an_oracle_is_handed_retain_data_and_the_others_are_told_so(name):
+    with pytest.raises(ValueError, match="a forget-only method asked for retain data: only an oracle is handed any"):
+        METHODS[name].run(problem(), small().config)
+    for asked in ("retain_images", "retain_labels"):
+        with pytest.raises(ValueError, match="only an oracle"):
+            getattr(problem(), asked)
+        assert getattr(problem(oracle=True), asked) is getattr(small(), asked)
+
+
+def test_seed_of_a_problem_is_one_draw_however_often_it_is_asked_for():
+    given = problem()
+    assert given.seed == given.seed == seed_of(generator_for(0, "method"))
+    drawn = generator_for(0, "method")
+    seed_of(drawn)
+    assert seed_of(given.generator) == seed_of(drawn)
+    assert problem(generator=generator_for(1, "method")).seed != given.seed
+    assert given.forget_classes == (FORGET,)
+    assert problem(forget_labels=torch.tensor([7, 2, 7])).forget_classes == (2, 7)
 
 
 def test_only_the_oracles_say_that_they_read_retain_data():
@@ -186,14 +198,8 @@ def test_every_method_repeats_bit_for_bit_and_no_rate_depends_on_another(name):
      "l2ul_imp", "salun", "jit", "mu_mis", "aru", "min_max_noise", "head_sampling", "gkt"],
 )  # fmt: skip
 def test_another_generator_gives_another_result(name):
-    case = small()
-    shared = {"num_classes": 10, "config": replace(case.config, update=replace(case.config.update, ladder=(0.03,)))}
-    first, second = (
-        METHODS[name].run(
-            case.model, case.images, case.labels, generator=generator_for(seed), material=case.material, **shared
-        )
-        for seed in (1, 2)
-    )
+    config = replace(small().config, update=replace(small().config.update, ladder=(0.03,)))
+    first, second = (METHODS[name].run(problem(generator=generator_for(seed)), config) for seed in (1, 2))
     assert differ(first.runs[0], second.runs[0])
 
 
@@ -295,8 +301,7 @@ def test_delete_on_the_same_weights_is_zs_pag_with_soft_labels_unprojected():
     names = list(case.material.moments[0].second)
 
     def distilled(images, labels):
-        generator = generator_for(0, "method")
-        return targets._distil(case.model, images, labels, generator=generator, config=config, names=names).runs
+        return targets._distil(problem(forget_images=images, forget_labels=labels), config, names=names).runs
 
     with_views, without = distilled(*viewed()), distilled(case.images, case.labels)
     for first, second in zip(without, go("unprojected", config=config).runs, strict=True):
@@ -389,12 +394,13 @@ def test_rehearsal_depends_on_the_proxies_and_delete_does_not():
 
 
 def test_subspace_controls_have_the_ranks_of_the_proxies_subspace():
-    case, own = small(), own_subspace()
+    case, own, count = small(), own_subspace(), len(small().material.proxies.labels)
     controls = [
-        choose(case.model, case.images, case.material, own, generator_for("control"))
-        for choose in (baselines.forget_subspace, baselines.noise_subspace, baselines.random_subspace)
+        baselines.forget_subspace(case.model, case.images, own=own),
+        baselines.noise_subspace(case.model, case.images, count=count, own=own, generator=generator_for("control")),
+        random_like(own, generator=generator_for("control")),
+        retain_subspace(case.model, case.retain_images, case.retain_labels, own=own),
     ]
-    controls.append(retain_subspace(case.model, case.retain_images, case.retain_labels, own=own))
     for other in controls:
         assert other.ranks == own.ranks
         assert other.free_dimension() == own.free_dimension()
@@ -412,7 +418,7 @@ def test_no_subspace_of_equal_rank_captures_more_retain_data_than_the_oracle():
         [second_moments(case.model, case.retain_images[case.retain_labels == c]) for c in range(10) if c != FORGET]
     )
     best = captured(retain_subspace(case.model, case.retain_images, case.retain_labels, own=own), retain)
-    random = captured(baselines.random_subspace(case.model, case.images, case.material, own, generator_for(0)), retain)
+    random = captured(random_like(own, generator=generator_for(0)), retain)
     proxies = captured(own, retain)
     assert all(proxies[name] <= best[name] + 1e-9 for name in best)
     assert all(random[name] < best[name] - 0.01 for name in free_weights())
@@ -422,16 +428,9 @@ def test_subspace_methods_fit_the_same_batches():
     """They differ by the subspace alone, for each draws as much from the generator that batches are seeded from."""
     left = []
     for name in ("forget_subspace", "noise_subspace", "random_subspace", "oracle_subspace"):
-        generator = generator_for(0, "method")
-        case = small()
-        extra = {}
-        if METHODS[name].oracle:
-            extra = {"retain_images": case.retain_images, "retain_labels": case.retain_labels}
-        (METHODS[name].run or METHODS[name].oracle)(
-            case.model, case.images, case.labels, num_classes=10, generator=generator, material=case.material,
-            config=replace(case.config, update=UpdateConfig(lr=0.01, epochs=1, settle=0)), **extra,
-        )  # fmt: skip
-        left.append(int(torch.randint(2**31, (1,), generator=generator)))
+        given = problem(oracle=METHODS[name].oracle)
+        METHODS[name].run(given, replace(small().config, update=UpdateConfig(lr=0.01, epochs=1, settle=0)))
+        left.append((given.seed, int(torch.randint(2**31, (1,), generator=given.generator))))
     assert len(set(left)) == 1
 
 
@@ -467,11 +466,11 @@ def test_oracle_counts_every_retain_sample_it_read(case, name):
 def cheating(read):
     """A method that forgets as DELETE does, after it has read what it may not see."""
 
-    def run(model, forget_images, forget_labels, **shared):
+    def run(problem, config):
         read()
-        return targets.delete(model, forget_images, forget_labels, **shared)
+        return targets.delete(problem, config)
 
-    return Method("a cheat", run, None, "forget set, it says", "nobody", "low")
+    return Method("a cheat", run, "forget set, it says", "nobody", "low")
 
 
 def test_cheating_method_that_loads_the_data_set_is_caught(case, monkeypatch):

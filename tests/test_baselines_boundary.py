@@ -9,7 +9,7 @@ from test_baselines import go, loss_of
 from torch import nn
 from torch.nn import functional as F
 
-from zspag.baselines import boundary
+from zspag.baselines import Problem, boundary
 from zspag.baselines.boundary import Expanded, boundary_labels, one_step_attack
 from zspag.material import Material
 from zspag.models import build
@@ -128,8 +128,8 @@ def test_new_output_stands_beside_the_old_ones_which_do_not_notice(net):
 def test_model_that_comes_back_has_the_architecture_of_the_original(net):
     torch.manual_seed(0)
     model, images, labels = NETS[net](), torch.rand(9, 3, 2, 2), torch.zeros(9, dtype=torch.long)
-    ladder = boundary.expanding(model, images, labels, num_classes=5, config=small().config,
-                                generator=generator_for("x"), material=prepared(model, images))  # fmt: skip
+    given = Problem(model, images, labels, 5, generator_for("x"), prepared(model, images))
+    ladder = boundary.expanding(given, small().config)
     for run in ladder.runs:
         assert str(run.model) == str(model)
         shapes = {name: part.shape for name, part in run.model.state_dict().items()}
@@ -176,9 +176,9 @@ def test_expanding_trains_the_forget_set_onto_the_new_output_and_all_rates_start
     losses = []
     real = boundary.descend_all
 
-    def spy(model, *args, make_loss, **options):
-        losses.append((model, make_loss(None)))
-        return real(model, *args, make_loss=make_loss, **options)
+    def spy(problem, config, make_loss, *, start):
+        losses.append((start, make_loss(None)))
+        return real(problem, config, make_loss, start=start)
 
     monkeypatch.setattr(boundary, "descend_all", spy)
     go("boundary_expanding")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from laboratory import FORGET, small
+from laboratory import FORGET, problem, small
 from torch import nn
 
 from zspag.baselines import gated
@@ -30,11 +30,9 @@ from zspag.runtime import generator_for, seed_of
 
 
 def run(images=None, **update):
-    case = small()
-    config = replace(case.config, update=UpdateConfig(**({"lr": 0.003, "epochs": 1} | update)))
-    images = case.images if images is None else images
-    return gkt(case.model, images, case.labels, num_classes=10, config=config, generator=generator_for("method"),
-               material=None).runs  # fmt: skip
+    config = replace(small().config, update=UpdateConfig(**({"lr": 0.003, "epochs": 1} | update)))
+    images = small().images if images is None else images
+    return gkt(problem(forget_images=images, generator=generator_for("method"), material=None), config).runs
 
 
 def logits_with_mass(*masses):
@@ -218,8 +216,8 @@ def test_gate_is_what_keeps_a_class_from_the_student(monkeypatch):
     for threshold in (GATE, 1.1):
         monkeypatch.setattr(gated, "GATE", threshold)
         config = replace(case.config, update=UpdateConfig(lr=0.003, epochs=3))
-        (only,) = gkt(case.model, case.retain_images[own], case.retain_labels[own], num_classes=10, config=config,
-                      generator=generator_for(0, "method"), material=None).runs  # fmt: skip
+        given = problem(forget_images=case.retain_images[own], forget_labels=case.retain_labels[own], material=None)
+        (only,) = gkt(given, config).runs
         ends[threshold] = only.history[-1].forget_accuracy
     assert ends[GATE] < 0.05
     assert ends[1.1] > 0.8

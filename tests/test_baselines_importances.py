@@ -10,7 +10,7 @@ from laboratory import LADDER, small
 from reference import Attending, gradient, undense
 from torch import nn
 
-from zspag.baselines import METHODS, importances
+from zspag.baselines import METHODS, Problem, importances
 from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.models import build
 from zspag.runtime import generator_for, logits_of
@@ -19,11 +19,9 @@ CONFIG = UnlearnConfig(update=UpdateConfig(ladder=LADDER, whole_ladder=True))
 
 
 def go(name, model, forget, labels, retain, retain_labels, *, ladder=LADDER, seed=0, num_classes=2):
-    return METHODS[name].oracle(
-        model, forget, labels, num_classes=num_classes, generator=generator_for(seed), material=None,
-        config=replace(CONFIG, update=replace(CONFIG.update, ladder=ladder)), retain_images=retain,
-        retain_labels=retain_labels,
-    ).runs  # fmt: skip
+    retain = (retain, retain_labels)
+    given = Problem(model, forget, labels, num_classes, generator_for(seed), material=None, retain=retain)
+    return METHODS[name].run(given, replace(CONFIG, update=replace(CONFIG.update, ladder=ladder))).runs
 
 
 def on_small(name, *, ladder=LADDER, seed=0):

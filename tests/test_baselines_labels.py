@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from laboratory import FORGET, small
+from laboratory import FORGET, problem, small
 from torch import nn
 
 from zspag.baselines import METHODS, labels
@@ -24,8 +24,7 @@ LR, STEPS = 0.7, 3
 def go(name, *, lr=0.3):
     case = small()
     config = replace(case.config, update=replace(case.config.update, ladder=(lr,), epochs=2, settle=0.0))
-    shared = {"num_classes": 10, "config": config, "generator": generator_for(0, "method"), "material": case.material}
-    (run,) = METHODS[name].run(case.model, case.images, case.labels, **shared).runs
+    (run,) = METHODS[name].run(problem(), config).runs
     return torch.cat([part.flatten() for part in run.model.state_dict().values()])
 
 
@@ -314,14 +313,12 @@ def test_distilled_adds_the_mean_over_as_many_proxies_to_the_mean_over_the_batch
 
 
 def test_distilled_is_projected_and_every_rate_draws_the_same_proxies(monkeypatch):
-    case, seen = small(), []
-    real = labels._with_proxies
+    seen, real = [], labels._with_proxies
     monkeypatch.setattr(labels, "_with_proxies", lambda *args: seen.append(args[2].get_state()) or real(*args))
     caught = []
     monkeypatch.setattr(labels, "descend", lambda *_, **options: caught.append(options))
     monkeypatch.setattr(labels, "climb", lambda run, **_: [run(0.1), run(0.2)])
-    shared = {"num_classes": 10, "config": case.config, "generator": generator_for(0), "material": case.material}
-    METHODS["distilled"].run(case.model, case.images, case.labels, **shared)
+    METHODS["distilled"].run(problem(), small().config)
     assert torch.equal(*seen)
     assert all(options["project"] is not None for options in caught)
     assert [options["update"].lr for options in caught] == [0.1, 0.2]

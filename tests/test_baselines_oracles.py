@@ -6,11 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from laboratory import FORGET, LADDER, Fixed, caught_losses, small
+from laboratory import FORGET, LADDER, Fixed, caught_losses, problem, small
 from torch import nn
 from torch.nn import functional as F
 
-from zspag.baselines import METHODS, oracles
+from zspag.baselines import METHODS, Problem, oracles
 from zspag.config import SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.profiles import LADDERS
 from zspag.runtime import generator_for, logits_of
@@ -21,12 +21,8 @@ STEPS = 20  # the small case: 60 forget samples, batches of 3
 
 
 def go(name, *, seed=0, ladder=LADDER, epochs=3):
-    case = small()
-    return METHODS[name].oracle(
-        case.model, case.images, case.labels, num_classes=10, generator=generator_for(seed, "method"),
-        config=replace(case.config, update=replace(case.config.update, ladder=ladder, epochs=epochs)),
-        material=case.material, retain_images=case.retain_images, retain_labels=case.retain_labels,
-    )  # fmt: skip
+    config = replace(small().config, update=replace(small().config.update, ladder=ladder, epochs=epochs))
+    return METHODS[name].run(problem(oracle=True, generator=generator_for(seed, "method")), config)
 
 
 def loss_of(monkeypatch, name, *, epochs=3):
@@ -132,10 +128,8 @@ def low_rank():
 
 def run_unsc(model, forget, labels, retain, retain_labels):
     config = UnlearnConfig(update=UpdateConfig(lr=0.1, epochs=3, give_up=1.0, settle=0))
-    return METHODS["unsc"].oracle(
-        model, forget, labels, num_classes=4, config=config, generator=generator_for(0), material=None,
-        retain_images=retain, retain_labels=retain_labels,
-    ).runs[0].model  # fmt: skip
+    given = Problem(model, forget, labels, 4, generator_for(0), material=None, retain=(retain, retain_labels))
+    return METHODS["unsc"].run(given, config).runs[0].model
 
 
 @pytest.fixture
@@ -264,12 +258,8 @@ def test_scrub_goes_through_the_forget_set_first_and_later_only_repairs(monkeypa
 
 
 def test_scrub_takes_turns_by_epochs_where_an_epoch_is_one_step(monkeypatch):
-    case = small()
-    run = partial(
-        METHODS["scrub"].oracle, case.model, case.images, case.labels, num_classes=10, generator=generator_for(0),
-        material=case.material, config=replace(case.config, update=UpdateConfig(min_steps=1, epochs=6)),
-        retain_images=case.retain_images, retain_labels=case.retain_labels,
-    )  # fmt: skip
+    config = replace(small().config, update=UpdateConfig(min_steps=1, epochs=6))
+    run = partial(METHODS["scrub"].run, problem(oracle=True), config)
     (loss, _), _ = caught_losses(monkeypatch, run)
     model = Fixed(torch.randn(2000, 10, generator=generator_for("logits")))
     assert ["max" if loss(model, torch.arange(60)) < 0 else "min" for _ in range(6)] == [

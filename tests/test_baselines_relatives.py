@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from laboratory import FORGET, small
+from laboratory import FORGET, problem, small
 from reference import assert_same_state, state_of
 from torch import nn
 from torch.nn import functional as F
@@ -28,10 +28,8 @@ def attacked(**changes):
 
 
 def run(**update):
-    case = small()
-    config = replace(case.config, update=UpdateConfig(lr=0.003, epochs=1, settle=0, **update))
-    return aru(case.model, case.images, case.labels, num_classes=10, config=config, generator=generator_for("method"),
-               material=None)  # fmt: skip
+    config = replace(small().config, update=UpdateConfig(lr=0.003, epochs=1, settle=0, **update))
+    return aru(problem(generator=generator_for("method"), material=None), config)
 
 
 def test_stand_ins_lie_in_the_ball_and_are_closer_to_their_label():

@@ -5,7 +5,7 @@ import torch
 from laboratory import caught_losses
 from torch import nn
 
-from zspag.baselines import sensitivity
+from zspag.baselines import Problem, sensitivity
 from zspag.baselines.sensitivity import COPIES, IRRELEVANT, SIGMA, contribution, jit, lipschitz_quotient, mu_mis
 from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.models import build
@@ -29,15 +29,17 @@ def forget_set(count):
 
 def run(method, model, images, labels):
     config = UnlearnConfig(update=UpdateConfig(lr=LR, epochs=1, settle=0))
-    (only,) = method(model, images, labels, num_classes=CLASSES, config=config, generator=generator_for("method"),
-                     material=None).runs  # fmt: skip
+    (only,) = method(posed(model, images, labels), config).runs
     return only
+
+
+def posed(model, images, labels):
+    return Problem(model, images, labels, CLASSES, generator_for("method"), material=None)
 
 
 def losses_of(monkeypatch, method, images, labels):
     """Return the loss that a method hands to the loop."""
-    given = {"num_classes": CLASSES, "config": UnlearnConfig(), "generator": generator_for("method"), "material": None}
-    (loss, _), _ = caught_losses(monkeypatch, lambda: method(linear(), images, labels, **given))
+    (loss, _), _ = caught_losses(monkeypatch, lambda: method(posed(linear(), images, labels), UnlearnConfig()))
     return loss
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from laboratory import FORGET, changed_names, small
+from laboratory import FORGET, changed_names, problem, small
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,10 +30,8 @@ BRIEF = UpdateConfig(lr=0.01, epochs=1, settle=0)
 
 
 def run(method, *, update=BRIEF, **changes):
-    case = small()
-    shared = {"num_classes": 10, "config": replace(case.config, update=update), "material": case.material}
-    shared |= {"generator": generator_for("method")} | changes
-    (only,) = method(case.model, case.images, case.labels, **shared).runs
+    given = problem(**{"generator": generator_for("method")} | changes)
+    (only,) = method(given, replace(small().config, update=update)).runs
     return only
 
 
@@ -166,6 +164,6 @@ def test_features_follow_forget_samples_and_proxies_and_labels_the_masked_head(m
 
 def test_head_that_does_not_give_the_logits_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Softmax(1))
+    given = problem(model=model, material=SimpleNamespace(names=("1.weight",)))
     with pytest.raises(ValueError, match=r"the last layer, 1.weight, has 12 outputs instead of 10 logits"):
-        head_sampling(model, small().images, small().labels, num_classes=10, config=small().config,
-                      generator=generator_for(0), material=SimpleNamespace(names=("1.weight",)))  # fmt: skip
+        head_sampling(given, small().config)

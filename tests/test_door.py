@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import zspag
 from zspag import door
-from zspag.baselines import METHODS
+from zspag.baselines import METHODS, Problem
 from zspag.config import Ladders, ProxyConfig, UnlearnConfig, UpdateConfig
 from zspag.door import method_named, unlearn_by
 from zspag.evaluation import accuracy
@@ -23,8 +23,8 @@ from zspag.unlearning import zero_shot_unlearn
 
 K, SIZE, GONE = 4, 8, 2
 CONFIG = UnlearnConfig(proxies=ProxyConfig(per_class=8, steps=8), update=UpdateConfig(epochs=2, min_steps=4))
-FORGET_ONLY = [name for name, method in METHODS.items() if method.run is not None]
-ORACLES = [name for name, method in METHODS.items() if method.run is None]
+FORGET_ONLY = [name for name, method in METHODS.items() if not method.oracle]
+ORACLES = [name for name, method in METHODS.items() if method.oracle]
 
 
 def drawn(count, *, seed):
@@ -106,10 +106,8 @@ def test_a_method_behind_the_door_is_that_of_the_table_bit_for_bit(name):
     material = prepare(
         trained(), images, forget=(GONE,), num_classes=K, config=config, generator=generator_for(0, "material")
     )
-    ladder = METHODS[name].run(
-        trained(), images, labels, num_classes=K, config=config, material=material,
-        generator=generator_for(0, "method"),
-    )  # fmt: skip
+    problem = Problem(trained(), images, labels, K, generator_for(0, "method"), material)
+    ladder = METHODS[name].run(problem, config)
     result = unlearn_by(name, trained(), images, labels, lr=0.01, config=CONFIG)
     assert same(state(ladder.kept.model), state(result.model))
     other = unlearn_by(name, trained(), images, labels, lr=0.01, config=CONFIG, seed=1)

@@ -204,9 +204,9 @@ def test_class_that_cannot_be_prepared_costs_its_own_methods_only(copied, monkey
 
 
 def test_cheat_in_a_grid_writes_no_file(copied, monkeypatch):
-    def cheat(model, forget_images, forget_labels, **shared):
+    def cheat(problem, config):
         load("digits")
-        return METHODS["delete"].run(model, forget_images, forget_labels, **shared)
+        return METHODS["delete"].run(problem, config)
 
     monkeypatch.setitem(METHODS, "cheat", replace(METHODS["delete"], run=cheat))
     with pytest.raises(RuntimeError, match="class 3, cheat: RetainDataRead: cheat read 1797 samples"):
@@ -527,7 +527,11 @@ def test_subspace_table_compares_at_equal_rank_and_the_oracle_is_the_best(copied
 
 def test_forget_samples_of_a_profile_are_the_ones_handed_out(copied, monkeypatch):
     handed = []
-    monkeypatch.setattr(experiment.grid, "_call", lambda method, guard, model, images, *_: handed.append(len(images)))
+
+    def run(problem, _config):
+        handed.append(len(problem.forget_images))
+
+    monkeypatch.setitem(METHODS, "delete", replace(METHODS["delete"], run=run))
     case = Case(replace(PROFILE, forget_samples=17), 0, 5)
     experiment.run_method(case, "delete", model=None, material=None)
     assert handed == [17]
@@ -535,12 +539,12 @@ def test_forget_samples_of_a_profile_are_the_ones_handed_out(copied, monkeypatch
 
 @pytest.mark.parametrize(("count", "expected"), [(4, 9 * 4), (None, 1438 - 146)])
 def test_retain_samples_of_a_profile_are_all_that_an_oracle_is_handed(copied, monkeypatch, count, expected):
-    def oracle(*_arguments, retain_images, retain_labels, **_options):
-        assert len(retain_images) == len(retain_labels)
-        assert 5 not in retain_labels
-        return len(retain_images)
+    def oracle(problem, _config):
+        assert len(problem.retain_images) == len(problem.retain_labels)
+        assert 5 not in problem.retain_labels
+        return len(problem.retain_images)
 
-    monkeypatch.setitem(METHODS, "fine_tune", replace(METHODS["fine_tune"], oracle=oracle))
+    monkeypatch.setitem(METHODS, "fine_tune", replace(METHODS["fine_tune"], run=oracle))
     case = Case(replace(PROFILE, retain_samples=count), 0, 5)
     handed, guard = experiment.run_method(case, "fine_tune", model=None, material=None)
     assert handed == guard.retain_samples_read == expected

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zspag import bench, runtime
-from zspag.baselines import METHODS
+from zspag.baselines import METHODS, Problem
 from zspag.bench import machine
 from zspag.bench.settings import TINY
 from zspag.config import ProxyConfig, TrainConfig, UpdateConfig
@@ -211,15 +211,9 @@ def laddered(name, *, device, batch_size=None):
     )  # fmt: skip
     if batch_size is not None:
         update = replace(update, batch_size=batch_size, min_steps=1)
-    material = material_on(device)
-    options = {"num_classes": 10, "config": replace(case.config, update=update), "material": material}
-    options["generator"] = generator_for(0, "method")
-    if method.oracle is not None:
-        options |= {
-            "retain_images": moved(case.retain_images, device),
-            "retain_labels": moved(case.retain_labels, device),
-        }
-    return lambda: (method.run or method.oracle)(model, images, labels, **options).runs[0]
+    retain = tuple(moved(part, device) for part in (case.retain_images, case.retain_labels)) if method.oracle else None
+    problem = Problem(model, images, labels, 10, generator_for(0, "method"), material_on(device), retain)
+    return lambda: method.run(problem, replace(case.config, update=update)).runs[0]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -404,7 +404,7 @@ def test_methods_lists_every_method_with_the_rates_of_the_profile(capsys):
     assert out.startswith("zs_pag: ZS-PAG\n")
     assert "\n  reads: forget set, proxies made from it\n" in out
     assert out.count("\n  reads: ") == len(METHODS)
-    assert out.count("(oracle)") == sum(method.oracle is not None for method in METHODS.values())
+    assert out.count("(oracle)") == sum(method.oracle for method in METHODS.values())
     assert "  ladder: middle, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1\n" in out
     assert err == ""
     assert main(["methods", "--profile", "smoke"]) == 0

@@ -171,9 +171,11 @@ def _add_unlearn(one: argparse.ArgumentParser) -> None:
         " and its figure, .png. Exit code 3: all is written, but part of the forget set is still recognized."
     )
     one.add_argument(
-        "--model", required=True, metavar="FILE.py:FACTORY",
+        "--model",
+        required=True,
+        metavar="FILE.py:FACTORY",
         help="function or class that builds the model; or torchvision.models:resnet18, or timm:NAME",
-    )  # fmt: skip
+    )
     one.add_argument(
         "--weights", required=True, type=Path, metavar="FILE", help="its state dict: .safetensors, .pt, .pth, .bin"
     )
@@ -181,9 +183,11 @@ def _add_unlearn(one: argparse.ArgumentParser) -> None:
     one.add_argument("--out", required=True, type=Path, help="the new state dict: .safetensors, .pt or .pth")
     one.add_argument("--num-classes", type=int, metavar="K", help="width of the logits (default: the model tells)")
     one.add_argument(
-        "--classes-file", type=Path, metavar="FILE",
+        "--classes-file",
+        type=Path,
+        metavar="FILE",
         help="class names, one a line in the order of the logits (default: a folder's name is its class's number)",
-    )  # fmt: skip
+    )
     one.add_argument("--label", metavar="CLASS", help="the class of all photos, which lie directly in FOLDER then")
     one.add_argument(
         "--image-size", type=int, metavar="N", help="resize the photos to N x N pixels, cropping the middle"
@@ -353,13 +357,20 @@ def _unlearn(chosen: argparse.Namespace) -> int:
 
     before, shift, scale = chosen.already_forgotten, chosen.mean, chosen.std
     task = Task(
-        model=chosen.model, weights=chosen.weights, forget=chosen.forget, out=chosen.out,
-        num_classes=chosen.num_classes, classes_file=chosen.classes_file, label=chosen.label,
-        image_size=chosen.image_size, mean=None if shift is None else _decimals("--mean", shift),
+        model=chosen.model,
+        weights=chosen.weights,
+        forget=chosen.forget,
+        out=chosen.out,
+        num_classes=chosen.num_classes,
+        classes_file=chosen.classes_file,
+        label=chosen.label,
+        image_size=chosen.image_size,
+        mean=None if shift is None else _decimals("--mean", shift),
         std=None if scale is None else _decimals("--std", scale),
-        already_forgotten=() if before is None else _numbers("--already-forgotten", before), seed=chosen.seed,
+        already_forgotten=() if before is None else _numbers("--already-forgotten", before),
+        seed=chosen.seed,
         keep_open=chosen.keep_open,
-    )  # fmt: skip
+    )
     try:
         for line in unlearn_files(task):
             print(line, flush=True)
@@ -428,9 +439,13 @@ def _env(_chosen: argparse.Namespace) -> int:
     from zspag.runtime import pick_device
 
     record = provenance.record(
-        config={}, seed=None, data_sha256=None, device=pick_device().type, threads=torch.get_num_threads(),
+        config={},
+        seed=None,
+        data_sha256=None,
+        device=pick_device().type,
+        threads=torch.get_num_threads(),
         started=time.time(),
-    )  # fmt: skip
+    )
     print(provenance.describe(record))
     return 0
 

@@ -101,8 +101,7 @@ def axes(profile: Profile) -> dict[str, tuple[Variant, ...]]:
     whole = ("unlearn.update.ladder", profile.ladders.low)  # a whole gradient needs smaller rates
     widths = sorted({8 * max(1, math.ceil(profile.width * part / 8)) for part in (1 / 3, 2 / 3, 1, 3 / 2)})
     found = [
-        *(_along(f"radius {norm}", proxies + "eps", radii, (proxies + "norm", norm))
-          for norm in ("l2", "linf")),
+        *(_along(f"radius {norm}", proxies + "eps", radii, (proxies + "norm", norm)) for norm in ("l2", "linf")),
         _along("radius by the rule", proxies + "norm", ("l2", "linf")),
         _along("steps", proxies + "steps", (2, 5, 10, 20)),
         _along("proxies", proxies + "per_class", counts),
@@ -111,17 +110,21 @@ def axes(profile: Profile) -> dict[str, tuple[Variant, ...]]:
         tuple(_named("subspace", _SUBSPACES)),
         tuple(Variant("layers", layers, (every,), layers=layers) for layers in LAYERS),
         _along("labels", labels + "strategy", STRATEGIES),
-        tuple(replace(variant, projected=False, changes=(*variant.changes, whole))
-              for variant in _along("labels, not projected", labels + "strategy", STRATEGIES)),
+        tuple(
+            replace(variant, projected=False, changes=(*variant.changes, whole))
+            for variant in _along("labels, not projected", labels + "strategy", STRATEGIES)
+        ),
         _along("beta, process", labels + "beta", betas, (labels + "strategy", "process")),
         _along("beta, tilted once", labels + "beta", betas, (labels + "strategy", "influence")),
         _along("solver", labels + "solver", ("identity", "kfac", "cg"), (labels + "strategy", "influence")),
         _along("rate", "unlearn.update.lr", profile.ladders.high[:6]),
-        *(tuple(Variant(name, radius, changes, hardened=radius) for radius in (0.0, 0.1, 0.2))
-          for name, changes in (("hardened", ()), ("hardened, margin", (nearer,)))),
+        *(
+            tuple(Variant(name, radius, changes, hardened=radius) for radius in (0.0, 0.1, 0.2))
+            for name, changes in (("hardened", ()), ("hardened, margin", (nearer,)))
+        ),
         _along("width", "width", widths),
         _along("width, margin", "width", widths, nearer),
-    ]  # fmt: skip
+    ]
     return {axis[0].axis: _ends(axis) if profile.trial else axis for axis in found}
 
 
@@ -262,10 +265,14 @@ def _run(case: Case, variant: Variant) -> dict[str, Any]:
     scores = asdict(score(panel.images.map_logits(run.model), panel))
     hits = material.proxies.hits.values()
     return {name: scores[name] for name in SCORES} | {
-        "lr": run.lr, "reached": run.reached(config.update.forget_accuracy),
-        "eps": material.proxies.eps, "hit_rate": sum(hits) / len(hits), "free": _free(material, project, names),
-        "samples": len(images), "seconds": seconds,
-    }  # fmt: skip
+        "lr": run.lr,
+        "reached": run.reached(config.update.forget_accuracy),
+        "eps": material.proxies.eps,
+        "hit_rate": sum(hits) / len(hits),
+        "free": _free(material, project, names),
+        "samples": len(images),
+        "seconds": seconds,
+    }
 
 
 def _unprojected(
@@ -282,17 +289,29 @@ def _unprojected(
     images = channels_last(material.views.images)
     labels = labels[material.views.sources.to(labels.device)]
     relabel = relabeler(
-        model, images, forget=sorted(set(labels.tolist())), proxies=material.proxies,
-        moments=averaged(material.moments), projector=None, names=names, config=config.labels,
+        model,
+        images,
+        forget=sorted(set(labels.tolist())),
+        proxies=material.proxies,
+        moments=averaged(material.moments),
+        projector=None,
+        names=names,
+        config=config.labels,
         generator=generator_for(seed, "labels"),
-    )  # fmt: skip
+    )
     return climb(
         lambda lr: fit_labels(
-            model, images, labels, relabel=relabel, project=None, names=names, update=replace(config.update, lr=lr),
+            model,
+            images,
+            labels,
+            relabel=relabel,
+            project=None,
+            names=names,
+            update=replace(config.update, lr=lr),
             generator=generator_for(seed, "update"),
         ),
         update=config.update,
-    ).kept  # fmt: skip
+    ).kept
 
 
 def moving(names: Sequence[str], layers: str) -> tuple[str, ...]:
@@ -331,9 +350,13 @@ def _material(case: Case) -> Material:
 def _prepared(case: Case, model: nn.Module) -> Material:
     images, _ = forget_set(case, guard_of(case))
     return prepare(
-        model, images, forget=(case.forget,), num_classes=data_of(case.profile).num_classes,
-        config=case.profile.unlearn, generator=generator_for(case.seed, "material"),
-    )  # fmt: skip
+        model,
+        images,
+        forget=(case.forget,),
+        num_classes=data_of(case.profile).num_classes,
+        config=case.profile.unlearn,
+        generator=generator_for(case.seed, "material"),
+    )
 
 
 def _net(case: Case, radius: float) -> nn.Module:
@@ -353,8 +376,12 @@ def _net(case: Case, radius: float) -> nn.Module:
         model, data.train.float(), data.train.labels, radius=radius, generator=generator_for(seed, "hardening")
     )
     record = provenance.record(
-        config=key, seed=seed, data_sha256=data.sha256, device=pick_device().type, threads=profile.threads,
+        config=key,
+        seed=seed,
+        data_sha256=data.sha256,
+        device=pick_device().type,
+        threads=profile.threads,
         started=started,
-    )  # fmt: skip
+    )
     store(profile).put("hardened", key, hard.state_dict(), record)
     return hard

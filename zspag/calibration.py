@@ -212,7 +212,7 @@ def free_shares(model: nn.Module, images: Tensor, project: Projector) -> dict[st
     whole: dict[str, Tensor] = {}
     alike = project.like(dict(model.named_parameters()))
 
-    def visit(name: str, rows: Tensor, outputs: Outputs | None) -> None:  # noqa: ARG001  (a Visit)
+    def visit(name: str, rows: Tensor, _outputs: Outputs | None) -> None:
         if name in alike.factors:
             free[name] = free.get(name, 0) + alike.energy(name, rows)
             whole[name] = whole.get(name, 0) + energy_of(rows)

@@ -64,7 +64,7 @@ def _carry(
     function: Callable[[Job], Answer],
     jobs: Sequence[Job],
     *,
-    workers: int,  # noqa: ARG001  the cluster has the workers it has
+    workers: int,  # the cluster has the workers it has
     threads_each: int,
     title: str,
 ) -> Iterator[tuple[Job, Answer | Exception]]:

@@ -81,9 +81,13 @@ def word(value: Any) -> str:
 
 
 def curve_panels(
-    frame: pd.DataFrame, titles: Mapping[str, str], *, columns: Sequence[str] = OUTCOME, x: str = "value",
+    frame: pd.DataFrame,
+    titles: Mapping[str, str],
+    *,
+    columns: Sequence[str] = OUTCOME,
+    x: str = "value",
     options: Mapping[str, Any],
-) -> list[Panel]:  # fmt: skip
+) -> list[Panel]:
     """Return one panel per column for ``plots.curves``: mean over cases, the band from the least to the largest case.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zspag.baselines import METHODS, Method
+from zspag.baselines import METHODS, Method, Problem
 from zspag.checks import Preflight, preflight, unsound
 from zspag.classifiers import cast_back, classifier, own_model, place_of, working_copy
 from zspag.config import UnlearnConfig
@@ -78,7 +78,6 @@ def unlearn_by(
     if name == "zs_pag":
         return zero_shot_unlearn(model, forget_images, forget_labels, num_classes=num_classes, config=config, seed=seed)
     config = replace(config, update=replace(config.update, ladder=getattr(LADDERS, method.ladder)))
-    assert method.run is not None
     with surroundings(model):
         started = time.perf_counter()
         working = working_copy(model)
@@ -89,12 +88,17 @@ def unlearn_by(
         checked = time.perf_counter()
         with plain_layout(found.layout == "plain"):
             images, classes = channels_last(forget.images), found.num_classes
-            shared: dict[str, Any] = {"num_classes": classes, "config": config}
-            material = prepare(net, images, forget=forget.classes, generator=generator_for(seed, "material"), **shared)
-            prepared = time.perf_counter()
-            ladder = method.run(
-                net, images, forget.labels, material=material, generator=generator_for(seed, "method"), **shared
+            material = prepare(
+                net,
+                images,
+                forget=forget.classes,
+                num_classes=classes,
+                config=config,
+                generator=generator_for(seed, "material"),
             )
+            prepared = time.perf_counter()
+            problem = Problem(net, images, forget.labels, classes, generator_for(seed, "method"), material)
+            ladder = method.run(problem, config)
             seconds = {"checks": checked - started, **material.seconds, "method": time.perf_counter() - prepared}
             return _result(name, model, net, forget, ladder, found, config, seconds)
 
@@ -106,14 +110,14 @@ def method_named(name: str) -> Method:
         ValueError: If there is none, with the names that come nearest, or if it is an oracle.
     """
     if name not in METHODS:
-        usable = [known for known, method in METHODS.items() if method.run is not None]
+        usable = [known for known, method in METHODS.items() if not method.oracle]
         nearest = difflib.get_close_matches(str(name).lower().replace("-", "_"), usable, n=3, cutoff=0.5)
         raise ValueError(
             f"there is no method {name!r}: "
             + (f"did you mean {' or '.join(map(repr, nearest))}? " if nearest else f"choose from {', '.join(usable)}; ")
             + "`zspag methods` lists them"
         )
-    if METHODS[name].run is None:
+    if METHODS[name].oracle:
         raise ValueError(
             f"{name!r} ({METHODS[name].title}) is an oracle: it reads retain data, which this function never takes."
             " It serves for comparison, in `zspag sweep`"

@@ -168,9 +168,12 @@ def _max_pool(
 
 
 _RULES: dict[Callable[..., Any], Callable[..., Any]] = {
-    F.conv1d: _convolution, F.conv2d: _convolution, F.conv3d: _convolution, F.batch_norm: _batch_norm,
+    F.conv1d: _convolution,
+    F.conv2d: _convolution,
+    F.conv3d: _convolution,
+    F.batch_norm: _batch_norm,
     F.max_pool2d: _max_pool,
-}  # fmt: skip
+}
 
 
 def label_scores(model: nn.Module, images: Tensor, direction: Direction) -> Tensor:

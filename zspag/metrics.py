@@ -64,11 +64,15 @@ class Metrics:
         lines = [
             _line("forget accuracy", self.acc_forget, self.acc_forget_interval, f"{self.n_forget} images"),
             _line("retained accuracy, macro", self.acc_retain, None, "mean over classes"),
-            _line("retained accuracy, micro", self.acc_retain_micro, self.acc_retain_micro_interval,
-                  f"{self.n_retain} images"),
+            _line(
+                "retained accuracy, micro",
+                self.acc_retain_micro,
+                self.acc_retain_micro_interval,
+                f"{self.n_retain} images",
+            ),
             _line("over-unlearning", self.over_unlearning, None, "against the masked original"),
             f"{'drift':<26}{'-' if self.drift is None else f'{self.drift:.4f}':>8} nats",
-        ]  # fmt: skip
+        ]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

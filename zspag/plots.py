@@ -36,28 +36,67 @@ _MARKERS = "osD^vP*X<>"
 _HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++", "oo", "**", "||")
 # Every method has a colour and a mark of its own, whatever stands beside it. Relatives share a colour.
 _METHODS = {
-    "ZS-PAG": (0, 0), "ZS-PAG, not calibrated": (0, 1),
-    "DELETE": (1, 1), "ZS-PAG, second-best labels": (1, 2), "subspace of noise": (1, 3), "SalUn": (1, 4),
-    "boundary shrink": (1, 5), "boundary expanding": (1, 6),
-    "retrained": (2, 2), "subspace of retain data": (2, 3), "fine-tuning on retain data": (2, 4), "UNSC": (2, 5),
-    "SCRUB": (2, 6), "Fisher forgetting": (2, 7), "SSD": (2, 8),
-    "ZS-PAG without projection": (3, 3), "subspace of forget samples": (3, 4),
-    "ZS-PAG, random labels": (4, 4), "random subspace": (4, 5),
-    "gradient ascent": (5, 5), "JiT": (5, 6), "MU-Mis": (5, 7),
-    "random relabeling": (6, 6), "ZS-PAG, labels tilted once": (6, 7), "L2UL, adversarial": (6, 8),
-    "L2UL, adversarial and importance": (6, 9), "AMUN, adversarial only": (6, 0), "ARU": (6, 1),
-    "original": (7, 7), "head only": (5, 8), "head-only sampling": (5, 9),
-    "rehearsal on proxies": (8, 8), "error-min-max noise": (8, 9), "GKT": (8, 0),
-    "masked original": (9, 9), "ZS-PAG, influence labels": (9, 0),
-    "ZS-PAG, labels for the worst class": (9, 1), "ZS-PAG, labels for balanced classes": (9, 2),
-    "ZS-PAG, labels that look ahead": (9, 3), "ZS-PAG, bilevel labels": (9, 4),
-    "ZS-PAG, labels tilted by lot": (4, 6), "ZS-PAG, proxies distilled": (8, 1),
-}  # fmt: skip
+    "ZS-PAG": (0, 0),
+    "ZS-PAG, not calibrated": (0, 1),
+    "DELETE": (1, 1),
+    "ZS-PAG, second-best labels": (1, 2),
+    "subspace of noise": (1, 3),
+    "SalUn": (1, 4),
+    "boundary shrink": (1, 5),
+    "boundary expanding": (1, 6),
+    "retrained": (2, 2),
+    "subspace of retain data": (2, 3),
+    "fine-tuning on retain data": (2, 4),
+    "UNSC": (2, 5),
+    "SCRUB": (2, 6),
+    "Fisher forgetting": (2, 7),
+    "SSD": (2, 8),
+    "ZS-PAG without projection": (3, 3),
+    "subspace of forget samples": (3, 4),
+    "ZS-PAG, random labels": (4, 4),
+    "random subspace": (4, 5),
+    "gradient ascent": (5, 5),
+    "JiT": (5, 6),
+    "MU-Mis": (5, 7),
+    "random relabeling": (6, 6),
+    "ZS-PAG, labels tilted once": (6, 7),
+    "L2UL, adversarial": (6, 8),
+    "L2UL, adversarial and importance": (6, 9),
+    "AMUN, adversarial only": (6, 0),
+    "ARU": (6, 1),
+    "original": (7, 7),
+    "head only": (5, 8),
+    "head-only sampling": (5, 9),
+    "rehearsal on proxies": (8, 8),
+    "error-min-max noise": (8, 9),
+    "GKT": (8, 0),
+    "masked original": (9, 9),
+    "ZS-PAG, influence labels": (9, 0),
+    "ZS-PAG, labels for the worst class": (9, 1),
+    "ZS-PAG, labels for balanced classes": (9, 2),
+    "ZS-PAG, labels that look ahead": (9, 3),
+    "ZS-PAG, bilevel labels": (9, 4),
+    "ZS-PAG, labels tilted by lot": (4, 6),
+    "ZS-PAG, proxies distilled": (8, 1),
+}
 _KNOWN = {name: colour for name, (colour, _) in _METHODS.items()} | {
-    "proxies": 0, "unlearned": 0, "soft": 0, "before": 7, "process": 9, "retain data": 2, "oracle": 2,
-    "retained classes": 7, "without projection": 3, "forget samples": 3, "forget": 3, "forgotten class": 3,
-    "noise": 1, "second_best": 1, "random": 4, "influence": 6,
-}  # fmt: skip
+    "proxies": 0,
+    "unlearned": 0,
+    "soft": 0,
+    "before": 7,
+    "process": 9,
+    "retain data": 2,
+    "oracle": 2,
+    "retained classes": 7,
+    "without projection": 3,
+    "forget samples": 3,
+    "forget": 3,
+    "forgotten class": 3,
+    "noise": 1,
+    "second_best": 1,
+    "random": 4,
+    "influence": 6,
+}
 
 
 def render(result: dict[str, Any], path: Path, *, known: Path | None = None) -> None:
@@ -221,10 +260,17 @@ def bars(axis: Axes, panel: Panel) -> None:
         colour, mark = panel["styles"][name]
         places = np.arange(len(groups)) + (index - (len(series) - 1) / 2) * width
         axis.bar(
-            places, heights, width, label=name if len(series) > 1 else None, color=_COLOURS[colour],
-            hatch=_HATCHES[mark] if len(series) > 1 else "", edgecolor="white", linewidth=0.5,
-            yerr=(panel.get("errors") or {}).get(name), error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
-        )  # fmt: skip
+            places,
+            heights,
+            width,
+            label=name if len(series) > 1 else None,
+            color=_COLOURS[colour],
+            hatch=_HATCHES[mark] if len(series) > 1 else "",
+            edgecolor="white",
+            linewidth=0.5,
+            yerr=(panel.get("errors") or {}).get(name),
+            error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
+        )
     long = max(len(str(group)) for group in groups) * len(groups) > 60
     axis.set_xticks(
         range(len(groups)),
@@ -248,8 +294,16 @@ def ranked(axis: Axes, panel: Panel) -> None:
         axis.barh(places, values, 0.7, color=colours, xerr=panel.get("errors"), error_kw={"elinewidth": 0.8})
     else:
         short = values < base
-        axis.barh(places, values - base, 0.7, left=base, color=np.where(short, _COLOURS[3], _COLOURS[0]),
-                  hatch=[_HATCHES[1] * bool(one) for one in short], edgecolor="white", linewidth=0.5)  # fmt: skip
+        axis.barh(
+            places,
+            values - base,
+            0.7,
+            left=base,
+            color=np.where(short, _COLOURS[3], _COLOURS[0]),
+            hatch=[_HATCHES[1] * bool(one) for one in short],
+            edgecolor="white",
+            linewidth=0.5,
+        )
         axis.axvline(base, color="#333333", linewidth=1)
     axis.set_yticks(places, names)
     axis.grid(visible=False, axis="y")
@@ -277,9 +331,15 @@ def curves(axis: Axes, panel: Panel) -> None:
         colour, mark = panel["styles"][name]
         marker = None if panel.get("plain") else _MARKERS[mark]
         axis.plot(
-            points["x"], points["y"], color=_COLOURS[colour], marker=marker, markersize=4.5, linewidth=1.5,
-            linestyle=("-", "--", "-.", ":")[mark % 4] if panel.get("plain") else "-", label=name,
-        )  # fmt: skip
+            points["x"],
+            points["y"],
+            color=_COLOURS[colour],
+            marker=marker,
+            markersize=4.5,
+            linewidth=1.5,
+            linestyle=("-", "--", "-.", ":")[mark % 4] if panel.get("plain") else "-",
+            label=name,
+        )
         if points.get("low") is not None:
             axis.fill_between(
                 points["x"], points["low"], points["high"], color=_COLOURS[colour], alpha=0.18, linewidth=0
@@ -291,8 +351,16 @@ def scatter(axis: Axes, panel: Panel) -> None:
     """Points: ``series`` {name: {x, y}}; ``diagonal`` draws y = x behind them."""
     for name, points in panel["series"].items():
         colour, mark = panel["styles"][name]
-        axis.scatter(points["x"], points["y"], s=panel.get("dot", 14), color=_COLOURS[colour], marker=_MARKERS[mark],
-                     alpha=0.7, linewidths=0, label=name if len(panel["series"]) > 1 else None)  # fmt: skip
+        axis.scatter(
+            points["x"],
+            points["y"],
+            s=panel.get("dot", 14),
+            color=_COLOURS[colour],
+            marker=_MARKERS[mark],
+            alpha=0.7,
+            linewidths=0,
+            label=name if len(panel["series"]) > 1 else None,
+        )
     _finish(axis, panel)
     if panel.get("diagonal"):
         low, high = min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])
@@ -302,10 +370,20 @@ def scatter(axis: Axes, panel: Panel) -> None:
 def heatmaps(axis: Axes, panel: Panel) -> None:
     """A matrix: ``values`` (rows x columns), ``rows``, ``columns``; ``annotate`` prints the numbers, ``vmax`` caps."""
     values = np.asarray(panel["values"], dtype=float)
-    sns.heatmap(values, ax=axis, cmap="cividis", vmin=panel.get("vmin"), vmax=panel.get("vmax"),
-                cbar=bool(panel.get("bar", True)), annot=bool(panel.get("annotate")), fmt=panel.get("format", ".2f"),
-                annot_kws={"fontsize": 7}, xticklabels=panel["columns"], yticklabels=panel["rows"],
-                linewidths=0.3)  # fmt: skip
+    sns.heatmap(
+        values,
+        ax=axis,
+        cmap="cividis",
+        vmin=panel.get("vmin"),
+        vmax=panel.get("vmax"),
+        cbar=bool(panel.get("bar", True)),
+        annot=bool(panel.get("annotate")),
+        fmt=panel.get("format", ".2f"),
+        annot_kws={"fontsize": 7},
+        xticklabels=panel["columns"],
+        yticklabels=panel["rows"],
+        linewidths=0.3,
+    )
     axis.set_xlabel(panel.get("xlabel", ""))
     axis.set_ylabel(panel.get("ylabel", ""))
     axis.tick_params(length=0)
@@ -321,8 +399,14 @@ def gallery(axis: Axes, panel: Panel) -> None:
         for j, image in enumerate(row["images"]):
             pixels = np.asarray(image, dtype=float)
             signed = row.get("signed", False)
-            axis.imshow(pixels, extent=(j, j + 0.92, -i - 0.92, -i), cmap="RdBu_r" if signed else "gray",
-                        vmin=-1 if signed else 0, vmax=1, interpolation="nearest")  # fmt: skip
+            axis.imshow(
+                pixels,
+                extent=(j, j + 0.92, -i - 0.92, -i),
+                cmap="RdBu_r" if signed else "gray",
+                vmin=-1 if signed else 0,
+                vmax=1,
+                interpolation="nearest",
+            )
         axis.text(-0.12, -i - 0.46, row["label"], ha="right", va="center", fontsize=8)
     for j, heading in enumerate(panel.get("headings", ())):
         axis.text(j + 0.46, 0.1, heading, ha="center", va="bottom", fontsize=8)
@@ -338,14 +422,30 @@ def regions(axis: Axes, panel: Panel) -> None:
     ``points`` {name: {x, y}} lie on it, ``arrows`` {name: (dx, dy)} start at the origin.
     """
     shade = mpl.colors.ListedColormap(["#cfe3f3", "#f6dfc0", "#cfeadf", "#f3d4e6", "#eeeeee"])
-    axis.pcolormesh(panel["x"], panel["y"], np.asarray(panel["classes"]), cmap=shade, vmin=-0.5, vmax=4.5,
-                    shading="nearest", rasterized=True)  # fmt: skip
+    axis.pcolormesh(
+        panel["x"],
+        panel["y"],
+        np.asarray(panel["classes"]),
+        cmap=shade,
+        vmin=-0.5,
+        vmax=4.5,
+        shading="nearest",
+        rasterized=True,
+    )
     if borders := [label + 0.5 for label in range(int(np.min(panel["classes"])), int(np.max(panel["classes"])))]:
         axis.contour(panel["x"], panel["y"], np.asarray(panel["classes"]), borders, colors="#777777", linewidths=0.8)
     for name, points in panel["points"].items():
         colour, mark = panel["styles"][name]
-        axis.scatter(points["x"], points["y"], s=14, marker=_MARKERS[mark], color=_COLOURS[colour], edgecolor="white",
-                     linewidths=0.4, label=name)  # fmt: skip
+        axis.scatter(
+            points["x"],
+            points["y"],
+            s=14,
+            marker=_MARKERS[mark],
+            color=_COLOURS[colour],
+            edgecolor="white",
+            linewidths=0.4,
+            label=name,
+        )
     for index, (name, (dx, dy)) in enumerate((panel.get("arrows") or {}).items()):
         colour = ("#111111", "#b2182b")[index % 2]
         axis.annotate(

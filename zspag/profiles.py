@@ -58,9 +58,16 @@ _RESNET = TrainConfig(epochs=30, batch_size=512, lr=0.8, label_smoothing=0.1, au
 _VGG = replace(_RESNET, epochs=40, lr=0.2)
 _ALEXNET = replace(_RESNET, epochs=60, lr=0.1)
 _VIT = TrainConfig(
-    epochs=100, batch_size=512, lr=1e-3, optimizer="adamw", weight_decay=0.05, label_smoothing=0.1, augment="hint",
-    pad=4, mixup=0.4,
-)  # fmt: skip
+    epochs=100,
+    batch_size=512,
+    lr=1e-3,
+    optimizer="adamw",
+    weight_decay=0.05,
+    label_smoothing=0.1,
+    augment="hint",
+    pad=4,
+    mixup=0.4,
+)
 # Small ones on two cores.
 _SMALL = TrainConfig(epochs=6, batch_size=128, lr=0.1, augment="hint", pad=4)
 _SMALL_VIT = TrainConfig(
@@ -165,10 +172,19 @@ def trial(profile: Profile) -> Profile:
     update = replace(unlearn.update, epochs=4, min_steps=4)
     ladders = Ladders(*(rates[3:5] for rates in (profile.ladders.low, profile.ladders.middle, profile.ladders.high)))
     return replace(
-        profile, name=f"{profile.name}-trial", width=max(8, profile.width // 8), classes=profile.classes[:1],
-        seeds=profile.seeds[:1], train=train, ladders=ladders,
-        unlearn=replace(unlearn, proxies=proxies, update=update), workers=1, threads=1, share=0.01, trial=True,
-    )  # fmt: skip
+        profile,
+        name=f"{profile.name}-trial",
+        width=max(8, profile.width // 8),
+        classes=profile.classes[:1],
+        seeds=profile.seeds[:1],
+        train=train,
+        ladders=ladders,
+        unlearn=replace(unlearn, proxies=proxies, update=update),
+        workers=1,
+        threads=1,
+        share=0.01,
+        trial=True,
+    )
 
 
 PROFILES |= {made.name: made for made in map(trial, (PROFILES["cpu"], PROFILES["paper"]))}

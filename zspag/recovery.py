@@ -135,10 +135,16 @@ def training_curves(
         for lr, most_steps in rates.items()
         for seed in seeds
         for row in training_curve(
-            model, images, labels, judged=judged, lr=lr, steps=checkpoints(most_steps),
-            generator=generator_for(seed, "relearning"), enough=enough,
+            model,
+            images,
+            labels,
+            judged=judged,
+            lr=lr,
+            steps=checkpoints(most_steps),
+            generator=generator_for(seed, "relearning"),
+            enough=enough,
         )
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 

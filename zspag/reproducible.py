@@ -25,8 +25,15 @@ PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")  # those that compu
 # Modules that draw, drive or show; what they do is in no number.
 SHOWING = ("__main__", "plots", "readme", "reproduce", "reproducible", "cluster")
 OPTIONS = (  # of `zspag run` and `zspag sweep`
-    "classes", "seeds", "forget_samples", "retain_samples", "folder", "recorded_models", "test_half", "retrained",
-)  # fmt: skip
+    "classes",
+    "seeds",
+    "forget_samples",
+    "retain_samples",
+    "folder",
+    "recorded_models",
+    "test_half",
+    "retrained",
+)
 NAMED = 4  # differences of one kind that are listed
 
 # A finding is whether something is known to differ (or else cannot be known), and what.

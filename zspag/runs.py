@@ -146,9 +146,13 @@ def _forget_class(case: Case, all_cores: int) -> dict[str, Any]:
     with threads(all_cores), guard.method():
         started = time.perf_counter()
         unlearned = zero_shot_unlearn(
-            model, images, labels, num_classes=experiment.data_of(profile).num_classes,
-            config=profile.unlearn, seed=case.seed,
-        )  # fmt: skip
+            model,
+            images,
+            labels,
+            num_classes=experiment.data_of(profile).num_classes,
+            config=profile.unlearn,
+            seed=case.seed,
+        )
         seconds = time.perf_counter() - started
     return _judge(case, unlearned) | {
         "forget_samples": len(images),
@@ -231,14 +235,21 @@ def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started
         "caption": "Test accuracy per class before and after forgetting one class.",
         "numbers": numbers,
         "data": {
-            "panels": panels, "columns": 1, "size": [9, 3.2], "rows": list(rows),
+            "panels": panels,
+            "columns": 1,
+            "size": [9, 3.2],
+            "rows": list(rows),
             "data_source": experiment.data_of(profile).data_source,
         },
         "provenance": provenance.record(
-            config=to_dict(profile), seed=profile.seeds[0], data_sha256=experiment.data_of(profile).sha256,
-            device=pick_device().type, threads=profile.workers * profile.threads, started=started,
+            config=to_dict(profile),
+            seed=profile.seeds[0],
+            data_sha256=experiment.data_of(profile).sha256,
+            device=pick_device().type,
+            threads=profile.workers * profile.threads,
+            started=started,
         ),
-    }  # fmt: skip
+    }
 
 
 def _record_checkpoint(profile: Profile, seed: int, without: int | None) -> str:

@@ -86,9 +86,16 @@ def fit_labels(
         return soft_cross_entropy(current(forget_images[batch]), labels[batch])
 
     return descend(
-        model, forget_images, forget_labels, loss=loss, names=names, project=project, update=update,
-        generator=generator, before_epoch=before_epoch,
-    )  # fmt: skip
+        model,
+        forget_images,
+        forget_labels,
+        loss=loss,
+        names=names,
+        project=project,
+        update=update,
+        generator=generator,
+        before_epoch=before_epoch,
+    )
 
 
 def descend(

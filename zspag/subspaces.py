@@ -120,7 +120,7 @@ class MomentAccumulator:
         self.counts: dict[str, int] = {}
         self.few = _FewRows()
 
-    def add(self, name: str, rows: Tensor, outputs: Outputs | None = None) -> None:  # noqa: ARG002  (a Visit)
+    def add(self, name: str, rows: Tensor, _outputs: Outputs | None = None) -> None:
         """Add rows of shape (blocks, R, d) entering the weight ``name``; outputs are not needed here."""
         self.counts[name] = self.counts.get(name, 0) + rows.shape[1]
         for many in self.few.add(name, rows):
@@ -268,9 +268,12 @@ def folded(parts: Iterable[Moments], *, classes: int, merge_at: float | None = N
             kept.append(part)
         del part  # or it would stay until the next one is there
     return ClassMoments(
-        pool.mean(), average.mean(), classes, tuple(kept) if len(kept) == classes else None,
+        pool.mean(),
+        average.mean(),
+        classes,
+        tuple(kept) if len(kept) == classes else None,
         None if merge_at is None else (merge_at, ballot.mean()),
-    )  # fmt: skip
+    )
 
 
 class _RunningMean:

@@ -46,9 +46,13 @@ def sweep(profile: Profile, methods: Sequence[str], *, record: bool, scheduler: 
     name = f"sweep_{experiment.case_name(profile)}"
     data = experiment.data_of(profile)
     made_by = provenance.record(
-        config=to_dict(profile), seed=profile.seeds[0], data_sha256=data.sha256, device=pick_device().type,
-        threads=profile.threads, started=started,
-    )  # fmt: skip
+        config=to_dict(profile),
+        seed=profile.seeds[0],
+        data_sha256=data.sha256,
+        device=pick_device().type,
+        threads=profile.threads,
+        started=started,
+    )
     made = dict.fromkeys(methods, _without_config(made_by))
     if record:
         before = _recorded(files.repository_root() / "results" / profile.name / f"{name}.json", profile, data.sha256)
@@ -91,9 +95,13 @@ def _without_config(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _result(
-    profile: Profile, name: str, methods: Sequence[str], frame: pd.DataFrame, made: dict[str, Any],
+    profile: Profile,
+    name: str,
+    methods: Sequence[str],
+    frame: pd.DataFrame,
+    made: dict[str, Any],
     made_by: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Return a result file: the curves, all tables, what the safe windows are worth in numbers, and every row."""
     ruled, best = tables.by_rule(frame), tables.in_hindsight(frame)
     noise = experiment.retraining_noise(profile) if profile.retrained and len(profile.seeds) > 1 else pd.DataFrame()

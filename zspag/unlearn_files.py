@@ -123,9 +123,13 @@ def unlearn_files(task: Task) -> Iterator[str]:
     with _rehearsed(task.out, inner), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         result = zero_shot_unlearn(
-            model.to(device), images.to(device).float() / 255, photos.labels.to(device), num_classes=num_classes,
-            already_forgotten=task.already_forgotten, seed=task.seed,
-        )  # fmt: skip
+            model.to(device),
+            images.to(device).float() / 255,
+            photos.labels.to(device),
+            num_classes=num_classes,
+            already_forgotten=task.already_forgotten,
+            seed=task.seed,
+        )
         record = _record(task, images, photos.labels, device, started)
         _write(task, result, record)
     report = result.report
@@ -319,9 +323,13 @@ def _rehearsed(out: Path, model: nn.Module) -> Generator[None, None, None]:
 def _record(task: Task, images: Tensor, labels: Tensor, device: torch.device, started: float) -> dict[str, Any]:
     pixels = hashlib.sha256(images.contiguous().numpy().tobytes() + labels.numpy().tobytes())
     return MADE_BY | provenance.record(
-        config=to_dict(UnlearnConfig()), seed=task.seed, data_sha256=pixels.hexdigest(), device=device.type,
-        threads=torch.get_num_threads(), started=started,
-    )  # fmt: skip
+        config=to_dict(UnlearnConfig()),
+        seed=task.seed,
+        data_sha256=pixels.hexdigest(),
+        device=device.type,
+        threads=torch.get_num_threads(),
+        started=started,
+    )
 
 
 def _write(task: Task, result: Unlearned, record: dict[str, Any]) -> None:

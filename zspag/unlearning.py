@@ -155,9 +155,13 @@ def _carried_out(model: nn.Module, request: Request, *, config: UnlearnConfig, s
     """Prepare, calibrate, fit, close the rows, and look at what came out."""
     net, gone, images = request.net, request.gone, channels_last(request.forget.images)
     material = prepare(
-        net, images, forget=gone, num_classes=request.found.num_classes, config=config,
+        net,
+        images,
+        forget=gone,
+        num_classes=request.found.num_classes,
+        config=config,
         generator=generator_for(seed, "material"),
-    )  # fmt: skip
+    )
     calibrated = time.perf_counter()
     drawn = seed_of(generator_for(seed, "method"))  # as the grid draws it: a recorded row is this call, bit for bit
     made = unlearn_with(

@@ -91,7 +91,7 @@ def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([padded[i, :, top : top + height, left : left + width] for i, (top, left) in enumerate(corners)])
 
 
-def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001  (a Change)
+def mirrored(images: Tensor, _generator: torch.Generator) -> Tensor:
     """Mirror every image (n, C, H, W) left to right."""
     return images.flip(-1)
 

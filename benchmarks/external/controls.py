@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zspag.baselines import METHODS
+from zspag.baselines import METHODS, Problem
 from zspag.calibration import held_out_damage, make_folds
 from zspag.config import UnlearnConfig
 from zspag.material import Material, prepare
@@ -78,21 +78,11 @@ def _runner(
     method: str, model: nn.Module, *, num_classes: int, config: UnlearnConfig, material: Material, seed: int
 ) -> Callable[[Tensor, Tensor, float, int], Descent]:
     """Return a function that fits images and labels at a rate, within so many epochs."""
-    chosen = METHODS[method].run
-    assert chosen is not None  # both are forget-only methods
 
     def run(images: Tensor, labels: Tensor, lr: float, epochs: int) -> Descent:
+        problem = Problem(model, images, labels, num_classes, generator_for(seed, method), material)
         update = replace(config.update, lr=lr, epochs=epochs)
-        ladder = chosen(
-            model,
-            images,
-            labels,
-            num_classes=num_classes,
-            config=replace(config, update=update),
-            generator=generator_for(seed, method),
-            material=material,
-        )
-        return ladder.kept
+        return METHODS[method].run(problem, replace(config, update=update)).kept
 
     return run
 

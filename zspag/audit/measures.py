@@ -33,9 +33,13 @@ def membership_rows(bench: Bench, name: str) -> Rows:
     members, others = membership.balanced(labels.forget_train, labels.forget_test, generator=draws)
     folds = min(FOLDS, len(members) // 2)  # fewer where a trial leaves a handful of images
     found = membership.attack(
-        logits.forget_train.cpu()[members], labels.forget_train.cpu()[members],
-        logits.forget_test.cpu()[others], labels.forget_test.cpu()[others], folds=folds, generator=draws,
-    )  # fmt: skip
+        logits.forget_train.cpu()[members],
+        labels.forget_train.cpu()[members],
+        logits.forget_test.cpu()[others],
+        labels.forget_test.cpu()[others],
+        folds=folds,
+        generator=draws,
+    )
     for attack, figures in found.items():
         yield {"attack": attack} | asdict(figures)
 
@@ -58,9 +62,13 @@ def distance_rows(bench: Bench, name: str) -> Rows:
         mine, theirs, truth = (getattr(part, split) for part in (own, other, labels))
         right = accuracy(mine, truth)
         yield {
-            "split": split, "accuracy": right, "agreement": agreement(mine, theirs), "js": mean_js(mine, theirs),
-            "gap": abs(right - accuracy(theirs, truth)), "zrf": traces.zrf(mine, getattr(blank, split)),
-        }  # fmt: skip
+            "split": split,
+            "accuracy": right,
+            "agreement": agreement(mine, theirs),
+            "js": mean_js(mine, theirs),
+            "gap": abs(right - accuracy(theirs, truth)),
+            "zrf": traces.zrf(mine, getattr(blank, split)),
+        }
 
 
 def probe_rows(bench: Bench, name: str) -> Rows:
@@ -127,9 +135,14 @@ def relearning_rows(bench: Bench, name: str) -> Rows:
         if bench.case.profile.trial:
             rates = dict.fromkeys(rates, TRIAL_STEPS)
         curves = recovery.training_curves(
-            bench.networks[name], pictures, classes, judged=bench.judged, rates=rates, seeds=(bench.case.seed,),
+            bench.networks[name],
+            pictures,
+            classes,
+            judged=bench.judged,
+            rates=rates,
+            seeds=(bench.case.seed,),
             enough=enough,
-        )  # fmt: skip
+        )
         for row in curves.drop(columns="seed").to_dict("records"):
             yield {"shown": what} | {str(column): value for column, value in row.items()}
 

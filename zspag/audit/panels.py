@@ -13,9 +13,12 @@ from zspag.tables import over_classes
 
 Panel = dict[str, Any]
 ATTACKS = {
-    "loss": "loss", "confidence": "confidence", "entropy": "entropy", "modified_entropy": "modified entropy",
+    "loss": "loss",
+    "confidence": "confidence",
+    "entropy": "entropy",
+    "modified_entropy": "modified entropy",
     "regression": "all four",
-}  # fmt: skip
+}
 SPLITS = {"forget_train": "forget, training", "forget_test": "forget, test", "retain_test": "retained, test"}
 PERCENT = {"ylim": [0, 105]}
 RULER = ("original", "retrained", "zs_pag")  # both ends of it and what is measured: more bands hide each other
@@ -91,8 +94,10 @@ def recovery_panels(found: Findings, *, title: str) -> list[Panel]:
 def trace_panels(found: Findings, *, title: str) -> list[Panel]:
     """Return what outputs on forget images betray: entropy, labels, and the mass left on the class."""
     kinds = {
-        "entropy_ks": "entropy (KS)", "label_distance": "predicted labels", "forget_mass": "probability of the class"
-    }  # fmt: skip
+        "entropy_ks": "entropy (KS)",
+        "label_distance": "predicted labels",
+        "forget_mass": "probability of the class",
+    }
     rows = found["streisand"].melt(["method", "forget", "seed"], list(kinds), var_name="kind")
     return [
         _bars(rows, "kind", "value", names=kinds)
@@ -177,6 +182,8 @@ def _seeds(rows: pd.DataFrame, column: str, *, factor: float) -> Panel:
 def _banded(groups: Any) -> dict[str, list[float]]:
     means = groups.mean()
     return {
-        "x": [float(place) for place in means.index], "y": means.tolist(), "low": groups.min().tolist(),
+        "x": [float(place) for place in means.index],
+        "y": means.tolist(),
+        "low": groups.min().tolist(),
         "high": groups.max().tolist(),
-    }  # fmt: skip
+    }

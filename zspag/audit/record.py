@@ -62,10 +62,14 @@ def _result(profile: Profile, found: Findings, *, started: float) -> dict[str, A
             "seeds": list(profile.seeds),
         },
         "provenance": provenance.record(
-            config=to_dict(profile), seed=profile.seeds[0], data_sha256=data.sha256, device=pick_device().type,
-            threads=profile.threads, started=started,
+            config=to_dict(profile),
+            seed=profile.seeds[0],
+            data_sha256=data.sha256,
+            device=pick_device().type,
+            threads=profile.threads,
+            started=started,
         ),
-    }  # fmt: skip
+    }
 
 
 def recorded(results: Path) -> dict[str, tuple[dict[str, Any], Findings]]:

@@ -16,9 +16,17 @@ from zspag.runtime import logits_of, pool_map
 
 # What an edit of voids a finished audit; how it is drawn and told does not.
 CODE = (
-    "zspag.audit.bench", "zspag.audit.measures", "zspag.audit.running", "zspag.features", "zspag.membership",
-    "zspag.probes", "zspag.recovery", "zspag.residual", "zspag.roc", "zspag.traces",
-)  # fmt: skip
+    "zspag.audit.bench",
+    "zspag.audit.measures",
+    "zspag.audit.running",
+    "zspag.features",
+    "zspag.membership",
+    "zspag.probes",
+    "zspag.recovery",
+    "zspag.residual",
+    "zspag.roc",
+    "zspag.traces",
+)
 
 
 def audit(profile: Profile, *, seeds: Sequence[int], spread: Spread = pool_map) -> pd.DataFrame:

@@ -1,9 +1,8 @@
 """Every method under one signature: ZS-PAG, its ablations and controls, and what it is compared with.
 
-A method maps ``(model, forget_images, forget_labels, *, num_classes, config, generator, material)`` to a ``Ladder`` of
-runs over the same learning rates, with the same epochs and batches, so that none is starved of tuning. ``material`` is
-what ``unlearning.prepare`` derives from the first two arguments alone. An oracle takes retain images through a separate
-argument and is marked in every table. One module per family; a method is one function and one line of its table.
+A method maps a ``Problem`` and a configuration to a ``Ladder`` of runs over the same learning rates, with the same
+epochs and batches, so that none is starved of tuning. Only an oracle's problem holds retain data, and an oracle is
+marked in every table. One module per family; a method is one function and one line of its table.
 
 Invariant: norm statistics are frozen and no method decays weights; the learning-rate rule sees the forget set only.
 """
@@ -22,8 +21,8 @@ from zspag.baselines import (
     synthetic,
     targets,
 )
-from zspag.baselines.method import Method, Run
-from zspag.baselines.projected import forget_subspace, noise_subspace, random_subspace, retain_subspace
+from zspag.baselines.method import Method, Problem
+from zspag.baselines.projected import forget_subspace, noise_subspace, retain_subspace
 
 FAMILIES = (
     projected,
@@ -41,4 +40,4 @@ FAMILIES = (
 )
 METHODS: dict[str, Method] = {name: method for family in FAMILIES for name, method in family.METHODS.items()}
 
-__all__ = ["METHODS", "Method", "Run", "forget_subspace", "noise_subspace", "random_subspace", "retain_subspace"]
+__all__ = ["METHODS", "Method", "Problem", "forget_subspace", "noise_subspace", "retain_subspace"]

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import FORGET, Method, Run, descend_all, forget_classes
+from zspag.baselines.method import FORGET, Method, Problem, Run, descend_all
 from zspag.config import ProxyConfig, UnlearnConfig
 from zspag.influence import loss_gradient
-from zspag.material import Material
 from zspag.proxies import attack
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
-from zspag.runtime import chunks, frozen, generator_for, logits_of, seed_of, sent
+from zspag.runtime import chunks, frozen, generator_for, logits_of, sent
 from zspag.sgd import BatchLoss, Ladder
 
 # L2UL. Published for single samples: radius 4, 100 iterations, 20 copies (200 of 100 classes), penalty 1.
@@ -38,8 +37,7 @@ NEAREST_STEP_SHARE = 0.1  # of the radius
 def _l2ul(*, penalize: bool) -> Run:
     """L2UL with adversarial examples ("ADV"), and with the penalty on unimportant weights as well ("ADV+IMP")."""
 
-    def run(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,
-            config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip  # noqa: ARG001
+    def run(problem: Problem, config: UnlearnConfig) -> Ladder:
         """Climb the forget loss, and hold on to what the original saw in targeted copies of the forget samples.
 
         Reference: Cha, Cho, Hwang, Lee, Moon and Lee, "Learning to Unlearn", AAAI 2024.
@@ -51,24 +49,22 @@ def _l2ul(*, penalize: bool) -> Run:
             counting; the rule that ends a run is that of all methods (published: forget accuracy 0). No weight decay,
             and all passes in eval mode: training mode would fit the norm statistics to adversarial examples.
         """
-        seed = seed_of(generator)
+        model, images, labels = problem.model, problem.forget_images, problem.forget_labels
+        forget, pushing = problem.forget_classes, generator_for(problem.seed, "copies")
         copies, targets = targeted_copies(
-            model, forget_images, num_classes=num_classes, forget=forget_classes(forget_labels),
-            generator=generator_for(seed, "copies"),
-        )  # fmt: skip
-        held = Anchor.of(model, forget_images) if penalize else None
+            model, images, num_classes=problem.num_classes, forget=forget, generator=pushing
+        )
+        held = Anchor.of(model, images) if penalize else None
 
         def make_loss(drawing: torch.Generator) -> BatchLoss:
             def loss(current: nn.Module, batch: Tensor) -> Tensor:
                 drawn = sent(torch.randint(COPIES, (len(batch),), generator=drawing), batch.device)
-                x, away = forget_images[batch], forget_labels[batch]
-                value = opposed(current, x, away, copies[drawn, batch], targets[drawn, batch])
+                value = opposed(current, images[batch], labels[batch], copies[drawn, batch], targets[drawn, batch])
                 return value if held is None else value + PENALTY * held.penalty(current)
 
             return loss
 
-        return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed,
-                           make_loss=make_loss)  # fmt: skip
+        return descend_all(problem, config, make_loss)
 
     return run
 
@@ -150,8 +146,7 @@ def _scaled(part: Tensor) -> Tensor:
     return (part - low) / (high - low) if high > low else torch.zeros_like(part)
 
 
-def amun(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-         config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip  # noqa: ARG001
+def amun(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Fit the nearest adversarial example of every forget sample to the label the original gives it.
 
     Reference: Ebrahimpour-Boroojeny, Sundaram and Chandrasekaran, "AMUN", ICML 2025, trained on adversarial examples
@@ -162,13 +157,12 @@ def amun(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_
         out: there single samples shall look unseen, here a class shall go. A change into another forget class is no
         flip. Rates, epochs and batches are those of all methods (published: .01, momentum .9).
     """
-    found = nearest_adversarial(model, forget_images, forget=forget_classes(forget_labels))
+    found = nearest_adversarial(problem.model, problem.forget_images, forget=problem.forget_classes)
 
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
         return F.cross_entropy(current(found.images[batch]), found.labels[batch])
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed_of(generator),
-                       make_loss=lambda _drawing: loss)  # fmt: skip
+    return descend_all(problem, config, lambda _drawing: loss)
 
 
 @dataclass(frozen=True)
@@ -239,9 +233,9 @@ def _lengths(changes: Tensor) -> Tensor:
 
 
 METHODS: dict[str, Method] = {
-    "l2ul_adv": Method("L2UL, adversarial", _l2ul(penalize=False), None, FORGET, "Cha et al., AAAI 2024", "low"),
+    "l2ul_adv": Method("L2UL, adversarial", _l2ul(penalize=False), FORGET, "Cha et al., AAAI 2024", "low"),
     "l2ul_imp": Method(
-        "L2UL, adversarial and importance", _l2ul(penalize=True), None, FORGET, "Cha et al., AAAI 2024", "low"
+        "L2UL, adversarial and importance", _l2ul(penalize=True), FORGET, "Cha et al., AAAI 2024", "low"
     ),
-    "amun": Method("AMUN, adversarial only", amun, None, FORGET, "Ebrahimpour-Boroojeny et al., ICML 2025", "middle"),
+    "amun": Method("AMUN, adversarial only", amun, FORGET, "Ebrahimpour-Boroojeny et al., ICML 2025", "middle"),
 }

@@ -11,18 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import FORGET, Method, descend_all, forget_classes, layer_of
+from zspag.baselines.method import FORGET, Method, Problem, descend_all, layer_of
 from zspag.config import UnlearnConfig
-from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities
-from zspag.runtime import chunks, frozen, generator_for, logits_of, seed_of
+from zspag.runtime import chunks, frozen, generator_for, logits_of
 from zspag.sgd import Descent, Ladder
 
 ATTACK_RADIUS = 0.1  # of the one-step attack, in pixels, as published
 
 
-def shrink(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-           config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip  # noqa: ARG001
+def shrink(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Fit every forget sample to the class across its nearest decision boundary.
 
     Reference: Chen, Gao, Liu, Peng and Wang, "Boundary Unlearning", CVPR 2023 (boundary shrink).
@@ -32,13 +30,13 @@ def shrink(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, nu
         the attack fails; here the forget classes are masked. Rates, epochs and batches are those of all methods
         (published: 1e-5, momentum .9, 10 epochs, batches of 64).
     """
-    targets = boundary_labels(model, forget_images, forget_labels, forget=forget_classes(forget_labels))
+    images, labels = problem.forget_images, problem.forget_labels
+    targets = boundary_labels(problem.model, images, labels, forget=problem.forget_classes)
 
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
-        return F.cross_entropy(current(forget_images[batch]), targets[batch])
+        return F.cross_entropy(current(images[batch]), targets[batch])
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed_of(generator),
-                       make_loss=lambda _drawing: loss)  # fmt: skip
+    return descend_all(problem, config, lambda _drawing: loss)
 
 
 def boundary_labels(model: nn.Module, images: Tensor, labels: Tensor, *, forget: Sequence[int]) -> Tensor:
@@ -66,8 +64,7 @@ def one_step_attack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: fl
     return torch.cat(moved)
 
 
-def expanding(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,
-              config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+def expanding(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Train the forget samples onto one more output, then drop it.
 
     Reference: Chen, Gao, Liu, Peng and Wang, "Boundary Unlearning", CVPR 2023 (boundary expanding).
@@ -82,17 +79,15 @@ def expanding(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *,
     Raises:
         ValueError: If the last layer is not a linear layer or a convolution with one output per class.
     """
-    seed = seed_of(generator)
-    place = layer_of(material.names[-1])
-    widened = Expanded(model, place=place, num_classes=num_classes, generator=generator_for(seed, "output"))
+    images, new = problem.forget_images, problem.num_classes  # the outputs of the original are 0 to K - 1
+    place, drawing = layer_of(problem.material.names[-1]), generator_for(problem.seed, "output")
+    widened = Expanded(problem.model, place=place, num_classes=problem.num_classes, generator=drawing)
 
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
         assert isinstance(current, Expanded)  # the loop works on a copy of ``widened``
-        logits = current.all_logits(forget_images[batch])
-        return F.cross_entropy(logits, torch.full_like(forget_labels[batch], num_classes))
+        return F.cross_entropy(current.all_logits(images[batch]), torch.full_like(batch, new))
 
-    ladder = descend_all(widened, forget_images, forget_labels, update=config.update, seed=seed,
-                         make_loss=lambda _drawing: loss)  # fmt: skip
+    ladder = descend_all(problem, config, lambda _drawing: loss, start=widened)
     return Ladder(tuple(map(_drop, ladder.runs)), ladder.chosen)
 
 
@@ -172,6 +167,6 @@ class _Widened(nn.Module):
 
 
 METHODS: dict[str, Method] = {
-    "boundary_shrink": Method("boundary shrink", shrink, None, FORGET, "Chen et al., CVPR 2023", "low"),
-    "boundary_expanding": Method("boundary expanding", expanding, None, FORGET, "Chen et al., CVPR 2023", "low"),
+    "boundary_shrink": Method("boundary shrink", shrink, FORGET, "Chen et al., CVPR 2023", "low"),
+    "boundary_expanding": Method("boundary expanding", expanding, FORGET, "Chen et al., CVPR 2023", "low"),
 }

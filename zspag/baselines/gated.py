@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import Method, forget_classes
+from zspag.baselines.method import Method, Problem
 from zspag.config import UnlearnConfig, UpdateConfig
-from zspag.material import Material
 from zspag.outcome import Epoch
-from zspag.runtime import derive_seed, evaluating, generator_for, logits_of, seed_of
+from zspag.runtime import derive_seed, evaluating, generator_for, logits_of
 from zspag.sgd import Descent, Ladder, climb
 
 GATE = 0.01  # most softmax mass of the forget classes that an image may have
@@ -31,8 +30,7 @@ IMAGES = 32  # images per step; published: 256
 LATENT, CHANNELS = 64, 32  # size of the maker of images
 
 
-def gkt(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-        config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip  # noqa: ARG001
+def gkt(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Train a fresh student on pseudo-images, with those gated out that the original gives to a forget class.
 
     A maker of images takes one step towards images on which student and original disagree (KL), then the student takes
@@ -50,26 +48,21 @@ def gkt(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_c
         rate counts as having forgotten, however little it has learned. And a class that the maker of images hardly
         shows is not learned, gated or not.
     """
-    seed, forget = seed_of(generator), forget_classes(forget_labels)
-    return climb(
-        lambda lr: _transfer(model, forget_images, forget_labels, forget=forget, seed=seed,
-                             update=replace(config.update, lr=lr)),
-        update=config.update,
-    )  # fmt: skip
+    return climb(lambda lr: _transfer(problem, replace(config.update, lr=lr)), update=config.update)
 
 
-def _transfer(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, forget: Sequence[int], seed: int,
-              update: UpdateConfig) -> Descent:  # fmt: skip
+def _transfer(problem: Problem, update: UpdateConfig) -> Descent:
     """Run all rounds at the rate of ``update``."""
     assert update.lr is not None
+    model, images, forget, seed = problem.model, problem.forget_images, problem.forget_classes, problem.seed
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     student = fresh_student(model, generator=generator_for(seed, "student"))
-    maker = image_maker(forget_images.shape[1:], seed=derive_seed(seed, "maker")).to(forget_images)
+    maker = image_maker(images.shape[1:], seed=derive_seed(seed, "maker")).to(images)
     adams = torch.optim.Adam(student.parameters(), lr=update.lr), torch.optim.Adam(maker.parameters(), lr=MAKER_RATE)
     drawing, history, diverged = generator_for(seed, "latent"), list[Epoch](), False
 
     def drawn() -> Tensor:
-        return torch.randn(IMAGES, LATENT, generator=drawing).to(forget_images)
+        return torch.randn(IMAGES, LATENT, generator=drawing).to(images)
 
     with evaluating(student):
         student.requires_grad_(True)
@@ -79,11 +72,11 @@ def _transfer(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *,
                 _step_(adams[1], _disagreement(teacher, student, maker(drawn()), forget=forget))
                 for _ in range(STUDENT_STEPS):
                     with torch.no_grad():
-                        images = maker(drawn())
-                    losses += _step_(adams[0], transfer_loss(teacher, student, images, forget=forget))
-            logits = logits_of(student, forget_images)
+                        made = maker(drawn())
+                    losses += _step_(adams[0], transfer_loss(teacher, student, made, forget=forget))
+            logits = logits_of(student, images)
             diverged = not (math.isfinite(sum(losses)) and bool(torch.isfinite(logits).all()))
-            remaining = (logits.argmax(1) == forget_labels).double().mean().item()
+            remaining = (logits.argmax(1) == problem.forget_labels).double().mean().item()
             mean = sum(losses) / max(1, len(losses))
             history.append(Epoch(mean, remaining, time.perf_counter() - started))
         student.zero_grad(set_to_none=True)
@@ -191,4 +184,4 @@ def _step_(optimizer: torch.optim.Optimizer, loss: Tensor | None) -> list[float]
 
 _READS = "nothing; the forget set only judges"
 
-METHODS: dict[str, Method] = {"gkt": Method("GKT", gkt, None, _READS, "Chundawat et al., TIFS 2023", "low")}
+METHODS: dict[str, Method] = {"gkt": Method("GKT", gkt, _READS, "Chundawat et al., TIFS 2023", "low")}

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from zspag.baselines.method import ORACLE, Method
+from zspag.baselines.method import ORACLE, Method, Problem
 from zspag.config import UnlearnConfig
 from zspag.influence import Direction, weights_of
-from zspag.material import Material
 from zspag.outcome import Epoch
-from zspag.runtime import chunks, frozen, generator_for, logits_of, plain_attention, seed_of
+from zspag.runtime import chunks, frozen, generator_for, logits_of, plain_attention
 from zspag.sgd import Descent, Ladder, climb
 
 # Most samples whose gradients are taken one by one. Fisher information takes one per label and hardly changes with
@@ -37,9 +36,7 @@ FISHER_INVERSE_MAX = 1e3
 SSD_DAMPENING = 1.0
 
 
-def fisher_forgetting(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-                      config: UnlearnConfig, generator: torch.Generator, material: Material,  # noqa: ARG001
-                      retain_images: Tensor, retain_labels: Tensor) -> Ladder:  # fmt: skip
+def fisher_forgetting(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Add Gaussian noise to every weight, of variance rate^2 / F with F its Fisher information on the retain set.
 
     The rate is the standard deviation of the noise on a weight of Fisher information 1; its square is the published
@@ -53,26 +50,24 @@ def fisher_forgetting(model: nn.Module, forget_images: Tensor, forget_labels: Te
         by noise, and is left out, as is the averaging of the variance over a unit's inputs. F is summed over the
         ``FISHER_LABELS`` likeliest labels of at most ``FISHER_SAMPLES`` samples.
     """
-    seed, started = seed_of(generator), time.perf_counter()
-    images, _ = _sample(retain_images, retain_labels, FISHER_SAMPLES, generator_for(seed, "sample"))
-    fisher = fisher_information(model, images)
+    started, drawing = time.perf_counter(), generator_for(problem.seed, "sample")
+    images, _ = _sample(problem.retain_images, problem.retain_labels, FISHER_SAMPLES, drawing)
+    fisher = fisher_information(problem.model, images)
     spread = {name: part.reciprocal().clamp_max(FISHER_INVERSE_MAX).sqrt() for name, part in fisher.items()}
     seconds = time.perf_counter() - started
 
     def at(rate: float) -> Descent:
-        drawing = generator_for(seed, "noise")  # the same noise at every rate, only its size differs
+        drawing = generator_for(problem.seed, "noise")  # the same noise at every rate, only its size differs
 
         def noisy(name: str, weight: Tensor) -> Tensor:
             return weight + rate * spread[name] * torch.randn(weight.shape, generator=drawing).to(weight)
 
-        return _edited(model, forget_images, forget_labels, edit=noisy, rate=rate, seconds=seconds)
+        return _edited(problem, noisy, rate=rate, seconds=seconds)
 
     return climb(at, update=config.update)
 
 
-def selective_dampening(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-                        config: UnlearnConfig, generator: torch.Generator, material: Material,  # noqa: ARG001
-                        retain_images: Tensor, retain_labels: Tensor) -> Ladder:  # fmt: skip
+def selective_dampening(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Shrink the weights that matter far more to the forget set than to all data, by how much more they do.
 
     The paper selects weights whose forget importance exceeds alpha times their full-data importance, alpha = 10 for
@@ -89,10 +84,11 @@ def selective_dampening(model: nn.Module, forget_images: Tensor, forget_labels: 
         and looks at no more than ``SSD_SAMPLES`` of each. The paper's second constant is fixed at its 1
         (``SSD_DAMPENING``); the ladder moves the first.
     """
-    started, drawing = time.perf_counter(), generator_for(seed_of(generator), "sample")
-    forget = importances(model, *_sample(forget_images, forget_labels, SSD_SAMPLES, drawing))
-    retain = importances(model, *_sample(retain_images, retain_labels, SSD_SAMPLES, drawing))
-    share = len(forget_images) / (len(forget_images) + len(retain_images))
+    started, drawing = time.perf_counter(), generator_for(problem.seed, "sample")
+    images, others = problem.forget_images, problem.retain_images
+    forget = importances(problem.model, *_sample(images, problem.forget_labels, SSD_SAMPLES, drawing))
+    retain = importances(problem.model, *_sample(others, problem.retain_labels, SSD_SAMPLES, drawing))
+    share = len(images) / (len(images) + len(others))
     full = {name: share * part + (1 - share) * retain[name] for name, part in forget.items()}
     seconds = time.perf_counter() - started
 
@@ -102,7 +98,7 @@ def selective_dampening(model: nn.Module, forget_images: Tensor, forget_labels: 
             shrink = (SSD_DAMPENING * full[name] / forget[name]).clamp_max(1)
             return torch.where(chosen, shrink * weight, weight)
 
-        return _edited(model, forget_images, forget_labels, edit=dampened, rate=rate, seconds=seconds)
+        return _edited(problem, dampened, rate=rate, seconds=seconds)
 
     return climb(at, update=config.update)
 
@@ -160,31 +156,25 @@ def _sample(images: Tensor, labels: Tensor, most: int, drawing: torch.Generator)
     return images[kept], labels[kept]
 
 
-def _edited(
-    model: nn.Module,
-    forget_images: Tensor,
-    forget_labels: Tensor,
-    *,
-    edit: Callable[[str, Tensor], Tensor],
-    rate: float,
-    seconds: float,
-) -> Descent:
+def _edited(problem: Problem, edit: Callable[[str, Tensor], Tensor], *, rate: float, seconds: float) -> Descent:
     """Return a copy with every parameter edited, as a run of one epoch; ``seconds`` were spent on what it rests on."""
     started = time.perf_counter()
-    changed = copy.deepcopy(model)
+    changed = copy.deepcopy(problem.model)
     with torch.no_grad():
         for name, parameter in changed.named_parameters():
             parameter.copy_(edit(name, parameter))
-    logits = logits_of(changed, forget_images)
-    accuracy = (logits.argmax(1) == forget_labels).double().mean().item()
-    loss = F.cross_entropy(logits, forget_labels).item()
+    logits = logits_of(changed, problem.forget_images)
+    accuracy = (logits.argmax(1) == problem.forget_labels).double().mean().item()
+    loss = F.cross_entropy(logits, problem.forget_labels).item()
     epoch = Epoch(loss, accuracy, seconds + time.perf_counter() - started)
     return Descent(changed, rate, (epoch,), not bool(torch.isfinite(logits).all()))
 
 
 METHODS: dict[str, Method] = {
     "fisher_forgetting": Method(
-        "Fisher forgetting", None, fisher_forgetting, ORACLE, "Golatkar et al., CVPR 2020", "low"
+        "Fisher forgetting", fisher_forgetting, ORACLE, "Golatkar et al., CVPR 2020", "low", oracle=True
     ),
-    "selective_dampening": Method("SSD", None, selective_dampening, ORACLE, "Foster et al., AAAI 2024", "middle"),
+    "selective_dampening": Method(
+        "SSD", selective_dampening, ORACLE, "Foster et al., AAAI 2024", "middle", oracle=True
+    ),
 }

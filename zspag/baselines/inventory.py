@@ -21,15 +21,13 @@ def listing(methods: Mapping[str, Method], *, ladders: Ladders) -> Iterator[str]
         ladders: Those of the profile whose rates are printed.
     """
     for name, method in methods.items():
-        run = method.run or method.oracle
-        assert run is not None
         yield f"{name}: {method.title}"
-        if run.__doc__:
-            yield f"  {run.__doc__.splitlines()[0]}"
+        if method.run.__doc__:
+            yield f"  {method.run.__doc__.splitlines()[0]}"
         yield f"  reads: {method.reads}"
         yield f"  reference: {method.reference}"
         yield f"  ladder: {method.ladder}, " + ", ".join(f"{rate:g}" for rate in getattr(ladders, method.ladder))
-        if found := constants(run):
+        if found := constants(method.run):
             yield "  fixed: " + ", ".join(f"{key} = {_text(value)}" for key, value in found.items())
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zspag.baselines.method import PROXIES, Method, forget_classes
+from zspag.baselines.method import PROXIES, Method, Problem, Run
 from zspag.config import UnlearnConfig
 from zspag.influence import (
     Direction,
@@ -24,10 +24,9 @@ from zspag.influence import (
     soft_cross_entropy,
     weights_of,
 )
-from zspag.material import Material
 from zspag.proxies import ProxySet
 from zspag.pseudo_labels import Relabel, masked_log_probabilities, standardized, tilted_labels
-from zspag.runtime import frozen, generator_for, logits_of, plain_attention, seed_of, sent
+from zspag.runtime import frozen, generator_for, logits_of, plain_attention, sent
 from zspag.sgd import BatchLoss, Descent, Ladder, climb, descend, fit_labels
 from zspag.subspaces import Projector, projector
 
@@ -67,17 +66,15 @@ class Setting:
     beta: float
 
 
-def setting_of(
-    model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, config: UnlearnConfig, material: Material
-) -> Setting:
+def setting_of(problem: Problem, config: UnlearnConfig) -> Setting:
     """Return what the strategies need, from what a method is handed."""
-    forget = forget_classes(forget_labels)
+    images, forget, material = problem.forget_images, problem.forget_classes, problem.material
     masked, teacher = (
-        masked_log_probabilities(logits_of(model, images), forget=forget)
-        for images in (forget_images, material.proxies.images)
+        masked_log_probabilities(logits_of(problem.model, seen), forget=forget)
+        for seen in (images, material.proxies.images)
     )
     project = projector(material.moments, config=config.subspace)
-    return Setting(forget_images, forget, masked, material.proxies, teacher.exp(), project, material.names, BETA)
+    return Setting(images, forget, masked, material.proxies, teacher.exp(), project, material.names, BETA)
 
 
 def tilted(current: nn.Module, setting: Setting, direction: Direction) -> Tensor:
@@ -219,26 +216,21 @@ def _by_lot(attempt: Attempt) -> Relabel:
     return lambda _current: labels
 
 
-def _fit(
-    model: nn.Module,
-    forget_images: Tensor,
-    forget_labels: Tensor,
-    *,
-    config: UnlearnConfig,
-    generator: torch.Generator,
-    material: Material,
-    plan: Plan,
-) -> Ladder:
+def _fit(problem: Problem, config: UnlearnConfig, plan: Plan) -> Ladder:
     """Run ZS-PAG with the labels of ``plan``, which is made anew for every rate."""
-    seed = seed_of(generator)
-    setting = setting_of(model, forget_images, forget_labels, config=config, material=material)
+    model, setting = problem.model, setting_of(problem, config)
 
     def fit(start: nn.Module, relabel: Relabel, lr: float, **changes: float) -> Descent:
         return fit_labels(
-            start, forget_images, forget_labels, relabel=relabel, project=setting.project, names=setting.names,
+            start,
+            problem.forget_images,
+            problem.forget_labels,
+            relabel=relabel,
+            project=setting.project,
+            names=setting.names,
             update=replace(config.update, lr=lr, **changes),  # type: ignore[arg-type]
-            generator=generator_for(seed, "update"),
-        )  # fmt: skip
+            generator=generator_for(problem.seed, "update"),
+        )
 
     def run(lr: float) -> Descent:
         soft = setting.masked.exp()
@@ -246,68 +238,62 @@ def _fit(
         def simulate(current: nn.Module) -> Descent:
             return fit(current, lambda _current: soft, lr, epochs=LOOKAHEAD_EPOCHS, settle=0.0)
 
-        return fit(model, plan(Attempt(setting, model, lr, seed, simulate)), lr)
+        return fit(model, plan(Attempt(setting, model, lr, problem.seed, simulate)), lr)
 
     return climb(run, update=config.update)
 
 
-def worst_class_labels(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-                       config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+def worst_class_labels(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Tilt the labels before every epoch by the drift of the class that has drifted furthest."""
-    return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                plan=_every_epoch(worst_class))  # fmt: skip
+    return _fit(problem, config, _every_epoch(worst_class))
 
 
-def balanced_labels(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-                    config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+def balanced_labels(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Tilt the labels before every epoch by the drift of all classes, each with a gradient of length 1."""
-    return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                plan=_every_epoch(balanced_classes))  # fmt: skip
+    return _fit(problem, config, _every_epoch(balanced_classes))
 
 
-def lookahead_labels(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-                     config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+def lookahead_labels(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Tilt the labels before every epoch by the drift at the end of a simulated epoch on soft labels."""
-    return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                plan=_ahead)  # fmt: skip
+    return _fit(problem, config, _ahead)
 
 
-def bilevel_labels(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-                   config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+def bilevel_labels(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Choose the labels before the run as variables of the proxies' loss after a few projected steps.
 
     Note:
         The graph of all steps is held at once, so memory grows with the forget set.
     """
-    return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                plan=_searched)  # fmt: skip
+    return _fit(problem, config, _searched)
 
 
-def noise_labels(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-                 config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+def noise_labels(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Tilt the labels by lot, as strongly as the others do by influence: does influence beat chance?"""
-    return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                plan=_by_lot)  # fmt: skip
+    return _fit(problem, config, _by_lot)
 
 
-def distilled(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-              config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+def distilled(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Keep the soft labels and add the drift on the proxies to the loss, the sum projected.
 
     Every batch takes as many proxies beside it, drawn anew. Cross-entropy to the masked original differs from the KL
     by a constant.
     """
-    seed = seed_of(generator)
-    setting = setting_of(model, forget_images, forget_labels, config=config, material=material)
-    soft, names = setting.masked.exp(), setting.names
-    return climb(
-        lambda lr: descend(
-            model, forget_images, forget_labels, names=names, project=setting.project,
-            loss=_with_proxies(setting, soft, generator_for(seed, "loss"), DISTILLED_WEIGHT),
-            update=replace(config.update, lr=lr), generator=generator_for(seed, "update"),
-        ),
-        update=config.update,
-    )  # fmt: skip
+    setting = setting_of(problem, config)
+    soft = setting.masked.exp()
+
+    def run(lr: float) -> Descent:
+        return descend(
+            problem.model,
+            problem.forget_images,
+            problem.forget_labels,
+            loss=_with_proxies(setting, soft, generator_for(problem.seed, "loss"), DISTILLED_WEIGHT),
+            names=setting.names,
+            project=setting.project,
+            update=replace(config.update, lr=lr),
+            generator=generator_for(problem.seed, "update"),
+        )
+
+    return climb(run, update=config.update)
 
 
 def _with_proxies(setting: Setting, soft: Tensor, drawing: torch.Generator, weight: float) -> BatchLoss:
@@ -321,7 +307,7 @@ def _with_proxies(setting: Setting, soft: Tensor, drawing: torch.Generator, weig
     return loss
 
 
-_RUNS: Sequence[tuple[str, str, Callable[..., Ladder]]] = (
+_RUNS: Sequence[tuple[str, str, Run]] = (
     ("worst_class_labels", "ZS-PAG, labels for the worst class", worst_class_labels),
     ("balanced_labels", "ZS-PAG, labels for balanced classes", balanced_labels),
     ("lookahead_labels", "ZS-PAG, labels that look ahead", lookahead_labels),
@@ -329,4 +315,4 @@ _RUNS: Sequence[tuple[str, str, Callable[..., Ladder]]] = (
     ("noise_labels", "ZS-PAG, labels tilted by lot", noise_labels),
     ("distilled", "ZS-PAG, proxies distilled", distilled),
 )
-METHODS: dict[str, Method] = {name: Method(title, run, None, PROXIES, "ours", "high") for name, title, run in _RUNS}
+METHODS: dict[str, Method] = {name: Method(title, run, PROXIES, "ours", "high") for name, title, run in _RUNS}

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import ORACLE, Method, descend_all, forget_classes
+from zspag.baselines.method import ORACLE, Method, Problem, descend_all
 from zspag.config import UnlearnConfig, UpdateConfig
-from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities, second_best_labels
-from zspag.runtime import generator_for, logits_of, seed_of, sent
-from zspag.sgd import BatchLoss, Ladder, batch_size, climb, fit_labels
+from zspag.runtime import generator_for, logits_of, sent
+from zspag.sgd import BatchLoss, Descent, Ladder, batch_size, climb, fit_labels
 from zspag.subspaces import Subspace, hard_projector, merged, second_moments
 
 # Most retain samples of one epoch: a pass over all of CIFAR-10 for every epoch and rate would cost more than training.
@@ -36,9 +35,7 @@ SCRUB_CROSS_ENTROPY = 0.99
 SCRUB_MAX_SHARE = 2 / 3
 
 
-def fine_tune(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-              config: UnlearnConfig, generator: torch.Generator, material: Material,  # noqa: ARG001
-              retain_images: Tensor, retain_labels: Tensor) -> Ladder:  # fmt: skip
+def fine_tune(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Go on training with cross-entropy on the retain set alone, and hope that the rest is forgotten on the way.
 
     Reference: the weakest baseline of Golatkar et al., CVPR 2020, and of most papers since.
@@ -48,24 +45,22 @@ def fine_tune(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *,
         samples, not the whole retain set; no weight decay, no augmentation, frozen norm statistics. A run that has not
         begun to forget by half the epochs is given up, as with every method.
     """
-    size = _retain_batch(len(retain_images), _steps(len(forget_images), config.update))
+    images, labels = problem.retain_images, problem.retain_labels
+    size = _retain_batch(len(images), _steps(len(problem.forget_images), config.update))
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
-        batches = _passes(len(retain_images), size, drawing)
+        batches = _passes(len(images), size, drawing)
 
         def loss(current: nn.Module, _forget: Tensor) -> Tensor:
-            batch = sent(next(batches), retain_images.device)
-            return F.cross_entropy(current(retain_images[batch]), retain_labels[batch])
+            batch = sent(next(batches), images.device)
+            return F.cross_entropy(current(images[batch]), labels[batch])
 
         return loss
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed_of(generator),
-                       make_loss=make_loss)  # fmt: skip
+    return descend_all(problem, config, make_loss)
 
 
-def unsc(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-         config: UnlearnConfig, generator: torch.Generator, material: Material,  # noqa: ARG001
-         retain_images: Tensor, retain_labels: Tensor) -> Ladder:  # fmt: skip
+def unsc(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Fit forget samples to their second-best label, in the null space of what the true retain classes use.
 
     Reference: Chen et al. (UNSC), IJCAI 2024.
@@ -76,17 +71,23 @@ def unsc(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_
         its VGG go free, reads its projections by the wrong index on CIFAR-10 and picks the epoch on test accuracy.
         Everything that has no rows (biases, norms) stays frozen.
     """
-    seed = seed_of(generator)
-    project = hard_projector(merged_retain_subspace(model, retain_images, retain_labels))
-    masked = masked_log_probabilities(logits_of(model, forget_images), forget=forget_classes(forget_labels))
-    labels = second_best_labels(masked)
-    return climb(
-        lambda lr: fit_labels(
-            model, forget_images, forget_labels, relabel=lambda _current: labels, project=project,
-            names=tuple(project.factors), update=replace(config.update, lr=lr), generator=generator_for(seed, "update"),
-        ),
-        update=config.update,
-    )  # fmt: skip
+    model, images = problem.model, problem.forget_images
+    project = hard_projector(merged_retain_subspace(model, problem.retain_images, problem.retain_labels))
+    labels = second_best_labels(masked_log_probabilities(logits_of(model, images), forget=problem.forget_classes))
+
+    def run(lr: float) -> Descent:
+        return fit_labels(
+            model,
+            images,
+            problem.forget_labels,
+            relabel=lambda _current: labels,
+            project=project,
+            names=tuple(project.factors),
+            update=replace(config.update, lr=lr),
+            generator=generator_for(problem.seed, "update"),
+        )
+
+    return climb(run, update=config.update)
 
 
 def merged_retain_subspace(model: nn.Module, retain_images: Tensor, retain_labels: Tensor) -> Subspace:
@@ -96,9 +97,7 @@ def merged_retain_subspace(model: nn.Module, retain_images: Tensor, retain_label
     return merged(parts, energy=UNSC_ENERGY, merge_energy=UNSC_MERGE_ENERGY)
 
 
-def scrub(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-          config: UnlearnConfig, generator: torch.Generator, material: Material,  # noqa: ARG001
-          retain_images: Tensor, retain_labels: Tensor) -> Ladder:  # fmt: skip
+def scrub(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Flee the original on the forget set and stay with it, and with the labels, on the retain set, in turns.
 
     Max steps climb KL(original || current) on forget samples, min steps descend ``SCRUB_DIVERGENCE`` times the same on
@@ -115,12 +114,15 @@ def scrub(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num
         every rate that forgot ended at infinity; a sample past log K stops counting. At the original the divergence has
         no slope, so the first max steps stand still; in the published code batch statistics and decay move the net.
     """
+    forget_images, retain_images = problem.forget_images, problem.retain_images
     steps = _steps(len(forget_images), config.update)
     turn = max(2, steps)  # where an epoch is one step, whole epochs take turns
     forget_size = math.ceil(len(forget_images) / (turn // 2))
     retain_size = _retain_batch(len(retain_images), turn - turn // 2)
     last_max = math.ceil(SCRUB_MAX_SHARE * config.update.epochs) * steps
-    forget_teacher, retain_teacher = (logits_of(model, images).softmax(1) for images in (forget_images, retain_images))
+    forget_teacher, retain_teacher = (
+        logits_of(problem.model, images).softmax(1) for images in (forget_images, retain_images)
+    )
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         forget_batches = _passes(len(forget_images), forget_size, drawing)
@@ -133,16 +135,15 @@ def scrub(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num
             if step < last_max and step % turn < turn // 2:
                 batch = sent(next(forget_batches), forget_images.device)
                 fled = divergence(forget_teacher[batch], current(forget_images[batch]))
-                return -fled.clamp_max(math.log(num_classes)).mean()
+                return -fled.clamp_max(math.log(problem.num_classes)).mean()
             batch = sent(next(retain_batches), retain_images.device)
             logits = current(retain_images[batch])
-            kept = F.cross_entropy(logits, retain_labels[batch])
+            kept = F.cross_entropy(logits, problem.retain_labels[batch])
             return SCRUB_DIVERGENCE * divergence(retain_teacher[batch], logits).mean() + SCRUB_CROSS_ENTROPY * kept
 
         return loss
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed_of(generator),
-                       make_loss=make_loss)  # fmt: skip
+    return descend_all(problem, config, make_loss)
 
 
 def divergence(teacher: Tensor, logits: Tensor) -> Tensor:
@@ -166,7 +167,9 @@ def _passes(count: int, size: int, drawing: torch.Generator) -> Iterator[Tensor]
 
 
 METHODS: dict[str, Method] = {
-    "fine_tune": Method("fine-tuning on retain data", None, fine_tune, ORACLE, "Golatkar et al., CVPR 2020", "low"),
-    "unsc": Method("UNSC", None, unsc, ORACLE, "Chen et al., IJCAI 2024", "high"),
-    "scrub": Method("SCRUB", None, scrub, ORACLE, "Kurmanji et al., NeurIPS 2023", "low"),
+    "fine_tune": Method(
+        "fine-tuning on retain data", fine_tune, ORACLE, "Golatkar et al., CVPR 2020", "low", oracle=True
+    ),
+    "unsc": Method("UNSC", unsc, ORACLE, "Chen et al., IJCAI 2024", "high", oracle=True),
+    "scrub": Method("SCRUB", scrub, ORACLE, "Kurmanji et al., NeurIPS 2023", "low", oracle=True),
 }

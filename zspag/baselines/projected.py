@@ -12,13 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from zspag.baselines.method import ORACLE, PROXIES, Method, Run, forget_classes
+from zspag.baselines.method import ORACLE, PROXIES, Method, Problem, Run
 from zspag.calibration import fit_views, unlearn_with
 from zspag.config import UnlearnConfig
-from zspag.material import Material
 from zspag.pseudo_labels import relabeler
 from zspag.runtime import generator_for, seed_of
-from zspag.sgd import Ladder, climb, fit_labels
+from zspag.sgd import Descent, Ladder, climb, fit_labels
 from zspag.subspaces import (
     Projector,
     Subspace,
@@ -36,30 +35,34 @@ _OURS = "Chen et al., IJCAI 2025"
 OLD_RATE = 0.3  # smallest rate that was tried before there was a calibration
 
 
-def _fit(
-    model: nn.Module,
-    forget_images: Tensor,
-    forget_labels: Tensor,
-    *,
-    config: UnlearnConfig,
-    generator: torch.Generator,
-    material: Material,
-    project: Projector | None,
-) -> Ladder:
+def _fit(problem: Problem, config: UnlearnConfig, project: Projector | None) -> Ladder:
     """Fit the configured pseudo-labels at every rate of the ladder: all layers, the images alone, projected or not."""
-    seed, names = seed_of(generator), material.names
+    names = problem.material.names
     relabel = relabeler(
-        model, forget_images, forget=forget_classes(forget_labels), proxies=material.proxies,
-        moments=averaged(material.moments), projector=project, names=names, config=config.labels,
-        generator=generator_for(seed, "labels"),
-    )  # fmt: skip
-    return climb(
-        lambda lr: fit_labels(
-            model, forget_images, forget_labels, relabel=relabel, project=project, names=names,
-            update=replace(config.update, lr=lr), generator=generator_for(seed, "update"),
-        ),
-        update=config.update,
-    )  # fmt: skip
+        problem.model,
+        problem.forget_images,
+        forget=problem.forget_classes,
+        proxies=problem.material.proxies,
+        moments=averaged(problem.material.moments),
+        projector=project,
+        names=names,
+        config=config.labels,
+        generator=generator_for(problem.seed, "labels"),
+    )
+
+    def run(lr: float) -> Descent:
+        return fit_labels(
+            problem.model,
+            problem.forget_images,
+            problem.forget_labels,
+            relabel=relabel,
+            project=project,
+            names=names,
+            update=replace(config.update, lr=lr),
+            generator=generator_for(problem.seed, "update"),
+        )
+
+    return climb(run, update=config.update)
 
 
 def _calibrated(strategy: str | None) -> Run:
@@ -69,84 +72,86 @@ def _calibrated(strategy: str | None) -> Run:
     chosen layers are run at every rate of the ladder, too.
     """
 
-    def run(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-            config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
-        seed, forget = seed_of(generator), forget_classes(forget_labels)
-        labels = config.labels if strategy is None else replace(config.labels, strategy=strategy)
-        config = replace(config, labels=labels)
-        made = unlearn_with(model, forget_labels, material, forget=forget, config=config, seed=seed)
+    def run(problem: Problem, config: UnlearnConfig) -> Ladder:
+        model, labels, material, seed = problem.model, problem.forget_labels, problem.material, problem.seed
+        if strategy is not None:
+            config = replace(config, labels=replace(config.labels, strategy=strategy))
+        made = unlearn_with(model, labels, material, forget=problem.forget_classes, config=config, seed=seed)
         runs = [made.run]
         if config.update.whole_ladder:
             rates = [lr for lr in config.update.ladder if lr != made.run.lr]
-            runs += [fit_views(model, forget_labels, material, made, lr=lr, config=config, seed=seed) for lr in rates]
+            runs += [fit_views(model, labels, material, made, lr=lr, config=config, seed=seed) for lr in rates]
         runs.sort(key=lambda one: one.lr)
         return Ladder(tuple(runs), runs.index(made.run))
 
     return run
 
 
-def fixed(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-          config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+def fixed(problem: Problem, config: UnlearnConfig) -> Ladder:
     """ZS-PAG as it was before the calibration: all layers, no views, the first rate from ``OLD_RATE`` that forgets."""
-    ladder = _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                  project=projector(material.moments, config=config.subspace))  # fmt: skip
+    ladder = _fit(problem, config, projector(problem.material.moments, config=config.subspace))
     target = config.update.forget_accuracy
     allowed = [index for index, run in enumerate(ladder.runs) if run.lr >= OLD_RATE] or [ladder.chosen]
     return Ladder(ladder.runs, next((index for index in allowed if ladder.runs[index].reached(target)), allowed[-1]))
 
 
-def unprojected(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-                config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+def unprojected(problem: Problem, config: UnlearnConfig) -> Ladder:
     """ZS-PAG's labels and weights, without the projection."""
-    return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                project=None)  # fmt: skip
+    return _fit(problem, config, None)
 
 
-def _in_subspace(choose: Callable[[nn.Module, Tensor, Material, Subspace, torch.Generator], Subspace]) -> Run:
-    """ZS-PAG with another subspace of the same rank per layer: does it matter *which* directions are protected?
+def _fit_in(problem: Problem, config: UnlearnConfig, choose: Callable[[Subspace, torch.Generator], Subspace]) -> Ladder:
+    """Fit with another subspace of the same rank per layer: does it matter *which* directions are protected?
 
-    Labels and rank are those of "zs_pag", so nothing but the directions differs.
+    Labels and rank are those of "zs_pag_fixed", so nothing but the directions differs.
+
+    Args:
+        problem: What the method was handed.
+        config: Options of every stage.
+        choose: Maps ZS-PAG's own subspace and a generator to the one that is protected instead.
     """
-
-    def run(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-            config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
-        own = combine(material.moments, config=config.subspace)
-        other = choose(model, forget_images, material, own, generator_for(seed_of(generator), "subspace"))
-        return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                    project=hard_projector(other))  # fmt: skip
-
-    return run
+    own = combine(problem.material.moments, config=config.subspace)
+    drawing = generator_for(seed_of(problem.generator), "subspace")  # a draw before the seed: all see the same batches
+    return _fit(problem, config, hard_projector(choose(own, drawing)))
 
 
-def forget_subspace(model: nn.Module, forget_images: Tensor, material: Material, own: Subspace,  # noqa: ARG001
-                    generator: torch.Generator) -> Subspace:  # fmt: skip  # noqa: ARG001
-    """Directions the forget samples themselves use, at the ranks of ``own``."""
+def in_forget_subspace(problem: Problem, config: UnlearnConfig) -> Ladder:
+    """ZS-PAG with the subspace of the forget samples."""
+    return _fit_in(problem, config, lambda own, _: forget_subspace(problem.model, problem.forget_images, own=own))
+
+
+def in_noise_subspace(problem: Problem, config: UnlearnConfig) -> Ladder:
+    """ZS-PAG with the subspace of noise images, as many as there are proxies."""
+    images, count = problem.forget_images, len(problem.material.proxies.labels)
+    return _fit_in(
+        problem,
+        config,
+        lambda own, drawing: noise_subspace(problem.model, images, count=count, own=own, generator=drawing),
+    )
+
+
+def in_random_subspace(problem: Problem, config: UnlearnConfig) -> Ladder:
+    """ZS-PAG with uniformly random directions."""
+    return _fit_in(problem, config, lambda own, drawing: random_like(own, generator=drawing))
+
+
+def in_retain_subspace(problem: Problem, config: UnlearnConfig) -> Ladder:
+    """ZS-PAG with the subspace of the true retain data at the same ranks: what proxies would ideally replace."""
+    images, labels = problem.retain_images, problem.retain_labels
+    return _fit_in(problem, config, lambda own, _: retain_subspace(problem.model, images, labels, own=own))
+
+
+def forget_subspace(model: nn.Module, forget_images: Tensor, *, own: Subspace) -> Subspace:
+    """Return the directions the forget samples themselves use, at the ranks of ``own``."""
     return by_rank(second_moments(model, forget_images), ranks=own.ranks)
 
 
-def noise_subspace(model: nn.Module, forget_images: Tensor, material: Material, own: Subspace,
-                   generator: torch.Generator) -> Subspace:  # fmt: skip
-    """Directions that uniform noise images use, as many images as proxies, at the ranks of ``own``."""
-    count = len(material.proxies.labels)
+def noise_subspace(
+    model: nn.Module, forget_images: Tensor, *, count: int, own: Subspace, generator: torch.Generator
+) -> Subspace:
+    """Return the directions that ``count`` images of uniform noise use, at the ranks of ``own``."""
     noise = torch.rand((count, *forget_images.shape[1:]), generator=generator).to(forget_images)
     return by_rank(second_moments(model, noise), ranks=own.ranks)
-
-
-def random_subspace(model: nn.Module, forget_images: Tensor, material: Material, own: Subspace,  # noqa: ARG001
-                    generator: torch.Generator) -> Subspace:  # fmt: skip
-    """Uniformly random directions, at the ranks of ``own``."""
-    return random_like(own, generator=generator)
-
-
-def oracle_subspace(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-                    config: UnlearnConfig, generator: torch.Generator, material: Material,
-                    retain_images: Tensor, retain_labels: Tensor) -> Ladder:  # fmt: skip
-    """ZS-PAG with the subspace of the true retain data at the same ranks: what proxies would ideally replace."""
-    own = combine(material.moments, config=config.subspace)
-    seed_of(generator)  # keeps the batches those of the other subspaces
-    other = retain_subspace(model, retain_images, retain_labels, own=own)
-    return _fit(model, forget_images, forget_labels, config=config, generator=generator, material=material,
-                project=hard_projector(other))  # fmt: skip
 
 
 def retain_subspace(model: nn.Module, retain_images: Tensor, retain_labels: Tensor, *, own: Subspace) -> Subspace:
@@ -156,7 +161,7 @@ def retain_subspace(model: nn.Module, retain_images: Tensor, retain_labels: Tens
 
 
 def _projected(title: str, run: Run, reference: str, ladder: str = "high") -> Method:
-    return Method(title, run, None, PROXIES, reference, ladder)
+    return Method(title, run, PROXIES, reference, ladder)
 
 
 METHODS: dict[str, Method] = {
@@ -167,8 +172,8 @@ METHODS: dict[str, Method] = {
     "influence_labels": _projected("ZS-PAG, labels tilted once", _calibrated("influence"), "control"),
     "second_best_labels": _projected("ZS-PAG, second-best labels", _calibrated("second_best"), "control"),
     "random_labels": _projected("ZS-PAG, random labels", _calibrated("random"), "control"),
-    "forget_subspace": _projected("subspace of forget samples", _in_subspace(forget_subspace), "control"),
-    "noise_subspace": _projected("subspace of noise", _in_subspace(noise_subspace), "control", "middle"),
-    "random_subspace": _projected("random subspace", _in_subspace(random_subspace), "control", "low"),
-    "oracle_subspace": Method("subspace of retain data", None, oracle_subspace, ORACLE, "oracle", "high"),
+    "forget_subspace": _projected("subspace of forget samples", in_forget_subspace, "control"),
+    "noise_subspace": _projected("subspace of noise", in_noise_subspace, "control", "middle"),
+    "random_subspace": _projected("random subspace", in_random_subspace, "control", "low"),
+    "oracle_subspace": Method("subspace of retain data", in_retain_subspace, ORACLE, "oracle", "high", oracle=True),
 }

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import FORGET, Method, descend_all, forget_classes
+from zspag.baselines.method import FORGET, Method, Problem, descend_all
 from zspag.config import UnlearnConfig
-from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities
-from zspag.runtime import chunks, frozen, generator_for, logits_of, seed_of, sent
+from zspag.runtime import chunks, frozen, generator_for, logits_of, sent
 from zspag.sgd import BatchLoss, Ladder
 
 
@@ -41,8 +40,7 @@ class StandInConfig:
 STAND_INS = StandInConfig()
 
 
-def aru(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-        config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip  # noqa: ARG001
+def aru(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Pull forget samples away from the original's answer, towards adversarial stand-ins that keep a retained label.
 
     A stand-in is the forget sample pushed towards the class the original likes best among the retained ones. The loss
@@ -57,20 +55,20 @@ def aru(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_c
         "smoothing" averages (here: gradients at two slightly noisy copies), the margin and the weights (here: 1); plain
         SGD at the ladder's rates. Every batch of the forget set is fitted, not a part of them.
     """
-    seed, forget = seed_of(generator), forget_classes(forget_labels)
-    original = logits_of(model, forget_images)
-    labels = masked_log_probabilities(original, forget=forget).argmax(1)
-    stand_ins = smoothed_attack(model, forget_images, labels, config=STAND_INS, generator=generator_for(seed, "attack"))
+    model, images, drawing = problem.model, problem.forget_images, generator_for(problem.seed, "attack")
+    original = logits_of(model, images)
+    labels = masked_log_probabilities(original, forget=problem.forget_classes).argmax(1)
+    stand_ins = smoothed_attack(model, images, labels, config=STAND_INS, generator=drawing)
 
     def make_loss(_drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
-            anchors, positives = current(torch.cat([forget_images[batch], stand_ins[batch]])).chunk(2)
+            anchors, positives = current(torch.cat([images[batch], stand_ins[batch]])).chunk(2)
             apart = triplet(anchors, positives, original[batch], margin=STAND_INS.margin)
             return apart + F.cross_entropy(positives, labels[batch])
 
         return loss
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed, make_loss=make_loss)
+    return descend_all(problem, config, make_loss)
 
 
 def triplet(anchors: Tensor, positives: Tensor, negatives: Tensor, *, margin: float) -> Tensor:
@@ -117,4 +115,4 @@ def _attack_chunk(
     return moving
 
 
-METHODS: dict[str, Method] = {"aru": Method("ARU", aru, None, FORGET, "ARU, 2026", "low")}
+METHODS: dict[str, Method] = {"aru": Method("ARU", aru, FORGET, "ARU, 2026", "low")}

@@ -8,19 +8,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from zspag.baselines.method import FORGET, Method, descend_all, forget_classes
+from zspag.baselines.method import FORGET, Method, Problem, descend_all
 from zspag.config import UnlearnConfig
 from zspag.influence import loss_gradient, soft_cross_entropy
-from zspag.material import Material
 from zspag.pseudo_labels import random_labels
-from zspag.runtime import seed_of, sent
+from zspag.runtime import sent
 from zspag.sgd import BatchLoss, Ladder
 
 SALIENT_SHARE = 0.5  # of all weights; published runs keep 50 to 80 %
 
 
-def salun(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,
-          config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip  # noqa: ARG001
+def salun(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Fit the most salient weights to uniformly random retained labels, drawn again for every batch.
 
     Reference: Fan, Liu, Zhang, Wong, Wei and Liu, "SalUn", ICLR 2024.
@@ -30,19 +28,18 @@ def salun(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num
         by the mask and leaves the rest to an optimizer with weight decay, which moves masked weights after all, and it
         may draw a sample's own class; neither is copied. Rates, epochs and batches are those of all methods.
     """
-    forget = forget_classes(forget_labels)
-    mask = saliency_mask(model, forget_images, forget_labels, share=SALIENT_SHARE)
+    images, classes, forget = problem.forget_images, problem.num_classes, problem.forget_classes
+    mask = saliency_mask(problem.model, images, problem.forget_labels, share=SALIENT_SHARE)
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
-            labels = random_labels(len(batch), num_classes=num_classes, forget=forget, generator=drawing)
-            logits = functional_call(current, held(current, mask), (forget_images[batch],))
-            return soft_cross_entropy(logits, sent(labels, forget_images.device))
+            labels = random_labels(len(batch), num_classes=classes, forget=forget, generator=drawing)
+            logits = functional_call(current, held(current, mask), (images[batch],))
+            return soft_cross_entropy(logits, sent(labels, images.device))
 
         return loss
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed_of(generator),
-                       make_loss=make_loss)  # fmt: skip
+    return descend_all(problem, config, make_loss)
 
 
 def saliency_mask(model: nn.Module, images: Tensor, labels: Tensor, *, share: float) -> dict[str, Tensor]:
@@ -69,5 +66,5 @@ def held(current: nn.Module, mask: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 METHODS: dict[str, Method] = {
-    "salun": Method("SalUn", salun, None, FORGET, "Fan et al., ICLR 2024", "low"),
+    "salun": Method("SalUn", salun, FORGET, "Fan et al., ICLR 2024", "low"),
 }

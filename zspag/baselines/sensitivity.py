@@ -6,11 +6,10 @@ Invariant: only forget samples and noise around them pass through the net.
 import torch
 from torch import Tensor, nn
 
-from zspag.baselines.method import FORGET, Method, descend_all, forget_classes
+from zspag.baselines.method import FORGET, Method, Problem, descend_all
 from zspag.config import UnlearnConfig
-from zspag.material import Material
 from zspag.pseudo_labels import retained_classes
-from zspag.runtime import logits_of, plain_attention, seed_of, sent
+from zspag.runtime import logits_of, plain_attention, sent
 from zspag.sgd import BatchLoss, Ladder
 
 COPIES = 25  # JiT: noisy copies of every sample
@@ -18,8 +17,7 @@ SIGMA = 0.5  # JiT: standard deviation of their noise; the paper's for convoluti
 IRRELEVANT = 1.0  # MU-Mis: lambda, the weight of the other class; CHOICE: both count the same
 
 
-def jit(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-        config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip  # noqa: ARG001
+def jit(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Flatten the net around the forget samples: bring its answer to a sample close to those to noisy copies of it.
 
     The loss is the mean over copies of ||f(x) - f(x + e)|| / ||e||, without a gradient through f(x + e).
@@ -36,7 +34,7 @@ def jit(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_c
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
-            images = forget_images[batch]
+            images = problem.forget_images[batch]
             noise = sent(torch.randn((COPIES, *images.shape), generator=drawing, dtype=images.dtype), images.device)
             noise *= SIGMA
             around = logits_of(current, (images + noise).flatten(0, 1)).unflatten(0, (COPIES, len(images)))
@@ -44,8 +42,7 @@ def jit(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_c
 
         return loss
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed_of(generator),
-                        make_loss=make_loss)  # fmt: skip
+    return descend_all(problem, config, make_loss)
 
 
 def lipschitz_quotient(logits: Tensor, around: Tensor, noise: Tensor) -> Tensor:
@@ -60,8 +57,7 @@ def lipschitz_quotient(logits: Tensor, around: Tensor, noise: Tensor) -> Tensor:
     return (torch.linalg.vector_norm(logits - around, dim=2) / lengths).mean()
 
 
-def mu_mis(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,
-           config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip  # noqa: ARG001
+def mu_mis(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Make the logit of a sample's own class insensitive to its pixels, and that of another class sensitive.
 
     The loss is ||grad_x f_y||^2 - lambda ||grad_x f_c||^2, with c a retained class drawn for every sample and batch.
@@ -74,19 +70,18 @@ def mu_mis(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, nu
         that sees the forget set alone; the published runs stop by hand. Biases do not move in a net of ReLUs, since
         the gradient in the pixels does not depend on them.
     """
-    forget = forget_classes(forget_labels)
-    retained = retained_classes(num_classes, forget)
+    images, labels = problem.forget_images, problem.forget_labels
+    retained = retained_classes(problem.num_classes, problem.forget_classes)
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
             drawn = torch.randint(len(retained), (len(batch),), generator=drawing)
-            others = sent(retained[drawn], forget_labels.device)
-            return contribution(current, forget_images[batch], forget_labels[batch], others, weight=IRRELEVANT)
+            others = sent(retained[drawn], labels.device)
+            return contribution(current, images[batch], labels[batch], others, weight=IRRELEVANT)
 
         return loss
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed_of(generator),
-                        make_loss=make_loss)  # fmt: skip
+    return descend_all(problem, config, make_loss)
 
 
 def contribution(model: nn.Module, images: Tensor, labels: Tensor, others: Tensor, *, weight: float) -> Tensor:
@@ -107,6 +102,6 @@ def contribution(model: nn.Module, images: Tensor, labels: Tensor, others: Tenso
 
 
 METHODS: dict[str, Method] = {
-    "jit": Method("JiT", jit, None, FORGET, "Foster et al., 2024", "low"),
-    "mu_mis": Method("MU-Mis", mu_mis, None, FORGET, "Cheng et al., 2024", "low"),
+    "jit": Method("JiT", jit, FORGET, "Foster et al., 2024", "low"),
+    "mu_mis": Method("MU-Mis", mu_mis, FORGET, "Cheng et al., 2024", "low"),
 }

@@ -10,19 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zspag.activations import watching
-from zspag.baselines.method import (
-    FORGET,
-    PROXIES,
-    Method,
-    descend_all,
-    forget_classes,
-    head_names,
-)
+from zspag.baselines.method import FORGET, PROXIES, Method, Problem, descend_all, head_names
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
-from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities, retained_classes
-from zspag.runtime import chunks, frozen, generator_for, seed_of, sent
+from zspag.runtime import chunks, frozen, generator_for, sent
 from zspag.sgd import BatchLoss, Ladder
 
 NOISE_PER_CLASS = 20  # noise images of every class
@@ -30,8 +22,7 @@ NOISE_STEPS = 40  # steps of Adam they are optimized by
 NOISE_RATE = 0.1  # its rate, as published, in pixels here
 
 
-def min_max_noise(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,
-                  config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip  # noqa: ARG001
+def min_max_noise(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Fine-tune on noise images alone: of a forget class such as maximize its loss, of a retained class minimize it.
 
     To fit the class to images that look nothing like it overwrites what the net knows of it.
@@ -44,10 +35,10 @@ def min_max_noise(model: nn.Module, forget_images: Tensor, forget_labels: Tensor
         DIFFERS: noise is kept in [0, 1] instead of being penalized for its size; 20 images a class instead of 20
         batches; a step sees one noise image per forget sample of its batch, all classes alike.
     """
-    seed, forget = seed_of(generator), forget_classes(forget_labels)
-    labels = torch.arange(num_classes, device=forget_images.device).repeat_interleave(NOISE_PER_CLASS)
-    start = torch.rand((len(labels), *forget_images.shape[1:]), generator=generator_for(seed, "noise"))
-    images = optimized_noise(model, start.to(forget_images), labels, forget=forget)
+    like = problem.forget_images
+    labels = torch.arange(problem.num_classes, device=like.device).repeat_interleave(NOISE_PER_CLASS)
+    start = torch.rand((len(labels), *like.shape[1:]), generator=generator_for(problem.seed, "noise"))
+    images = optimized_noise(problem.model, start.to(like), labels, forget=problem.forget_classes)
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
@@ -56,7 +47,7 @@ def min_max_noise(model: nn.Module, forget_images: Tensor, forget_labels: Tensor
 
         return loss
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed, make_loss=make_loss)
+    return descend_all(problem, config, make_loss)
 
 
 def optimized_noise(model: nn.Module, start: Tensor, labels: Tensor, *, forget: Sequence[int]) -> Tensor:
@@ -85,8 +76,7 @@ def _optimize(model: nn.Module, start: Tensor, labels: Tensor, signs: Tensor) ->
     return images.detach()
 
 
-def head_sampling(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,
-                  config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+def head_sampling(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Train the head alone on Gaussian features, labelled by the original head with the forget classes masked.
 
     A class's features have the mean of its proxies (of its forget samples, for a forget class) and the covariance of
@@ -104,27 +94,26 @@ def head_sampling(model: nn.Module, forget_images: Tensor, forget_labels: Tensor
     Raises:
         ValueError: If the last layer of the model does not give the logits.
     """
-    head, seed, forget = material.names[-1], seed_of(generator), forget_classes(forget_labels)
+    model, head, forget, width = problem.model, problem.material.names[-1], problem.forget_classes, problem.num_classes
     original = dict(model.named_parameters())[head]
-    if original.shape[0] != num_classes:
-        raise ValueError(f"the last layer, {head}, has {original.shape[0]} outputs instead of {num_classes} logits")
-    images = torch.cat([forget_images, material.proxies.images])
-    labels = torch.cat([forget_labels, material.proxies.labels])
-    means, residuals = class_statistics(features_of(model, images, head=head), labels, num_classes=num_classes)
-    retained = retained_classes(num_classes, forget)
+    if original.shape[0] != width:
+        raise ValueError(f"the last layer, {head}, has {original.shape[0]} outputs instead of {width} logits")
+    images = torch.cat([problem.forget_images, problem.material.proxies.images])
+    labels = torch.cat([problem.forget_labels, problem.material.proxies.labels])
+    means, residuals = class_statistics(features_of(model, images, head=head), labels, num_classes=width)
+    retained = retained_classes(width, forget)
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
             beside = sent(retained[torch.randint(len(retained), (len(batch),), generator=drawing)], labels.device)
-            classes = torch.cat([forget_labels[batch], beside])
+            classes = torch.cat([problem.forget_labels[batch], beside])
             features = sampled_features(means, residuals, classes, generator=drawing)
             teacher = masked_log_probabilities(head_logits(model, features, head=head).detach(), forget=forget).exp()
             return soft_cross_entropy(head_logits(current, features, head=head), teacher)
 
         return loss
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed, make_loss=make_loss,
-                        names=head_names(model, material))  # fmt: skip
+    return descend_all(problem, config, make_loss, names=head_names(problem))
 
 
 def features_of(model: nn.Module, images: Tensor, *, head: str) -> Tensor:
@@ -165,6 +154,6 @@ def sampled_features(means: Tensor, residuals: Tensor, classes: Tensor, *, gener
 
 
 METHODS: dict[str, Method] = {
-    "min_max_noise": Method("error-min-max noise", min_max_noise, None, FORGET, "Chundawat et al., TIFS 2023", "low"),
-    "head_sampling": Method("head-only sampling", head_sampling, None, PROXIES, "head-only sampling, 2026", "middle"),
+    "min_max_noise": Method("error-min-max noise", min_max_noise, FORGET, "Chundawat et al., TIFS 2023", "low"),
+    "head_sampling": Method("head-only sampling", head_sampling, PROXIES, "head-only sampling, 2026", "middle"),
 }

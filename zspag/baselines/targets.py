@@ -10,17 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.baselines.method import FORGET, PROXIES, Method, descend_all, forget_classes, head_names
+from zspag.baselines.method import FORGET, PROXIES, Method, Problem, descend_all, head_names
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
-from zspag.material import Material
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
-from zspag.runtime import logits_of, seed_of, sent
+from zspag.runtime import logits_of, sent
 from zspag.sgd import BatchLoss, Ladder
 
 
-def gradient_ascent(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,
-                    config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip  # noqa: ARG001
+def gradient_ascent(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Climb the cross-entropy of the forget samples.
 
     Note:
@@ -29,78 +27,70 @@ def gradient_ascent(model: nn.Module, forget_images: Tensor, forget_labels: Tens
     """
 
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
-        each = F.cross_entropy(current(forget_images[batch]), forget_labels[batch], reduction="none")
-        return -each.clamp_max(math.log(num_classes)).mean()
+        logits = current(problem.forget_images[batch])
+        each = F.cross_entropy(logits, problem.forget_labels[batch], reduction="none")
+        return -each.clamp_max(math.log(problem.num_classes)).mean()
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed_of(generator),
-                        make_loss=lambda _drawing: loss)  # fmt: skip
+    return descend_all(problem, config, lambda _drawing: loss)
 
 
-def random_relabeling(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,
-                      config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip  # noqa: ARG001
+def random_relabeling(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Fit all parameters to uniformly random retained labels, drawn again for every batch."""
-    forget = forget_classes(forget_labels)
+    images, classes, forget = problem.forget_images, problem.num_classes, problem.forget_classes
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
-            labels = random_labels(len(batch), num_classes=num_classes, forget=forget, generator=drawing)
-            return soft_cross_entropy(current(forget_images[batch]), sent(labels, forget_images.device))
+            labels = random_labels(len(batch), num_classes=classes, forget=forget, generator=drawing)
+            return soft_cross_entropy(current(images[batch]), sent(labels, images.device))
 
         return loss
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed_of(generator),
-                        make_loss=make_loss)  # fmt: skip
+    return descend_all(problem, config, make_loss)
 
 
-def delete(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-           config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip  # noqa: ARG001
+def delete(problem: Problem, config: UnlearnConfig) -> Ladder:
     """Fit all parameters to the original's softmax with the forget classes masked (DELETE; beta = 0, no projection)."""
-    return _distil(model, forget_images, forget_labels, config=config, generator=generator, names=None)
+    return _distil(problem, config, names=None)
 
 
-def head_only(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-              config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+def head_only(problem: Problem, config: UnlearnConfig) -> Ladder:
     """DELETE on the last layer alone: how far does an edit of the head go?"""
-    names = head_names(model, material)
-    return _distil(model, forget_images, forget_labels, config=config, generator=generator, names=names)
+    return _distil(problem, config, names=head_names(problem))
 
 
-def _distil(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, config: UnlearnConfig,
-            generator: torch.Generator, names: Sequence[str] | None) -> Ladder:  # fmt: skip
-    teacher = masked_log_probabilities(logits_of(model, forget_images), forget=forget_classes(forget_labels)).exp()
+def _distil(problem: Problem, config: UnlearnConfig, *, names: Sequence[str] | None) -> Ladder:
+    images = problem.forget_images
+    teacher = masked_log_probabilities(logits_of(problem.model, images), forget=problem.forget_classes).exp()
 
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
-        return soft_cross_entropy(current(forget_images[batch]), teacher[batch])
+        return soft_cross_entropy(current(images[batch]), teacher[batch])
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed_of(generator),
-                        make_loss=lambda _drawing: loss, names=names)  # fmt: skip
+    return descend_all(problem, config, lambda _drawing: loss, names=names)
 
 
-def rehearsal(model: nn.Module, forget_images: Tensor, forget_labels: Tensor, *, num_classes: int,  # noqa: ARG001
-              config: UnlearnConfig, generator: torch.Generator, material: Material) -> Ladder:  # fmt: skip
+def rehearsal(problem: Problem, config: UnlearnConfig) -> Ladder:
     """DELETE plus cross-entropy to the masked original on the proxies, no projection: are proxies alone enough?"""
-    forget, proxies = forget_classes(forget_labels), material.proxies.images
-    teacher = masked_log_probabilities(logits_of(model, forget_images), forget=forget).exp()
-    kept = masked_log_probabilities(logits_of(model, proxies), forget=forget).exp()
+    images, proxies = problem.forget_images, problem.material.proxies.images
+    teacher, kept = (
+        masked_log_probabilities(logits_of(problem.model, seen), forget=problem.forget_classes).exp()
+        for seen in (images, proxies)
+    )
 
     def make_loss(drawing: torch.Generator) -> BatchLoss:
         def loss(current: nn.Module, batch: Tensor) -> Tensor:
             beside = sent(torch.randint(len(proxies), (len(batch),), generator=drawing), proxies.device)
-            logits = current(torch.cat([forget_images[batch], proxies[beside]]))
+            logits = current(torch.cat([images[batch], proxies[beside]]))
             return 2 * soft_cross_entropy(logits, torch.cat([teacher[batch], kept[beside]]))
 
         return loss
 
-    return descend_all(model, forget_images, forget_labels, update=config.update, seed=seed_of(generator),
-                        make_loss=make_loss, names=material.names)  # fmt: skip
+    return descend_all(problem, config, make_loss, names=problem.material.names)
 
 
 METHODS: dict[str, Method] = {
-    "gradient_ascent": Method("gradient ascent", gradient_ascent, None, FORGET, "NegGrad", "low"),
-    "random_relabeling": Method(
-        "random relabeling", random_relabeling, None, FORGET, "Golatkar et al., CVPR 2020", "low"
-    ),
-    "delete": Method("DELETE", delete, None, FORGET, "Zhou et al., CVPR 2025", "low"),
-    "rehearsal": Method("rehearsal on proxies", rehearsal, None, PROXIES, "control", "low"),
-    "head_only": Method("head only", head_only, None, FORGET, "control", "middle"),
+    "gradient_ascent": Method("gradient ascent", gradient_ascent, FORGET, "NegGrad", "low"),
+    "random_relabeling": Method("random relabeling", random_relabeling, FORGET, "Golatkar et al., CVPR 2020", "low"),
+    "delete": Method("DELETE", delete, FORGET, "Zhou et al., CVPR 2025", "low"),
+    "rehearsal": Method("rehearsal on proxies", rehearsal, PROXIES, "control", "low"),
+    "head_only": Method("head only", head_only, FORGET, "control", "middle"),
 }

@@ -111,9 +111,13 @@ def _write(
     record: bool,
 ) -> Iterator[str]:
     made = provenance.record(
-        config={"sizes": asdict(sizes), "trial": sizes.tiny}, seed=0, data_sha256=None, device=device.type,
-        threads=here.threads, started=started,
-    )  # fmt: skip
+        config={"sizes": asdict(sizes), "trial": sizes.tiny},
+        seed=0,
+        data_sha256=None,
+        device=device.type,
+        threads=here.threads,
+        started=started,
+    )
     root = files.repository_root()
     for result in results_of(found, here, device.type, made):
         name = result["name"]
@@ -136,9 +140,7 @@ def results_of(
         device: Kind of device, after which the files are named.
         made: Provenance of the run.
     """
-    margins = {
-        "machine": asdict(here), "found": found, "panels": report.panels(found), "columns": 1, "size": (12.5, 7),
-    }  # fmt: skip
+    margins = {"machine": asdict(here), "found": found, "panels": report.panels(found), "columns": 1, "size": (12.5, 7)}
     grown = {"panels": report.curves(found), "columns": 4, "size": (3.6, 3.0)}
     drawn = {
         device: ("ranked", margins, f"How far each number is beyond what was wanted. {_described(here)}."),
@@ -147,9 +149,15 @@ def results_of(
     for name, (draw, data, caption) in drawn.items():
         if data["panels"]:
             yield {
-                "schema": 1, "name": name, "profile": "bench", "draw": draw, "caption": caption, "numbers": {},
-                "data": files.plain(data, name), "provenance": made,
-            }  # fmt: skip
+                "schema": 1,
+                "name": name,
+                "profile": "bench",
+                "draw": draw,
+                "caption": caption,
+                "numbers": {},
+                "data": files.plain(data, name),
+                "provenance": made,
+            }
 
 
 def compare(old: Path) -> Iterator[str]:

@@ -20,7 +20,7 @@ from zspag.subspaces import Moments, by_energy, combine, folded, second_moments
 STAGE = "bases"
 
 
-def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+def measure(sizes: Sizes, _machine: Machine, device: torch.device) -> Iterator[Finding]:
     """Yield pooling over many classes, the few rows of wide layers, and all layers of the widest net."""
     arch, width = sizes.nets[0]
     model, x = net(arch, width, sizes, device=device), images(sizes.per_class, sizes, device=device)
@@ -31,9 +31,13 @@ def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Fi
         {f"K = {count}": partial(_pooled, [one] * count) for count in (few, many)}, repeats=sizes.repeats
     )
     yield Finding(
-        STAGE, f"{arch} of width {width}", f"cost of K = {many} over that of K = {few}, pooled",
-        timings[f"K = {many}"].over(timings[f"K = {few}"]), at_most=3, seconds=spread(timings),
-    )  # fmt: skip
+        STAGE,
+        f"{arch} of width {width}",
+        f"cost of K = {many} over that of K = {few}, pooled",
+        timings[f"K = {many}"].over(timings[f"K = {few}"]),
+        at_most=3,
+        seconds=spread(timings),
+    )
     yield from _widest(sizes, device)
 
 
@@ -48,9 +52,12 @@ def _per_class(one: Moments, case: str, classes: int, sizes: Sizes) -> Finding:
     }
     timings = interleaved(ways, repeats=sizes.repeats)
     return Finding(
-        STAGE, case, f"times faster than one decomposition per layer and class ({classes} classes)",
-        timings["per class"].over(timings["pooled"]), seconds=spread(timings),
-    )  # fmt: skip
+        STAGE,
+        case,
+        f"times faster than one decomposition per layer and class ({classes} classes)",
+        timings["per class"].over(timings["pooled"]),
+        seconds=spread(timings),
+    )
 
 
 def _widest(sizes: Sizes, device: torch.device) -> Iterator[Finding]:
@@ -63,9 +70,12 @@ def _widest(sizes: Sizes, device: torch.device) -> Iterator[Finding]:
     (pool,) = kept
     largest = max(second.shape[-1] for second in pool.second.values())
     yield Finding(
-        STAGE, f"{arch} of width {width}, {classes} classes of {len(x)}, widest d = {largest}",
-        "seconds for moments and bases of all layers", seconds, at_most=120,
-    )  # fmt: skip
+        STAGE,
+        f"{arch} of width {width}, {classes} classes of {len(x)}, widest d = {largest}",
+        "seconds for moments and bases of all layers",
+        seconds,
+        at_most=120,
+    )
     name = max(pool.factors, key=lambda one: pool.second[one].shape[-1], default=None)
     if name is None:
         return
@@ -80,7 +90,9 @@ def _widest(sizes: Sizes, device: torch.device) -> Iterator[Finding]:
         warm=False,
     )
     yield Finding(
-        STAGE, f"{arch} of width {width}, one layer, d = {d}, {factor.shape[1]} rows",
-        "times faster than a decomposition of d x d", timings["d x d"].over(timings["rows"]),
+        STAGE,
+        f"{arch} of width {width}, one layer, d = {d}, {factor.shape[1]} rows",
+        "times faster than a decomposition of d x d",
+        timings["d x d"].over(timings["rows"]),
         seconds=spread(timings),
-    )  # fmt: skip
+    )

@@ -40,7 +40,7 @@ AXES: tuple[tuple[str, str, dict[str, float]], ...] = (
 )
 
 
-def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+def measure(sizes: Sizes, machine: Machine, _device: torch.device) -> Iterator[Finding]:
     """Yield every stage along its axis, time and memory."""
     for axis, long, stages in AXES:
         counts = sizes.widths if axis == "d" else tuple(_base(axis, sizes) * factor for factor in sizes.grown)
@@ -55,13 +55,22 @@ def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Fi
             )
             case, curve = f"{stage}, {long} from {counts[0]} to {counts[-1]}", {"axis": long, "name": stage, "x": x}
             yield Finding(
-                STAGE, case, "exponent of time", exponent(x, seconds), at_most=most, note=note,
+                STAGE,
+                case,
+                "exponent of time",
+                exponent(x, seconds),
+                at_most=most,
+                note=note,
                 curve=curve | {"y": seconds},
-            )  # fmt: skip
+            )
             yield Finding(
-                STAGE, case, "exponent of peak memory", exponent(x, peaks), at_most=2.2 if axis == "d" else LINEAR,
+                STAGE,
+                case,
+                "exponent of peak memory",
+                exponent(x, peaks),
+                at_most=2.2 if axis == "d" else LINEAR,
                 curve=curve | {"y": [peak / 2**20 for peak in peaks]},
-            )  # fmt: skip
+            )
 
 
 def _here(function: Callable[..., Any], *arguments: Any) -> Any:

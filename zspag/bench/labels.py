@@ -19,7 +19,7 @@ from zspag.runtime import generator_for, logits_of
 STAGE = "label influence"
 
 
-def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+def measure(sizes: Sizes, _machine: Machine, device: torch.device) -> Iterator[Finding]:
     """Yield the cost of every net."""
     for arch, width in sizes.nets:
         yield from _of_net(arch, width, sizes, device)
@@ -42,13 +42,14 @@ def _of_net(arch: str, width: int, sizes: Sizes, device: torch.device) -> Iterat
     case = f"{arch} of width {width}, {len(x)} images, {sizes.classes} classes"
     passes = timings["scores of all classes"].over(timings["forward pass"])
     yield Finding(
-        STAGE, case, "forward passes' time for the scores of all classes", passes, at_most=3,
-        seconds=spread(timings),
-    )  # fmt: skip
+        STAGE, case, "forward passes' time for the scores of all classes", passes, at_most=3, seconds=spread(timings)
+    )
     labels = torch.eye(sizes.classes, device=device)
     single = timed(lambda: [loss_gradient(model, x[:1], labels[k : k + 1], names=names) for k in range(len(labels))])
     yield Finding(
-        STAGE, case, "times faster than one gradient per sample and class",
+        STAGE,
+        case,
+        "times faster than one gradient per sample and class",
         single * len(x) / timings["scores of all classes"].median,
         note="gradients of one image, times the number of images",
-    )  # fmt: skip
+    )

@@ -54,13 +54,21 @@ def _against_svd(model: nn.Module, x: Tensor, case: str, *, classes: int, repeat
     own, double, single, whole = timings.values()
     for precision, other in (("float32, the precision of the rows", single), ("float64", double)):
         yield Finding(
-            STAGE, case, f"times faster than unfold and SVD in {precision}", other.over(own), at_least=5,
+            STAGE,
+            case,
+            f"times faster than unfold and SVD in {precision}",
+            other.over(own),
+            at_least=5,
             seconds=spread(timings),
-        )  # fmt: skip
+        )
     yield Finding(
-        STAGE, case, f"the same in float32 for {classes} classes, the bases of all layers on our side too",
-        classes * single.over(whole), seconds=spread(timings), note=f"{classes} times the SVDs of one class",
-    )  # fmt: skip
+        STAGE,
+        case,
+        f"the same in float32 for {classes} classes, the bases of all layers on our side too",
+        classes * single.over(whole),
+        seconds=spread(timings),
+        note=f"{classes} times the SVDs of one class",
+    )
 
 
 def _against_machine(model: nn.Module, x: Tensor, case: str, machine: Machine, *, repeats: int) -> Iterator[Finding]:
@@ -74,20 +82,25 @@ def _against_machine(model: nn.Module, x: Tensor, case: str, machine: Machine, *
     if shares:
         worst = min(shares, key=lambda name: shares[name])
         yield Finding(
-            STAGE, f"{case}, {worst}", "share of the machine's matrix-product rate, slowest layer", shares[worst],
-            at_least=0.5, note="; ".join(f"{name}: {share:.2f}" for name, share in shares.items()),
-        )  # fmt: skip
+            STAGE,
+            f"{case}, {worst}",
+            "share of the machine's matrix-product rate, slowest layer",
+            shares[worst],
+            at_least=0.5,
+            note="; ".join(f"{name}: {share:.2f}" for name, share in shares.items()),
+        )
 
 
 def _against_loops(model: nn.Module, x: Tensor, case: str) -> Finding:
     layer, given = next(one for one in _inputs(model, x) if isinstance(one[0], nn.Conv2d))
-    timings = interleaved(
-        {"ours": lambda: _alone(layer, given), "loops": lambda: _by_loops(layer, given)}, repeats=3
-    )  # fmt: skip
+    timings = interleaved({"ours": lambda: _alone(layer, given), "loops": lambda: _by_loops(layer, given)}, repeats=3)
     return Finding(
-        STAGE, f"{case}, first layer", "times faster than patches cut by loops (for the record)",
-        timings["loops"].over(timings["ours"]), seconds=spread(timings),
-    )  # fmt: skip
+        STAGE,
+        f"{case}, first layer",
+        "times faster than patches cut by loops (for the record)",
+        timings["loops"].over(timings["ours"]),
+        seconds=spread(timings),
+    )
 
 
 @torch.no_grad()

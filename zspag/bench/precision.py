@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from zspag import experiment
-from zspag.baselines import METHODS
+from zspag.baselines import METHODS, Problem
 from zspag.bench import whole
 from zspag.bench.findings import Finding, spread
 from zspag.bench.machine import Machine
@@ -31,7 +31,7 @@ ONE_RATE = UnlearnConfig(update=UpdateConfig(lr=1.0, layers="all"))  # two searc
 CLASSES = 3  # of those of the whole method: every one is forgotten twice and judged
 
 
-def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+def measure(sizes: Sizes, _machine: Machine, device: torch.device) -> Iterator[Finding]:
     """Yield speed and error of moments and bases, then of the whole method, on the experiment of ``whole``."""
     profile = whole.profile_of(sizes)
     profile = replace(profile, classes=profile.classes[:CLASSES])
@@ -49,35 +49,49 @@ def _of_moments(profile: Profile, sizes: Sizes, device: torch.device) -> Iterato
         repeats=sizes.repeats,
     )
     yield Finding(
-        STAGE, case, "moments: time with products in float64 over that in float32",
-        timings["float64"].over(timings["float32"]), seconds=spread(timings),
-    )  # fmt: skip
+        STAGE,
+        case,
+        "moments: time with products in float64 over that in float32",
+        timings["float64"].over(timings["float32"]),
+        seconds=spread(timings),
+    )
     ours, exact = second_moments(model, x), second_moments(model, x, precision=EXACT)
     errors = {
         name: float((ours.second[name] - second).abs().max() / second.abs().max())
         for name, second in exact.second.items()
     }
     yield Finding(
-        STAGE, case, "moments: error over the largest entry, worst layer", max(errors.values()), at_most=1e-6,
+        STAGE,
+        case,
+        "moments: error over the largest entry, worst layer",
+        max(errors.values()),
+        at_most=1e-6,
         note=_by_layer(errors),
-    )  # fmt: skip
+    )
     energy = SubspaceConfig().energy
     before, after = (captured(by_energy(one, energy=energy), exact) for one in (exact, ours))
     lost = {name: abs(before[name] - after[name]) for name in before}
     yield Finding(
-        STAGE, case, "bases: captured energy that changes, worst layer (share)", max(lost.values()), at_most=1e-4,
+        STAGE,
+        case,
+        "bases: captured energy that changes, worst layer (share)",
+        max(lost.values()),
+        at_most=1e-4,
         note=_by_layer(lost),
-    )  # fmt: skip
+    )
 
 
 def _of_results(profile: Profile, case: str) -> Iterator[Finding]:
     done = [_both(experiment.Case(profile, 0, label)) for label in profile.classes]
     scores = {"float32": [ours for ours, _ in done], "float64": [exact for _, exact in done]}
     yield Finding(
-        STAGE, f"{case}, one rate", "forget accuracy beyond that of float64, worst class (points)",
-        max(100 * (ours.acc_forget - exact.acc_forget) for ours, exact in done), at_most=0.5,
+        STAGE,
+        f"{case}, one rate",
+        "forget accuracy beyond that of float64, worst class (points)",
+        max(100 * (ours.acc_forget - exact.acc_forget) for ours, exact in done),
+        at_most=0.5,
         note=whole.told(scores, "acc_forget", 100),
-    )  # fmt: skip
+    )
     yield from whole.beyond(STAGE, f"{case}, one rate", scores, against="float64", drift=1.1)
 
 
@@ -91,18 +105,8 @@ def _both(case: experiment.Case) -> tuple[Scores, Scores]:
     retained = ours.proxies.labels.unique().tolist()
     parts = (second_moments(model, ours.proxies.of_class(label), precision=EXACT) for label in retained)
     exact = replace(ours, moments=folded(parts, classes=len(retained)))
-    method = METHODS["zs_pag"].run
-    assert method is not None
     one, two = (
-        method(
-            model,
-            images,
-            labels,
-            num_classes=classes,
-            config=ONE_RATE,
-            generator=generator_for("bench"),
-            material=material,
-        )
+        METHODS["zs_pag"].run(Problem(model, images, labels, classes, generator_for("bench"), material), ONE_RATE)
         for material in (ours, exact)
     )
     return whole.scored(case, one.kept.model), whole.scored(case, two.kept.model)

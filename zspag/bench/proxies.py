@@ -24,7 +24,7 @@ STAGE = "proxies"
 EPS = 8 / 255
 
 
-def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+def measure(sizes: Sizes, _machine: Machine, device: torch.device) -> Iterator[Finding]:
     """Yield every net under both norms, and what stopping early saves."""
     for arch, width in sizes.nets:
         model, x = net(arch, width, sizes, device=device), images(sizes.forget, sizes, device=device)
@@ -49,14 +49,22 @@ def _against(
         ways["torchattacks"] = lambda: [peer(*part) for part in chunks(x, targets)]
     timings = interleaved(ways, repeats=repeats)
     yield Finding(
-        STAGE, case, "share of the rate of bare forward and input-gradient passes",
-        timings["bare passes"].over(timings["ours"]), at_least=0.9, seconds=spread(timings),
-    )  # fmt: skip
+        STAGE,
+        case,
+        "share of the rate of bare forward and input-gradient passes",
+        timings["bare passes"].over(timings["ours"]),
+        at_least=0.9,
+        seconds=spread(timings),
+    )
     yield Finding(
-        STAGE, case, "time over that of torchattacks' PGD, same model, steps and batches",
-        timings["ours"].over(timings["torchattacks"]) if peer else None, at_most=1, seconds=spread(timings),
+        STAGE,
+        case,
+        "time over that of torchattacks' PGD, same model, steps and batches",
+        timings["ours"].over(timings["torchattacks"]) if peer else None,
+        at_most=1,
+        seconds=spread(timings),
         note="" if peer else "torchattacks is not installed: make bench fetches it",
-    )  # fmt: skip
+    )
 
 
 def _bare(model: nn.Module, x: Tensor, targets: Tensor, steps: int) -> None:

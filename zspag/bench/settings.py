@@ -51,18 +51,35 @@ class Sizes:
 
 
 TINY = Sizes(
-    nets=(("digits", 4),), wide=("digits", 8), image=(1, 8, 8), classes=4, per_class=3, forget=6, steps=2, repeats=2,
-    side=64, copied=2**16, grown=(1, 2), widths=(16, 32), tiny=True,
-)  # fmt: skip
+    nets=(("digits", 4),),
+    wide=("digits", 8),
+    image=(1, 8, 8),
+    classes=4,
+    per_class=3,
+    forget=6,
+    steps=2,
+    repeats=2,
+    side=64,
+    copied=2**16,
+    grown=(1, 2),
+    widths=(16, 32),
+    tiny=True,
+)
 
 
 def net(arch: str, width: int, sizes: Sizes, *, device: torch.device) -> nn.Module:
     """Return an untrained net in eval mode."""
     channels, side, _ = sizes.image
     built = models.build(
-        arch, num_classes=sizes.classes, in_channels=channels, image_size=side, width=width, mean=(0.5,) * channels,
-        std=(0.25,) * channels, seed=0,
-    )  # fmt: skip
+        arch,
+        num_classes=sizes.classes,
+        in_channels=channels,
+        image_size=side,
+        width=width,
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        seed=0,
+    )
     return built.eval().to(device)
 
 

@@ -37,19 +37,27 @@ print(time.perf_counter() - started, sum(name.split(".")[0] == "torch" for name 
 """
 
 
-def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+def measure(sizes: Sizes, _machine: Machine, _device: torch.device) -> Iterator[Finding]:
     """Yield what fresh processes take, and every notebook in a fresh kernel."""
     repeats = min(3, sizes.repeats)
     imported = Timing(tuple(float(_said(_IMPORT)[-1]) for _ in range(repeats)))
     yield Finding(
-        STAGE, "import zspag, the method included", "seconds beyond torch's own import", imported.median,
-        at_most=0.3, seconds=spread({"import": imported}),
-    )  # fmt: skip
+        STAGE,
+        "import zspag, the method included",
+        "seconds beyond torch's own import",
+        imported.median,
+        at_most=0.3,
+        seconds=spread({"import": imported}),
+    )
     helped = [_said(_HELP)[-2:] for _ in range(repeats)]
     yield Finding(
-        STAGE, "zspag --help", "modules of torch that are loaded", float(helped[0][1]), at_most=0,
+        STAGE,
+        "zspag --help",
+        "modules of torch that are loaded",
+        float(helped[0][1]),
+        at_most=0,
         seconds=spread({"help": Timing(tuple(float(spent) for spent, _ in helped))}),
-    )  # fmt: skip
+    )
     yield _notebooks(repository_root() / "notebooks", limit=1 if sizes.tiny else None)
 
 
@@ -65,9 +73,13 @@ def _notebooks(folder: Path, *, limit: int | None) -> Finding:
     if not seconds:
         return Finding(STAGE, "notebooks", what, None, at_most=5, note=f"there is no notebook in {folder.name}/")
     return Finding(
-        STAGE, "notebooks", what, max(seconds.values()), at_most=5,
+        STAGE,
+        "notebooks",
+        what,
+        max(seconds.values()),
+        at_most=5,
         note="; ".join(f"{name[:2]}: {spent:.1f}" for name, spent in seconds.items()),
-    )  # fmt: skip
+    )
 
 
 def _until_imported(path: Path) -> float:

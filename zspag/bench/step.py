@@ -25,7 +25,7 @@ STAGE = "projected step"
 BATCH = 64
 
 
-def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+def measure(sizes: Sizes, _machine: Machine, device: torch.device) -> Iterator[Finding]:
     """Yield what one epoch of steps takes with the projection and without it."""
     for arch, width in sizes.nets:
         yield _of_net(arch, width, sizes, device)
@@ -43,10 +43,14 @@ def _of_net(arch: str, width: int, sizes: Sizes, device: torch.device) -> Findin
     )
     counted = _counted(model, moments, keep_out, batch=min(BATCH, len(x)))
     return Finding(
-        STAGE, f"{arch} of width {width}, batches of {min(BATCH, len(x))}", "time over its counted cost",
-        timings["projected"].over(timings["plain"]) / counted, at_most=1.3, seconds=spread(timings),
+        STAGE,
+        f"{arch} of width {width}, batches of {min(BATCH, len(x))}",
+        "time over its counted cost",
+        timings["projected"].over(timings["plain"]) / counted,
+        at_most=1.3,
+        seconds=spread(timings),
         note=f"counted: {counted:.3f} of a plain step; an epoch of steps, the copy of the net included",
-    )  # fmt: skip
+    )
 
 
 def epoch(
@@ -69,9 +73,15 @@ def epoch(
         return soft_cross_entropy(current(x[batch]), labels[batch])
 
     descend(
-        model, x, torch.zeros(len(x), dtype=torch.long, device=x.device), loss=loss, names=names, project=project,
-        update=update, generator=generator_for("bench"),
-    )  # fmt: skip
+        model,
+        x,
+        torch.zeros(len(x), dtype=torch.long, device=x.device),
+        loss=loss,
+        names=names,
+        project=project,
+        update=update,
+        generator=generator_for("bench"),
+    )
 
 
 def _counted(model: nn.Module, moments: Moments, keep_out: Projector, *, batch: int) -> float:

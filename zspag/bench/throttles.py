@@ -41,7 +41,7 @@ class Setting:
     compiled: bool = False
 
 
-def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+def measure(sizes: Sizes, machine: Machine, _device: torch.device) -> Iterator[Finding]:
     """Yield each setting over the one it departs from, the two in turns."""
     cores = machine.threads
     usual = Setting(threads=cores) if not sizes.tiny else Setting(batch=4, threads=1)
@@ -68,10 +68,12 @@ def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Fi
         rates = [(_rate(with_it, sizes), _rate(without, sizes)) for _ in range(1 if sizes.tiny else 2)]
         gains = [one / other for one, other in rates]
         yield Finding(
-            STAGE, f"{sizes.nets[-1][0]} of width {sizes.nets[-1][1]}: {what}", "times the images per second",
+            STAGE,
+            f"{sizes.nets[-1][0]} of width {sizes.nets[-1][1]}: {what}",
+            "times the images per second",
             statistics.median(gains),
             note="images per second: " + "; ".join(f"{one:.0f} against {other:.0f}" for one, other in rates),
-        )  # fmt: skip
+        )
 
 
 def _rate(setting: Setting, sizes: Sizes) -> float:

@@ -24,7 +24,7 @@ USEFUL = ("conv1d", "conv2d", "conv3d", "convol", "mm")
 NAMED = 5  # kernels that a note names
 
 
-def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+def measure(sizes: Sizes, _machine: Machine, device: torch.device) -> Iterator[Finding]:
     """Yield the share of useful kernels in every stage, for every net."""
     for arch, width in sizes.nets:
         model, x = net(arch, width, sizes, device=device), images(sizes.forget, sizes, device=device)
@@ -60,9 +60,12 @@ def _finding(case: str, seconds: Mapping[str, float]) -> Finding:
     useful = sum(spent for name, spent in seconds.items() if is_useful(name))
     longest = sorted(seconds, key=lambda name: -seconds[name])[:NAMED]
     return Finding(
-        STAGE, case, "share of time in convolutions and matrix products", useful / total,
+        STAGE,
+        case,
+        "share of time in convolutions and matrix products",
+        useful / total,
         note="; ".join(f"{name.removeprefix('aten::')} {100 * seconds[name] / total:.0f} %" for name in longest),
-    )  # fmt: skip
+    )
 
 
 def is_useful(kernel: str) -> bool:

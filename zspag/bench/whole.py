@@ -29,7 +29,7 @@ CLASSES = (1, 2, 5, 6, 8)
 LARGE = replace(PROFILES["paper"], retrained=False)
 
 
-def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:  # noqa: ARG001  (as all stages)
+def measure(sizes: Sizes, _machine: Machine, device: torch.device) -> Iterator[Finding]:
     """Yield what the small net on CIFAR-10 takes, recorded weights, several classes; a GPU takes a ResNet-18 as well.
 
     Tiny sizes take digits.
@@ -59,10 +59,14 @@ def _raced(
         taken = Timing(tuple(seconds for seconds, _ in done))
         scores[name] = [one for _, one in done]
         yield Finding(
-            STAGE, f"{case}, {name}", RATIO, retraining / max(taken.seconds), at_least=wanted,
+            STAGE,
+            f"{case}, {name}",
+            RATIO,
+            retraining / max(taken.seconds),
+            at_least=wanted,
             seconds={"retraining": (retraining,) * 3, name: taken.spread},
             note=f"one epoch of retraining, times {profile.train.epochs}",
-        )  # fmt: skip
+        )
     return scores
 
 
@@ -124,11 +128,18 @@ def beyond(
     ours, theirs = runs.values()
     pairs = list(zip(ours, theirs, strict=True))
     yield Finding(
-        stage, case, f"over-unlearning beyond that of {against}, worst class (points)",
-        max(100 * (one.over_unlearning - two.over_unlearning) for one, two in pairs), at_most=0.5,
+        stage,
+        case,
+        f"over-unlearning beyond that of {against}, worst class (points)",
+        max(100 * (one.over_unlearning - two.over_unlearning) for one, two in pairs),
+        at_most=0.5,
         note=told(runs, "over_unlearning", 100),
-    )  # fmt: skip
+    )
     yield Finding(
-        stage, case, f"drift over that of {against}, mean of the classes",
-        sum(one.drift for one in ours) / sum(two.drift for two in theirs), at_most=drift, note=told(runs, "drift", 1),
-    )  # fmt: skip
+        stage,
+        case,
+        f"drift over that of {against}, mean of the classes",
+        sum(one.drift for one in ours) / sum(two.drift for two in theirs),
+        at_most=drift,
+        note=told(runs, "drift", 1),
+    )

@@ -54,8 +54,11 @@ def _c1_stand_ins(evidence: Evidence, limits: Limits) -> Iterator[Check]:
         least = _number(found, "capture_of_oracle_proxies")
         yield Check(
             "capture of the true retain moment, share of the oracle's, worst layer",
-            f"at least {limits.capture:g}", f"{least:.3f}", least >= limits.capture, "03_capture",
-        )  # fmt: skip
+            f"at least {limits.capture:g}",
+            f"{least:.3f}",
+            least >= limits.capture,
+            "03_capture",
+        )
         panel = next(panel for panel in found["data"]["panels"] if panel["title"] == "selectivity")
         own, *others = (panel["series"][name] for name in ("proxies", "forget samples", "noise", "random"))
         above = [value > max(rivals) for value, *rivals in zip(own, *others, strict=True)]
@@ -63,8 +66,9 @@ def _c1_stand_ins(evidence: Evidence, limits: Limits) -> Iterator[Check]:
             "layers in which selectivity is above that of subspaces of forget samples, noise and random directions",
             f"all {len(above)}",
             f"{sum(above)} (in the last one {own[-1]:.2f} against {max(other[-1] for other in others):.2f})",
-            all(above), "03_capture",
-        )  # fmt: skip
+            all(above),
+            "03_capture",
+        )
     for name, frame in evidence.grids.items():
         rows = by_rule(frame)
         if not {"zs_pag", *CONTROLS} <= set(rows["method"]):
@@ -74,9 +78,12 @@ def _c1_stand_ins(evidence: Evidence, limits: Limits) -> Iterator[Check]:
             f"{_spread(gap, factor=1, digits=4)} to the {_title(evidence, name, other)}" for other, gap in gaps.items()
         ]
         yield Check(
-            "outcome: drift minus that of unlearning in other subspaces of equal rank (nats)", BEYOND,
-            "; ".join(parts), {ranked(gap) for gap in gaps.values()} == {"better"}, name,
-        )  # fmt: skip
+            "outcome: drift minus that of unlearning in other subspaces of equal rank (nats)",
+            BEYOND,
+            "; ".join(parts),
+            {ranked(gap) for gap in gaps.values()} == {"better"},
+            name,
+        )
 
 
 def _difference(rows: pd.DataFrame, method: str, other: str) -> dict[str, dict[str, float]]:
@@ -94,9 +101,11 @@ def _c2_safety(evidence: Evidence, limits: Limits) -> Iterator[Check]:
         own, other = (window(safe_rates(frame, method)) for method in ("zs_pag", "unprojected"))
         yield Check(
             "safe window, largest rate over smallest (1: a single rate, 0: none), beside that without the projection",
-            f"at least {limits.window:g} times", f"{own:g} against {other:g}",
-            own >= limits.window * max(other, 1), name,
-        )  # fmt: skip
+            f"at least {limits.window:g} times",
+            f"{own:g} against {other:g}",
+            own >= limits.window * max(other, 1),
+            name,
+        )
         drift = over_classes(in_hindsight(frame), "drift")
         without = drift["unprojected"]["mean"]
         share = drift["zs_pag"]["mean"] / without if without else math.inf
@@ -105,8 +114,11 @@ def _c2_safety(evidence: Evidence, limits: Limits) -> Iterator[Check]:
         )
         yield Check(
             "drift at each arm's own best rate, as a share of that without the projection",
-            f"at most {limits.drift:.2f}", f"{share:.2f} ({both} nats)", share <= limits.drift, name,
-        )  # fmt: skip
+            f"at most {limits.drift:.2f}",
+            f"{share:.2f} ({both} nats)",
+            share <= limits.drift,
+            name,
+        )
 
 
 def _c3_labels(evidence: Evidence, limits: Limits) -> Iterator[Check]:
@@ -116,8 +128,11 @@ def _c3_labels(evidence: Evidence, limits: Limits) -> Iterator[Check]:
             yield Check(
                 f"JS to the retrained model on retained images, minus that of {rival.replace('_', '-')} labels"
                 " (thousandths of a nat)",
-                BEYOND, f"{_spread(gap, factor=1000, digits=3)}: {ranked(gap)}", ranked(gap) == "better", "04_verdict",
-            )  # fmt: skip
+                BEYOND,
+                f"{_spread(gap, factor=1000, digits=3)}: {ranked(gap)}",
+                ranked(gap) == "better",
+                "04_verdict",
+            )
         yield _retained(found["data"]["over_unlearning"], "04_verdict")
     if evidence.halves:
         ruled, titles = judged(evidence.halves["second"]), evidence.titles(C3_FILES["second"])
@@ -125,17 +140,22 @@ def _c3_labels(evidence: Evidence, limits: Limits) -> Iterator[Check]:
             parts = [f"{text} {_spread(measures[m], factor=f, digits=d)}" for m, (text, f, d) in C3_MEASURES.items()]
             yield Check(
                 f"{titles[BEST_LABELS]} (chosen on half of the test images), minus {titles[rival]}, on the other half",
-                "better in one measure, worse in none", f"{improves(measures)}: {', '.join(parts)}",
-                improves(measures) == "better", C3_FILES["second"],
-            )  # fmt: skip
+                "better in one measure, worse in none",
+                f"{improves(measures)}: {', '.join(parts)}",
+                improves(measures) == "better",
+                C3_FILES["second"],
+            )
         yield _retained(over_classes(ruled, "over_unlearning")[BEST_LABELS], C3_FILES["second"])
 
 
 def _retained(lost: Mapping[str, float], file: str) -> Check:
     return Check(
-        "retained accuracy lost against the masked original (points)", "no loss beyond the interval",
-        _spread(lost, factor=100, digits=2), ranked(dict(lost)) != "worse", file,
-    )  # fmt: skip
+        "retained accuracy lost against the masked original (points)",
+        "no loss beyond the interval",
+        _spread(lost, factor=100, digits=2),
+        ranked(dict(lost)) != "worse",
+        file,
+    )
 
 
 def _c4_guarantee(evidence: Evidence, limits: Limits) -> Iterator[Check]:
@@ -144,15 +164,20 @@ def _c4_guarantee(evidence: Evidence, limits: Limits) -> Iterator[Check]:
         slack = [b / m for one in series for b, m in zip(one["bound"], one["measured"], strict=True) if m > 0]
         yield Check(
             "bound of a layer's change over the measured one (T2), on proxies and retained test images, every layer",
-            f"from 1 to below {limits.slack:g}", f"{min(slack):.2f} to {max(slack):.2f}",
-            min(slack) >= 1 and max(slack) < limits.slack, "01_bound",
-        )  # fmt: skip
+            f"from 1 to below {limits.slack:g}",
+            f"{min(slack):.2f} to {max(slack):.2f}",
+            min(slack) >= 1 and max(slack) < limits.slack,
+            "01_bound",
+        )
     if (found := evidence.contents.get("01_first_order")) is not None:
         ratio = _number(found, "ratio")
         yield Check(
             "change of the retained logits by a whole update over its first-order prediction",
-            f"1 ± {limits.first_order:g}", f"{ratio:.2f}", abs(ratio - 1) <= limits.first_order, "01_first_order",
-        )  # fmt: skip
+            f"1 ± {limits.first_order:g}",
+            f"{ratio:.2f}",
+            abs(ratio - 1) <= limits.first_order,
+            "01_first_order",
+        )
     if (found := evidence.contents.get("01_proxy_bound")) is not None:
         panel = next(panel for panel in found["data"]["panels"] if panel["title"] == "T3")
         pairs = list(
@@ -160,9 +185,12 @@ def _c4_guarantee(evidence: Evidence, limits: Limits) -> Iterator[Check]:
         )
         exposed, bound = max(pairs, key=lambda pair: pair[0] / max(pair[1], 1e-12))
         yield Check(
-            "exposed share of the retain data's energy, in the layer closest to its bound (T3)", "at most its bound",
-            f"{exposed:.3f}, bound {bound:.3f}", exposed <= bound, "01_proxy_bound",
-        )  # fmt: skip
+            "exposed share of the retain data's energy, in the layer closest to its bound (T3)",
+            "at most its bound",
+            f"{exposed:.3f}, bound {bound:.3f}",
+            exposed <= bound,
+            "01_proxy_bound",
+        )
 
 
 def _c5_dominance(evidence: Evidence, limits: Limits) -> Iterator[Check]:
@@ -191,8 +219,11 @@ def _c6_cost(evidence: Evidence, limits: Limits) -> Iterator[Check]:
         parts = ", ".join(f"{stage} {100 * share:.0f} %" for stage, share in shares.items())
         yield Check(
             "seconds of all stages, every rate that was tried included, as a share of retraining",
-            f"at most {100 * limits.cost:g} %", f"{100 * total:.0f} % ({parts})", total <= limits.cost, name,
-        )  # fmt: skip
+            f"at most {100 * limits.cost:g} %",
+            f"{100 * total:.0f} % ({parts})",
+            total <= limits.cost,
+            name,
+        )
 
 
 CLAIMS: dict[str, tuple[str, Callable[[Evidence, Limits], Iterator[Check]]]] = {

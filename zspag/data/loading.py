@@ -71,8 +71,11 @@ def load(
     """
     root = data_root() if root is None else Path(root)
     options = {
-        "image_size": image_size, "test_share": test_share, "split_seed": split_seed, "min_per_class": min_per_class,
-    }  # fmt: skip
+        "image_size": image_size,
+        "test_share": test_share,
+        "split_seed": split_seed,
+        "min_per_class": min_per_class,
+    }
     chosen = plan(name, root, **{option: value for option, value in options.items() if value is not None})
     dataset = cached(root / "cache", chosen.key, source=chosen.source, build=chosen.build)
     count_load(dataset)

@@ -67,9 +67,17 @@ def _cifar(num_classes: int, folders: tuple[str, ...], place: str) -> Official:
         f" {' or '.join(f'{folder}.tar.xz' for folder in folders)},"
     )
     return Official(
-        f"CIFAR-{num_classes}", what, f"CIFAR{num_classes}", BATCHES, (place,), archive, folders, wanted, num_classes,
+        f"CIFAR-{num_classes}",
+        what,
+        f"CIFAR{num_classes}",
+        BATCHES,
+        (place,),
+        archive,
+        folders,
+        wanted,
+        num_classes,
         "shift_flip",
-    )  # fmt: skip
+    )
 
 
 MATS = ("train_32x32.mat", "test_32x32.mat")
@@ -79,11 +87,18 @@ OFFICIAL = {
     "cifar10": _cifar(10, ("cifar10",), "cifar-10-batches-py"),
     "cifar100": _cifar(100, ("cifar100", "cifar100-jpeg"), "cifar-100-python"),
     "svhn": Official(
-        "SVHN", "99 289 house numbers, 32x32, colour", "SVHN", MAT, MATS, None, ("svhn",),
+        "SVHN",
+        "99 289 house numbers, 32x32, colour",
+        "SVHN",
+        MAT,
+        MATS,
+        None,
+        ("svhn",),
         f"{' and '.join(MATS)}, or the image folder svhn/{{train,test}}/<digit>/ or its archive svhn.tar.xz,",
-        10, "shift",
+        10,
+        "shift",
     ),
-}  # fmt: skip
+}
 
 
 def locate(name: str, root: Path) -> Path | None:

@@ -156,13 +156,23 @@ def trained_on(kept: Split, profile: Profile, seed: int, *, kind: str, key: dict
     started, path = time.time(), store(profile).path(kind, key)
     state = path.with_suffix(".state.safetensors")
     result = train(
-        model, kept.images, kept.labels, config=recipe(profile), seed=seed, device=pick_device(), state_path=state,
+        model,
+        kept.images,
+        kept.labels,
+        config=recipe(profile),
+        seed=seed,
+        device=pick_device(),
+        state_path=state,
         title=title,
-    )  # fmt: skip
+    )
     record = provenance.record(
-        config=key, seed=seed, data_sha256=data.sha256, device=pick_device().type, threads=profile.threads,
+        config=key,
+        seed=seed,
+        data_sha256=data.sha256,
+        device=pick_device().type,
+        threads=profile.threads,
         started=started,
-    )  # fmt: skip
+    )
     store(profile).put(
         kind,
         key,
@@ -176,9 +186,15 @@ def trained_on(kept: Split, profile: Profile, seed: int, *, kind: str, key: dict
 def _build(profile: Profile, data: Dataset, kept: Split, seed: int) -> nn.Module:
     mean, std = channel_statistics(kept.images)
     return models.build(
-        profile.arch, num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size,
-        width=profile.width, mean=mean, std=std, seed=seed,
-    )  # fmt: skip
+        profile.arch,
+        num_classes=data.num_classes,
+        in_channels=data.in_channels,
+        image_size=data.image_size,
+        width=profile.width,
+        mean=mean,
+        std=std,
+        seed=seed,
+    )
 
 
 def untrained(profile: Profile, seed: int) -> nn.Module:

@@ -13,14 +13,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from zspag.baselines import forget_subspace, noise_subspace, random_subspace, retain_subspace
+from zspag.baselines import forget_subspace, noise_subspace, retain_subspace
 from zspag.config import Ladders, Profile
 from zspag.evaluation import agreement, captured, mean_js, score, selectivity
 from zspag.experiment.cases import Case, forget_set, guard_of, panel_of, store, trained, training_key
 from zspag.experiment.grid import kept_rows, run_method
 from zspag.experiment.materials import material_of
 from zspag.runtime import generator_for
-from zspag.subspaces import combine, pooled, second_moments
+from zspag.subspaces import combine, pooled, random_like, second_moments
 
 
 def subspace_table(case: Case) -> pd.DataFrame:
@@ -38,12 +38,13 @@ def _subspace_rows(case: Case) -> list[dict[str, Any]]:
     images, _ = forget_set(case, guard)
     retain_images, retain_labels = (part.to(images.device) for part in guard.retain_train())
     own = combine(material.moments, config=case.profile.unlearn.subspace)
-    draws = [generator_for(case.seed, "subspace", index) for index in range(3)]
+    drawn, lots = (generator_for(case.seed, "subspace", index) for index in (1, 2))
+    count = len(material.proxies.labels)
     subspaces = {
         "proxies": own,
-        "forget": forget_subspace(model, images, material, own, draws[0]),
-        "noise": noise_subspace(model, images, material, own, draws[1]),
-        "random": random_subspace(model, images, material, own, draws[2]),
+        "forget": forget_subspace(model, images, own=own),
+        "noise": noise_subspace(model, images, count=count, own=own, generator=drawn),
+        "random": random_like(own, generator=lots),
         "oracle": retain_subspace(model, retain_images, retain_labels, own=own),
     }
     forget = second_moments(model, images)
@@ -54,11 +55,19 @@ def _subspace_rows(case: Case) -> list[dict[str, Any]]:
         inside, free = captured(subspace, retain), subspace.free_dimension()
         choosy = selectivity(subspace, forget=forget, retain=retain)
         rows += [
-            {"subspace": name, "forget": case.forget, "seed": case.seed, "weight": weight, "capture": inside[weight],
-             "of_oracle": inside[weight] / best[weight], "selectivity": choosy[weight],
-             "rank": sum(subspace.ranks[weight]), "free": free[weight]}
+            {
+                "subspace": name,
+                "forget": case.forget,
+                "seed": case.seed,
+                "weight": weight,
+                "capture": inside[weight],
+                "of_oracle": inside[weight] / best[weight],
+                "selectivity": choosy[weight],
+                "rank": sum(subspace.ranks[weight]),
+                "free": free[weight],
+            }
             for weight in own.bases
-        ]  # fmt: skip
+        ]
     return rows
 
 

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zspag import files, provenance
-from zspag.baselines import METHODS, Method
+from zspag.baselines import METHODS, Problem
 from zspag.config import Profile, UnlearnConfig, to_dict
 from zspag.data import Guard, spread_evenly
 from zspag.evaluation import Masked, Panel, Parts, Scores, accuracy, masked_parts, score
@@ -248,10 +248,16 @@ def relearn_steps(case: Case, model: nn.Module, panel: Panel) -> int:
     level = SHARE * accuracy(panel.original.forget_test, panel.labels.forget_test)
     judged = spread_evenly(torch.arange(len(panel.labels.forget_test)), JUDGED)
     curve = relearning_curve(
-        model, panel.images.forget_train, panel.labels.forget_train, judged_images=panel.images.forget_test[judged],
-        judged_labels=panel.labels.forget_test[judged], level=level, lr=RATE, most_steps=MOST_STEPS,
+        model,
+        panel.images.forget_train,
+        panel.labels.forget_train,
+        judged_images=panel.images.forget_test[judged],
+        judged_labels=panel.labels.forget_test[judged],
+        level=level,
+        lr=RATE,
+        most_steps=MOST_STEPS,
         generator=generator_for(case.seed, "relearning"),
-    )  # fmt: skip
+    )
     return steps_until(curve, level, most_steps=MOST_STEPS)
 
 
@@ -279,36 +285,17 @@ def run_method(
     """
     method, guard, config = METHODS[name], guard_of(case), whole_ladder(case.profile, name)
     images, labels = forget_set(case, guard)
-    shared: dict[str, Any] = {
-        "num_classes": data_of(case.profile).num_classes,
-        "config": replace(config, update=replace(config.update, whole_ladder=whole)),
-        "generator": generator_for(case.seed, "method"),  # the same stream for all: methods differ, luck does not
-        "material": material,
-    }
+    classes = data_of(case.profile).num_classes
+    generator = generator_for(case.seed, "method")  # the same stream for all: methods differ, luck does not
+    problem = Problem(model, images, labels, classes, generator, material)
     with guard.method():
-        ladder = _call(method, guard, model, images, labels, case.profile.retain_samples, shared)
-    if method.oracle is None and guard.retain_samples_read:
+        if method.oracle:
+            retain_images, retain_labels = guard.retain_train(case.profile.retain_samples)
+            problem = replace(problem, retain=(retain_images.to(images.device), retain_labels.to(images.device)))
+        ladder = method.run(problem, replace(config, update=replace(config.update, whole_ladder=whole)))
+    if guard.retain_samples_read and not method.oracle:
         raise RetainDataRead(f"{name} read {guard.retain_samples_read} samples beyond its forget set")
     return ladder, guard
-
-
-def _call(
-    method: Method,
-    guard: Guard,
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    most: int | None,
-    shared: dict[str, Any],
-) -> Ladder:
-    if method.run is not None:
-        return method.run(model, images, labels, **shared)
-    assert method.oracle is not None
-    retain_images, retain_labels = guard.retain_train(most)
-    return method.oracle(
-        model, images, labels, retain_images=retain_images.to(images.device),
-        retain_labels=retain_labels.to(images.device), **shared,
-    )  # fmt: skip
 
 
 def kept_rows(
@@ -326,9 +313,13 @@ def kept_rows(
     if not path.exists():
         started, rows = time.time(), list(compute())
         record = provenance.record(
-            config=to_dict(case.profile), seed=case.seed, data_sha256=data_of(case.profile).sha256,
-            device=pick_device().type, threads=case.profile.threads, started=started,
-        )  # fmt: skip
+            config=to_dict(case.profile),
+            seed=case.seed,
+            data_sha256=data_of(case.profile).sha256,
+            device=pick_device().type,
+            threads=case.profile.threads,
+            started=started,
+        )
         files.write_json(path, {"schema": 1, "rows": rows, "provenance": record})
     rows_read: list[dict[str, Any]] = files.read_json(path)["rows"]
     return rows_read
@@ -345,7 +336,7 @@ def _run_path(case: Case, name: str, code: Sequence[str] = ()) -> Path:
         "retrained": case.profile.retrained,
         "code": code_of(case.profile, *MATERIAL_CODE, *_METHOD_CODE, *_family(name), *code),
     }
-    if case.profile.retain_samples is not None and name in METHODS and METHODS[name].oracle is not None:
+    if case.profile.retain_samples is not None and name in METHODS and METHODS[name].oracle:
         key["retain_samples"] = case.profile.retain_samples  # nobody else is handed any
     folder = repository_root() / "runs" / case.profile.name / "grid"
     return folder / f"{name}-class{case.forget}-seed{case.seed}-{provenance.digest(key)[:16]}.json"
@@ -354,4 +345,4 @@ def _run_path(case: Case, name: str, code: Sequence[str] = ()) -> Path:
 def _family(name: str) -> tuple[str, ...]:
     """Return the module a method stands in: an edit of another family leaves its runs as they are."""
     method = METHODS.get(name)
-    return () if method is None else ((method.run or method.oracle).__module__,)
+    return () if method is None else (method.run.__module__,)

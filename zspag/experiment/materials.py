@@ -37,15 +37,22 @@ def material_of(case: Case) -> Material:
     started, guard = time.time(), guard_of(case)
     images, _ = forget_set(case, guard)
     material = prepare(
-        trained(case.profile, case.seed), images, forget=(case.forget,),
-        num_classes=data_of(case.profile).num_classes, config=config,
+        trained(case.profile, case.seed),
+        images,
+        forget=(case.forget,),
+        num_classes=data_of(case.profile).num_classes,
+        config=config,
         generator=generator_for(case.seed, "material"),
-    )  # fmt: skip
+    )
     tensors, facts = _pack(material)
     record = provenance.record(
-        config=key, seed=case.seed, data_sha256=key["data"], device=pick_device().type,
-        threads=case.profile.threads, started=started,
-    )  # fmt: skip
+        config=key,
+        seed=case.seed,
+        data_sha256=key["data"],
+        device=pick_device().type,
+        threads=case.profile.threads,
+        started=started,
+    )
     store(case.profile).put("material", key, tensors, record | {"material": facts})
     return material
 

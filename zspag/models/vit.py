@@ -29,9 +29,14 @@ def vit(*, num_classes: int, in_channels: int, image_size: int, width: int) -> n
     if width % heads:
         raise ValueError(f"width must be a multiple of 64, or an even number below 128, for 'vit', got {width}")
     net = VisionTransformer(
-        image_size, patch, num_layers=min(12, max(2, width // 32)), num_heads=heads, hidden_dim=width,
-        mlp_dim=4 * width, num_classes=num_classes,
-    )  # fmt: skip
+        image_size,
+        patch,
+        num_layers=min(12, max(2, width // 32)),
+        num_heads=heads,
+        hidden_dim=width,
+        mlp_dim=4 * width,
+        num_classes=num_classes,
+    )
     if in_channels != 3:  # torchvision takes colour images only
         net.conv_proj = nn.Conv2d(in_channels, width, patch, stride=patch)
         nn.init.trunc_normal_(net.conv_proj.weight, std=math.sqrt(1 / (in_channels * patch**2)))

@@ -106,17 +106,25 @@ def sent(
         warnings.simplefilter("always")
         try:
             result = zero_shot_unlearn(
-                model, named.float().to(device), named.labels.to(device), config=request.profile.unlearn,
-                num_classes=data_of(request.profile).num_classes, already_forgotten=already_forgotten,
+                model,
+                named.float().to(device),
+                named.labels.to(device),
+                config=request.profile.unlearn,
+                num_classes=data_of(request.profile).num_classes,
+                already_forgotten=already_forgotten,
                 seed=request.seed,
-            )  # fmt: skip
+            )
         except ValueError as error:
             return None, {"refused": str(error), "warned": []}
     report = result.report
     return result.open_model, {
-        "refused": "", "warned": [str(warning.message) for warning in said], "lr": report.lr,
-        "reached": report.reached, "eps": report.eps, "seconds": sum(report.seconds.values()),
-    }  # fmt: skip
+        "refused": "",
+        "warned": [str(warning.message) for warning in said],
+        "lr": report.lr,
+        "reached": report.reached,
+        "eps": report.eps,
+        "seconds": sum(report.seconds.values()),
+    }
 
 
 def handed(request: Request) -> Split:
@@ -160,13 +168,16 @@ def judged(request: Request, model: nn.Module) -> dict[str, Any]:
     acc_retain = macro_accuracy(logits[stays], test.labels[stays])
     drift = mean_kl(yardstick, logits[stays])
     return {
-        "classes": list(classes), "whole": request.whole, "samples": len(request.samples),
+        "classes": list(classes),
+        "whole": request.whole,
+        "samples": len(request.samples),
         "acc_forget_train": accuracy(answers(model, named), named.labels),
         "acc_rest": accuracy(answers(model, rest), rest.labels) if len(rest) else None,
         "acc_forget": accuracy(logits[among], test.labels[among]),
         "by_class": list(per_class_accuracy(logits[among], test.labels[among]).values()),
         "acc_others": macro_accuracy(logits[~among], test.labels[~among]) if not among.all() else None,
-        "acc_retain": acc_retain, "acc_retain_micro": accuracy(logits[stays], test.labels[stays]),
+        "acc_retain": acc_retain,
+        "acc_retain_micro": accuracy(logits[stays], test.labels[stays]),
         "over_unlearning": macro_accuracy(yardstick, test.labels[stays]) - acc_retain,
         "drift": drift if math.isfinite(drift) else None,
-    }  # fmt: skip
+    }

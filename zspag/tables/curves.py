@@ -84,11 +84,9 @@ def ladder_panels(frame: pd.DataFrame, methods: Sequence[str], titles: dict[str,
     drawn = ("y", "low", "high") if frame["forget"].nunique() > 2 else ("y",)
     axes: dict[str, tuple[str, int, dict[str, float], Panel]] = {
         "acc_forget": ("forget accuracy on test images (%)", 100, {"1 %": 100 * SAFE_FORGET}, {"ylim": [-3, 103]}),
-        "over_unlearning": (
-            "over-unlearning (points)", 100, {"half a point": 100 * SAFE_RETAIN}, {"ylim": [-1, 8]},
-        ),
+        "over_unlearning": ("over-unlearning (points)", 100, {"half a point": 100 * SAFE_RETAIN}, {"ylim": [-1, 8]}),
         "drift": ("drift (nats)", 1, {}, {"ylog": True, "ylim": [1e-4, 30]}),
-    }  # fmt: skip
+    }
     panels = []
     for column, (label, factor, lines, extra) in axes.items():
         series: Panel = {}
