@@ -22,8 +22,6 @@ from zspag.config import Profile, from_dict, to_dict
 from zspag.profiles import PROFILES, for_pair
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")  # those that compute
-# Modules that draw, drive or show; what they do is in no number.
-SHOWING = ("__main__", "plots", "readme", "reproduce", "reproducible", "cluster")
 OPTIONS = (  # of `zspag run` and `zspag sweep`
     "classes", "seeds", "forget_samples", "retain_samples", "folder", "recorded_models", "test_half", "retrained",
 )  # fmt: skip
@@ -138,7 +136,7 @@ def _counts(name: str, path: Path) -> bool:
     folder, _, rest = name.partition("/")
     if folder == "notebooks":
         return _of_a_notebook(path) and rest.startswith(path.stem[:2]) and rest.endswith(".ipynb")
-    return name.endswith(".py") and rest.split("/")[0].removesuffix(".py") not in SHOWING
+    return name.endswith(".py") and f"{folder}.{rest.split('/')[0].removesuffix('.py')}" not in provenance.SHOWING
 
 
 def _differs(name: str, commit: str) -> bool:
