@@ -18,7 +18,7 @@ help: ## Show this list
 	@echo "  Options: PROFILE=digits|cpu|paper  RECORDED=1 (redraw from recorded results)  PYTHON=python3.12"
 
 figures: $(STAMP) ## Run the notebooks and draw every figure into figures/PROFILE
-	@$(RUN) -m zspag reproduce --profile $(PROFILE) $(if $(filter 1,$(RECORDED)),--recorded)
+	@$(RUN) -m zspag reproduce $(if $(filter 1,$(RECORDED)),--recorded,--profile $(PROFILE))
 
 test: lint ## Lint, then the tests, the doctests, every notebook in the smoke profile, and the claims on what it made
 	@$(RUN) -m pytest -n 2 --dist loadfile

@@ -2,14 +2,17 @@
 
 import importlib
 import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from laboratory import TINY, rooted, small
 
+import zspag
 from zspag import checkpoints, experiment, files, provenance, zero_shot_unlearn
 from zspag.baselines import METHODS
 from zspag.cluster import spread_over
@@ -163,6 +166,16 @@ def test_deleted_file_is_recomputed_alone(copied, finished, monkeypatch):
     pd.testing.assert_frame_equal(comparable(frame), comparable(finished[1]))
 
 
+def test_a_row_that_was_changed_by_hand_is_refused(copied, no_computing):
+    path = experiment.grid._run_path(CASE, "delete")
+    text = path.read_text()
+    assert compute_grid(PROFILE, METHODS_HERE) is not None
+    path.unlink()  # a hard link: the file of the others stays as it is
+    path.write_text(text.replace('"chosen": true', '"chosen": false', 1))
+    with pytest.raises(ValueError, match=r"delete-class3-seed0-.*was changed after it was written"):
+        compute_grid(PROFILE, METHODS_HERE)
+
+
 def test_failing_job_leaves_the_others_and_is_named(copied, monkeypatch):
     for path in grid_files(copied):
         path.unlink()
@@ -308,23 +321,65 @@ def test_key_moves_with_seed_class_and_method():
     assert keys_of(PROFILE, forget=3)["model"] == keys_of(PROFILE, forget=5)["model"]
 
 
-def test_key_moves_with_a_statement_and_not_with_a_docstring(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    sources = {
-        "first": '"""One."""\ndef rate():\n    """Two."""\n    return 1\n',
-        "other_docstring": '"""Eins."""\ndef rate():\n    """Zwei."""\n    return 1  # a comment\n',
-        "other_statement": '"""One."""\ndef rate():\n    """Two."""\n    return 2\n',
-    }
-    module = tmp_path / "edited_code.py"
-    keys = {}
-    for name, source in sources.items():
-        module.write_text(source)
+@pytest.fixture
+def edited(tmp_path, monkeypatch):
+    """A function that edits a file in a copy of the package's code and returns which keys that moves.
+
+    Yields:
+        The function.
+    """
+    top, copy = Path(zspag.__file__).parent, tmp_path / "code"
+    shutil.copytree(top, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    place = provenance._file_of
+    monkeypatch.setattr(provenance, "_file_of", lambda name: (path := place(name)) and copy / path.relative_to(top))
+
+    def keys():
         experiment.cases._code_hash.cache_clear()
-        monkeypatch.setattr(experiment.cases, "_TRAINING_CODE", ("edited_code",))
-        keys[name] = training_key(PROFILE, 0, None)
+        return (
+            {"material": experiment.materials._key(CASE)}
+            | keys_of(PROFILE)
+            | {
+                "references": experiment.grid._run_path(CASE, "references"),
+                "zs_pag": experiment.grid._run_path(CASE, "zs_pag"),
+                "audit": experiment.grid._run_path(CASE, "audit", ("zspag.audit.running",)),
+            }
+        )
+
+    def edit(file, old, new):
+        before, text = keys(), (copy / file).read_text()
+        assert text.count(old) >= 1
+        (copy / file).write_text(text.replace(old, new, 1))
+        after = keys()
+        return {name for name in before if before[name] != after[name]}
+
+    yield edit
     experiment.cases._code_hash.cache_clear()
-    assert keys["first"] == keys["other_docstring"]
-    assert {name for name in keys["first"] if keys["first"][name] != keys["other_statement"][name]} == {"code"}
+
+
+EVERY = {"model", "retrained", "material", "run", "zs_pag", "references", "audit"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "moved"),
+    [
+        ("runtime.py", '"/".join', '"+".join', EVERY),
+        ("runtime.py", "Return a 63-bit seed that is", "Give a seed that is", set()),
+        ("training.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", EVERY),
+        ("models/small.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", EVERY),
+        ("models/vit.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
+        ("folding.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", EVERY - {"model", "retrained"}),
+        ("calibration.py", "STEPS = 10", "STEPS = 11", {"zs_pag", "audit"}),
+        ("baselines/targets.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"run", "audit"}),
+        ("baselines/gated.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"audit"}),
+        ("audit/measures.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"audit"}),
+        ("plots.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
+        ("outcome_plot.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
+        ("__main__.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
+        ("claims/verdicts.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
+    ],
+)
+def test_keys_move_with_all_the_code_that_is_imported_and_with_no_other(edited, file, old, new, moved):
+    assert edited(file, old, new) == moved
 
 
 def test_key_moves_with_the_profiles_own_architecture_and_with_no_other(tmp_path, monkeypatch):
@@ -553,7 +608,7 @@ def test_retain_samples_of_a_profile_are_all_that_an_oracle_is_handed(copied, mo
 def test_files_of_the_grid_are_json_without_paths_of_this_machine(finished):
     root, _ = finished
     text = grid_files(root)[0].read_text()
-    assert files.read_json(grid_files(root)[0])["schema"] == 1
+    assert files.read_json(grid_files(root)[0])["schema"] == 2
     assert str(root) not in text
 
 

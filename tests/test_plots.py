@@ -6,7 +6,7 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from zspag import plots, provenance
+from zspag import files, plots, provenance
 from zspag.baselines import METHODS
 
 LINE = {"x": [0.1, 0.3, 1.0], "y": [3.0, 2.0, 2.5]}
@@ -116,6 +116,33 @@ def test_whatever_a_picture_depends_on_makes_it_drawn_again(change, tmp_path, dr
         Image.new("P", (4, 4)).save(target)
     plots.save(result, target)
     assert len(drawings) == 2
+
+
+def test_rows_that_nobody_draws_do_not_make_it_drawn_again(tmp_path, drawings):
+    result = result_of("curves")
+    plots.save(result, tmp_path / "a.png")
+    plots.save(result | {"data": result["data"] | {"rows": [1], "made": {}}}, tmp_path / "a.png")
+    assert len(drawings) == 1
+
+
+def recorded_figures():
+    """All recorded results that have a figure, with the file of their figure."""
+    root = files.repository_root()
+    found = [(files.read_json(path), path) for path in sorted((root / "results").glob("*/*.json"))]
+    return [(one, root / "figures" / path.parent.name / f"{path.stem}.png") for one, path in found if one.get("draw")]
+
+
+def test_figures_are_what_redrawing_the_recorded_results_would_leave():
+    expected = recorded_figures()
+    there = {path for path in (files.repository_root() / "figures").rglob("*") if path.is_file()}
+    assert there == {path for _, path in expected}
+    pinned = dict(line.split("==") for line in (files.repository_root() / "constraints.txt").read_text().split())
+    same = all(provenance.installed(name) == pinned[name] for name in ("matplotlib", "seaborn", "pillow"))
+    for content, path in expected:
+        assert provenance.read_record(path) == content["provenance"], f"make figures RECORDED=1 draws {path.name} anew"
+        with Image.open(path) as picture:
+            shown = picture.info["zspag-shown"]
+        assert not same or shown == plots._fingerprint(content), f"make figures RECORDED=1 draws {path.name} anew"
 
 
 def test_unknown_kind_is_named_and_nothing_is_written(tmp_path):

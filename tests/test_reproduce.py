@@ -404,7 +404,7 @@ def test_recorded_figures_are_redrawn_without_torch_or_a_kernel(root):
     files.write_json(root / "results/smoke/00_b.json", result({}))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (root / "figures/smoke").iterdir()) == ["00_a.json", "00_a.png"]
+    assert sorted(path.name for path in (root / "figures/smoke").iterdir()) == ["00_a.png"]
     assert (root / "figures/smoke/00_a.png").read_bytes() == b"bars"
 
 

@@ -51,12 +51,6 @@ def test_result_holds_every_row_and_its_curves(finished):
         )  # rows keep six digits
 
 
-def test_figure_has_the_curves_of_the_result_and_not_its_rows(finished):
-    result, figure = result_of(finished[0]), result_of(finished[0], "figures/tiny")
-    assert figure["data"] == {part: value for part, value in result["data"].items() if part not in ("rows", "made")}
-    assert result["data"]["rows"]
-
-
 def test_result_answers_every_question_with_a_table_and_has_no_floor_with_one_seed(finished):
     data = result_of(finished[0])["data"]
     assert all(table.startswith("| method | ") for table in data["tables"].values())
@@ -90,7 +84,7 @@ def test_result_names_the_classes_and_where_the_pixels_came_from(finished):
 
 def test_result_and_figure_carry_their_provenance(finished):
     root, _ = finished
-    for path in ("results/tiny", "runs/tiny/results", "figures/tiny"):
+    for path in ("results/tiny", "runs/tiny/results"):
         assert provenance.read_record(root / path / "sweep_digits_digits_3.json")["config"]["classes"] == [3]
     assert provenance.read_record(root / "figures/tiny/sweep_digits_digits_3.png")["data_sha256"]
 

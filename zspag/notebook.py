@@ -124,7 +124,7 @@ class Page:
         content = files.read_json(saved)
         target = self._root / "figures" / self.profile.name / f"{name}.png"
         plots.save(content, target)
-        self._outputs[name] = (saved, target, target.with_suffix(".json"))
+        self._outputs[name] = (saved, target)
         return Picture(target, f"figure {name}", round(_SCREEN_DPI * plots.inches_wide(target)))
 
     def result(

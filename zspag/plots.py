@@ -29,6 +29,7 @@ from zspag import files, provenance
 Panel = dict[str, Any]
 
 DPI = 140
+UNSEEN = ("rows", "made")  # parts of ``data`` that nobody draws
 _SHOWN = "zspag-shown"  # text chunk that tells what a PNG shows
 # seaborn's colour-blind palette; a name listed below has the same colour in every figure, whatever stands beside it.
 _COLOURS = sns.color_palette("colorblind", 10).as_hex()
@@ -123,7 +124,8 @@ def render(result: dict[str, Any], path: Path, *, known: Path | None = None) -> 
 
 def _fingerprint(result: dict[str, Any]) -> str:
     """Return what tells two pictures apart: what is drawn, and what draws it."""
-    return provenance.digest([result["draw"], result["data"], _footer(result), *_drawing_code()])
+    drawn = {part: value for part, value in result["data"].items() if part not in UNSEEN}
+    return provenance.digest([result["draw"], drawn, _footer(result), *_drawing_code()])
 
 
 @lru_cache(maxsize=1)
@@ -150,13 +152,12 @@ def _rasterized(figure: Figure) -> Image.Image:
 
 
 def save(result: dict[str, Any], target: Path) -> None:
-    """Draw the figure of a result file as ``target``, a PNG, and write the plotted numbers beside it as JSON.
+    """Draw the figure of a result file as ``target``, a PNG.
 
     A picture that shows the same already keeps its pixels and gets the new provenance.
     """
     with files.replacing(target) as temporary:
         render(result, temporary, known=target)
-    files.write_json(target.with_suffix(".json"), result)
 
 
 def inches_wide(path: Path) -> float:

@@ -14,8 +14,9 @@ import struct
 import subprocess
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ from zspag.files import read_json, repository_root
 KEY = "zspag"
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "papermill", "zspag")
 TRAINING_CODE = ("zspag.models.building", "zspag.models.layers", "zspag.training")  # and the architecture's own module
+# Modules that draw, drive or show; what they do is in no number.
+SHOWING = tuple(
+    f"zspag.{name}"
+    for name in ("__main__", "plots", "outcome_plot", "readme", "reproduce", "reproducible", "cluster", "progress")
+)
 GENERATED = ("figures", "results", "README.md")  # what a run itself rewrites does not make the code that ran dirty
 
 
@@ -112,19 +118,16 @@ def code_hash(module_names: Iterable[str]) -> str:
         module_names: Full names such as "zspag.proxies", in any order. A package counts with all its files.
 
     Returns:
-        The hash; no module is imported for it (but the package that holds it).
+        The hash; no module is imported for it.
 
     Raises:
         ValueError: If a name has no source file.
     """
     sources = []
     for name in sorted(set(module_names)):
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-            raise ValueError(f"{name} is not a module with source code, so its code cannot be hashed")
-        origin = Path(spec.origin)
+        origin = _source_of(name)
         sources.append([name, normalized(origin.read_text(encoding="utf-8"))])
-        if spec.submodule_search_locations is not None:
+        if origin.name == "__init__.py":
             inside = {path.relative_to(origin.parent).as_posix(): path for path in origin.parent.rglob("*.py")}
             del inside[origin.name]
             sources += [
@@ -132,6 +135,91 @@ def code_hash(module_names: Iterable[str]) -> str:
                 for place, path in sorted(inside.items())
             ]
     return digest(sources)
+
+
+def closure_hash(module_names: Iterable[str], *, without: Iterable[str] = ()) -> str:
+    """Return one SHA-256 (hex) over the syntax trees of modules and of all that they import: what keys of caches hold.
+
+    Args:
+        module_names: As for ``code_hash``; a package counts with its ``__init__`` alone.
+        without: As for ``import_closure``.
+
+    Raises:
+        ValueError: If a name has no source file.
+    """
+    return digest([[name, _read(name)[0]] for name in import_closure(module_names, without=without)])
+
+
+def import_closure(module_names: Iterable[str], *, without: Iterable[str] = ()) -> list[str]:
+    """Return modules and all modules of their own packages that they import, directly or not, sorted.
+
+    Imports are read in the source, those inside functions and under ``TYPE_CHECKING`` too; nothing is imported for it.
+
+    Args:
+        module_names: Full names such as "zspag.proxies".
+        without: Modules that are left out, with what only they import. ``SHOWING`` always is, and so is the package
+            itself, whose ``__init__`` names everything.
+
+    Raises:
+        ValueError: If a name has no source file.
+    """
+    waiting, left_out = list(module_names), {*without, *SHOWING}
+    packages = {name.partition(".")[0] for name in waiting}
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in left_out:
+            continue
+        found.add(name)
+        inside = [one for one in _read(name)[1] if one.partition(".")[0] in packages - {one}]
+        waiting += [one for one in inside if _file_of(one) is not None]
+    return sorted(found)
+
+
+def _read(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return a module's normalized source and what it may import."""
+    path = _source_of(name)
+    state = path.stat()
+    return _parsed(path, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _parsed(path: Path, _changed: int, _size: int) -> tuple[str, tuple[str, ...]]:
+    source = path.read_text(encoding="utf-8")
+    return normalized(source), tuple(_imported(ast.parse(source)))
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    """Yield every name that may be a module of those that a module imports: of ``from a import b`` both a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _source_of(name: str) -> Path:
+    """Return the file of a module, without importing anything.
+
+    Raises:
+        ValueError: If it has no source file.
+    """
+    if (path := _file_of(name)) is None:
+        raise ValueError(f"{name} is not a module with source code, so its code cannot be hashed")
+    return path
+
+
+def _file_of(name: str) -> Path | None:
+    top, _, rest = name.partition(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    places = [Path(spec.origin)]
+    if rest:
+        inside = Path(spec.origin).parent.joinpath(*rest.split("."))
+        places = [inside.with_suffix(".py"), inside / "__init__.py"] if spec.submodule_search_locations else []
+    return next((path for path in places if path.suffix == ".py" and path.is_file()), None)
 
 
 def normalized(source: str) -> str:

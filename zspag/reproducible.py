@@ -22,8 +22,6 @@ from zspag.config import Profile, from_dict, to_dict
 from zspag.profiles import PROFILES, for_pair
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")  # those that compute
-# Modules that draw, drive or show; what they do is in no number.
-SHOWING = ("__main__", "plots", "readme", "reproduce", "reproducible", "cluster")
 OPTIONS = (  # of `zspag run` and `zspag sweep`
     "classes",
     "seeds",
@@ -145,7 +143,7 @@ def _counts(name: str, path: Path) -> bool:
     folder, _, rest = name.partition("/")
     if folder == "notebooks":
         return _of_a_notebook(path) and rest.startswith(path.stem[:2]) and rest.endswith(".ipynb")
-    return name.endswith(".py") and rest.split("/")[0].removesuffix(".py") not in SHOWING
+    return name.endswith(".py") and f"{folder}.{rest.split('/')[0].removesuffix('.py')}" not in provenance.SHOWING
 
 
 def _differs(name: str, commit: str) -> bool:
@@ -192,24 +190,11 @@ def _environment(path: Path, record: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _figure(path: Path, record: dict[str, Any]) -> Iterator[Finding]:
-    path = path.resolve()
-    shown = path.with_suffix(".json")
-    if path.suffix == ".png":
-        if not shown.is_file():
-            yield UNKNOWN, f"{shown.name} with its numbers is not beside it"
-            return
-        if provenance.read_record(shown) != record:
-            yield DIFFERS, f"the figure was not drawn from {shown.name} beside it"
-    elif path.suffix != ".json" or path.parent.parent.name != "figures":
+    if path.suffix != ".png":
         return
-    result = path.parent.parent.parent / "results" / path.parent.name / shown.name
+    path = path.resolve()
+    result = path.parent.parent.parent / "results" / path.parent.name / f"{path.stem}.json"
     if not result.is_file():
         yield UNKNOWN, f"no result of its name is recorded in results/{path.parent.name}"
-    elif not _drawn_from(files.read_json(shown), files.read_json(result)):
-        yield DIFFERS, f"the plotted numbers are not those of results/{path.parent.name}/{shown.name}"
-
-
-def _drawn_from(figure: dict[str, Any], result: dict[str, Any]) -> bool:
-    """Say whether all that a figure holds is the result's; a result has rows beside what is plotted."""
-    plotted = {name: result["data"].get(name) for name in figure["data"]}
-    return (figure.get("numbers"), figure["data"]) == (result.get("numbers"), plotted)
+    elif provenance.read_record(result) != record:
+        yield DIFFERS, f"it was not drawn from results/{path.parent.name}/{result.name}"

@@ -110,9 +110,7 @@ def publish(result: dict[str, Any], *, record: bool) -> Iterator[str]:
         files.write_json(folder / f"{name}.json", result)
         yield f"wrote {(folder / name).relative_to(root)}.json"
     figure = root / "figures" / profile / f"{name}.png"
-    unseen = ("rows", "made")  # megabytes, and nobody draws them
-    drawn = {part: value for part, value in result["data"].items() if part not in unseen}
-    plots.save(result | {"data": drawn}, figure)
+    plots.save(result, figure)
     yield f"wrote {figure.relative_to(root)}"
 
 

@@ -31,7 +31,7 @@ from zspag.data.splits import Split
 from zspag.door import unlearn_by
 from zspag.folding import norm_pairs, norms_folded
 from zspag.outcome import Trial
-from zspag.provenance import code_hash
+from zspag.provenance import closure_hash, code_hash, digest
 from zspag.proxies import Attacked, ProxySet, generate, margins_of
 from zspag.rate_search import LARGEST, Search, rate_at
 from zspag.runtime import chunks, frozen, logits_of, pool_map, sent
@@ -238,7 +238,7 @@ def run_variant(arm: str, known: Original, forget: Split, *, device: str, **_: A
 def code_of(arm: str) -> str:
     """Return what the code of a variant is known by."""
     module = "zspag.unlearning" if VARIANTS[arm].method == "zs_pag" else "zspag.door"
-    return code_hash([*rows.import_closure(module), rows.JUDGE, __name__])[:16]
+    return digest([closure_hash([module]), code_hash([rows.JUDGE, __name__])])[:16]
 
 
 def make_choice(job: Choice) -> bool:

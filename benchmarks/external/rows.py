@@ -4,8 +4,6 @@ Invariant: a row that is there, made by the same code, weights, data, torch, dev
 failure is a row too.
 """
 
-import ast
-import importlib.util
 import platform
 import time
 import traceback
@@ -23,7 +21,7 @@ from benchmarks.external.measures import Judge
 from benchmarks.external.nets import NETS
 from benchmarks.external.originals import Original, forget_set, original, runs
 from zspag.files import plain, read_json, repository_root, write_json
-from zspag.provenance import code_hash, digest, git, installed
+from zspag.provenance import closure_hash, code_hash, digest, git, installed
 from zspag.runtime import pool_map
 
 SCHEMA = 1
@@ -83,38 +81,12 @@ def jobs(
     ]
 
 
-def import_closure(module: str) -> list[str]:
-    """Return the module and all modules of the package that it imports, directly or not, sorted."""
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        spec = None if name in found else importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            continue
-        found.add(name)
-        waiting += _imported(ast.parse(Path(spec.origin).read_text(encoding="utf-8")), name)
-    return sorted(found - {"zspag"})  # the package's front door, a docstring, imports everything
-
-
-def _imported(tree: ast.Module, importer: str) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "zspag")
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "zspag":
-            yield node.module
-            for alias in node.names:  # a name may be a module of its own
-                inner = f"{node.module}.{alias.name}"
-                if importer != node.module and node.module == "zspag" and importlib.util.find_spec(inner) is not None:
-                    yield inner
-
-
 @lru_cache
 def code_of(arm: str) -> str:
     """Return what the code of an arm is known by: a hash over its modules, or the commit it is frozen at."""
     if arm == old.COMMIT:
         return digest([old.COMMIT, code_hash(["benchmarks.external.old", JUDGE])])[:16]
-    return code_hash([*import_closure(METHODS[arm]), JUDGE])[:16]
+    return digest([closure_hash([METHODS[arm]]), code_hash([JUDGE])])[:16]
 
 
 def key_of(job: Job, known: Original) -> dict[str, Any]:

@@ -44,7 +44,6 @@ from zspag.experiment.grid import (
     whole_ladder,
 )
 from zspag.experiment.materials import (
-    MATERIAL_CODE,
     material_of,
     material_with_classes,
 )
@@ -52,7 +51,6 @@ from zspag.experiment.materials import (
 __all__ = [
     "Case",
     "JUDGED",
-    "MATERIAL_CODE",
     "READS",
     "REFERENCES",
     "RetainDataRead",

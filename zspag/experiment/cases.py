@@ -2,10 +2,12 @@
 
 A trained model is a file named by everything that determines it, so that it is trained once.
 
-Invariant: whatever changes a model is in its key, and a later edit of other code does not move it.
+Invariant: whatever changes a model is in its key, all the code that its training imports included; an edit of other
+code does not move it.
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +25,7 @@ from zspag.profiles import PROFILES
 from zspag.runtime import channels_last, pick_device
 from zspag.training import train
 
-_TRAINING_CODE = provenance.TRAINING_CODE
+_TRAINING_CODE = ("zspag.training", "zspag.models.building")
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,24 @@ def store(profile: Profile) -> checkpoints.Store:
     return checkpoints.Store(repository_root() / "runs" / profile.name / "checkpoints")
 
 
-def code_of(profile: Profile, *further: str) -> str:
-    """Hash the code that trains the profile's net, and further modules; other architectures do not count."""
-    factory = models.ARCHITECTURES.get(profile.arch)  # a file of the user's is in the key itself
-    return _code_hash((*_TRAINING_CODE, *(() if factory is None else (factory.__module__,)), *further))
+def code_of(profile: Profile, *further: str, without: Iterable[str] = ()) -> str:
+    """Hash the code that trains the profile's net, and further modules, with all that they import.
+
+    Args:
+        profile: Says which architecture counts; the others do not. A file of the user's is in the key itself.
+        further: Full names of modules.
+        without: Modules that do not count.
+    """
+    factory = models.ARCHITECTURES.get(profile.arch)
+    own = () if factory is None else (factory.__module__,)
+    others = {made.__module__ for made in models.ARCHITECTURES.values()}.difference(own)
+    return _code_hash((*_TRAINING_CODE, *own, *further), frozenset(others | {*without}))
 
 
-@lru_cache(maxsize=8)
-def _code_hash(code: tuple[str, ...]) -> str:
+@lru_cache(maxsize=64)
+def _code_hash(code: tuple[str, ...], without: frozenset[str]) -> str:
     """Hash once per process: the code that runs is the code that was there when it started, and parsing takes time."""
-    return provenance.code_hash(code)
+    return provenance.closure_hash(code, without=without)
 
 
 def recipe(profile: Profile) -> TrainConfig:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from zspag import files, provenance
-from zspag.baselines import METHODS, Problem
+from zspag.baselines import FAMILIES, METHODS, Problem
 from zspag.config import Profile, UnlearnConfig, to_dict
 from zspag.data import Guard, spread_evenly
 from zspag.evaluation import Masked, Panel, Parts, Scores, accuracy, masked_parts, score
@@ -32,27 +32,13 @@ from zspag.experiment.cases import (
     trained,
     training_key,
 )
-from zspag.experiment.materials import MATERIAL_CODE, material_of
+from zspag.experiment.materials import material_of
 from zspag.files import repository_root
 from zspag.material import Material
 from zspag.relearning import MOST_STEPS, RATE, SHARE, relearning_curve, steps_until
 from zspag.runtime import generator_for, pick_device, pool_map
 from zspag.sgd import Ladder
 
-_METHOD_CODE = tuple(
-    f"zspag.{name}"
-    for name in (
-        "influence",
-        "pseudo_labels",
-        "unlearning",
-        "calibration",
-        "rate_search",
-        "sgd",
-        "evaluation",
-        "relearning",
-        "baselines.method",
-    )
-)
 REFERENCES = ("original", "masked", "retrained")
 JUDGED = 200  # forget test images, evenly spaced, that relearning is judged on after every step
 TITLES = {"original": "original", "masked": "masked original", "retrained": "retrained"} | {
@@ -149,12 +135,7 @@ def compute_grid(profile: Profile, methods: Sequence[str], *, spread: Spread = p
         raise RunsFailed(
             f"{len(failures)} job{'s' * (len(failures) > 1)} of the grid failed; the others are kept:\n{lines}"
         )
-    rows = [
-        row
-        for case in cases
-        for name in ("references", *methods)
-        for row in files.read_json(_run_path(case, name))["rows"]
-    ]
+    rows = [row for case in cases for name in ("references", *methods) for row in read_rows(_run_path(case, name))]
     frame = pd.DataFrame(rows)
     return frame.astype({item.name: float for item in fields(Scores)})  # a column of None alone is no number otherwise
 
@@ -307,7 +288,11 @@ def kept_rows(
         case: What the rows are of.
         name: Name of the part.
         compute: Makes the rows, of what JSON holds.
-        code: Modules beside those of every method, an edit of which voids the file.
+        code: Modules beside those of the grid whose edit, or that of anything they import, voids the file; with any,
+            all methods count.
+
+    Raises:
+        ValueError: If the file's rows are not those that were written.
     """
     path = _run_path(case, name, code)
     if not path.exists():
@@ -320,12 +305,28 @@ def kept_rows(
             threads=case.profile.threads,
             started=started,
         )
-        files.write_json(path, {"schema": 1, "rows": rows, "provenance": record})
-    rows_read: list[dict[str, Any]] = files.read_json(path)["rows"]
-    return rows_read
+        files.write_json(path, {"schema": 2, "rows": rows, "sha256": provenance.digest(rows), "provenance": record})
+    return read_rows(path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a finished file.
+
+    Raises:
+        ValueError: If they are not those that were written.
+    """
+    found = files.read_json(path)
+    rows: list[dict[str, Any]] = found["rows"]
+    if provenance.digest(rows) != found.get("sha256"):
+        raise ValueError(
+            f"{path} was changed after it was written (its rows do not have its hash); delete it and run again"
+        )
+    return rows
 
 
 def _run_path(case: Case, name: str, code: Sequence[str] = ()) -> Path:
+    own = _family(name)
+    others = {family.__name__ for family in FAMILIES}.difference(own)
     key = training_key(case.profile, case.seed, None) | {
         "forget": case.forget,
         "forget_samples": case.profile.forget_samples,
@@ -334,7 +335,7 @@ def _run_path(case: Case, name: str, code: Sequence[str] = ()) -> Path:
         "recorded_models": case.profile.recorded_models,
         "test_half": case.profile.test_half,
         "retrained": case.profile.retrained,
-        "code": code_of(case.profile, *MATERIAL_CODE, *_METHOD_CODE, *_family(name), *code),
+        "code": code_of(case.profile, __name__, *own, *code, without=() if code else others),
     }
     if case.profile.retain_samples is not None and name in METHODS and METHODS[name].oracle:
         key["retain_samples"] = case.profile.retain_samples  # nobody else is handed any

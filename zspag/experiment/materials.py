@@ -18,20 +18,10 @@ from zspag.runtime import generator_for, pick_device
 from zspag.subspaces import ClassMoments, Moments, second_moments
 from zspag.views import Views
 
-MATERIAL_CODE = ("zspag.material", "zspag.views", "zspag.proxies", "zspag.activations", "zspag.subspaces")
-
 
 def material_of(case: Case) -> Material:
     """Return proxies and their input moments for a case, from the store or computed (and stored)."""
-    config = case.profile.unlearn
-    key = training_key(case.profile, case.seed, None) | {
-        "forget": case.forget,
-        "forget_samples": case.profile.forget_samples,
-        "proxies": to_dict(config.proxies),
-        "views": config.views,
-        "merge_at": config.subspace.merge_at,
-        "code": code_of(case.profile, *MATERIAL_CODE),
-    }
+    config, key = case.profile.unlearn, _key(case)
     if (found := store(case.profile).get("material", key)) is not None:
         return _unpack(*found)
     started, guard = time.time(), guard_of(case)
@@ -55,6 +45,19 @@ def material_of(case: Case) -> Material:
     )
     store(case.profile).put("material", key, tensors, record | {"material": facts})
     return material
+
+
+def _key(case: Case) -> dict[str, Any]:
+    """Return everything that determines the material of a case."""
+    config = case.profile.unlearn
+    return training_key(case.profile, case.seed, None) | {
+        "forget": case.forget,
+        "forget_samples": case.profile.forget_samples,
+        "proxies": to_dict(config.proxies),
+        "views": config.views,
+        "merge_at": config.subspace.merge_at,
+        "code": code_of(case.profile, __name__),
+    }
 
 
 def material_with_classes(case: Case) -> Material:

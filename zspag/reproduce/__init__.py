@@ -121,28 +121,29 @@ def _report(seals: Mapping[str, Mapping[str, Any]], *, only: Sequence[str] | Non
     return report
 
 
-def redraw(*, profile: str) -> list[Path]:
-    """Draw every figure of a profile from its recorded results; nothing is computed and torch is not loaded.
+def redraw(*, profile: str | None = None) -> list[Path]:
+    """Draw every figure from the recorded results; nothing is computed and torch is not loaded.
 
     Args:
-        profile: Name of the profile.
+        profile: Name of the profile whose figures are drawn; None draws those of all folders of ``results/``.
 
     Returns:
         The PNG files.
 
     Raises:
-        ValueError: If nothing is recorded for the profile.
+        ValueError: If no figure is recorded.
     """
     from zspag import plots  # late: only this needs matplotlib in the driver
 
-    profile, root = resolve_profile(profile).name, repository_root().resolve()
-    drawn = {name: item for name, item in read_recorded(root / "results" / profile).items() if item["draw"]}
+    root, folder = repository_root().resolve(), "*" if profile is None else resolve_profile(profile).name
+    recorded = [(path, files.read_json(path)) for path in sorted((root / "results").glob(f"{folder}/*.json"))]
+    drawn = {root / "figures" / path.parent.name / f"{path.stem}.png": one for path, one in recorded if one.get("draw")}
     if not drawn:
-        raise ValueError(f"no figure is recorded in results/{profile}; run without --recorded to compute them")
-    folder = root / "figures" / profile
-    for name, content in drawn.items():
-        plots.save(content, folder / f"{name}.png")
-    return [folder / f"{name}.png" for name in drawn]
+        place = "results" if profile is None else f"results/{folder}"
+        raise ValueError(f"no figure is recorded in {place}; run without --recorded to compute them")
+    for target, content in drawn.items():
+        plots.save(content, target)
+    return list(drawn)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -213,8 +214,9 @@ def _run_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
 def _redraw_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     if arguments.record or arguments.write_back or arguments.parameter or arguments.only:
         raise ValueError("--recorded only redraws figures: it goes with no option but --profile")
-    drawn = redraw(profile=resolve_profile(arguments.profile).name)
-    say(f"Redrew {len(drawn)} figures in {drawn[0].parent.name} from recorded results.")
+    drawn = redraw(profile=arguments.profile)
+    places = ", ".join(sorted({path.parent.name for path in drawn}))
+    say(f"Redrew {len(drawn)} figures in {places} from recorded results.")
     return OK
 
 
