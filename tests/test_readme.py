@@ -126,6 +126,21 @@ def test_of_several_sweeps_the_newest_schema_then_most_methods_then_the_youngest
     assert "| of b-cat |" not in readme.sweeps(tmp_path)
 
 
+def test_nets_of_others_are_summed_up_open_failures_and_few_images_apart(tmp_path):
+    assert readme.external(tmp_path) == readme.NOT_YET
+
+    def row(net, samples, lost, unseen, arm="zs_pag"):
+        measures = None if lost is None else {"lost_points": lost, "forget_unseen": unseen}
+        return {"net": net, "samples": samples, "arm": arm, "measures": measures}
+
+    found = [row("a", 20, 0.5, 0.1), row("a", 200, 0.1, 0.01), row("b", 400, -0.1, 0.0), row("b", 20, None, None)]
+    write_json(tmp_path / "external" / "zoo.json", {"rows": [*found, row("c", 20, 90.0, 1.0, arm="delete")]})
+    said = readme.external(tmp_path)
+    assert "4 runs on 2 nets, defaults only, 1 of them failed" in said
+    assert "0.10 points in the median, 0.50 at worst" in said
+    assert "1.0% with 200 forget images or more (2 runs), 10.0% with fewer (1 runs)" in said
+
+
 def test_sweeps_of_other_profiles_are_others(tmp_path):
     recorded_sweep(tmp_path / "cpu", "cat")
     recorded_sweep(tmp_path / "digits", "cat")

@@ -11,6 +11,7 @@ Invariant: no number is typed; a block without its files says that it was not me
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -18,6 +19,7 @@ import pandas as pd
 from zspag import claims, files, tables
 from zspag.profiles import PAPER_DATA, PAPER_NETS
 
+MANY = 200  # forget images from which on unseen ones are held to a bar
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[a-z0-9_]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 NOT_YET = "_not yet measured_\n"
 
@@ -308,6 +310,26 @@ def bench(results: Path) -> str:
     return "\n".join(parts) or NOT_YET
 
 
+def external(results: Path) -> str:
+    """Return what the defaults did on nets of other people's shapes, open models, in a sentence each."""
+    found = _read(results / "external" / "zoo.json")
+    rows = [row for row in (found or {}).get("rows", []) if row["arm"] == "zs_pag"]
+    judged = [row for row in rows if row["measures"] is not None]
+    if not judged:
+        return NOT_YET
+    lost = [row["measures"]["lost_points"] for row in judged]
+    many = [row["measures"]["forget_unseen"] for row in judged if row["samples"] >= MANY]
+    few = [row["measures"]["forget_unseen"] for row in judged if row["samples"] < MANY]
+    return (
+        f"* {len(rows)} runs on {len({row['net'] for row in rows})} nets, defaults only,"
+        f" {len(rows) - len(judged)} of them failed.\n"
+        f"* Retained accuracy lost against the masked original: {median(lost):.2f} points in the median,"
+        f" {max(lost):.2f} at worst.\n"
+        f"* Unseen images of the class still recognized, at worst: {max(many, default=0):.1%} with {MANY} forget images"
+        f" or more ({len(many)} runs), {max(few, default=0):.1%} with fewer ({len(few)} runs).\n"
+    )
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "commands": commands,
     "chapters": chapters,
@@ -322,6 +344,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "audits": audits,
     "older": older,
     "bench": bench,
+    "external": external,
 }
 
 
