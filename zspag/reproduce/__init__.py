@@ -83,7 +83,7 @@ def reproduce(
     report = _report(seals, only=only, profile=profile, root=root)
     if record:
         written = record_results(seals, profile=profile, root=root, cold=cold)
-        say(f"recorded {len(written)} files in results/{profile}")
+        say(f"recorded {len(written)} files in {files.shown(root / 'results' / profile)}")
     if write_back:
         write_pages_back((root / "runs" / profile / "executed" / path.name for path in chosen), notebooks)
         say(f"wrote {len(chosen)} executed notebooks back")
@@ -138,7 +138,8 @@ def redraw(*, profile: str) -> list[Path]:
     profile, root = resolve_profile(profile).name, repository_root().resolve()
     drawn = {name: item for name, item in read_recorded(root / "results" / profile).items() if item["draw"]}
     if not drawn:
-        raise ValueError(f"no figure is recorded in results/{profile}; run without --recorded to compute them")
+        where = files.shown(root / "results" / profile)
+        raise ValueError(f"no figure is recorded in {where}; run without --recorded to compute them")
     folder = root / "figures" / profile
     for name, content in drawn.items():
         plots.save(content, folder / f"{name}.png")
@@ -206,7 +207,8 @@ def _run_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
         say=say,
     )
     say(str(report))
-    say(f"Figures: figures/{profile}. Executed notebooks: runs/{profile}/executed.")
+    figures, executed = root / "figures" / profile, root / "runs" / profile / "executed"
+    say(f"Figures: {files.shown(figures)}. Executed notebooks: {files.shown(executed)}.")
     return DISAGREES if report.disagreements and not arguments.record else OK
 
 
@@ -214,7 +216,7 @@ def _redraw_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> in
     if arguments.record or arguments.write_back or arguments.parameter or arguments.only:
         raise ValueError("--recorded only redraws figures: it goes with no option but --profile")
     drawn = redraw(profile=resolve_profile(arguments.profile).name)
-    say(f"Redrew {len(drawn)} figures in {drawn[0].parent.name} from recorded results.")
+    say(f"Redrew {len(drawn)} figures in {files.shown(drawn[0].parent)} from recorded results.")
     return OK
 
 
