@@ -23,7 +23,8 @@ figures: $(STAMP) ## Run the notebooks and draw every figure into figures/PROFIL
 test: lint ## Lint, then the tests, the doctests, every notebook in the smoke profile, and the claims on what it made
 	@$(RUN) -m pytest -n 2 --dist loadfile
 	@if compgen -G 'notebooks/*.ipynb' > /dev/null; then \
-	  ZSPAG_PROFILE=smoke $(RUN) -m pytest notebooks -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	  ZSPAG_PROFILE=smoke ZSPAG_DATA="$(CURDIR)/runs/smoke/data" \
+	  $(RUN) -m pytest notebooks -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	  && $(RUN) -m zspag claims --profile smoke --fresh; fi
 
 lint: $(STAMP) ## Check format, style and types
@@ -81,7 +82,8 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@echo "Installing into $(VENV) (once; a few minutes, mostly the download of torch) ..."
 	@mkdir -p $(VENV) && touch $(STARTED) && rm -f $(STAMP)
 	@"$(PYTHON)" -m venv $(VENV)
-	@set -o pipefail; $(RUN) -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' \
+	@set -o pipefail; $(RUN) -m pip install --disable-pip-version-check --no-input -c constraints.txt \
+	  -e '.[notebooks,cluster,dev]' \
 	  | awk '/Downloading .*( MB| GB)/ {sub(/^ */, "  "); print; fflush()} \
 	         /^Installing collected/ {print "  Unpacking ..."; fflush()}'
 	@mv $(STARTED) $(STAMP)

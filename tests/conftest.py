@@ -10,6 +10,14 @@ for option in ("ZSPAG_PROFILE", "ZSPAG_ROOT", "ZSPAG_PROGRESS"):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _no_test_writes_into_the_data_of_the_user(tmp_path_factory):
+    """Data sets are cached in a folder of the session, also by the processes that a test starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZSPAG_DATA", str(tmp_path_factory.mktemp("session-data")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     import torch
 

@@ -76,7 +76,7 @@ def test_a_run_writes_a_file_that_is_drawn_and_compared(tmp_path, capsys, monkey
     path = tmp_path / "runs" / "bench" / "cpu.json"
     content = json.loads(path.read_text())
     assert "label influence: forward passes' time" in out
-    assert "wrote runs/bench/cpu.json" in out
+    assert f"wrote {path}" in out
     assert [row["stage"] for row in content["data"]["found"]] == ["label influence", "label influence", "broken"]
     assert content["data"]["found"][-1]["note"] == "RuntimeError: no such thing"
     assert content["data"]["found"][-1]["verdict"] == "not measured"

@@ -132,7 +132,7 @@ def test_claim_that_held_and_falls_is_an_error_and_one_that_never_held_is_a_resu
 
 def test_fresh_results_that_are_no_json_or_are_not_there_are_named(root, capsys):
     code, _, err = judged(capsys, "--profile", "smoke", "--fresh")
-    assert (code, err) == (1, "zspag claims: there is no result in runs/smoke/results\n")
+    assert (code, err) == (1, f"zspag claims: there is no result in {root}/runs/smoke/results\n")
     recorded.everything(root / "runs" / "smoke" / "results")
     cut(root / "runs" / "smoke" / "results" / "05_cost.json")
     code, _, err = judged(capsys, "--profile", "smoke", "--fresh")

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from zspag.files import plain, read_json, replacing, write_json
+from zspag.files import (
+    checkout_above,
+    data_root,
+    own_root,
+    plain,
+    read_json,
+    replacing,
+    repository_root,
+    shown,
+    write_json,
+)
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
@@ -126,3 +136,40 @@ def test_numbers_of_every_library_become_plain_and_short():
 def test_what_json_cannot_hold_is_refused_with_its_path(value, error, message):
     with pytest.raises(error, match=message):
         plain(value, "data")
+
+
+# Where files go
+
+
+def test_the_root_is_the_checkout_unless_the_environment_names_another(monkeypatch, tmp_path):
+    assert (repository_root() / "zspag" / "files.py").is_file()
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    assert repository_root() == own_root() == tmp_path
+
+
+def test_the_root_of_an_installed_package_is_the_current_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr("zspag.files.checkout_above", lambda package: None)
+    monkeypatch.chdir(tmp_path)
+    assert (repository_root(), own_root()) == (tmp_path, None)
+
+
+def test_a_checkout_is_told_by_the_name_in_the_file_above_the_package(tmp_path):
+    for name in ("ours", "theirs", "site-packages"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ours" / "pyproject.toml").write_text('[project]\nname = "zspag"\n')
+    (tmp_path / "theirs" / "pyproject.toml").write_text('[project]\nname = "other"\ndependencies = ["zspag"]\n')
+    found = [checkout_above(tmp_path / name / "zspag") for name in ("ours", "theirs", "site-packages")]
+    assert found == [tmp_path / "ours", None, None]
+
+
+def test_a_path_is_shown_from_the_current_folder_or_as_it_is(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert shown(tmp_path / "runs" / "a.json") == "runs/a.json"
+    assert shown("runs/a.json") == "runs/a.json"
+    assert shown(tmp_path.parent / "a.json") == str(tmp_path.parent / "a.json")
+
+
+def test_no_test_caches_data_sets_in_the_folder_of_the_user(monkeypatch):
+    here = data_root()
+    monkeypatch.delenv("ZSPAG_DATA")
+    assert data_root() not in (here, *here.parents)

@@ -113,7 +113,7 @@ FAILURES = {
         ["import time", "time.sleep(60)", SEAL],
         r"cell 5 of 6: time.sleep\(60\)\n  .* running after 2 s.*--cell",
     ),
-    "no seal": (["x = 1"], r"it wrote no seal \(runs/smoke/seals/00_bad.json\).*page.seal\(\)"),
+    "no seal": (["x = 1"], r"it wrote no seal \(.*/runs/smoke/seals/00_bad.json\).*page.seal\(\)"),
     "output missing": (
         ["page.result('00_gone', {})", SEAL, "(page._root / 'runs/smoke/results/00_gone.json').unlink()"],
         "declared runs/smoke/results/00_gone.json, which is not there",
@@ -144,7 +144,7 @@ def test_whatever_is_less_than_success_is_a_failure(root, case):
     with pytest.raises(NotebookFailed, match=rf"^00_bad failed (.*\n)*.*{message}") as caught:
         go(root, cell_timeout=2 if case == "timeout" else 0)
 
-    assert str(caught.value).endswith("executed copy: runs/smoke/executed/00_bad.failed.ipynb")
+    assert str(caught.value).endswith(f"executed copy: {root}/runs/smoke/executed/00_bad.failed.ipynb")
     assert executed(root) == ["00_bad.failed.ipynb"]  # the notebook after it was not run, and no file is half-written
     nbformat.validate(nbformat.read(root / "runs/smoke/executed/00_bad.failed.ipynb", as_version=4))
 
@@ -399,7 +399,7 @@ def test_recorded_figures_are_redrawn_without_torch_or_a_kernel(root):
     )
     empty = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert empty.returncode == 2, empty.stderr
-    assert "no figure is recorded in results/smoke" in empty.stdout
+    assert f"no figure is recorded in {root}/results/smoke" in empty.stdout
     files.write_json(root / "results/smoke/00_a.json", result({}) | {"draw": "bars"})
     files.write_json(root / "results/smoke/00_b.json", result({}))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

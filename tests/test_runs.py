@@ -133,7 +133,7 @@ def test_recorded_checkpoints_are_those_of_the_run(root, finished):
     model = experiment.trained(PROFILE, 0)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
     assert record["config"]["seed"] == 0
-    assert finished[1][-2:] == [f"wrote results/tiny/checkpoints/{name}" for name in names]
+    assert finished[1][-2:] == [f"wrote {folder / name}" for name in names]
 
 
 def test_run_from_recorded_models_trains_nothing_and_finds_the_same(root, tmp_path, monkeypatch):
@@ -148,9 +148,7 @@ def test_run_from_recorded_models_trains_nothing_and_finds_the_same(root, tmp_pa
     lines = list(runs.run(replace(PROFILE, recorded_models=True), record=True))
     (before,), (after,) = result_of(root)["data"]["rows"], result_of(tmp_path)["data"]["rows"]
     assert {name for name in before if before[name] != after[name]} == {"seconds"}
-    assert lines[-1].startswith(
-        "left results/tiny/checkpoints/retrained-digits-digits-seed0-without3.safetensors as it"
-    )
+    assert lines[-1].startswith(f"left {target / 'retrained-digits-digits-seed0-without3.safetensors'} as it")
 
 
 def test_checkpoint_that_is_too_large_is_left_out_and_said_so(root, tmp_path, monkeypatch):
@@ -158,9 +156,8 @@ def test_checkpoint_that_is_too_large_is_left_out_and_said_so(root, tmp_path, mo
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
     monkeypatch.setattr(runs, "RECORDED_BYTES", 100)
     lines = list(runs.run(PROFILE, record=True))
-    assert lines[-1].startswith(
-        "left out results/tiny/checkpoints/retrained-digits-digits-seed0-without3.safetensors: 0.0 MB"
-    )
+    name = "retrained-digits-digits-seed0-without3.safetensors"
+    assert lines[-1].startswith(f"left out {tmp_path}/results/tiny/checkpoints/{name}: 0.0 MB")
     assert not (tmp_path / "results" / "tiny" / "checkpoints").exists()
 
 
@@ -170,8 +167,8 @@ def test_run_without_record_leaves_results_alone(root, tmp_path, monkeypatch):
     lines = list(runs.run(PROFILE, record=False))
     assert not (tmp_path / "results").exists()
     assert lines[1:] == [
-        "wrote runs/tiny/results/run_digits_digits_3.json",
-        "wrote figures/tiny/run_digits_digits_3.png",
+        f"wrote {tmp_path}/runs/tiny/results/run_digits_digits_3.json",
+        f"wrote {tmp_path}/figures/tiny/run_digits_digits_3.png",
     ]
 
 

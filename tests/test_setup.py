@@ -20,7 +20,8 @@ import zspag
 ROOT = Path(zspag.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
-DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}
+DIRECT = [*RUNTIME, *(requirement for requirements in EXTRAS.values() for requirement in requirements)]
 LINES = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 PINNED = {canonicalize_name(name): Version(version) for name, _, version in (line.partition("==") for line in LINES)}
 
@@ -41,7 +42,7 @@ def test_constraints_hold_a_name_and_a_version_each_sorted_and_once():
     assert len(PINNED) == len(LINES)
 
 
-@pytest.mark.parametrize("requirement", [*RUNTIME, *DEV], ids=str)
+@pytest.mark.parametrize("requirement", DIRECT, ids=str)
 def test_every_direct_dependency_has_a_tested_version_inside_its_range(requirement):
     assert requirement.specifier.contains(PINNED[canonicalize_name(requirement.name)])
     assert not requirement.specifier.contains("0.0.1"), "a range without a lower end has not been thought about"
@@ -68,7 +69,7 @@ def _missing(roots, pinned):
 
 
 def test_indirect_dependencies_are_pinned_too():
-    roots = [(canonicalize_name(requirement.name), ()) for requirement in (*RUNTIME, *DEV)]
+    roots = [(canonicalize_name(requirement.name), ()) for requirement in DIRECT]
     # aiohttp and its own: papermill wants them on Python 3.12 alone, and the pins come from 3.11
     assert _missing(roots, PINNED) <= {
         "aiohttp",
@@ -93,8 +94,26 @@ def test_the_environment_for_conda_says_the_same_as_pyproject():
         "  - pip",
         "  - pip:",
         "      - -c constraints.txt",
-        "      - -e .[dev]",
+        f"      - -e .[{','.join(EXTRAS)}]",
     ]
+
+
+def test_make_installs_every_extra():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"-e '.[{','.join(EXTRAS)}]'" in makefile
+    assert list(EXTRAS) == ["notebooks", "cluster", "dev"]
+
+
+def test_a_plain_installation_asks_for_what_the_method_needs_and_no_package_is_asked_for_twice():
+    plain = {requirement.name for requirement in RUNTIME}
+    assert plain == {"torch", "torchvision", "numpy", "matplotlib", "safetensors", "tqdm", "pillow"}
+    names = [canonicalize_name(requirement.name) for requirement in DIRECT]
+    assert len(names) == len(set(names))
+
+
+def test_addresses_of_the_project_are_those_of_the_repository():
+    known = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert [url for url in PROJECT["urls"].values() if f'"{url}"' not in known] == []
 
 
 @pytest.mark.parametrize(

@@ -90,13 +90,13 @@ def test_result_and_figure_carry_their_provenance(finished):
 
 
 def test_lines_name_the_safe_rates_and_the_files(finished):
-    _, lines = finished
+    root, lines = finished
     assert [line.split(":")[0] for line in lines[:2]] == [METHODS[name].title for name in NAMES]
     assert all("safe rates" in line for line in lines[:2])
     assert lines[2:] == [
-        "wrote runs/tiny/results/sweep_digits_digits_3.json",
-        "wrote results/tiny/sweep_digits_digits_3.json",
-        "wrote figures/tiny/sweep_digits_digits_3.png",
+        f"wrote {root}/runs/tiny/results/sweep_digits_digits_3.json",
+        f"wrote {root}/results/tiny/sweep_digits_digits_3.json",
+        f"wrote {root}/figures/tiny/sweep_digits_digits_3.png",
     ]
 
 
@@ -173,7 +173,7 @@ def test_a_sweep_of_a_half_says_so_in_name_caption_and_rows_and_leaves_the_whole
     monkeypatch.setattr(experiment.cases, "train", None)
     lines = list(sweep.sweep(replace(PROFILE, test_half="second", retrained=False), ("delete",), record=True))
     name = "sweep_digits_digits_3_second-half"
-    assert f"wrote results/tiny/{name}.json" in lines
+    assert f"wrote {tmp_path}/results/tiny/{name}.json" in lines
     result = files.read_json(tmp_path / "results" / "tiny" / f"{name}.json")
     assert result["caption"].endswith("judged on the second half of the test set.")
     assert result["data"]["test_half"] == "second"

@@ -28,6 +28,25 @@ REMEDIES = {
     errno.EISDIR: "give a file",
     errno.ENOTDIR: "a file stands where a folder is needed",
 }
+# What a plain installation lacks, by the name of its module: the package, and the extra that brings it.
+EXTRAS = {
+    "pandas": ("pandas", "notebooks"),
+    "scipy": ("scipy", "notebooks"),
+    "seaborn": ("seaborn", "notebooks"),
+    "papermill": ("papermill", "notebooks"),
+    "nbformat": ("nbformat", "notebooks"),
+    "ipykernel": ("ipykernel", "notebooks"),
+    "sklearn": ("scikit-learn", "notebooks"),
+    "scikit-learn": ("scikit-learn", "notebooks"),  # asked for its version
+    "distributed": ("distributed", "cluster"),
+    "dask": ("distributed", "cluster"),
+}
+PLACES = """\
+environment:
+  ZSPAG_ROOT            folder of runs/, results/, figures/ and data/ (default: the
+                        checkout, or the current folder where zspag was installed)
+  ZSPAG_DATA            folder of the data sets (default: data/ of that folder)
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +94,12 @@ def _act(arguments: Sequence[str] | None) -> int:
     action: Callable[[argparse.Namespace], int] = chosen.action
     try:
         return action(chosen)
+    except ModuleNotFoundError as error:
+        package, extra = EXTRAS.get((error.name or "").partition(".")[0], (None, None))
+        if package is None:
+            raise
+        print(f"zspag {chosen.command} needs {package}: pip install 'zspag[{extra}]'", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _reader_gone():
             raise
@@ -100,8 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     from zspag import reproduce
 
     parser = argparse.ArgumentParser(
-        prog="zspag", description="Zero-shot machine unlearning with proxy adversarial data."
-    )
+        prog="zspag", description="Zero-shot machine unlearning with proxy adversarial data.", epilog=PLACES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"zspag {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -8,6 +8,7 @@ Invariant: a job's result is a file that it writes itself, so a worker that dies
 another worker does again. Nothing here knows what a job computes.
 """
 
+import importlib.util
 import logging
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -48,10 +49,13 @@ def spread_over(scheduler: str | None, *, workers: int, threads_each: int) -> Ge
 
     Raises:
         ValueError: If nobody answers at the address; the message names it.
+        ModuleNotFoundError: If dask is not installed and there is something to spread.
     """
     if scheduler is None and workers == 1 and torch.cuda.device_count() <= 1:
         yield pool_map  # one after the other in this process: there is nothing to spread
         return
+    if importlib.util.find_spec("distributed") is None:  # said now, and not after the trainings
+        raise ModuleNotFoundError("a sweep over processes needs dask.distributed", name="distributed")
     with ExitStack() as opened:
         start = cache(lambda: opened.enter_context(_client(scheduler, workers=workers, threads_each=threads_each)))
         if scheduler is not None:

@@ -9,18 +9,53 @@ import os
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 
 def repository_root() -> Path:
-    """Return the folder that holds runs/, results/ and figures/: ``ZSPAG_ROOT``, or the one above the package."""
-    return Path(os.environ.get("ZSPAG_ROOT") or Path(__file__).parents[1])
+    """Return the folder that holds runs/, results/, figures/ and data/.
+
+    It is what the environment variable ``ZSPAG_ROOT`` names; without it the checkout that the package lies in; and the
+    current folder where the package was installed, for nothing is ever written beside installed packages.
+    """
+    return own_root() or Path.cwd()
+
+
+def own_root() -> Path | None:
+    """Return ``ZSPAG_ROOT`` or the checkout; None where the root is whatever folder a command was started in.
+
+    Such a folder may belong to another project, so what git says of it is not about this package.
+    """
+    named = os.environ.get("ZSPAG_ROOT")
+    return Path(named) if named else checkout_above(Path(__file__).parent)
+
+
+@cache
+def checkout_above(package: Path) -> Path | None:
+    """Return the folder above ``package`` if it is a checkout (or an unpacked source archive), else None.
+
+    Args:
+        package: Folder of a package called zspag. Its name is looked for in pyproject.toml, since a package may also be
+            installed beside the pyproject.toml of somebody else (``pip install --target .``).
+    """
+    try:
+        project = (package.parent / "pyproject.toml").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return package.parent if 'name = "zspag"' in project.splitlines() else None
 
 
 def data_root() -> Path:
-    """Return the folder of the data sets: ``ZSPAG_DATA``, or ``data/`` of the repository."""
+    """Return the folder of the data sets: what ``ZSPAG_DATA`` names, or ``data/`` of the root."""
     return Path(os.environ.get("ZSPAG_DATA") or repository_root() / "data")
+
+
+def shown(path: str | Path) -> str:
+    """Return a path as the reader can use it: from the current folder if it lies inside, else as it is."""
+    path, here = Path(path), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from zspag.files import read_json, repository_root
+from zspag.files import own_root, read_json, repository_root
 
 KEY = "zspag"
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "papermill", "zspag")
@@ -248,7 +248,10 @@ def _commit() -> tuple[str | None, bool | None]:
 
 def git(*arguments: str) -> str | None:
     """Return what git says in the repository; None where it fails, or where this is no checkout of its own."""
-    root = repository_root().resolve()
+    root = own_root()
+    if root is None:
+        return None  # an installed package: the current folder may be a checkout, but of something else
+    root = root.resolve()
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root:
         return None  # installed somewhere inside another project's checkout: its commit says nothing about us

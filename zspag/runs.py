@@ -108,10 +108,10 @@ def publish(result: dict[str, Any], *, record: bool) -> Iterator[str]:
     folders = [root / "runs" / profile / "results"] + ([root / "results" / profile] if record else [])
     for folder in folders:
         files.write_json(folder / f"{name}.json", result)
-        yield f"wrote {(folder / name).relative_to(root)}.json"
+        yield f"wrote {files.shown(folder / name)}.json"
     figure = root / "figures" / profile / f"{name}.png"
     plots.save(result, figure)
-    yield f"wrote {figure.relative_to(root)}"
+    yield f"wrote {files.shown(figure)}"
 
 
 def _train_missing(profile: Profile, cases: Sequence[Case]) -> None:
@@ -257,7 +257,7 @@ def _record_checkpoint(profile: Profile, seed: int, without: int | None) -> str:
     net = f"{Path(profile.dataset).name}-{Path(profile.arch.split(':')[0]).stem}"
     name = f"{kind}-{net}-seed{seed}" + ("" if without is None else f"-without{without}")
     target = experiment.recorded_folder(profile) / f"{name}.safetensors"
-    place = target.relative_to(files.repository_root())
+    place = files.shown(target)
     if not source.exists():
         return f"left {place} as it was: this run took a recorded model"
     if source.stat().st_size > RECORDED_BYTES:

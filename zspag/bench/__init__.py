@@ -123,10 +123,11 @@ def _write(
         name = result["name"]
         for folder in (root / "runs" / "bench", *([root / "results" / "bench"] if record else [])):
             files.write_json(folder / f"{name}.json", result)
-            yield f"wrote {(folder / name).relative_to(root)}.json"
+            yield f"wrote {files.shown(folder / name)}.json"
         if record:
-            plots.save(result, root / "figures" / "bench" / f"{name}.png")
-            yield f"wrote figures/bench/{name}.png"
+            figure = root / "figures" / "bench" / f"{name}.png"
+            plots.save(result, figure)
+            yield f"wrote {files.shown(figure)}"
 
 
 def results_of(

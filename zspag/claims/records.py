@@ -60,7 +60,7 @@ def audit(root: Path, *, profile: str, fresh: bool) -> tuple[list[str], list[str
     folder = root / "runs" / profile / "results" if fresh else results / profile
     troubles = ([] if fresh else list(_changed(results, profile))) or list(_unsupported(folder))
     if not troubles and not any(folder.glob("*.json")):
-        troubles = [f"there is no result in {folder.relative_to(root)}"]
+        troubles = [f"there is no result in {files.shown(folder)}"]
     if troubles:
         return [f"profile {profile}: no verdict, for its files cannot be trusted"], troubles
     verdicts = judge(folder, profile=profile)

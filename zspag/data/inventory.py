@@ -5,6 +5,7 @@ Invariant: nothing here is downloaded or unpacked unless it is asked for by ``ge
 
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def _manifest(path: Path) -> dict[str, Any] | None:
 
 def _place(name: str, root: Path) -> str | None:
     if name == "digits":
-        return "inside scikit-learn"
+        return None if find_spec("sklearn") is None else "inside scikit-learn"
     place = locate(name, root) if name in OFFICIAL else find_folder(name, root)
     return None if place is None else place.name
 

@@ -83,7 +83,7 @@ def reproduce(
     report = _report(seals, only=only, profile=profile, root=root)
     if record:
         written = record_results(seals, profile=profile, root=root, cold=cold)
-        say(f"recorded {len(written)} files in results/{profile}")
+        say(f"recorded {len(written)} files in {files.shown(root / 'results' / profile)}")
     if write_back:
         write_pages_back((root / "runs" / profile / "executed" / path.name for path in chosen), notebooks)
         say(f"wrote {len(chosen)} executed notebooks back")
@@ -139,7 +139,7 @@ def redraw(*, profile: str | None = None) -> list[Path]:
     recorded = [(path, files.read_json(path)) for path in sorted((root / "results").glob(f"{folder}/*.json"))]
     drawn = {root / "figures" / path.parent.name / f"{path.stem}.png": one for path, one in recorded if one.get("draw")}
     if not drawn:
-        place = "results" if profile is None else f"results/{folder}"
+        place = files.shown(root / "results" / ("" if profile is None else folder))
         raise ValueError(f"no figure is recorded in {place}; run without --recorded to compute them")
     for target, content in drawn.items():
         plots.save(content, target)
@@ -207,7 +207,8 @@ def _run_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
         say=say,
     )
     say(str(report))
-    say(f"Figures: figures/{profile}. Executed notebooks: runs/{profile}/executed.")
+    figures, executed = root / "figures" / profile, root / "runs" / profile / "executed"
+    say(f"Figures: {files.shown(figures)}. Executed notebooks: {files.shown(executed)}.")
     return DISAGREES if report.disagreements and not arguments.record else OK
 
 

@@ -54,7 +54,7 @@ def own_kernel(name: str) -> Generator[None, None, None]:
         KernelMissing: If there is no such kernel; the message says how to get one.
     """
     if importlib.util.find_spec("ipykernel") is None:
-        raise KernelMissing(f"{Path(sys.executable).name} has no ipykernel: run make, or pip install ipykernel")
+        raise KernelMissing(f"{Path(sys.executable).name} has no ipykernel: pip install 'zspag[notebooks]'")
     with tempfile.TemporaryDirectory(prefix="zspag-kernel-", ignore_cleanup_errors=True) as folder:
         kernel = {
             "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
@@ -146,7 +146,7 @@ def execute(
         if trouble:
             with files.replacing(failed) as temporary:
                 nbformat.write(notebook, temporary)
-            raise NotebookFailed(f"{source.stem} failed {trouble}\nexecuted copy: {_shown(failed)}") from error
+            raise NotebookFailed(f"{source.stem} failed {trouble}\nexecuted copy: {files.shown(failed)}") from error
         content: dict[str, Any] = files.read_json(seal)
         notebook.metadata["zspag"] = {"provenance": content["provenance"]}
         with files.replacing(target) as temporary:
@@ -238,7 +238,9 @@ def _reason(error: Exception, cell_timeout: int) -> str:
 def _trouble_in_seal(seal: Path, started: float) -> str | None:
     """Return what is wrong with the declared outputs, or None."""
     if not seal.is_file():
-        return f"after its last cell:\n  it wrote no seal ({_shown(seal)}); its last code cell must call page.seal()"
+        return (
+            f"after its last cell:\n  it wrote no seal ({files.shown(seal)}); its last code cell must call page.seal()"
+        )
     root = repository_root().resolve()
     for name, digest in files.read_json(seal)["outputs"].items():
         path = root / name
@@ -249,8 +251,3 @@ def _trouble_in_seal(seal: Path, started: float) -> str | None:
         if sha256(path) != digest:
             return f"after its last cell:\n  it declared {name}, which has changed since its seal"
     return None
-
-
-def _shown(path: Path) -> str:
-    root = repository_root().resolve()
-    return str(path.relative_to(root) if path.is_relative_to(root) else path)
