@@ -11,7 +11,7 @@ from zspag import checkpoints, experiment, files, provenance, runs
 from zspag.data.sources import read_digits
 
 pytestmark = pytest.mark.usefixtures("own_data")
-PROFILE = replace(TINY, classes=(FORGET,), unlearn=replace(TINY.unlearn, update=replace(TINY.unlearn.update, lr=0.3)))
+PROFILE = replace(TINY, classes=(FORGET,), unlearn=replace(TINY.unlearn, update=replace(TINY.unlearn.update, lr=0.6)))
 
 
 # Class numbers
