@@ -157,11 +157,16 @@ def test_a_recorded_sweep_of_another_configuration_is_replaced(finished, tmp_pat
     assert set(result_of(tmp_path)["data"]["made"]) == {NAMES[1]}
 
 
-def test_a_recorded_sweep_of_other_data_is_replaced(finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "change", [{"data_sha256": "of something else"}, {"config": {"name": "tiny", "an option of then": 1}}]
+)
+def test_a_recorded_sweep_of_other_data_or_of_options_that_are_gone_is_replaced(
+    finished, tmp_path, monkeypatch, change
+):
     grown_root(finished, tmp_path, monkeypatch)
     path = tmp_path / "results/tiny/sweep_digits_digits_3.json"
     content = files.read_json(path)
-    content["provenance"]["data_sha256"] = "of something else"
+    content["provenance"] |= change
     files.write_json(path, content)
     list(sweep.sweep(PROFILE, NAMES[1:], record=True))
     assert set(result_of(tmp_path)["data"]["made"]) == {NAMES[1]}

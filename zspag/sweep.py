@@ -76,13 +76,16 @@ def _sorted(frame: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 def _recorded(path: Path, profile: Profile, data_sha256: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return the rows of a recorded result and, per method, how they were made; nothing if it answers another question.
 
-    An option that is younger than the file had its default then.
+    An option that is younger than the file had its default then; a file with one that is gone answers another question.
     """
     if not path.is_file():
         return pd.DataFrame(), {}
     content = files.read_json(path)
     record = content["provenance"]
-    recorded = replace(from_dict(Profile, record["config"]), workers=profile.workers)  # they change no number
+    try:
+        recorded = replace(from_dict(Profile, record["config"]), workers=profile.workers)  # they change no number
+    except (TypeError, ValueError):
+        return pd.DataFrame(), {}  # an option of then that there is no longer
     if (recorded, record["data_sha256"]) != (profile, data_sha256):
         return pd.DataFrame(), {}
     rows = pd.DataFrame(content["data"]["rows"])
