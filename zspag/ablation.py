@@ -36,7 +36,7 @@ from zspag.experiment import (
 )
 from zspag.material import Material, prepare
 from zspag.pseudo_labels import relabeler
-from zspag.runtime import channels_last, generator_for, pick_device, pool_map
+from zspag.runtime import channels_last, generator_for, pick_device, pool_map, seed_of
 from zspag.sgd import Descent, climb, fit_labels
 from zspag.subspaces import Projector, averaged
 
@@ -256,7 +256,8 @@ def _run(case: Case, variant: Variant) -> dict[str, Any]:
     names = moving(material.names, variant.layers)
     if variant.projected:
         only = None if variant.layers == "all" else names
-        made = unlearn_with(model, labels, material, forget=(case.forget,), config=config, seed=case.seed, only=only)
+        seed = seed_of(generator_for(case.seed, "method"))  # as in the grid
+        made = unlearn_with(model, labels, material, forget=(case.forget,), config=config, seed=seed, only=only)
         run, project, names = made.run, made.project, made.calibration.names
     else:
         run, project = _unprojected(model, images, labels, material, names, config=config, seed=case.seed), None

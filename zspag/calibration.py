@@ -297,6 +297,7 @@ def unlearn_with(
     labels = forget_labels[material.views.sources.to(forget_labels.device)]
     project = projector(material.moments, config=config.subspace)
     free = free_dimension(project)
+    names = tuple(name for name in names if only is None or name in only)
     # Often the first layer: without it, no derivative is taken that far down.
     names = tuple(name for name in names if free[name]) or names
     if config.update.min_steps is None:
@@ -313,10 +314,7 @@ def unlearn_with(
         generator=generator_for(seed, "labels"),
     )
     folds = make_folds(model, material, forget_labels, subspace=config.subspace)
-    if only is not None:
-        choices = {"all": tuple(name for name in names if name in only)}
-    else:
-        choices = layer_choices(names, config.update.layers)
+    choices = layer_choices(names, config.update.layers) if only is None else {"all": names}
     chosen = calibrate(model, images, labels, folds, relabel, choices, forget=forget, config=config, seed=seed)
     started = time.perf_counter()
     run, failed = _final_run(
