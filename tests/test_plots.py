@@ -134,7 +134,8 @@ def recorded_figures():
 
 def test_figures_are_what_redrawing_the_recorded_results_would_leave():
     expected = recorded_figures()
-    there = {path for path in (files.repository_root() / "figures").rglob("*") if path.is_file()}
+    folders = {path.parent for _, path in expected}  # a profile that is run here and not recorded has its own
+    there = {path for folder in folders for path in folder.iterdir()}
     assert there == {path for _, path in expected}
     pinned = dict(line.split("==") for line in (files.repository_root() / "constraints.txt").read_text().split())
     same = all(provenance.installed(name) == pinned[name] for name in ("matplotlib", "seaborn", "pillow"))
