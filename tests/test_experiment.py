@@ -13,7 +13,7 @@ import torch
 from laboratory import TINY, rooted, small
 
 import zspag
-from zspag import checkpoints, experiment, files, provenance, zero_shot_unlearn
+from zspag import checkpoints, experiment, files, provenance, reproducible, zero_shot_unlearn
 from zspag.baselines import METHODS
 from zspag.cluster import spread_over
 from zspag.config import Ladders, SubspaceConfig
@@ -380,6 +380,12 @@ EVERY = {"model", "retrained", "material", "run", "zs_pag", "references", "audit
 )
 def test_keys_move_with_all_the_code_that_is_imported_and_with_no_other(edited, file, old, new, moved):
     assert edited(file, old, new) == moved
+
+
+@pytest.mark.parametrize("arch", [*experiment.cases.models.ARCHITECTURES, "somebody/net.py:build"])
+def test_the_code_of_every_training_is_known_again_without_torch(arch):
+    assert experiment.code_of(replace(PROFILE, arch=arch)) in reproducible._training_hashes()
+    assert provenance.closure_hash(["zspag.proxies"]) not in reproducible._training_hashes()
 
 
 def test_key_moves_with_the_profiles_own_architecture_and_with_no_other(tmp_path, monkeypatch):

@@ -323,7 +323,7 @@ def unlearn_with(
     seconds = time.perf_counter() - started
     before, after = (logits_of(one, channels_last(material.proxies.barely)) for one in (model, run.model))
     damage = None if run.diverged else held_out_damage(before, after, forget=forget)
-    layers = _layers(model, project, folds, frozen, chosen.names)
+    layers = _layers(model, project, folds, frozen, chosen.names, free)
     return Made(chosen, run, failed, layers, damage, seconds, relabel, project)
 
 
@@ -498,12 +498,16 @@ def _why_frozen(name: str, frozen: Mapping[str, str], moved: Sequence[str], free
 
 
 def _layers(
-    model: nn.Module, project: Projector, folds: Sequence[Fold], frozen: Mapping[str, str], moved: Sequence[str]
+    model: nn.Module,
+    project: Projector,
+    folds: Sequence[Fold],
+    frozen: Mapping[str, str],
+    moved: Sequence[str],
+    free: Mapping[str, int],
 ) -> tuple[Layer, ...]:
     """Say of every weight how much of held-out proxies and of held-out forget samples its projector leaves free."""
     leaks = [free_shares(model, fold.barely[:LOOKED_AT], fold.project) for fold in folds]
     forgets = [free_shares(model, fold.unseen[:LOOKED_AT], fold.project) for fold in folds]
-    free = free_dimension(project)
     layers = [
         Layer(
             name=own_name(model, name),

@@ -32,6 +32,7 @@ OPTIONS = (  # of `zspag run` and `zspag sweep`
     "test_half",
     "retrained",
 )
+NO_NETS = ("building", "layers", "user_files", "weights")  # of zspag.models: what all architectures share
 NAMED = 4  # differences of one kind that are listed
 
 # A finding is whether something is known to differ (or else cannot be known), and what.
@@ -133,9 +134,18 @@ def _code(path: Path, record: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _training_hashes() -> set[str]:
-    """Return the hash of the code of every architecture's training; one of the user's adds no module."""
-    modules = [f"zspag.models.{file.stem}" for file in (Path(__file__).parent / "models").glob("[a-z]*.py")]
-    return {provenance.code_hash([*provenance.TRAINING_CODE, *more]) for more in ([], *([name] for name in modules))}
+    """Return the hash of the code of every architecture's training; one of the user's adds no module.
+
+    A checkpoint of before keys held all that is imported has the hash of a list of modules.
+    """
+    files_there = (Path(__file__).parent / "models").glob("[a-z]*.py")
+    nets = {f"zspag.models.{file.stem}" for file in files_there if file.stem not in NO_NETS}
+    hashes = set()
+    for own in ([], *([name] for name in sorted(nets))):
+        code = ["zspag.training", "zspag.models.building", *own]
+        hashes.add(provenance.closure_hash(code, without=nets.difference(own)))
+        hashes.add(provenance.code_hash([*provenance.TRAINING_CODE, *own]))
+    return hashes
 
 
 def _counts(name: str, path: Path) -> bool:
