@@ -18,9 +18,8 @@ from typing import Any
 
 import pandas as pd
 
-from zspag import claims, cluster, experiment, files, provenance, runs, tables
-from zspag.config import Profile, from_dict, to_dict
-from zspag.runtime import pick_device
+from zspag import claims, cluster, experiment, files, runs, tables
+from zspag.config import Profile, from_dict
 
 ROW = 8  # methods beside the first one in a row of panels
 
@@ -45,14 +44,7 @@ def sweep(profile: Profile, methods: Sequence[str], *, record: bool, scheduler: 
         yield f"{experiment.TITLES[name]}: safe rates {tables.window_text(frame, name)}"
     name = f"sweep_{experiment.case_name(profile)}"
     data = experiment.data_of(profile)
-    made_by = provenance.record(
-        config=to_dict(profile),
-        seed=profile.seeds[0],
-        data_sha256=data.sha256,
-        device=pick_device().type,
-        threads=profile.threads,
-        started=started,
-    )
+    made_by = experiment.made_now(profile, seed=profile.seeds[0], started=started)
     made = dict.fromkeys(methods, _without_config(made_by))
     if record:
         before = _recorded(files.repository_root() / "results" / profile.name / f"{name}.json", profile, data.sha256)

@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zspag import experiment, files, provenance, runs
+from zspag import experiment, files, runs
 from zspag.audit.bench import SUBJECTS
 from zspag.audit.findings import Findings, findings, packed, unpacked
 from zspag.audit.panels import probe_panels, relearning_panels, residual_panels
 from zspag.audit.returns import arrival_table
 from zspag.audit.running import audit
 from zspag.audit.verdicts import verdict_table, verdicts
-from zspag.config import Profile, to_dict
+from zspag.config import Profile
 from zspag.relearning import RATE
-from zspag.runtime import pick_device
 from zspag.tables import markdown
 
 ASKED = tuple(name for name in SUBJECTS if name != "retrained")
@@ -61,14 +60,7 @@ def _result(profile: Profile, found: Findings, *, started: float) -> dict[str, A
             "class_names": [data.classes[forget] for forget in profile.classes],
             "seeds": list(profile.seeds),
         },
-        "provenance": provenance.record(
-            config=to_dict(profile),
-            seed=profile.seeds[0],
-            data_sha256=data.sha256,
-            device=pick_device().type,
-            threads=profile.threads,
-            started=started,
-        ),
+        "provenance": experiment.made_now(profile, seed=profile.seeds[0], started=started),
     }
 
 

@@ -207,6 +207,18 @@ def _build(profile: Profile, data: Dataset, kept: Split, seed: int) -> nn.Module
     )
 
 
+def made_now(profile: Profile, *, seed: int, started: float) -> dict[str, Any]:
+    """Return the provenance of what a profile's threads have just computed, begun at ``started`` (``time.time()``)."""
+    return provenance.record(
+        config=to_dict(profile),
+        seed=seed,
+        data_sha256=data_of(profile).sha256,
+        device=pick_device().type,
+        threads=profile.threads,
+        started=started,
+    )
+
+
 def untrained(profile: Profile, seed: int) -> nn.Module:
     """Return the original of a seed as it was before its first step."""
     data = data_of(profile)

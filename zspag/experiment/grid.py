@@ -28,6 +28,7 @@ from zspag.experiment.cases import (
     data_of,
     forget_set,
     guard_of,
+    made_now,
     panel_of,
     trained,
     training_key,
@@ -297,14 +298,7 @@ def kept_rows(
     path = _run_path(case, name, code)
     if not path.exists():
         started, rows = time.time(), list(compute())
-        record = provenance.record(
-            config=to_dict(case.profile),
-            seed=case.seed,
-            data_sha256=data_of(case.profile).sha256,
-            device=pick_device().type,
-            threads=case.profile.threads,
-            started=started,
-        )
+        record = made_now(case.profile, seed=case.seed, started=started)
         files.write_json(path, {"schema": 2, "rows": rows, "sha256": provenance.digest(rows), "provenance": record})
     return read_rows(path)
 
