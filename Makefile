@@ -43,7 +43,7 @@ notebooks: $(STAMP) ## Run the notebooks and write them back with their outputs
 	@$(RUN) -m zspag reproduce --profile digits --write-back
 
 readme: $(STAMP) ## Write the README's tables from the recorded results
-	@$(RUN) -m zspag.readme
+	@$(RUN) -m zspag.report.readme
 
 # The peer of one stage pins an old `requests`: it is put apart, without its dependencies, and found here only.
 PEERS := runs/peers
@@ -52,12 +52,12 @@ TORCHATTACKS := torchattacks==3.5.1
 bench: $(STAMP) ## Time every stage against other ways and the machine (TINY=1 to see that it runs, RECORD=1 to keep it)
 	@test -d $(PEERS)/torchattacks || $(RUN) -m pip install --disable-pip-version-check --no-input --quiet --no-deps \
 	  --target $(PEERS) $(TORCHATTACKS) || echo "$(TORCHATTACKS) cannot be fetched: its column stays empty" >&2
-	@PYTHONPATH=$(PEERS) $(RUN) -m zspag bench $(if $(filter 1,$(TINY)),--tiny) $(if $(filter 1,$(RECORD)),--record)
+	@PYTHONPATH=$(PEERS) $(RUN) -m benchmarks $(if $(filter 1,$(TINY)),--tiny) $(if $(filter 1,$(RECORD)),--record)
 
 OLD ?= $(firstword $(filter %.json,$(MAKECMDGOALS)))
 bench-compare: $(STAMP) ## Print the last run stage by stage over an older file: make bench-compare OLD.json
 	@test -n "$(OLD)" || { echo "Name the older file: make bench-compare results/bench/cpu.json" >&2; exit 1; }
-	@$(RUN) -m zspag bench --compare "$(OLD)"
+	@$(RUN) -m benchmarks --compare "$(OLD)"
 
 ifneq ($(filter bench-compare,$(MAKECMDGOALS)),)
 $(filter %.json,$(MAKECMDGOALS)): ;@:

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zspag.baselines import Problem, method
 from zspag.config import Ladders, UnlearnConfig
-from zspag.data import Guard, channel_statistics
-from zspag.data.sources import read_digits
-from zspag.material import Material, prepare
-from zspag.models import build
+from zspag.lab.data import Guard, channel_statistics
+from zspag.lab.data.sources import read_digits
+from zspag.lab.methods import Problem, method
+from zspag.lab.models import build
+from zspag.lab.training import train
 from zspag.profiles import PROFILES
+from zspag.proxy_statistics import Material, prepare
 from zspag.runtime import generator_for
-from zspag.training import train
 
 LADDER = (0.03, 1.0)
 TINY = replace(

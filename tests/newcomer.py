@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from zspag import files, provenance
+from zspag.report import files, provenance
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {

@@ -1,8 +1,8 @@
 """Recorded results made by hand, in which every claim holds: what the claims and their files are tested on."""
 
 from tests.frames import REFERENCES, grid
-from zspag.claims import BEST_LABELS, C3_FILES, FROZEN, RIVALS
-from zspag.files import read_json, write_json
+from zspag.report.claims import BEST_LABELS, C3_FILES, FROZEN, RIVALS
+from zspag.report.files import read_json, write_json
 
 SWEEP = "sweep_digits_digits_3-5"
 MADE = {"config": {"dataset": "digits", "arch": "digits"}, "started": "2026-01-01"}

@@ -64,5 +64,5 @@ class Stranger(nn.Module):
 
 
 def stranger(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """Return an untrained net; called as ``zspag.models.build`` calls any ``file.py:factory``."""
+    """Return an untrained net; called as ``zspag.lab.models.build`` calls any ``file.py:factory``."""
     return Stranger(num_classes, in_channels, image_size)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from laboratory import TINY, rooted
 
-from zspag import ablation, experiment
-from zspag.ablation import OWN, SCORES, Variant, axes, changed, moving, rows, table
 from zspag.config import to_dict
-from zspag.evaluation import score
-from zspag.experiment import Case, RunsFailed, forget_set, guard_of, material_of, panel_against, panel_of, trained
+from zspag.lab import ablation, experiment
+from zspag.lab.ablation import OWN, SCORES, Variant, axes, changed, moving, rows, table
+from zspag.lab.evaluation import score
+from zspag.lab.experiment import Case, RunsFailed, forget_set, guard_of, material_of, panel_against, panel_of, trained
 from zspag.profiles import PROFILES
 from zspag.unlearning import zero_shot_unlearn
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from zspag import allocator
+from zspag.speedups import allocator
 
 PROGRAM = """
 import resource, sys, torch

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from zspag import zero_shot_unlearn
 from zspag.activations import as_blocks, watching
+from zspag.calibration.rate_search import LARGEST, SMALLEST, rate_at
 from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.influence import label_scores
-from zspag.models import ARCHITECTURES, build
-from zspag.rate_search import LARGEST, SMALLEST, rate_at
+from zspag.lab.models import ARCHITECTURES, build
 from zspag.subspaces import by_energy, hard_projector, second_moments
 
 CLASSES, CHANNELS, FORGET = 4, 2, 2

@@ -7,13 +7,13 @@ import pytest
 import torch
 from laboratory import TINY, rooted
 
-from zspag import audit, recovery
-from zspag.audit import bench as benches
-from zspag.audit import record, running
-from zspag.audit.measures import MEASURES
-from zspag.evaluation import Masked, accuracy
-from zspag.experiment import TITLES, Case, RunsFailed, panel_of
-from zspag.relearning import RATE, SHARE
+from zspag.lab import audit
+from zspag.lab.audit import bench as benches
+from zspag.lab.audit import record, recovery, running
+from zspag.lab.audit.measures import MEASURES
+from zspag.lab.evaluation import Masked, accuracy
+from zspag.lab.experiment import TITLES, Case, RunsFailed, panel_of
+from zspag.lab.relearning import RATE, SHARE
 from zspag.runtime import logits_of
 
 pytestmark = pytest.mark.usefixtures("own_data")

@@ -6,9 +6,10 @@ from itertools import product
 import pandas as pd
 import pytest
 
-from zspag import audit, files, plots
-from zspag.audit.verdicts import PROBE, QUESTIONS
-from zspag.experiment import TITLES
+from zspag.lab import audit
+from zspag.lab.audit.verdicts import PROBE, QUESTIONS
+from zspag.lab.experiment import TITLES
+from zspag.report import files, plots
 
 STAGES = 2
 

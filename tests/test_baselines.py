@@ -11,13 +11,14 @@ import torch
 from laboratory import FORGET, LADDER, TINY, Fixed, caught_losses, changed_names, problem, small
 from reference import assert_same_state, state_of
 
-from zspag import baselines, calibration, experiment
-from zspag.baselines import METHODS, Method, Problem, retain_subspace, targets
-from zspag.baselines import method as shared_parts
-from zspag.baselines.oracles import merged_retain_subspace
+from zspag.calibration import cross_fitting
 from zspag.config import LabelConfig, Ladders, UnlearnConfig, UpdateConfig
-from zspag.evaluation import captured
-from zspag.experiment import Case, RetainDataRead, run_method
+from zspag.lab import experiment, methods
+from zspag.lab.evaluation import captured
+from zspag.lab.experiment import Case, RetainDataRead, run_method
+from zspag.lab.methods import METHODS, Method, Problem, retain_subspace, targets
+from zspag.lab.methods import method as shared_parts
+from zspag.lab.methods.oracles import merged_retain_subspace
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
 from zspag.runtime import channels_last, generator_for, logits_of, seed_of
 from zspag.subspaces import combine, pooled, random_like, second_moments
@@ -327,9 +328,9 @@ def test_label_variants_are_zs_pag_with_another_strategy(name, strategy):
 
 def test_curvature_gets_moments_in_their_own_size(monkeypatch):
     """As in ``zero_shot_unlearn``: normalized moments, which subspaces are cut from, would change the damping."""
-    real, handed = calibration.relabeler, []
+    real, handed = cross_fitting.relabeler, []
     monkeypatch.setattr(
-        calibration, "relabeler", lambda *args, **options: handed.append(options["moments"]) or real(*args, **options)
+        cross_fitting, "relabeler", lambda *args, **options: handed.append(options["moments"]) or real(*args, **options)
     )
     go("influence_labels", ladder=(0.03,))
     parts = small().material.moments
@@ -396,8 +397,8 @@ def test_rehearsal_depends_on_the_proxies_and_delete_does_not():
 def test_subspace_controls_have_the_ranks_of_the_proxies_subspace():
     case, own, count = small(), own_subspace(), len(small().material.proxies.labels)
     controls = [
-        baselines.forget_subspace(case.model, case.images, own=own),
-        baselines.noise_subspace(case.model, case.images, count=count, own=own, generator=generator_for("control")),
+        methods.forget_subspace(case.model, case.images, own=own),
+        methods.noise_subspace(case.model, case.images, count=count, own=own, generator=generator_for("control")),
         random_like(own, generator=generator_for("control")),
         retain_subspace(case.model, case.retain_images, case.retain_labels, own=own),
     ]
@@ -475,9 +476,9 @@ def cheating(read):
 
 def test_cheating_method_that_loads_the_data_set_is_caught(case, monkeypatch):
     def read():
-        import zspag.data
+        import zspag.lab.data
 
-        zspag.data.load("digits")
+        zspag.lab.data.load("digits")
 
     monkeypatch.setitem(METHODS, "cheat", cheating(read))
     with pytest.raises(RetainDataRead, match=r"cheat read 1797 samples beyond its forget set"):

@@ -11,8 +11,8 @@ from test_baselines import differ, go, loss_of
 from torch import nn
 from torch.nn import functional as F
 
-from zspag.baselines import adversarial
-from zspag.baselines.adversarial import (
+from zspag.lab.methods import adversarial
+from zspag.lab.methods.adversarial import (
     COPIES,
     FIRST_RADIUS,
     PENALTY,

@@ -9,11 +9,11 @@ from test_baselines import go, loss_of
 from torch import nn
 from torch.nn import functional as F
 
-from zspag.baselines import Problem, boundary
-from zspag.baselines.boundary import Expanded, boundary_labels, one_step_attack
-from zspag.material import Material
-from zspag.models import build
+from zspag.lab.methods import Problem, boundary
+from zspag.lab.methods.boundary import Expanded, boundary_labels, one_step_attack
+from zspag.lab.models import build
 from zspag.proxies import ProxySet
+from zspag.proxy_statistics import Material
 from zspag.runtime import generator_for, logits_of
 from zspag.subspaces import folded, second_moments
 from zspag.views import Views

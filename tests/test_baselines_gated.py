@@ -9,8 +9,9 @@ import torch
 from laboratory import FORGET, problem, small
 from torch import nn
 
-from zspag.baselines import gated
-from zspag.baselines.gated import (
+from zspag.config import UpdateConfig
+from zspag.lab.methods import gated
+from zspag.lab.methods.gated import (
     ATTENTION,
     GATE,
     IMAGES,
@@ -25,7 +26,6 @@ from zspag.baselines.gated import (
     image_maker,
     transfer_loss,
 )
-from zspag.config import UpdateConfig
 from zspag.runtime import generator_for, seed_of
 
 

@@ -10,9 +10,9 @@ from laboratory import LADDER, small
 from reference import Attending, gradient, undense
 from torch import nn
 
-from zspag.baselines import METHODS, Problem, importances
 from zspag.config import UnlearnConfig, UpdateConfig
-from zspag.models import build
+from zspag.lab.methods import METHODS, Problem, importances
+from zspag.lab.models import build
 from zspag.runtime import generator_for, logits_of
 
 CONFIG = UnlearnConfig(update=UpdateConfig(ladder=LADDER, whole_ladder=True))

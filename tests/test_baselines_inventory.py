@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from zspag.baselines import METHODS, inventory, oracles
 from zspag.config import Ladders
+from zspag.lab.methods import METHODS, inventory, oracles
 from zspag.profiles import PROFILES
 
 LADDERS = Ladders(low=(0.001, 0.01), middle=(0.03, 0.1), high=(0.3, 10.0))

@@ -8,12 +8,12 @@ import torch
 from laboratory import FORGET, problem, small
 from torch import nn
 
-from zspag.baselines import METHODS, labels
 from zspag.influence import dot, loss_gradient, soft_cross_entropy
+from zspag.lab.methods import METHODS, labels
+from zspag.projected_sgd import Descent
 from zspag.proxies import ProxySet
 from zspag.pseudo_labels import masked_log_probabilities
 from zspag.runtime import generator_for, logits_of
-from zspag.sgd import Descent
 from zspag.subspaces import Projector
 
 TILTS = ("worst_class_labels", "balanced_labels", "lookahead_labels", "bilevel_labels", "noise_labels")

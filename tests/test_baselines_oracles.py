@@ -10,11 +10,11 @@ from laboratory import FORGET, LADDER, Fixed, caught_losses, problem, small
 from torch import nn
 from torch.nn import functional as F
 
-from zspag.baselines import METHODS, Problem, oracles
 from zspag.config import SubspaceConfig, UnlearnConfig, UpdateConfig
+from zspag.lab.methods import METHODS, Problem, oracles
 from zspag.profiles import LADDERS
+from zspag.projected_sgd import batch_size
 from zspag.runtime import generator_for, logits_of
-from zspag.sgd import batch_size
 from zspag.subspaces import combine, second_moments
 
 STEPS = 20  # the small case: 60 forget samples, batches of 3

@@ -9,9 +9,9 @@ from reference import assert_same_state, state_of
 from torch import nn
 from torch.nn import functional as F
 
-from zspag.baselines import relatives
-from zspag.baselines.relatives import STAND_INS, aru, smoothed_attack, triplet
 from zspag.config import UpdateConfig
+from zspag.lab.methods import relatives
+from zspag.lab.methods.relatives import STAND_INS, aru, smoothed_attack, triplet
 from zspag.pseudo_labels import masked_log_probabilities
 from zspag.runtime import generator_for, logits_of
 

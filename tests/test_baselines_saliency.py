@@ -9,8 +9,8 @@ from test_baselines import go, weights
 from torch import nn
 from torch.nn import functional as F
 
-from zspag.baselines import saliency
-from zspag.baselines.saliency import saliency_mask
+from zspag.lab.methods import saliency
+from zspag.lab.methods.saliency import saliency_mask
 
 
 def original_mask():

@@ -5,10 +5,10 @@ import torch
 from laboratory import caught_losses
 from torch import nn
 
-from zspag.baselines import Problem, sensitivity
-from zspag.baselines.sensitivity import COPIES, IRRELEVANT, SIGMA, contribution, jit, lipschitz_quotient, mu_mis
 from zspag.config import UnlearnConfig, UpdateConfig
-from zspag.models import build
+from zspag.lab.methods import Problem, sensitivity
+from zspag.lab.methods.sensitivity import COPIES, IRRELEVANT, SIGMA, contribution, jit, lipschitz_quotient, mu_mis
+from zspag.lab.models import build
 from zspag.runtime import generator_for, seed_of
 
 PIXELS, CLASSES = 6, 3

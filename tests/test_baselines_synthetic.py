@@ -9,8 +9,9 @@ from laboratory import FORGET, changed_names, problem, small
 from torch import nn
 from torch.nn import functional as F
 
-from zspag.baselines import synthetic
-from zspag.baselines.synthetic import (
+from zspag.config import UpdateConfig
+from zspag.lab.methods import synthetic
+from zspag.lab.methods.synthetic import (
     NOISE_PER_CLASS,
     class_statistics,
     features_of,
@@ -20,8 +21,7 @@ from zspag.baselines.synthetic import (
     optimized_noise,
     sampled_features,
 )
-from zspag.config import UpdateConfig
-from zspag.models import build
+from zspag.lab.models import build
 from zspag.pseudo_labels import masked_log_probabilities
 from zspag.runtime import generator_for, logits_of
 from zspag.subspaces import second_moments

@@ -10,14 +10,16 @@ import reference
 import torch
 from torch import nn
 
-from zspag import allocator, bench, provenance, tables
+from benchmarks import stages
+from benchmarks.stages import machine, moments, precision, report, settings, startup, step, timing, trace, whole
+from benchmarks.stages.findings import Finding
 from zspag.__main__ import main
-from zspag.bench import machine, moments, precision, report, settings, startup, step, timing, trace, whole
-from zspag.bench.findings import Finding
 from zspag.config import SubspaceConfig
-from zspag.evaluation import captured
-from zspag.files import write_json
+from zspag.lab.evaluation import captured
 from zspag.profiles import PROFILES
+from zspag.report import provenance, tables
+from zspag.report.files import write_json
+from zspag.speedups import allocator
 from zspag.subspaces import Moments, Subspace, by_rank, projector, second_moments
 
 ROOT = Path(__file__).parents[1]
@@ -37,10 +39,10 @@ def _own_folder(tmp_path, monkeypatch):
 # ---- Every line runs
 
 
-@pytest.mark.parametrize("stage", bench.STAGES)
+@pytest.mark.parametrize("stage", stages.STAGES)
 @pytest.mark.filterwarnings("ignore")  # a kernel's own
 def test_every_stage_runs_on_tiny_sizes_and_finds_something(stage):
-    found = list(bench.measure(stage, settings.TINY, HERE, CPU))
+    found = list(stages.measure(stage, settings.TINY, HERE, CPU))
     failed = [one.note for one in found if one.what == "the stage"]
     assert not failed
     measured = [one for one in found if "torchattacks" not in one.what and one.note != "it takes a GPU"]
@@ -52,8 +54,8 @@ def test_every_stage_runs_on_tiny_sizes_and_finds_something(stage):
 
 
 def test_a_gpu_leaves_out_what_measures_the_cpu():
-    assert bench.stages_of(CPU) == tuple(bench.STAGES)
-    assert set(bench.STAGES) - set(bench.stages_of(torch.device("cuda"))) == {"start-up", "growth", "throttles"}
+    assert stages.stages_of(CPU) == tuple(stages.STAGES)
+    assert set(stages.STAGES) - set(stages.stages_of(torch.device("cuda"))) == {"start-up", "growth", "throttles"}
 
 
 def test_a_gpu_races_the_large_net_too_and_a_cpu_says_that_it_does_not(monkeypatch):
@@ -70,7 +72,7 @@ def test_a_gpu_races_the_large_net_too_and_a_cpu_says_that_it_does_not(monkeypat
 
 
 def test_a_run_writes_a_file_that_is_drawn_and_compared(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "STAGES", {"labels": bench.STAGES["labels"], "broken": _broken})
+    monkeypatch.setattr(stages, "STAGES", {"labels": stages.STAGES["labels"], "broken": _broken})
     assert main(["bench", "--tiny"]) == 0
     out = capsys.readouterr().out
     path = tmp_path / "runs" / "bench" / "cpu.json"

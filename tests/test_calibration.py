@@ -12,8 +12,9 @@ from external_nets import mlp as mlp_of_digits
 from laboratory import changed_names
 from torch import nn
 
-from zspag import calibration, zero_shot_unlearn
-from zspag.calibration import (
+from zspag import zero_shot_unlearn
+from zspag.calibration import cross_fitting
+from zspag.calibration.cross_fitting import (
     FITTED,
     attempt,
     fit_views,
@@ -24,13 +25,13 @@ from zspag.calibration import (
     pooled_projector,
     unlearn_with,
 )
-from zspag.checks import unsound
+from zspag.calibration.rate_search import LARGEST, SMALLEST, rate_at
 from zspag.config import ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
-from zspag.material import prepare
+from zspag.preflight.checks import unsound
+from zspag.projected_sgd import climb
+from zspag.proxy_statistics import prepare
 from zspag.pseudo_labels import relabeler
-from zspag.rate_search import LARGEST, SMALLEST, rate_at
 from zspag.runtime import generator_for, logits_of
-from zspag.sgd import climb
 from zspag.subspaces import by_energy, folded, hard_projector, second_moments, soft_projector
 
 CLASSES, FORGET = 10, 3
@@ -462,7 +463,7 @@ def test_a_rate_of_the_users_is_the_only_one(lr):
 
 
 def test_a_rate_of_the_users_is_tried_once_for_every_choice_of_layers(monkeypatch):
-    monkeypatch.setattr("zspag.rate_search.HARMLESS", -1.0)
+    monkeypatch.setattr("zspag.calibration.rate_search.HARMLESS", -1.0)
     report = run(config=options(layers="auto")).report
     assert [(trial.layers, trial.lr) for trial in report.tried] == [("all", 0.1), ("body", 0.1), ("head", 0.1)]
 
@@ -527,9 +528,9 @@ def test_reasons_of_the_caller_freeze_too_and_only_leaves_no_choice():
 
 
 def test_where_every_rate_ruins_the_model_it_comes_back_silenced_and_not_reached(monkeypatch):
-    fit = calibration.fit_labels
+    fit = cross_fitting.fit_labels
     monkeypatch.setattr(
-        calibration, "fit_labels", lambda *a, update, **k: fit(*a, update=replace(update, lr=update.lr * 1e30), **k)
+        cross_fitting, "fit_labels", lambda *a, update, **k: fit(*a, update=replace(update, lr=update.lr * 1e30), **k)
     )
     with pytest.warns(UserWarning, match="not reached: every rate made the weights infinite"):
         result = run(config=options(lr=None))
@@ -614,8 +615,8 @@ def test_reached_where_the_same_model_forgets_images_that_have_something_in_comm
 
 def test_a_trial_fits_no_more_than_its_share_of_views(monkeypatch):
     seen = []
-    fit = calibration.fit_labels
-    monkeypatch.setattr(calibration, "fit_labels", lambda *a, **k: seen.append(len(a[1])) or fit(*a, **k))
+    fit = cross_fitting.fit_labels
+    monkeypatch.setattr(cross_fitting, "fit_labels", lambda *a, **k: seen.append(len(a[1])) or fit(*a, **k))
     run(config=replace(options(epochs=1, forget_accuracy=0.99), views=20 * 20))
     *trials, final = seen
     assert trials == [FITTED, FITTED]

@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from zspag import checkpoints
-from zspag.checkpoints import CorruptCheckpoint, Store, load, save
-from zspag.provenance import read_header, read_record
+from zspag.lab import checkpoints
+from zspag.lab.checkpoints import CorruptCheckpoint, Store, load, save
+from zspag.report.provenance import read_header, read_record
 
 RECORD = {"commit": None, "config": {"lr": 0.1}, "seed": 3}
 KEY = {"seed": 0, "train": {"lr": 0.1, "epochs": 4}, "classes": [0, 2]}
@@ -150,7 +150,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from zspag.checkpoints import Store
+from zspag.lab.checkpoints import Store
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 setattr(*{"write": (Path, "write_bytes"), "sync": (os, "fsync"), "rename": (Path, "replace")}[sys.argv[2]], die)
@@ -164,7 +164,7 @@ def test_a_writer_killed_before_the_rename_leaves_the_old_checkpoint_and_no_half
     store.put("original", {"seed": 0}, {"weight": torch.zeros(3, 2)}, RECORD)
     for seed in (0, 1) if moment == "rename" else (0,):
         command = [sys.executable, "-c", KILLED, str(tmp_path), moment, str(seed)]
-        ended = subprocess.run(command, cwd=Path(checkpoints.__file__).parents[1], capture_output=True, check=False)
+        ended = subprocess.run(command, cwd=Path(checkpoints.__file__).parents[2], capture_output=True, check=False)
         assert ended.returncode == -signal.SIGKILL, ended.stderr
     tensors, record = store.get("original", {"seed": 0})
     assert torch.equal(tensors["weight"], torch.zeros(3, 2))

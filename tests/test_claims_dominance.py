@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from tests.frames import NAN, whole_frame
-from zspag.claims import comparison, comparison_table, dominated, verdict
-from zspag.tables import by_rule
+from zspag.report.claims import comparison, comparison_table, dominated, verdict
+from zspag.report.tables import by_rule
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from tests.frames import rows
-from zspag.claims import (
+from zspag.report.claims import (
     BEST_LABELS,
     C3_MEASURES,
     FROZEN,
@@ -17,7 +17,7 @@ from zspag.claims import (
     paired,
     ranked,
 )
-from zspag.tables import over_classes
+from zspag.report.tables import over_classes
 
 OURS = (BEST_LABELS, FROZEN)
 OFFSETS = {(0, 1): 0.3, (0, 2): 0.5, (3, 1): -0.2, (3, 2): 0.1, (7, 1): 0.9, (7, 2): 0.4}  # class, seed: hard or easy

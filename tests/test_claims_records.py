@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests import recorded
-from zspag import claims, readme
 from zspag.__main__ import main
-from zspag.files import read_json, write_json
+from zspag.report import claims, readme
+from zspag.report.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 

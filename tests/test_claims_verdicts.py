@@ -3,9 +3,9 @@
 import pytest
 
 from tests import recorded
-from zspag.claims import Check, Verdict, judge, lines, table
-from zspag.claims.checks import LIMITS, Limits
 from zspag.profiles import PROFILES
+from zspag.report.claims import Check, Verdict, judge, lines, table
+from zspag.report.claims.checks import LIMITS, Limits
 
 CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C6")
 

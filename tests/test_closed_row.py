@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from tests import reference
-from zspag import closed_row
-from zspag.closed_row import close_rows, original_row_closed
-from zspag.evaluation import Masked
-from zspag.head import NoHeadError, find_head, head_inputs, logits_under_head
+from zspag.heads import closed_row
+from zspag.heads.closed_row import close_rows, original_row_closed
+from zspag.heads.head import NoHeadError, find_head, head_inputs, logits_under_head
+from zspag.lab.evaluation import Masked
 
 N, D, K = 23, 13, 7
 GONE = (4, 0)  # 0 is what argmax says of a tie

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from zspag import cluster
-from zspag.cluster import spread_over
+from zspag.lab import cluster
+from zspag.lab.cluster import spread_over
 from zspag.runtime import pool_map
 
 

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from zspag.contrasts import bar_panels, curve_panels, ends, forgotten, means, verdict
+from zspag.report.contrasts import bar_panels, curve_panels, ends, forgotten, means, verdict
 
 DONE = {"hit_rate": 1.0, "free": 0.5, "eps": 0.1, "lr": 1.0, "samples": 9, "failed": "", "reached": True}
 

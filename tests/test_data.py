@@ -16,11 +16,11 @@ import torch
 from datafiles import assert_same_set, encoded, folder_files, picture, write_folder, write_tar, write_zip
 from PIL import Image
 
-import zspag.data
-from zspag.data import Dataset, Guard, Split, channel_statistics, data_root, gaussians2d, halved, load, thinned
-from zspag.data.archives import UnsafeArchiveError, files_in, unpack
-from zspag.data.sources import read_digits
-from zspag.data.splits import FEWEST, assemble
+import zspag.lab.data
+from zspag.lab.data import Dataset, Guard, Split, channel_statistics, data_root, gaussians2d, halved, load, thinned
+from zspag.lab.data.archives import UnsafeArchiveError, files_in, unpack
+from zspag.lab.data.sources import read_digits
+from zspag.lab.data.splits import FEWEST, assemble
 
 # ---------------------------------------------------------------------------------------------- digits and Gaussians
 
@@ -433,13 +433,13 @@ def test_an_archive_of_something_else_is_named(tmp_path):
 def insects(tmp_path, monkeypatch):
     """An image folder, loaded once, and the number of times it was read."""
     folder, reads = write_folder(tmp_path / "insects", folder_files()), []
-    read = zspag.data.loading.read_image_folder
+    read = zspag.lab.data.loading.read_image_folder
 
     def counting(*arguments, **options):
         reads.append(1)
         return read(*arguments, **options)
 
-    monkeypatch.setattr("zspag.data.loading.read_image_folder", counting)
+    monkeypatch.setattr("zspag.lab.data.loading.read_image_folder", counting)
     return load(folder, root=tmp_path), folder, reads
 
 
@@ -477,7 +477,7 @@ def test_a_corrupt_cache_is_built_again_with_a_note(insects, caplog, case):
     first, folder, reads = insects
     suffix, spoil, note = SPOILERS[case]
     spoil(cache_file(folder, suffix))
-    with caplog.at_level(logging.INFO, "zspag.data"):
+    with caplog.at_level(logging.INFO, "zspag.lab.data"):
         assert_same_set(first, load(folder, root=folder.parent))
     assert len(reads) == 2
     assert note in caplog.text
@@ -504,7 +504,7 @@ def test_a_changed_source_voids_the_cache(insects, change):
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, caplog):
     folder = write_folder(tmp_path / "insects", folder_files())
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with caplog.at_level(logging.INFO, "zspag.data"):
+    with caplog.at_level(logging.INFO, "zspag.lab.data"):
         assert len(load(folder, root=tmp_path).train) == 4
     assert "is not cached" in caplog.text
 

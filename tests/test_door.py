@@ -11,13 +11,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import zspag
-from zspag import door
-from zspag.baselines import METHODS, Problem
 from zspag.config import Ladders, ProxyConfig, UnlearnConfig, UpdateConfig
-from zspag.door import method_named, unlearn_by
-from zspag.evaluation import accuracy
-from zspag.material import prepare
+from zspag.lab import by_name
+from zspag.lab.by_name import method_named, unlearn_by
+from zspag.lab.evaluation import accuracy
+from zspag.lab.methods import METHODS, Problem
 from zspag.profiles import LADDERS
+from zspag.proxy_statistics import prepare
 from zspag.runtime import generator_for, logits_of
 from zspag.unlearning import zero_shot_unlearn
 
@@ -139,7 +139,7 @@ def test_without_a_rate_a_method_climbs_its_own_ladder_until_the_forget_set_is_f
 
 
 def test_a_search_that_ends_at_its_smallest_rate_says_that_it_ended_at_the_edge(monkeypatch):
-    monkeypatch.setattr(door, "LADDERS", Ladders(low=(0.01, 0.03), middle=(0.01, 0.03), high=(0.01, 0.03)))
+    monkeypatch.setattr(by_name, "LADDERS", Ladders(low=(0.01, 0.03), middle=(0.01, 0.03), high=(0.01, 0.03)))
     report = unlearn_by("delete", trained(), *forget_data(), config=CONFIG).report
     assert (report.reached, report.lr, report.at_edge) == (True, 0.01, True)
     assert any("the smallest rate, 0.01, forgot already" in warning for warning in report.warnings)

@@ -6,7 +6,7 @@ from dataclasses import asdict, astuple, replace
 import pytest
 import torch
 
-from zspag.evaluation import (
+from zspag.lab.evaluation import (
     FLOOR,
     Panel,
     Parts,

@@ -13,13 +13,13 @@ import torch
 from laboratory import TINY, rooted, small
 
 import zspag
-from zspag import checkpoints, experiment, files, provenance, reproducible, zero_shot_unlearn
-from zspag.baselines import METHODS
-from zspag.cluster import spread_over
+from zspag import zero_shot_unlearn
 from zspag.config import Ladders, SubspaceConfig
-from zspag.data import load
-from zspag.evaluation import score
-from zspag.experiment import (
+from zspag.lab import checkpoints, experiment
+from zspag.lab.cluster import spread_over
+from zspag.lab.data import load
+from zspag.lab.evaluation import score
+from zspag.lab.experiment import (
     REFERENCES,
     TITLES,
     Case,
@@ -31,9 +31,11 @@ from zspag.experiment import (
     training_key,
     whole_ladder,
 )
-from zspag.experiment.cases import forget_set
-from zspag.experiment.grid import run_method
+from zspag.lab.experiment.cases import forget_set
+from zspag.lab.experiment.grid import run_method
+from zspag.lab.methods import METHODS
 from zspag.profiles import PROFILES
+from zspag.report import files, provenance, reproducible
 from zspag.runtime import logits_of, pool_map, threads
 
 pytestmark = pytest.mark.usefixtures("own_data")
@@ -341,7 +343,7 @@ def edited(tmp_path, monkeypatch):
             | {
                 "references": experiment.grid._run_path(CASE, "references"),
                 "zs_pag": experiment.grid._run_path(CASE, "zs_pag"),
-                "audit": experiment.grid._run_path(CASE, "audit", ("zspag.audit.running",)),
+                "audit": experiment.grid._run_path(CASE, "audit", ("zspag.lab.audit.running",)),
             }
         )
 
@@ -364,18 +366,18 @@ EVERY = {"model", "retrained", "material", "run", "zs_pag", "references", "audit
     [
         ("runtime.py", '"/".join', '"+".join', EVERY),
         ("runtime.py", "Return a 63-bit seed that is", "Give a seed that is", set()),
-        ("training.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", EVERY),
-        ("models/small.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", EVERY),
-        ("models/vit.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
-        ("folding.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", EVERY - {"model", "retrained"}),
-        ("calibration.py", "STEPS = 10", "STEPS = 11", {"zs_pag", "audit"}),
-        ("baselines/targets.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"run", "audit"}),
-        ("baselines/gated.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"audit"}),
-        ("audit/measures.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"audit"}),
-        ("plots.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
+        ("lab/training.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", EVERY),
+        ("lab/models/small.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", EVERY),
+        ("lab/models/vit.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
+        ("speedups/conv_bn.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", EVERY - {"model", "retrained"}),
+        ("calibration/cross_fitting.py", "STEPS = 10", "STEPS = 11", {"zs_pag", "audit"}),
+        ("lab/methods/targets.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"run", "audit"}),
+        ("lab/methods/gated.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"audit"}),
+        ("lab/audit/measures.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"audit"}),
+        ("report/plots.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
         ("outcome_plot.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
         ("__main__.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
-        ("claims/verdicts.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
+        ("report/claims/verdicts.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
     ],
 )
 def test_keys_move_with_all_the_code_that_is_imported_and_with_no_other(edited, file, old, new, moved):

@@ -18,14 +18,23 @@ from torch import nn
 from torch.nn import functional as F
 
 from zspag import zero_shot_unlearn
-from zspag.checks import preflight, unsound
-from zspag.classifiers import Classifier, cast_back, classifier, logits_in, own_model, own_name, place_of, working_copy
 from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig
-from zspag.inputs import forget_set
-from zspag.model_checks import layout_of
-from zspag.reachability import unreachable
+from zspag.preflight.checks import preflight, unsound
+from zspag.preflight.classifiers import (
+    Classifier,
+    cast_back,
+    classifier,
+    logits_in,
+    own_model,
+    own_name,
+    place_of,
+    working_copy,
+)
+from zspag.preflight.inputs import forget_set
+from zspag.preflight.model_checks import layout_of
+from zspag.preflight.reachability import unreachable
+from zspag.preflight.surroundings import SETTINGS, plain_layout, surroundings
 from zspag.runtime import channels_last, copied
-from zspag.surroundings import SETTINGS, plain_layout, surroundings
 
 
 def looked_at(model, images=None, labels=FORGET, **options):

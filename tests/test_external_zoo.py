@@ -30,11 +30,12 @@ from benchmarks.external.nets import CONFIRMATION, DEVELOPMENT, NETS, LeNet, Net
 from benchmarks.external.old import Child, finite
 from benchmarks.external.old import main as answer_jobs
 from benchmarks.external.table import choices_page, page, write_choices, write_table
-from zspag import calibration, proxies, zero_shot_unlearn
+from zspag import proxies, zero_shot_unlearn
+from zspag.calibration import cross_fitting
 from zspag.config import ProxyConfig, TrainConfig, to_dict
-from zspag.data.splits import Split, assemble
-from zspag.files import read_json
+from zspag.lab.data.splits import Split, assemble
 from zspag.outcome import Trial
+from zspag.report.files import read_json
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "digits": (1, 8, 8), "orl-faces": (1, 48, 48)}
@@ -493,7 +494,7 @@ def test_the_old_attack_stays_in_its_ball_and_ends_where_its_last_step_leads(tin
 
 def test_folds_of_the_same_sources_exchange_what_they_are_judged_by(monkeypatch):
     folds = [
-        calibration.Fold(torch.zeros(1), torch.zeros(1), torch.zeros(1), None, torch.full((1,), own), torch.zeros(1))
+        cross_fitting.Fold(torch.zeros(1), torch.zeros(1), torch.zeros(1), None, torch.full((1,), own), torch.zeros(1))
         for own in (0.0, 1.0)
     ]
     monkeypatch.setattr(choices, "make_folds", lambda: folds)

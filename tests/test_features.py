@@ -9,9 +9,9 @@ from torch import nn
 from tests import reference
 from tests.laboratory import FORGET, small
 from zspag import runtime
-from zspag.evaluation import Masked
-from zspag.features import cka_per_stage, linear_cka, penultimate, stage_features
-from zspag.models import build
+from zspag.lab.audit.features import cka_per_stage, linear_cka, penultimate, stage_features
+from zspag.lab.evaluation import Masked
+from zspag.lab.models import build
 from zspag.runtime import logits_of
 
 N, K = 5, 7

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from zspag.files import (
+from zspag.report.files import (
     checkout_above,
     data_root,
     own_root,
@@ -142,13 +142,13 @@ def test_what_json_cannot_hold_is_refused_with_its_path(value, error, message):
 
 
 def test_the_root_is_the_checkout_unless_the_environment_names_another(monkeypatch, tmp_path):
-    assert (repository_root() / "zspag" / "files.py").is_file()
+    assert (repository_root() / "zspag" / "report" / "files.py").is_file()
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
     assert repository_root() == own_root() == tmp_path
 
 
 def test_the_root_of_an_installed_package_is_the_current_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr("zspag.files.checkout_above", lambda package: None)
+    monkeypatch.setattr("zspag.report.files.checkout_above", lambda package: None)
     monkeypatch.chdir(tmp_path)
     assert (repository_root(), own_root()) == (tmp_path, None)
 

@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from zspag import folding, models
-from zspag.folding import norm_pairs, norms_folded
 from zspag.influence import logit_derivatives
+from zspag.lab import models
 from zspag.runtime import frozen
+from zspag.speedups import conv_bn
+from zspag.speedups.conv_bn import norm_pairs, norms_folded
 
 
 def wild_(model):
@@ -147,8 +148,8 @@ def test_a_weight_that_moves_inside_is_followed_and_so_are_gradients_that_come_a
 @pytest.mark.parametrize("still", [True, False])
 def test_weights_that_cannot_move_are_scaled_once_for_all_passes(still, monkeypatch):
     model, x, made = wild_(built("conv7")), torch.rand(2, 3, 32, 32, dtype=torch.float64), []
-    pairs, scaled = norm_pairs(model, x), folding._scaled
-    monkeypatch.setattr(folding, "_scaled", lambda *of: made.append(of) or scaled(*of))
+    pairs, scaled = norm_pairs(model, x), conv_bn._scaled
+    monkeypatch.setattr(conv_bn, "_scaled", lambda *of: made.append(of) or scaled(*of))
     with frozen(model) if still else nullcontext(), norms_folded(pairs):
         for _ in range(3):
             model(x)
@@ -157,9 +158,9 @@ def test_weights_that_cannot_move_are_scaled_once_for_all_passes(still, monkeypa
 
 def test_nobody_looks_for_pairs_when_little_work_is_ahead():
     model = built("conv7")
-    assert norm_pairs(model, torch.rand(9, 3, 32, 32), passes=folding.WORTH / 9)
+    assert norm_pairs(model, torch.rand(9, 3, 32, 32), passes=conv_bn.WORTH / 9)
     model.register_forward_hook(lambda *_: pytest.fail("looked"))
-    assert norm_pairs(model, torch.rand(9, 3, 32, 32), passes=(folding.WORTH - 1) / 9) == ()
+    assert norm_pairs(model, torch.rand(9, 3, 32, 32), passes=(conv_bn.WORTH - 1) / 9) == ()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -172,7 +173,7 @@ def test_derivatives_of_logits_are_those_of_the_plain_model(case, monkeypatch):
         direction = {n: torch.randn_like(part).detach() for n, part in model.named_parameters() if part.dim() >= least}
         found = []
         for worth in (math.inf, 0):
-            monkeypatch.setattr(folding, "WORTH", worth)
+            monkeypatch.setattr(conv_bn, "WORTH", worth)
             found.append(logit_derivatives(model, x, direction))
         torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
         assert found[0][1].abs().max() > 0.1
@@ -192,7 +193,7 @@ def test_a_pair_that_does_not_belong_together_is_noticed():
     """Negative control of the check by logits: without it, a use that no mode sees would be folded."""
     torch.manual_seed(0)
     model, x = wild_(Behind()), torch.rand(1, 3, 32, 32, dtype=torch.float64)
-    watch = folding._Uses({id(tensor) for tensor in (*model.parameters(), *model.buffers())})
+    watch = conv_bn._Uses({id(tensor) for tensor in (*model.parameters(), *model.buffers())})
     with torch.no_grad(), watch:
         plain = model(x)
     assert len(watch.pairs()) == 1

@@ -14,19 +14,20 @@ from pretended import AWAY, HOME, held, pretended_gpu
 from torch import Tensor
 from torch.nn import functional as F
 
-from zspag import bench, runtime
-from zspag.baselines import METHODS, Problem
-from zspag.bench import machine
-from zspag.bench.settings import TINY
+from benchmarks import stages
+from benchmarks.stages import machine
+from benchmarks.stages.settings import TINY
+from zspag import runtime
 from zspag.config import ProxyConfig, TrainConfig, UpdateConfig
 from zspag.influence import conjugate_gradients, label_scores, loss_gradient
-from zspag.material import prepare
-from zspag.models import build
+from zspag.lab.methods import METHODS, Problem
+from zspag.lab.models import build
+from zspag.lab.training import train
+from zspag.projected_sgd import descend
 from zspag.proxies import attack
+from zspag.proxy_statistics import prepare
 from zspag.runtime import channels_last, generator_for, logits_of, sent
-from zspag.sgd import descend
 from zspag.subspaces import second_moments
-from zspag.training import train
 from zspag.unlearning import zero_shot_unlearn
 
 REPOSITORY = Path(__file__).parents[1]
@@ -356,10 +357,10 @@ def test_training_waits_per_epoch_and_not_per_step(gpu, recipe):
 # Benchmarks and notebooks
 
 
-@pytest.mark.parametrize("stage", bench.stages_of(AWAY))
+@pytest.mark.parametrize("stage", stages.stages_of(AWAY))
 def test_a_stage_of_the_benchmark_runs_on_a_gpu(gpu, own_data, stage):
     here = machine.measure(AWAY, side=32, copied=2**12, repeats=2)
-    assert list(bench.STAGES[stage](TINY, here, AWAY))
+    assert list(stages.STAGES[stage](TINY, here, AWAY))
 
 
 @pytest.fixture(scope="module")

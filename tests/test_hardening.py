@@ -7,7 +7,7 @@ import torch
 from laboratory import changed_names, small
 
 from zspag.config import ProxyConfig
-from zspag.hardening import hardened
+from zspag.lab.adversarial_training import hardened
 from zspag.proxies import attack
 from zspag.runtime import generator_for, logits_of
 

@@ -8,9 +8,9 @@ import pytest
 from datafiles import encoded, folder_files, idx_files, picture, write_folder
 
 from zspag.__main__ import main
-from zspag.data import load
-from zspag.data.inventory import listing
-from zspag.data.loading import NAMED
+from zspag.lab.data import load
+from zspag.lab.data.inventory import listing
+from zspag.lab.data.loading import NAMED
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zspag import experiment, provenance
 from zspag.__main__ import main
-from zspag.baselines import METHODS
 from zspag.config import FolderConfig, Ladders
-from zspag.files import write_json
+from zspag.lab import experiment
+from zspag.lab.methods import METHODS
 from zspag.profiles import PROFILES
+from zspag.report import provenance
+from zspag.report.files import write_json
 
 COMMANDS = ("reproduce", "run", "sweep", "audit", "unlearn", "methods", "claims", "bench", "data", "env", "provenance")
 
@@ -26,7 +27,7 @@ COMMANDS = ("reproduce", "run", "sweep", "audit", "unlearn", "methods", "claims"
 @pytest.fixture
 def started(monkeypatch):
     """Catch what `zspag run`, `zspag sweep`, `zspag audit` and `zspag unlearn` would start."""
-    from zspag import audit, runs, sweep, unlearn_files
+    from zspag.lab import audit, runs, sweep, unlearn_files
 
     calls = []
 
@@ -193,7 +194,7 @@ def test_sweep_of_an_unknown_method_names_the_known_ones(capsys, tmp_path, monke
 
 
 def test_sweep_with_failed_runs_names_them_and_exits_with_1(monkeypatch, capsys):
-    from zspag import experiment, sweep
+    from zspag.lab import experiment, sweep
 
     def fail(*_arguments, **_options):
         yield "a line"
@@ -221,7 +222,7 @@ def test_a_trial_is_not_audited_for_the_record(started, capsys):
 
 
 def test_audit_with_a_failed_class_names_it_and_exits_with_1(monkeypatch, capsys):
-    from zspag import audit, experiment
+    from zspag.lab import audit, experiment
 
     def fail(*_arguments, **_options):
         yield "a line"
@@ -309,7 +310,7 @@ def unlearning(folder, *more):
 
 
 def test_unlearn_hands_everything_on(started, tmp_path):
-    from zspag.unlearn_files import Task
+    from zspag.lab.unlearn_files import Task
 
     plain = Task("net.py:make", tmp_path / "w.pt", tmp_path / "photos", tmp_path / "out.pt")
     assert main(unlearning(tmp_path)) == 0
@@ -347,7 +348,7 @@ def test_unlearn_says_what_cannot_work_in_one_sentence(capsys, tmp_path):
 
 
 def test_a_goal_that_is_not_reached_has_an_exit_code_of_its_own(capsys, tmp_path, monkeypatch):
-    from zspag import unlearn_files
+    from zspag.lab import unlearn_files
 
     def short(_request):
         yield "a page"
@@ -359,7 +360,7 @@ def test_a_goal_that_is_not_reached_has_an_exit_code_of_its_own(capsys, tmp_path
 
 
 def test_an_interrupted_unlearn_says_that_nothing_was_written(capsys, tmp_path, monkeypatch):
-    from zspag import unlearn_files
+    from zspag.lab import unlearn_files
 
     def interrupted(_request):
         raise KeyboardInterrupt
@@ -396,7 +397,7 @@ def test_unlearn_from_the_command_line_to_the_file(capsys, tmp_path):
 
 
 def test_methods_lists_every_method_with_the_rates_of_the_profile(capsys):
-    from zspag.baselines import METHODS
+    from zspag.lab.methods import METHODS
 
     assert main(["methods"]) == 0
     out, err = said(capsys)
@@ -456,7 +457,7 @@ def test_file_without_provenance_is_said_in_one_sentence(name, content, message,
 
 
 def test_interruption_says_that_nothing_is_lost(started, capsys, monkeypatch):
-    from zspag import runs
+    from zspag.lab import runs
 
     def interrupted(*_args, **_options):
         raise KeyboardInterrupt
@@ -467,7 +468,7 @@ def test_interruption_says_that_nothing_is_lost(started, capsys, monkeypatch):
 
 
 def test_error_of_our_own_is_not_dressed_up(started, monkeypatch):
-    from zspag import runs
+    from zspag.lab import runs
 
     def broken(*_args, **_options):
         raise TypeError("a bug")
@@ -491,7 +492,7 @@ def test_error_of_our_own_is_not_dressed_up(started, monkeypatch):
     ],
 )
 def test_an_error_of_the_system_is_one_sentence(error, sentence, started, capsys, monkeypatch):
-    from zspag import runs
+    from zspag.lab import runs
 
     def fail(*_args, **_options):
         raise error
@@ -523,7 +524,7 @@ def test_a_reader_that_has_seen_enough_ends_it_without_a_word(provenance_command
 
 
 def test_a_broken_pipe_that_is_not_ours_is_an_error_like_others(started, capsys, monkeypatch):
-    from zspag import runs
+    from zspag.lab import runs
 
     def fail(*_args, **_options):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from zspag.evaluation import masked
-from zspag.membership import attack, balanced, scores
-from zspag.roc import area, best_threshold
+from zspag.lab.audit.membership import attack, balanced, scores
+from zspag.lab.audit.roc import area, best_threshold
+from zspag.lab.evaluation import masked
 
 K, FOLDS = 5, 3
 ATTACKS = {"loss", "confidence", "entropy", "modified_entropy", "regression"}

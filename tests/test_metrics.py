@@ -1,4 +1,4 @@
-"""Metrics usable alone: every figure against the definition in ``zspag.evaluation``, whatever form the data have."""
+"""Metrics usable alone: every figure against the definition in ``lab.evaluation``, whatever form the data have."""
 
 import json
 import math
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from zspag.evaluation import Masked, Panel, Parts, score
-from zspag.metrics import evaluate, wilson
+from zspag.lab.evaluation import Masked, Panel, Parts, score
+from zspag.lab.metrics import evaluate, wilson
 from zspag.runtime import logits_of
 
 N, C, H, W, K = 151, 2, 5, 3, 4  # N: more than one chunk

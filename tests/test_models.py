@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from zspag import checkpoints
-from zspag.models import ARCHITECTURES, Normalize, build
+from zspag.lab import checkpoints
+from zspag.lab.models import ARCHITECTURES, Normalize, build
 
 SIZES = {"alexnet": 16, "allcnn": 8, "conv7": 4, "digits": 4, "resnet18": 8, "vgg11": 16, "vgg16": 16, "vit": 8}
 ROOT = Path(__file__).parent.parent

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from zspag import files, plots
-from zspag.notebook import Page, Picture, repository_root, resolve_profile, sha256
 from zspag.profiles import PROFILES
+from zspag.report import files, plots
+from zspag.report.page import Page, Picture, repository_root, resolve_profile, sha256
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_profile_is_the_parameter_then_the_environment_then_digits(monkeypatch):
 
 def test_root_is_the_repository_unless_the_environment_names_another(monkeypatch, tmp_path):
     monkeypatch.delenv("ZSPAG_ROOT", raising=False)
-    assert (repository_root() / "zspag" / "notebook.py").is_file()
+    assert (repository_root() / "zspag" / "report" / "page.py").is_file()
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
     assert repository_root() == tmp_path
 
@@ -79,7 +79,7 @@ def test_figure_that_cannot_be_drawn_leaves_no_file_and_is_not_sealed(root, draw
         path.write_bytes(b"half")
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(sys.modules["zspag.plots"], "render", broken)
+    monkeypatch.setattr(sys.modules["zspag.report.plots"], "render", broken)
     page = Page("02_proxies", "smoke")
     with pytest.raises(RuntimeError, match="no ink"):
         page.figure("02_budget", "curve", {}, caption="Rate.")
@@ -96,8 +96,8 @@ def test_finding_that_does_not_hold_stops_every_profile_but_a_trial(root):
 
 def test_rows_are_kept_until_a_cell_or_the_package_or_the_profile_changes(root, monkeypatch):
     computed, cells, code = [], ["a = 1"], ["one"]
-    monkeypatch.setattr("zspag.notebook._cells_so_far", lambda: list(cells))
-    monkeypatch.setattr("zspag.provenance.code_hash", lambda names: [*names, *code])
+    monkeypatch.setattr("zspag.report.page._cells_so_far", lambda: list(cells))
+    monkeypatch.setattr("zspag.report.provenance.code_hash", lambda names: [*names, *code])
 
     def rows(profile="smoke"):
         return Page("04_labels", profile, data_sha256="d").kept("steps", lambda: (computed.append(1), [{"x": 0.1}])[1])

@@ -14,8 +14,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from zspag.reproduce.pages import MACHINE_PATH, MAX_BYTES, output_texts
-from zspag.reproduce.parameters import find_notebooks, literal_parameters
+from zspag.report.reproduce.pages import MACHINE_PATH, MAX_BYTES, output_texts
+from zspag.report.reproduce.parameters import find_notebooks, literal_parameters
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
@@ -194,7 +194,7 @@ def good_page():
     cells = [
         new_markdown_cell("# Three\n\n**Paper:** section 3.2\n- Needs: digits\n- Makes: one figure\n- Time: 3 s"),
         new_code_cell("profile = None", metadata={"tags": ["parameters"]}, execution_count=1),
-        new_code_cell("from zspag.notebook import Page\npage = Page('03_three', profile)", execution_count=2),
+        new_code_cell("from zspag.report.page import Page\npage = Page('03_three', profile)", execution_count=2),
         new_markdown_cell(text),
         new_code_cell("page.figure('03_bars', 'bars', {}, caption='x')", execution_count=3, outputs=[picture]),
         new_markdown_cell("*Figure 3.1. Bars.*"),

@@ -28,7 +28,7 @@ from datafiles import (
     write_zip,
 )
 
-from zspag.data import channel_statistics, data_root, load
+from zspag.lab.data import channel_statistics, data_root, load
 
 OFFICIAL = ("mnist", "fashion", "cifar10", "cifar100", "svhn")
 
@@ -210,9 +210,9 @@ REAL = data_root() / "cache"
 
 @pytest.mark.skipif(not (REAL / "cifar10.safetensors").exists(), reason="the real CIFAR-10 has not been loaded here")
 def test_the_real_cifar_10_has_its_published_statistics_and_the_hash_of_the_committed_checkpoints(monkeypatch):
-    monkeypatch.setattr("zspag.data.cache._write", lambda *_: None)  # the user's folder is read, and read only
-    monkeypatch.setattr("zspag.data.official.unpack", None)
-    monkeypatch.setattr("zspag.data.official._download", None)
+    monkeypatch.setattr("zspag.lab.data.cache._write", lambda *_: None)  # the user's folder is read, and read only
+    monkeypatch.setattr("zspag.lab.data.official.unpack", None)
+    monkeypatch.setattr("zspag.lab.data.official._download", None)
     cifar = load("cifar10", root=REAL.parent)
     assert cifar.classes == cifar_classes(10)
     assert cifar.train.labels.bincount().tolist() == [5000] * 10

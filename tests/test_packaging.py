@@ -28,8 +28,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from zspag import cluster
 from zspag.__main__ import EXTRAS, main
+from zspag.lab import cluster
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -200,7 +200,7 @@ import contextlib, io, os, sys
 from zspag import provenance
 from zspag import cluster
 from zspag.__main__ import main
-from zspag.files import repository_root
+from zspag.report.files import repository_root
 
 answers = {{}}
 for line in {lines}:
@@ -289,7 +289,7 @@ def test_a_sweep_over_processes_names_the_extra_for_it_before_it_works(monkeypat
         with cluster.spread_over(None, workers=2, threads_each=1):
             yield "work"
 
-    monkeypatch.setattr("zspag.sweep.sweep", sweep)
+    monkeypatch.setattr("zspag.lab.sweep.sweep", sweep)
     assert main(["sweep", "--profile", "smoke"]) == 0
     assert capsys.readouterr().out == "work\n"
     monkeypatch.setitem(sys.modules, "distributed", None)
@@ -301,6 +301,6 @@ def test_a_missing_module_that_no_extra_brings_is_an_error_of_its_own(monkeypatc
     def broken():
         raise ModuleNotFoundError("No module named 'zspag.gone'", name="zspag.gone")
 
-    monkeypatch.setattr("zspag.data.inventory.listing", broken)
+    monkeypatch.setattr("zspag.lab.data.inventory.listing", broken)
     with pytest.raises(ModuleNotFoundError, match="zspag.gone"):
         main(["data", "list"])

@@ -9,10 +9,10 @@ import torch
 from datafiles import encoded, folder_files, picture, write_folder, write_tar
 from PIL import Image
 
-from zspag.data import load
-from zspag.data.folders import labelled_folder
-from zspag.data.listing import class_of, in_order, read_classes
-from zspag.data.pictures import IMAGE_SUFFIXES, decode, grey, stacked
+from zspag.lab.data import load
+from zspag.lab.data.folders import labelled_folder
+from zspag.lab.data.listing import class_of, in_order, read_classes
+from zspag.lab.data.pictures import IMAGE_SUFFIXES, decode, grey, stacked
 
 WIDE = picture(0, size=(6, 4))
 

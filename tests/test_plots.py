@@ -6,8 +6,8 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from zspag import files, plots, provenance
-from zspag.baselines import METHODS
+from zspag.lab.methods import METHODS
+from zspag.report import files, plots, provenance
 
 LINE = {"x": [0.1, 0.3, 1.0], "y": [3.0, 2.0, 2.5]}
 DATA = {

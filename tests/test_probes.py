@@ -9,11 +9,11 @@ from torch import nn
 
 from tests import reference
 from tests.laboratory import FORGET, small
-from zspag.data.sources import read_digits
-from zspag.evaluation import Masked, accuracy
-from zspag.features import penultimate
-from zspag.models import build
-from zspag.probes import Recall, linear_probe, logit_restored, prototype_probe
+from zspag.lab.audit.features import penultimate
+from zspag.lab.audit.probes import Recall, linear_probe, logit_restored, prototype_probe
+from zspag.lab.data.sources import read_digits
+from zspag.lab.evaluation import Masked, accuracy
+from zspag.lab.models import build
 from zspag.runtime import logits_of
 
 CLASSES = (2, 5, 6, 9)

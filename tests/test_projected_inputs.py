@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zspag.projected_inputs import ProjectedInputs
+from zspag.speedups.projected_inputs import ProjectedInputs
 from zspag.subspaces import by_rank, hard_projector, second_moments, soft_projector
 
 CLASSES = 5

@@ -13,10 +13,10 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from zspag import provenance
-from zspag.checkpoints import save
-from zspag.files import write_json
-from zspag.provenance import code_hash, describe, digest, png_metadata, read_header, read_record, record
+from zspag.lab.checkpoints import save
+from zspag.report import provenance
+from zspag.report.files import write_json
+from zspag.report.provenance import code_hash, describe, digest, png_metadata, read_header, read_record, record
 
 TORCH = torch.__version__.split("+")[0]  # the build, such as +cpu, is not in every wheel's metadata
 
@@ -162,8 +162,10 @@ def test_code_hash_keeps_strings_that_are_no_docstrings(module):
 
 
 def test_code_hash_does_not_depend_on_order_and_names_what_has_no_source():
-    assert code_hash(["zspag.files", "zspag.config"]) == code_hash(["zspag.config", "zspag.files", "zspag.files"])
-    assert code_hash(["zspag.files"]) != code_hash(["zspag.config"])
+    assert code_hash(["zspag.report.files", "zspag.config"]) == code_hash(
+        ["zspag.config", "zspag.report.files", "zspag.config"]
+    )
+    assert code_hash(["zspag.report.files"]) != code_hash(["zspag.config"])
     for name in ("zspag.absent", "math"):
         with pytest.raises(ValueError, match=f"{name} is not a module with source code"):
             code_hash([name])
@@ -282,9 +284,9 @@ def test_describe_says_all_that_the_record_holds_and_leaves_out_the_rest():
 def test_reading_a_checkpoint_needs_neither_torch_nor_safetensors(tmp_path):
     _write(tmp_path / "a.safetensors", _record())
     program = (
-        "import sys; from zspag.provenance import read_record; print(read_record(sys.argv[1])['seed']);"
+        "import sys; from zspag.report.provenance import read_record; print(read_record(sys.argv[1])['seed']);"
         "assert not {'torch', 'safetensors', 'PIL', 'numpy'} & set(sys.modules)"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "a.safetensors")]
-    root = Path(provenance.__file__).parents[1]
+    root = Path(provenance.__file__).parents[2]
     assert subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout == "7\n"

@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from zspag.outcome import Trial
-from zspag.rate_search import (
+from zspag.calibration.rate_search import (
     ALIKE,
     HARMLESS,
     LARGEST,
@@ -21,6 +20,7 @@ from zspag.rate_search import (
     rate_at,
     search_rate,
 )
+from zspag.outcome import Trial
 
 START = -2
 PLACES = range(SMALLEST, LARGEST + 1)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from zspag import claims, files, readme
 from zspag.config import to_dict
-from zspag.files import write_json
 from zspag.profiles import PROFILES
+from zspag.report import claims, files, readme
+from zspag.report.files import write_json
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

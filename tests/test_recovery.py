@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from tests.laboratory import FORGET, changed_names, small
-from zspag import recovery, relearning
-from zspag.evaluation import Masked, accuracy
-from zspag.models import build
-from zspag.recovery import anamnesis, arrivals, checkpoints, training_curve, training_curves
-from zspag.relearning import relearning_curve, steps_until
+from zspag.lab import relearning
+from zspag.lab.audit import recovery
+from zspag.lab.audit.recovery import anamnesis, arrivals, checkpoints, training_curve, training_curves
+from zspag.lab.evaluation import Masked, accuracy
+from zspag.lab.models import build
+from zspag.lab.relearning import relearning_curve, steps_until
 from zspag.runtime import generator_for, logits_of
 
 LR = 0.0002

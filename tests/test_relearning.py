@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from tests.laboratory import FORGET, changed_names, small
-from zspag import relearning
-from zspag.evaluation import Masked
-from zspag.models import build
-from zspag.relearning import relearning_curve, steps_until
+from zspag.lab import relearning
+from zspag.lab.evaluation import Masked
+from zspag.lab.models import build
+from zspag.lab.relearning import relearning_curve, steps_until
 
 LR = 0.0002
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests import reference
-from zspag.remainder import contrast, measure_remainder, source_folds, source_probe
+from zspag.heads.remainder import contrast, measure_remainder, source_folds, source_probe
 
 D = 30
 

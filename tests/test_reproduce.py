@@ -13,15 +13,15 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from zspag import files
-from zspag import reproduce as driver
-from zspag.reproduce import KernelMissing, NotebookFailed, add_arguments, reproduce, run
-from zspag.reproduce.pages import MACHINE_PATH, MAX_BYTES, strip, write_back
-from zspag.reproduce.parameters import check_parameters, declared_parameters, find_notebooks, parse_parameters
-from zspag.reproduce.progress import Clock
-from zspag.reproduce.report import TIMES, compare, record
+from zspag.report import files
+from zspag.report import reproduce as driver
+from zspag.report.reproduce import KernelMissing, NotebookFailed, add_arguments, reproduce, run
+from zspag.report.reproduce.pages import MACHINE_PATH, MAX_BYTES, strip, write_back
+from zspag.report.reproduce.parameters import check_parameters, declared_parameters, find_notebooks, parse_parameters
+from zspag.report.reproduce.progress import Clock
+from zspag.report.reproduce.report import TIMES, compare, record
 
-PAGE = "from zspag.notebook import Page\npage = Page('{name}', profile)"
+PAGE = "from zspag.report.page import Page\npage = Page('{name}', profile)"
 RESULT = "page.result('{number}_sum', {{'parts': [1, 2, 4]}}, numbers={{'sum': ({value}, 0.5)}})"
 SEAL = "page.seal()"
 
@@ -101,7 +101,7 @@ def test_kernel_is_this_interpreter_whatever_the_user_has_installed(root, monkey
 
 
 def driver_file():
-    return str(Path(driver.__file__).parents[1] / "__init__.py")
+    return str(Path(driver.__file__).parents[2] / "__init__.py")
 
 
 FAILURES = {
@@ -391,7 +391,7 @@ def test_recorded_figures_are_redrawn_without_torch_or_a_kernel(root):
         "import sys, argparse\n"
         "from zspag import plots\n"
         "plots.render = lambda content, path, **_: path.write_bytes(content['draw'].encode())\n"
-        "from zspag.reproduce import add_arguments, run\n"
+        "from zspag.report.reproduce import add_arguments, run\n"
         "parser = argparse.ArgumentParser(); add_arguments(parser)\n"
         "code = run(parser.parse_args(['--profile', 'smoke', '--recorded']))\n"
         "assert not {'torch', 'papermill'} & set(sys.modules), 'heavy imports'\n"
@@ -428,7 +428,7 @@ def test_an_interrupt_leaves_no_kernel_no_worker_and_no_half_file(root, number):
     )
     write(root, "00_busy", PAGE.format(name="00_busy"), busy, SEAL)
     script = (
-        "import argparse, signal, sys\nfrom zspag.reproduce import add_arguments, run\n"
+        "import argparse, signal, sys\nfrom zspag.report.reproduce import add_arguments, run\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs start without one
         "parser = argparse.ArgumentParser(); add_arguments(parser)\n"
         "sys.exit(run(parser.parse_args(['--profile', 'smoke'])))"

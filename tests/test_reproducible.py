@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from zspag import provenance, reproducible
 from zspag.__main__ import main
 from zspag.config import to_dict
-from zspag.files import read_json, write_json
-from zspag.plots import save
 from zspag.profiles import PROFILES
+from zspag.report import provenance, reproducible
+from zspag.report.files import read_json, write_json
+from zspag.report.plots import save
 
 DATA = "ab" * 32
 SOURCE = 'def double(x):\n    """Twice."""\n    return 2 * x  # reason\n'
@@ -268,7 +268,7 @@ def test_a_figure_without_its_result_cannot_be_compared(root, figure):
 
 def trained(root, **changes):
     """The header of a checkpoint is all that is read of it."""
-    modules = [*provenance.TRAINING_CODE, "zspag.models.small"]
+    modules = [*provenance.TRAINING_CODE, "zspag.lab.models.small"]
     key = {"data": DATA, "arch": "digits", "without": None, "code": provenance.code_hash(modules)} | changes
     made = record() | {"config": key, "config_sha256": provenance.digest(key), "commit": None}
     header = json.dumps({"__metadata__": {"zspag": json.dumps(made)}}).encode()
@@ -280,7 +280,7 @@ def trained(root, **changes):
 def test_trained_model_is_compared_by_the_hash_of_its_code_without_a_checkout(root):
     shutil.rmtree(root / ".git")
     assert reproducible.verdict(trained(root)) == SAME
-    assert "no: code (zspag.models.building, " in reproducible.verdict(trained(root, code="0" * 64))
+    assert "no: code (zspag.lab.models.building, " in reproducible.verdict(trained(root, code="0" * 64))
 
 
 def test_saying_so_needs_no_torch(root):
@@ -288,7 +288,7 @@ def test_saying_so_needs_no_torch(root):
     program = "import sys; from zspag.__main__ import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
     command = [sys.executable, "-c", program, "provenance", str(path)]
     answer = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(provenance.__file__).parents[1], check=False
+        command, capture_output=True, text=True, cwd=Path(provenance.__file__).parents[2], check=False
     )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.splitlines()[-1].startswith("this tree reproduces it: ")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from laboratory import TINY, rooted
 
-from zspag import experiment, requests
-from zspag.data import Guard
-from zspag.evaluation import score
-from zspag.experiment import Case, RunsFailed, data_of, panel_of, trained
-from zspag.requests import (
+from zspag.lab import experiment, scenarios
+from zspag.lab.data import Guard
+from zspag.lab.evaluation import score
+from zspag.lab.experiment import Case, RunsFailed, data_of, panel_of, trained
+from zspag.lab.scenarios import (
     Request,
     across_classes,
     at_once,
@@ -48,7 +48,7 @@ def calls(monkeypatch):
         seen.append((model, labels, already_forgotten, result))
         return result
 
-    monkeypatch.setattr(requests.outcome, "zero_shot_unlearn", spy)
+    monkeypatch.setattr(scenarios.outcome, "zero_shot_unlearn", spy)
     return seen
 
 
@@ -81,7 +81,7 @@ def test_the_method_is_handed_no_more_than_the_profile_says():
 
 def test_samples_and_orders_are_drawn_by_the_seed():
     inside = (data_of(QUICK).train.labels == 4).nonzero().flatten()
-    first, again, other = (requests.drawn(Case(QUICK, seed, 4), 0.3, of=inside).samples for seed in (0, 0, 1))
+    first, again, other = (scenarios.drawn(Case(QUICK, seed, 4), 0.3, of=inside).samples for seed in (0, 0, 1))
     assert first == again != other
     assert len(first) == round(0.3 * len(inside))
     assert set(first) < set(inside.tolist())
@@ -170,7 +170,7 @@ def test_a_row_ends_where_a_request_is_refused(monkeypatch):
             raise ValueError("no more")
         return zero_shot_unlearn(*args, already_forgotten=already_forgotten, **options)
 
-    monkeypatch.setattr(requests.outcome, "zero_shot_unlearn", refusing)
+    monkeypatch.setattr(scenarios.outcome, "zero_shot_unlearn", refusing)
     rows = in_a_row(QUICK, 0, (6, 0, 2))
     assert [row["refused"] for row in rows] == ["", "no more"]
     assert rows[1] == {"seed": 0, "told": True, "step": 2, "label": 0, "refused": "no more", "warned": []}
@@ -201,7 +201,7 @@ def test_rows_are_made_once(monkeypatch):
         in_a_row(QUICK, 0, (8, 1, 5)),
         at_once(QUICK, 0, counts=(2,)),
     ]
-    monkeypatch.setattr(requests.outcome, "zero_shot_unlearn", None)
+    monkeypatch.setattr(scenarios.outcome, "zero_shot_unlearn", None)
     again = [
         part_of_class(case),
         across_classes(QUICK, 0),
@@ -217,7 +217,7 @@ def test_rows_are_made_once(monkeypatch):
 
 def test_the_table_holds_every_kind_and_says_what_failed(monkeypatch):
     kinds = {"part": lambda profile, seed: part_of_class(Case(profile, seed, 8)), "across": across_classes}
-    monkeypatch.setattr(requests.kinds, "_KINDS", kinds)
+    monkeypatch.setattr(scenarios.kinds, "_KINDS", kinds)
     rows = table(QUICK, (0,))
     assert [row["kind"] for row in rows] == ["part"] * 3 + ["across"] * 6
     assert [row["method"] for row in rows] == ["original", "retrained", "zs_pag"] * 3
@@ -231,6 +231,6 @@ def test_the_table_holds_every_kind_and_says_what_failed(monkeypatch):
 
 
 def test_an_error_of_ours_is_no_refusal(monkeypatch):
-    monkeypatch.setattr(requests.outcome, "zero_shot_unlearn", partial(zero_shot_unlearn, unknown=1))
+    monkeypatch.setattr(scenarios.outcome, "zero_shot_unlearn", partial(zero_shot_unlearn, unknown=1))
     with pytest.raises(TypeError, match="unknown"):
         sent(every_other((2,)), trained(QUICK, 0))

@@ -5,7 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from zspag import plots, requests
+from zspag.lab import scenarios
+from zspag.report import plots
 
 NOTHING = {"acc_retain": math.nan, "refused": "", "warned": []}
 
@@ -37,7 +38,7 @@ def made():
 
 
 def test_classes_at_once_are_means_over_seeds_in_percent():
-    forget, lost, gap = requests.together_panels(made())
+    forget, lost, gap = scenarios.together_panels(made())
     assert forget["groups"] == ["2 classes"]
     assert forget["series"] == {"original": [90], "retrained": [0], "ZS-PAG": [1]}
     assert lost["series"]["ZS-PAG"] == pytest.approx([1])
@@ -45,7 +46,7 @@ def test_classes_at_once_are_means_over_seeds_in_percent():
 
 
 def test_a_row_ends_where_it_was_refused():
-    back, lost, drift = requests.row_panels(made())
+    back, lost, drift = scenarios.row_panels(made())
     for panel in (back, lost, drift):
         assert {name: curve["x"] for name, curve in panel["series"].items()} == {
             "told what is gone": [1, 2], "not told": [1, 2]
@@ -57,13 +58,13 @@ def test_a_row_ends_where_it_was_refused():
 def test_a_ruined_model_has_no_point_of_drift():
     rows = made()
     rows["drift"] = rows["drift"].astype(object).where(~((rows["kind"] == "in a row") & (rows["step"] == 2)), None)
-    back, _, drift = requests.row_panels(rows)
+    back, _, drift = scenarios.row_panels(rows)
     assert drift["series"]["told what is gone"]["x"] == [1]
     assert back["series"]["told what is gone"]["x"] == [1, 2]
 
 
 def test_what_was_refused_has_no_bar():
-    half, across = requests.part_panels(made())
+    half, across = scenarios.part_panels(made())
     assert half["series"]["ZS-PAG"] == pytest.approx([5, 5, 5])
     assert half["series"]["retrained"] == pytest.approx([80, 80, 80])
     assert across["series"]["ZS-PAG"] == [0, 0, 0]
@@ -72,7 +73,7 @@ def test_what_was_refused_has_no_bar():
 
 @pytest.mark.parametrize(
     ("panels", "kind"),
-    [(requests.together_panels, "bars"), (requests.row_panels, "curves"), (requests.part_panels, "bars")],
+    [(scenarios.together_panels, "bars"), (scenarios.row_panels, "curves"), (scenarios.part_panels, "bars")],
 )
 def test_the_panels_can_be_drawn(panels, kind):
     result = {"draw": kind, "data": {"panels": panels(made())}, "profile": "digits", "provenance": {}}
@@ -80,7 +81,7 @@ def test_the_panels_can_be_drawn(panels, kind):
 
 
 def test_the_method_s_own_words_are_repeated_once():
-    assert sorted(requests.said(made())) == [
+    assert sorted(scenarios.said(made())) == [
         "across classes: refused. no class is left",
         "in a row, untold: refused. too few proxies",
         "in a row: refused. too few proxies",
@@ -89,7 +90,7 @@ def test_the_method_s_own_words_are_repeated_once():
 
 
 def test_the_summary_follows_the_numbers():
-    at_once, told, untold, half = requests.summary(made())
+    at_once, told, untold, half = scenarios.summary(made())
     assert at_once == "At once, up to 2 classes: 1.0 % still recognized, +1.00 points over-unlearned."
     assert "after 2 requests 0.2 % of the best known" in told
     assert "with a drift of 0.2000 nats" in untold
@@ -98,7 +99,7 @@ def test_the_summary_follows_the_numbers():
 
 def test_where_everything_was_refused_nothing_is_said():
     rows = made().assign(acc_retain=math.nan)
-    assert requests.summary(rows) == []
-    panels = requests.row_panels(rows)
+    assert scenarios.summary(rows) == []
+    panels = scenarios.row_panels(rows)
     assert panels[0]["series"]["not told"]["x"] == []
     assert plots.draw({"draw": "curves", "data": {"panels": panels}, "profile": "digits", "provenance": {}}).axes

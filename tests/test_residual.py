@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.laboratory import FORGET, Fixed, changed_names, small
-from zspag.evaluation import Masked
-from zspag.residual import recognized, recognized_nearby, recognized_under_attack, residual
+from zspag.lab.audit.residual import recognized, recognized_nearby, recognized_under_attack, residual
+from zspag.lab.evaluation import Masked
 from zspag.runtime import logits_of
 
 

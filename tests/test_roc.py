@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zspag.roc import area, best_threshold, interval, true_positive_rate
+from zspag.lab.audit.roc import area, best_threshold, interval, true_positive_rate
 
 N, M = 23, 17
 

@@ -7,8 +7,9 @@ import torch
 from datafiles import folder_files, write_folder
 from laboratory import FORGET, TINY, rooted
 
-from zspag import checkpoints, experiment, files, provenance, runs
-from zspag.data.sources import read_digits
+from zspag.lab import checkpoints, experiment, runs
+from zspag.lab.data.sources import read_digits
+from zspag.report import files, provenance
 
 pytestmark = pytest.mark.usefixtures("own_data")
 PROFILE = replace(TINY, classes=(FORGET,), unlearn=replace(TINY.unlearn, update=replace(TINY.unlearn.update, lr=0.6)))

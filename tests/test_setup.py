@@ -193,7 +193,7 @@ def test_what_is_large_is_ignored(name):
     assert subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", name], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["data/README.md", "results/digits/a.json", "zspag/data/a.py", "figures/digits/a.png"])
+@pytest.mark.parametrize("name", ["data/README.md", "results/digits/a.json", "zspag/lab/data/a.py", "figures/a.png"])
 def test_what_belongs_to_the_repository_is_not_ignored(name):
     _tracked()
     assert subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", name], check=False).returncode == 1

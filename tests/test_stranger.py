@@ -11,9 +11,9 @@ from stranger import stranger
 
 from zspag import zero_shot_unlearn
 from zspag.config import TrainConfig
-from zspag.data import load
-from zspag.models import build
-from zspag.training import train
+from zspag.lab.data import load
+from zspag.lab.models import build
+from zspag.lab.training import train
 
 FORGET = 8
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from laboratory import TINY, rooted
 
-from zspag import experiment, files, provenance, sweep
-from zspag.baselines import METHODS
 from zspag.config import Ladders
-from zspag.evaluation import Scores
+from zspag.lab import experiment, sweep
+from zspag.lab.evaluation import Scores
+from zspag.lab.methods import METHODS
+from zspag.report import files, provenance
 
 pytestmark = pytest.mark.usefixtures("own_data")
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from tests.frames import NAN, REFERENCES, grid, rows, whole_frame
-from zspag.tables import (
+from zspag.report.tables import (
     by_rule,
     cost_table,
     curve,
@@ -28,7 +28,7 @@ from zspag.tables import (
     window,
     window_text,
 )
-from zspag.tables.averages import _T975
+from zspag.report.tables.averages import _T975
 
 # Means and intervals
 

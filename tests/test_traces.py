@@ -10,9 +10,9 @@ from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
 from tests.laboratory import FORGET, small
-from zspag.evaluation import Masked, mean_js
+from zspag.lab.audit.output_divergence import entropies, label_shares, streisand, zrf
+from zspag.lab.evaluation import Masked, mean_js
 from zspag.runtime import logits_of
-from zspag.traces import entropies, label_shares, streisand, zrf
 
 N, K = 23, 5
 randn = partial(torch.randn, dtype=torch.float64)

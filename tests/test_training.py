@@ -8,10 +8,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from zspag import training
 from zspag.config import TrainConfig
-from zspag.models import build
-from zspag.training import augmented, distorted, mixed, one_cycle, precision_of, train
+from zspag.lab import training
+from zspag.lab.models import build
+from zspag.lab.training import augmented, distorted, mixed, one_cycle, precision_of, train
 
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.1, augment="shift_flip", pad=2)
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from zspag.config import Profile
-from zspag.files import read_json
 from zspag.profiles import PAPER_DATA, PAPER_NETS, PROFILES
+from zspag.report.files import read_json
 
 ROOT = Path(__file__).parents[1]
 TRIAL: Profile = PROFILES["paper-trial"]

@@ -19,14 +19,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from zspag import files, provenance, unlearn_files
-from zspag.data.sources import read_digits
-from zspag.models import Normalize
-from zspag.unlearn_files import GoalNotReached, Task
+from zspag.lab import unlearn_files
+from zspag.lab.data.sources import read_digits
+from zspag.lab.models import Normalize
+from zspag.lab.unlearn_files import GoalNotReached, Task
+from zspag.report import files, provenance
 
 pytestmark = pytest.mark.usefixtures("own_data")
 FACTORY = """
-from zspag.models import build
+from zspag.lab.models import build
 
 def make():
     return build("digits", num_classes=10, in_channels=1, image_size=8, width=8, mean=[0.5], std=[0.5])
@@ -249,7 +250,7 @@ class Four(Net):
 def test_photos_get_the_channels_that_the_model_takes(given, method, tmp_path, net, photos, channels, remark):
     path = tmp_path / "coloured_nets.py"
     path.write_text(COLOURED)
-    from zspag.models import from_file
+    from zspag.lab.models import from_file
 
     save_file(from_file(f"{path}:{net}").state_dict(), given.weights)
     (tmp_path / "photos" / "3").mkdir(parents=True)
@@ -342,7 +343,7 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_tied_weights_come_back_tied(given, method, tmp_path, suffix):
-    from zspag.models import from_file
+    from zspag.lab.models import from_file
 
     (tmp_path / "tied_net.py").write_text(FACTORY + TIED)
     place = f"{tmp_path / 'tied_net.py'}:Tied"

@@ -12,15 +12,16 @@ import torch
 from laboratory import changed_names
 from torch import nn
 
-from zspag import calibration, subspaces
-from zspag.calibration import free_dimension
+from zspag import subspaces
+from zspag.calibration import cross_fitting
+from zspag.calibration.cross_fitting import free_dimension
 from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
-from zspag.material import prepare
 from zspag.outcome import Epoch
+from zspag.projected_sgd import Descent, batch_size, climb, descend, fit_labels
+from zspag.proxy_statistics import prepare
 from zspag.pseudo_labels import relabeler
 from zspag.runtime import generator_for, logits_of
-from zspag.sgd import Descent, batch_size, climb, descend, fit_labels
 from zspag.subspaces import by_energy, hard_projector, pooled, projector, second_moments, soft_projector
 from zspag.unlearning import zero_shot_unlearn
 
@@ -636,7 +637,7 @@ def test_a_class_already_forgotten_is_no_label_and_is_not_protected(monkeypatch)
         )
         return seen[-1][2]
 
-    monkeypatch.setattr(calibration, "relabeler", spy)
+    monkeypatch.setattr(cross_fitting, "relabeler", spy)
     model, (images, labels) = make_model(), forget_set()
     for already in ((), (3,), (3, 2)):  # a class may be asked for twice
         report = zero_shot_unlearn(

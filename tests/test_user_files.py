@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from zspag.models import build, from_file
-from zspag.models.user_files import model_of
-from zspag.models.weights import facts_from, load_into, read_state, renamed, write_state
+from zspag.lab.models import build, from_file
+from zspag.lab.models.user_files import model_of
+from zspag.lab.models.weights import facts_from, load_into, read_state, renamed, write_state
 
 # ---- Files of Python
 

@@ -11,9 +11,9 @@ from external_nets import FORGET, digits, trained
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from zspag.checks import class_tuple, preflight
-from zspag.classifiers import classifier, place_of, working_copy
-from zspag.inputs import forget_set
+from zspag.preflight.checks import class_tuple, preflight
+from zspag.preflight.classifiers import classifier, place_of, working_copy
+from zspag.preflight.inputs import forget_set
 
 COUNT, SHAPE = 9, (3, 8, 10)
 CPU = torch.device("cpu")

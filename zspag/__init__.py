@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
-    from zspag.door import unlearn_by
-    from zspag.metrics import Metrics, evaluate
-    from zspag.models import Normalize
+    from zspag.lab.by_name import unlearn_by
+    from zspag.lab.metrics import Metrics, evaluate
+    from zspag.lab.models import Normalize
     from zspag.outcome import Report
     from zspag.unlearning import Unlearned, zero_shot_unlearn
 
@@ -35,16 +35,16 @@ __all__ = [
 
 _HOME = {
     "LabelConfig": "config",
-    "Metrics": "metrics",
-    "Normalize": "models",
+    "Metrics": "lab.metrics",
+    "Normalize": "lab.models",
     "ProxyConfig": "config",
     "Report": "outcome",
     "SubspaceConfig": "config",
     "UnlearnConfig": "config",
     "Unlearned": "unlearning",
     "UpdateConfig": "config",
-    "evaluate": "metrics",
-    "unlearn_by": "door",
+    "evaluate": "lab.metrics",
+    "unlearn_by": "lab.by_name",
     "zero_shot_unlearn": "unlearning",
 }
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from zspag import __version__, profiles
-from zspag.allocator import keep_freed_memory
 from zspag.config import FolderConfig, Ladders, Profile
+from zspag.speedups.allocator import keep_freed_memory
 
 GONE = 141  # what a shell reports of a program that writes where nobody reads any more
 REMEDIES = {
@@ -122,7 +122,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from zspag import reproduce
+    from zspag.report import reproduce
 
     parser = argparse.ArgumentParser(
         prog="zspag", description="Zero-shot machine unlearning with proxy adversarial data.", epilog=PLACES,
@@ -167,15 +167,6 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--profile", choices=sorted(profiles.PROFILES), help="whose results (default: all recorded)")
     one.add_argument("--fresh", action="store_true", help="judge what was computed here (runs/PROFILE/results) instead")
     one.set_defaults(action=_claims)
-
-    one = commands.add_parser("bench", help="time every stage against other ways and the machine, or compare two runs")
-    one.add_argument("--only", help="stages, comma-separated (default: all)")
-    one.add_argument("--tiny", action="store_true", help="tiny sizes: numbers mean nothing, but every line runs")
-    one.add_argument("--record", action="store_true", help="write results and figure to results/bench")
-    one.add_argument(
-        "--compare", type=Path, metavar="OLD.json", help="the last run beside an older one, nothing is measured"
-    )
-    one.set_defaults(action=_bench)
 
     one = commands.add_parser("data", help="list the data sets, get one, or check a cached one against its source")
     _add_data_tasks(one)
@@ -274,7 +265,7 @@ def _profile(chosen: argparse.Namespace) -> Profile:
     Raises:
         ValueError: If an option does not fit; the message names it.
     """
-    from zspag import runs
+    from zspag.lab import runs
 
     profile = profiles.for_pair(profiles.PROFILES[chosen.profile], dataset=chosen.dataset, arch=chosen.arch)
     changes: dict[str, object] = {
@@ -299,7 +290,7 @@ def _profile(chosen: argparse.Namespace) -> Profile:
 
 def _announced(profile: Profile) -> Profile:
     """Print which folder became which class, where the data set is an image folder."""
-    from zspag import runs
+    from zspag.lab import runs
 
     for line in runs.folder_lines(profile):
         print(line, flush=True)
@@ -307,7 +298,7 @@ def _announced(profile: Profile) -> Profile:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from zspag import runs
+    from zspag.lab import runs
 
     for line in runs.run(_announced(_profile(chosen)), record=chosen.record):
         print(line, flush=True)
@@ -315,8 +306,8 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 def _sweep(chosen: argparse.Namespace) -> int:
-    from zspag import sweep
-    from zspag.baselines import METHODS
+    from zspag.lab import sweep
+    from zspag.lab.methods import METHODS
 
     profile = replace(_profile(chosen), retrained=not chosen.no_retrained)
     if chosen.rates is not None:
@@ -329,14 +320,14 @@ def _sweep(chosen: argparse.Namespace) -> int:
 
 
 def _audit(chosen: argparse.Namespace) -> int:
-    from zspag import audit
+    from zspag.lab import audit
 
     return _print_runs(chosen, audit.publish(_announced(_profile(chosen)), record=chosen.record))
 
 
 def _print_runs(chosen: argparse.Namespace, lines: Iterable[str]) -> int:
     """Print lines as they come; return 1 if some of the runs behind them failed."""
-    from zspag.experiment import RunsFailed
+    from zspag.lab.experiment import RunsFailed
 
     try:
         for line in lines:
@@ -379,7 +370,7 @@ def _each_once(option: str, items: Sequence[Item]) -> tuple[Item, ...]:
 
 
 def _unlearn(chosen: argparse.Namespace) -> int:
-    from zspag.unlearn_files import GoalNotReached, Task, unlearn_files
+    from zspag.lab.unlearn_files import GoalNotReached, Task, unlearn_files
 
     before, shift, scale = chosen.already_forgotten, chosen.mean, chosen.std
     task = Task(
@@ -407,7 +398,7 @@ def _unlearn(chosen: argparse.Namespace) -> int:
 
 
 def _methods(chosen: argparse.Namespace) -> int:
-    from zspag.baselines import METHODS, inventory
+    from zspag.lab.methods import METHODS, inventory
 
     for line in inventory.listing(METHODS, ladders=profiles.PROFILES[chosen.profile].ladders):
         print(line)
@@ -415,8 +406,8 @@ def _methods(chosen: argparse.Namespace) -> int:
 
 
 def _claims(chosen: argparse.Namespace) -> int:
-    from zspag import claims
-    from zspag.files import repository_root
+    from zspag.report import claims
+    from zspag.report.files import repository_root
 
     root = repository_root()
     named = [chosen.profile] if chosen.profile else claims.profiles(root / "results")
@@ -429,20 +420,8 @@ def _claims(chosen: argparse.Namespace) -> int:
     return 1 if troubles or not found else 0
 
 
-def _bench(chosen: argparse.Namespace) -> int:
-    from zspag import bench
-
-    if chosen.compare is not None:
-        print("\n".join(bench.compare(chosen.compare)))
-        return 0
-    only = _each_once("--only", chosen.only.split(",")) if chosen.only else None
-    for line in bench.run(tiny=chosen.tiny, only=only, record=chosen.record):
-        print(line, flush=True)
-    return 0
-
-
 def _data(chosen: argparse.Namespace) -> int:
-    from zspag.data import inventory
+    from zspag.lab.data import inventory
 
     if chosen.task == "list":
         print("\n".join(inventory.listing()))
@@ -461,7 +440,7 @@ def _env(_chosen: argparse.Namespace) -> int:
 
     import torch
 
-    from zspag import provenance
+    from zspag.report import provenance
     from zspag.runtime import pick_device
 
     record = provenance.record(
@@ -477,7 +456,7 @@ def _env(_chosen: argparse.Namespace) -> int:
 
 
 def _provenance(chosen: argparse.Namespace) -> int:
-    from zspag import provenance, reproducible
+    from zspag.report import provenance, reproducible
 
     print(provenance.describe(provenance.read_record(chosen.file)))
     print(reproducible.verdict(chosen.file))

@@ -301,7 +301,7 @@ class Ladders:
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """How an image folder of the user's is read; None leaves an option to ``zspag.data``, which checks them all.
+    """How an image folder of the user's is read; None leaves an option to ``zspag.lab.data``, which checks them all.
 
     Attributes:
         image_size: Height and width that images are resized to, in pixels.
@@ -322,15 +322,15 @@ class Profile:
 
     Attributes:
         name: Name on the command line and in every path.
-        dataset: Name known to ``zspag.data``, or the path of an image folder.
-        arch: Name known to ``zspag.models``, or ``file.py:factory``.
+        dataset: Name known to ``zspag.lab.data``, or the path of an image folder.
+        arch: Name known to ``zspag.lab.models``, or ``file.py:factory``.
         width: Channels of the first block.
         classes: Forget classes, each in turn.
         seeds: A seed is a new original and new retrained models.
         train: Training recipe.
         unlearn: Configuration of ZS-PAG.
         ladders: Learning rates a method is run at.
-        methods: Names known to ``zspag.baselines``.
+        methods: Names known to ``zspag.lab.methods``.
         forget_samples: Forget images of a class handed to a method; None means all of its training images.
         retain_samples: Images of every retained class handed to an oracle, and to no other method; None means all.
         workers: Processes of the grid.

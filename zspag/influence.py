@@ -28,8 +28,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from zspag.activations import Outputs, as_blocks, watching
-from zspag.folding import norm_pairs, norms_folded
 from zspag.runtime import chunks, frozen, plain_attention
+from zspag.speedups.conv_bn import norm_pairs, norms_folded
 
 Direction = dict[str, Tensor]
 

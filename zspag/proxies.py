@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zspag.config import ProxyConfig
-from zspag.folding import norm_pairs, norms_folded
-from zspag.progress import step
+from zspag.preflight.progress import step
 from zspag.runtime import chunks, frozen, logits_of, sent
+from zspag.speedups.conv_bn import norm_pairs, norms_folded
 
 MOST_PROBES = 20  # forget samples per class that the search for a radius attacks at most
 HALVINGS = 6  # of the way from the source to the proxy: a barely hit one lies within 1/64 of the border

@@ -16,18 +16,18 @@ from typing import Any
 
 from torch import nn
 
-from zspag import progress as bars
-from zspag.calibration import Made, unlearn_with
-from zspag.checks import Preflight, preflight, unsound
-from zspag.classifiers import cast_back, classifier, own_model, place_of, working_copy
-from zspag.closed_row import close_rows
+from zspag.calibration.cross_fitting import Made, unlearn_with
 from zspag.config import UnlearnConfig
-from zspag.inputs import ForgetSet, forget_set
-from zspag.material import HALVABLE, Material, prepare
+from zspag.heads.closed_row import close_rows
+from zspag.heads.remainder import measure_remainder
 from zspag.outcome import Remainder, Report
-from zspag.remainder import measure_remainder
+from zspag.preflight import progress as bars
+from zspag.preflight.checks import Preflight, preflight, unsound
+from zspag.preflight.classifiers import cast_back, classifier, own_model, place_of, working_copy
+from zspag.preflight.inputs import ForgetSet, forget_set
+from zspag.preflight.surroundings import plain_layout, surroundings
+from zspag.proxy_statistics import HALVABLE, Material, prepare
 from zspag.runtime import channels_last, generator_for, logits_of, seed_of
-from zspag.surroundings import plain_layout, surroundings
 
 TRUSTED = 0.1  # accuracy on held-out forget samples up to which "reached" is said
 
@@ -122,7 +122,7 @@ def zero_shot_unlearn(
 
     Note:
         A label names a class, not the samples that bear it. Half of a class's images are no different, seen from here,
-        from a class of half the size: the other half is forgotten with them (``zspag.requests`` measures it). Samples
+        from a class of half the size: the other half is forgotten with them (``lab.scenarios`` measures it). Samples
         spread over all classes are refused, those of more than half of the classes warned about: one or two images of
         each are enough to lose most of what these classes were known by. L2UL (Cha et al., AAAI 2024) was made for
         single samples; it aims at a wrong answer on them, which a model retrained without them does not give.

@@ -17,8 +17,8 @@ from benchmarks.external.controls import control
 from benchmarks.external.old import Child, finite, report_of, synchronize
 from benchmarks.external.originals import Original, on
 from zspag import zero_shot_unlearn
-from zspag.closed_row import original_row_closed
-from zspag.data.splits import Split
+from zspag.heads.closed_row import original_row_closed
+from zspag.lab.data.splits import Split
 
 ARMS = {
     "zs_pag": "ZS-PAG, defaults",

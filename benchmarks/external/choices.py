@@ -24,17 +24,17 @@ from benchmarks.external import rows
 from benchmarks.external.arms import SEED, Outcome
 from benchmarks.external.old import finite, synchronize
 from benchmarks.external.originals import Original, on, runs
-from zspag.calibration import Calibration, Fold, calibrate, free_shares, make_folds
-from zspag.closed_row import original_row_closed
+from zspag.calibration.cross_fitting import Calibration, Fold, calibrate, free_shares, make_folds
+from zspag.calibration.rate_search import LARGEST, Search, rate_at
 from zspag.config import Ladders, ProxyConfig, UnlearnConfig, UpdateConfig
-from zspag.data.splits import Split
-from zspag.door import unlearn_by
-from zspag.folding import norm_pairs, norms_folded
+from zspag.heads.closed_row import original_row_closed
+from zspag.lab.by_name import unlearn_by
+from zspag.lab.data.splits import Split
 from zspag.outcome import Trial
-from zspag.provenance import closure_hash, code_hash, digest
 from zspag.proxies import Attacked, ProxySet, generate, margins_of
-from zspag.rate_search import LARGEST, Search, rate_at
+from zspag.report.provenance import closure_hash, code_hash, digest
 from zspag.runtime import chunks, frozen, logits_of, pool_map, sent
+from zspag.speedups.conv_bn import norm_pairs, norms_folded
 
 CHOSEN = ("digits-conv", "digits-mlp", "mnist-lenet", "mnist-mlp", "cifar10-conv7", "cifar10-vgg")
 COUNT = 20  # forget images
@@ -158,7 +158,7 @@ VARIANTS = {
     "defaults": Variant("defaults"),
     "margin_1": Variant("margin 1", changed("proxies", margin=1.0)),
     "margin_4": Variant("margin 4", changed("proxies", margin=4.0)),
-    "least_radius": Variant("least radius of each sample", swaps={"zspag.material.generate": least_radius}),
+    "least_radius": Variant("least radius of each sample", swaps={"zspag.proxy_statistics.generate": least_radius}),
     "last_iterate": Variant(
         "constant steps, last iterate, margin 1",
         changed("proxies", margin=1.0),
@@ -174,18 +174,20 @@ VARIANTS = {
     "all": Variant("all layers", changed("update", layers="all")),
     "body": Variant("body", changed("update", layers="body")),
     "head": Variant("head", changed("update", layers="head")),
-    "one_layer": Variant("most selective layer", swaps={"zspag.calibration.calibrate": one_layer}),
+    "one_layer": Variant("most selective layer", swaps={"zspag.calibration.cross_fitting.calibrate": one_layer}),
     "min_steps_20": Variant("20 batches per epoch", changed("update", min_steps=20)),
     "settle_1": Variant("settles half as long", changed("update", settle=1.0)),
     "no_views": Variant("no views", replace(DEFAULTS, views=1)),
     "fixed": Variant(
         "no calibration, ladder from .3",
-        swaps={"zspag.door.LADDERS": Ladders(LADDER, LADDER, LADDER)},
+        swaps={"zspag.lab.by_name.LADDERS": Ladders(LADDER, LADDER, LADDER)},
         method="zs_pag_fixed",
     ),
-    "confident": Variant("judged by confident proxies", swaps={"zspag.material.generate": confident}),
-    "same_sources": Variant("judged by the basis's sources", swaps={"zspag.calibration.make_folds": same_sources}),
-    "first_rate": Variant("first rate that forgets", swaps={"zspag.calibration.search_rate": first_rate}),
+    "confident": Variant("judged by confident proxies", swaps={"zspag.proxy_statistics.generate": confident}),
+    "same_sources": Variant(
+        "judged by the basis's sources", swaps={"zspag.calibration.cross_fitting.make_folds": same_sources}
+    ),
+    "first_rate": Variant("first rate that forgets", swaps={"zspag.calibration.cross_fitting.search_rate": first_rate}),
     "closed": Variant("original, row closed", method=""),
 }
 
@@ -237,7 +239,7 @@ def run_variant(arm: str, known: Original, forget: Split, *, device: str, **_: A
 @lru_cache
 def code_of(arm: str) -> str:
     """Return what the code of a variant is known by."""
-    module = "zspag.unlearning" if VARIANTS[arm].method == "zs_pag" else "zspag.door"
+    module = "zspag.unlearning" if VARIANTS[arm].method == "zs_pag" else "zspag.lab.by_name"
     return digest([closure_hash([module]), code_hash([rows.JUDGE, __name__])])[:16]
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zspag.baselines import METHODS, Problem
-from zspag.calibration import held_out_damage, make_folds
+from zspag.calibration.cross_fitting import held_out_damage, make_folds
+from zspag.calibration.rate_search import LARGEST, SMALLEST, least_bad, rate_at, search_rate
 from zspag.config import UnlearnConfig
-from zspag.material import Material, prepare
+from zspag.lab.methods import METHODS, Problem
 from zspag.outcome import Trial
-from zspag.rate_search import LARGEST, SMALLEST, least_bad, rate_at, search_rate
+from zspag.projected_sgd import Descent
+from zspag.proxy_statistics import Material, prepare
 from zspag.runtime import generator_for, logits_of
-from zspag.sgd import Descent
 
 START = -8  # first step of the scale: 1e-4, a whole gradient needs no more on most nets
 LATER = 3  # larger rates that are tried where the final run, on all images, does not forget at the chosen one
@@ -98,7 +98,7 @@ def _cross_fitted(
     goal: float,
     config: UnlearnConfig,
 ) -> Callable[[float], Trial]:
-    """Return a function that tries a rate as ``zspag.calibration.attempt`` does, on the images themselves."""
+    """Return a function that tries a rate as ``cross_fitting.attempt`` does, on the images themselves."""
     folds = make_folds(model, material, labels, subspace=config.subspace)
     halves = [(material.half_of[: len(images)] == half).nonzero()[:, 0].to(images.device) for half in (0, 1)]
 

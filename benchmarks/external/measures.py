@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.external.originals import Original, on
-from zspag.evaluation import masked, mean_kl, recognized
+from zspag.lab.evaluation import masked, mean_kl, recognized
 
 CHUNK = 250  # test images per pass
 

@@ -237,7 +237,7 @@ def vgg_without_norm() -> nn.Module:
 
 def conv7() -> nn.Module:
     """Return the package's own net, whose checkpoint the repository holds."""
-    from zspag.models import build
+    from zspag.lab.models import build
 
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the checkpoint brings its own
     return build("conv7", num_classes=10, in_channels=3, image_size=32, width=20, mean=mean, std=std)

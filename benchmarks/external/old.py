@@ -157,9 +157,9 @@ def main(package: str, threads: str) -> None:
         SystemExit: If ``zspag`` does not come from the folder ``package``.
     """
     import torch
+    from zspag.files import plain  # where fa40f86 has it
 
     import zspag
-    from zspag.files import plain
 
     found = Path(zspag.__file__).resolve().parents[1]
     if found != Path(package):

@@ -20,8 +20,8 @@ from benchmarks.external.arms import SEED, run_arm
 from benchmarks.external.measures import Judge
 from benchmarks.external.nets import NETS
 from benchmarks.external.originals import Original, forget_set, original, runs
-from zspag.files import plain, read_json, repository_root, write_json
-from zspag.provenance import closure_hash, code_hash, digest, git, installed
+from zspag.report.files import plain, read_json, repository_root, write_json
+from zspag.report.provenance import closure_hash, code_hash, digest, git, installed
 from zspag.runtime import pool_map
 
 SCHEMA = 1
@@ -29,8 +29,8 @@ JUDGE = "benchmarks.external.measures"
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "safetensors", "numpy")
 METHODS = {
     "zs_pag": "zspag.unlearning",
-    "masked": "zspag.evaluation",
-    "original_closed": "zspag.closed_row",
+    "masked": "zspag.lab.evaluation",
+    "original_closed": "zspag.heads.closed_row",
     "head_only": "benchmarks.external.controls",
     "delete": "benchmarks.external.controls",
 }

@@ -30,7 +30,7 @@ from benchmarks.external.bars import (
 )
 from benchmarks.external.choices import CHOSEN, CLASSES, VARIANTS
 from benchmarks.external.nets import CONFIRMATION, DEVELOPMENT, NETS
-from zspag.files import plain, read_json, repository_root, write_json
+from zspag.report.files import plain, read_json, repository_root, write_json
 
 ROLES: tuple[str | None, ...] = (None, DEVELOPMENT, CONFIRMATION)
 OLD = "fa40f86"

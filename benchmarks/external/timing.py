@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from benchmarks.external import old
 from benchmarks.external.nets import NETS
 from benchmarks.external.originals import Original, forget_set, original, runs
-from zspag.files import plain, read_json, repository_root, write_json
+from zspag.lab.training import train
 from zspag.profiles import PROFILES
-from zspag.provenance import git
+from zspag.report.files import plain, read_json, repository_root, write_json
+from zspag.report.provenance import git
 from zspag.runtime import progress, threads
-from zspag.training import train
 
 DEFAULT = [name for name, net in NETS.items() if net.norm == "none"] + ["cifar10-conv7"]
 COUNTS = {"cifar10-conv7": 200}  # forget images; 50 for all others

@@ -1,0 +1,179 @@
+"""Benchmarks: every stage against the obvious way, a peer's way and the machine itself, all in one run.
+
+A stage is a module with ``measure(sizes, machine, device)``, which yields findings; numbers are ratios of medians of
+interleaved repetitions. Operations and bytes are counted by hand in the stages' docstrings.
+
+Invariant: nothing asserts on an absolute time, and a stage that fails does not take the others along.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.stages import (
+    bases,
+    growth,
+    labels,
+    machine,
+    moments,
+    precision,
+    proxies,
+    report,
+    startup,
+    step,
+    throttles,
+    trace,
+    whole,
+)
+from benchmarks.stages.findings import Finding
+from benchmarks.stages.machine import Machine
+from benchmarks.stages.settings import TINY, Sizes
+from zspag.report import files, plots, provenance
+from zspag.runtime import pick_device, progress
+
+__all__ = ["STAGES", "Finding", "Machine", "Sizes", "compare", "measure", "run"]
+
+STAGES: dict[str, Callable[[Sizes, Machine, torch.device], Iterator[Finding]]] = {
+    "moments": moments.measure,
+    "bases": bases.measure,
+    "proxies": proxies.measure,
+    "labels": labels.measure,
+    "step": step.measure,
+    "whole": whole.measure,
+    "precision": precision.measure,
+    "start-up": startup.measure,
+    "growth": growth.measure,
+    "throttles": throttles.measure,
+    "trace": trace.measure,
+}
+OF_THE_CPU = ("start-up", "growth", "throttles")
+
+
+def stages_of(device: torch.device) -> tuple[str, ...]:
+    """Return the stages that say something of a device; processes of the CPU are measured where it does the work."""
+    return tuple(name for name in STAGES if device.type == "cpu" or name not in OF_THE_CPU)
+
+
+def run(*, tiny: bool, only: Sequence[str] | None, record: bool) -> Iterator[str]:
+    """Measure, tell every finding as it comes, and write ``runs/bench/<device>.json``.
+
+    Args:
+        tiny: Take sizes at which numbers mean nothing, to see that every line runs.
+        only: Names of stages; None measures all that say something of the device.
+        record: Write ``results/bench/<device>.json`` and draw its figures too.
+
+    Yields:
+        Lines for the reader.
+
+    Raises:
+        ValueError: If a stage does not exist, or what is to be recorded is not whole.
+    """
+    device, sizes, started = pick_device(), TINY if tiny else Sizes(), time.time()
+    chosen = tuple(only or stages_of(device))
+    if unknown := [name for name in chosen if name not in STAGES]:
+        raise ValueError(f"there is no stage {', '.join(unknown)}; stages are {', '.join(STAGES)}")
+    if record and (tiny or not set(chosen) >= set(stages_of(device))):
+        raise ValueError("only a whole run of the usual sizes is recorded: leave out --tiny and --only, or --record")
+    found: list[dict[str, Any]] = []
+    here = machine.measure(device, side=sizes.side, copied=sizes.copied, repeats=sizes.repeats)
+    yield _described(here)
+    for name in progress(chosen, total=len(chosen), title="benchmarks", unit="stage"):
+        for finding in measure(name, sizes, here, device):
+            found.append(finding.to_dict())
+            yield report.told(found[-1])
+    yield from _write(found, here, device, sizes, started=started, record=record)
+
+
+def measure(name: str, sizes: Sizes, here: Machine, device: torch.device) -> Iterator[Finding]:
+    """Yield the findings of one stage; an error is a finding without a number, which says what happened."""
+    try:
+        yield from STAGES[name](sizes, here, device)
+    except (RuntimeError, OSError, ValueError) as error:
+        yield Finding(name, "", "the stage", None, at_least=0, note=f"{type(error).__name__}: {error}")
+
+
+def _described(here: Machine) -> str:
+    rates = ", ".join(f"{name} {rate / 1e9:.0f} GF/s" for name, rate in here.products.items())
+    return f"{here.name}, {here.threads} threads: products {rates}, copy {here.copy / 1e9:.0f} GB/s"
+
+
+def _write(
+    found: Sequence[Mapping[str, Any]],
+    here: Machine,
+    device: torch.device,
+    sizes: Sizes,
+    *,
+    started: float,
+    record: bool,
+) -> Iterator[str]:
+    made = provenance.record(
+        config={"sizes": asdict(sizes), "trial": sizes.tiny},
+        seed=0,
+        data_sha256=None,
+        device=device.type,
+        threads=here.threads,
+        started=started,
+    )
+    root = files.repository_root()
+    for result in results_of(found, here, device.type, made):
+        name = result["name"]
+        for folder in (root / "runs" / "bench", *([root / "results" / "bench"] if record else [])):
+            files.write_json(folder / f"{name}.json", result)
+            yield f"wrote {files.shown(folder / name)}.json"
+        if record:
+            figure = root / "figures" / "bench" / f"{name}.png"
+            plots.save(result, figure)
+            yield f"wrote {files.shown(figure)}"
+
+
+def results_of(
+    found: Sequence[Mapping[str, Any]], here: Machine, device: str, made: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield the contents of the result files: findings with their margins, and curves of growth if there are any.
+
+    Args:
+        found: Findings as ``Finding.to_dict`` gives them.
+        here: The machine.
+        device: Kind of device, after which the files are named.
+        made: Provenance of the run.
+    """
+    margins = {"machine": asdict(here), "found": found, "panels": report.panels(found), "columns": 1, "size": (12.5, 7)}
+    grown = {"panels": report.curves(found), "columns": 4, "size": (3.6, 3.0)}
+    drawn = {
+        device: ("ranked", margins, f"How far each number is beyond what was wanted. {_described(here)}."),
+        f"{device}_growth": ("curves", grown, "Time and peak memory, each point a process of its own."),
+    }
+    for name, (draw, data, caption) in drawn.items():
+        if data["panels"]:
+            yield {
+                "schema": 1,
+                "name": name,
+                "profile": "bench",
+                "draw": draw,
+                "caption": caption,
+                "numbers": {},
+                "data": files.plain(data, name),
+                "provenance": made,
+            }
+
+
+def compare(old: Path) -> Iterator[str]:
+    """Yield, finding by finding, the numbers of the last run here over those of an older file.
+
+    Raises:
+        ValueError: If either file is missing or no benchmark.
+    """
+    new = files.repository_root() / "runs" / "bench" / f"{pick_device().type}.json"
+    contents = []
+    for path in (old, new):
+        if not path.is_file():
+            raise ValueError(f"there is no {path}: name a file that zspag bench wrote, and run zspag bench first")
+        content = files.read_json(path)
+        if "found" not in content.get("data", {}):
+            raise ValueError(f"{path} holds no benchmark: name a file that zspag bench wrote")
+        contents.append(content)
+    return report.compare(*contents)

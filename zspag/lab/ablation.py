@@ -1,0 +1,389 @@
+"""One change at a time: what each option of ZS-PAG does to the outcome.
+
+An axis is a few variants; a variant is a value and the changes that it makes to a profile, as data. Every variant runs
+as a user would run it, by the forget-only rule, which stops at the first rate that forgets.
+
+Invariant: a variant differs from the profile in what it names and in nothing else. One that cannot work is a row that
+says so.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from zspag.calibration.cross_fitting import free_dimension, unlearn_with
+from zspag.config import Profile, UnlearnConfig, to_dict
+from zspag.lab import adversarial_training
+from zspag.lab.evaluation import score
+from zspag.lab.experiment import (
+    Case,
+    Spread,
+    answered,
+    data_of,
+    forget_set,
+    guard_of,
+    kept_rows,
+    material_of,
+    panel_against,
+    store,
+    trained,
+    training_key,
+)
+from zspag.projected_sgd import Descent, climb, fit_labels
+from zspag.proxy_statistics import Material, prepare
+from zspag.pseudo_labels import relabeler
+from zspag.report import provenance
+from zspag.runtime import channels_last, generator_for, pick_device, pool_map, seed_of
+from zspag.subspaces import Projector, averaged
+
+T = TypeVar("T")
+SCORES = ("acc_forget", "acc_retain", "over_unlearning", "drift")  # columns of ``Scores`` without a retrained model
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One point of an axis.
+
+    Attributes:
+        axis: Name of the axis.
+        value: Where on it the variant lies, a number or a word.
+        changes: What it changes in the profile: dotted names of options with their new values.
+        layers: Weights that move, the rest stays frozen: "all", "first half", "later half" or "head".
+        projected: Whether gradients are projected.
+        hardened: Radius of an adversarial training of the original, in pixels; 0 takes the original as it is.
+    """
+
+    axis: str
+    value: float | str
+    changes: tuple[tuple[str, Any], ...] = ()
+    layers: str = "all"
+    projected: bool = True
+    hardened: float = 0.0
+
+
+def changed(profile: Profile, changes: Sequence[tuple[str, Any]]) -> Profile:
+    """Return the profile with options set by their dotted names.
+
+    Raises:
+        ValueError: If there is no such option.
+
+    Example:
+        >>> from zspag.profiles import PROFILES
+        >>> changed(PROFILES["digits"], [("unlearn.proxies.eps", 0.1)]).unlearn.proxies.eps
+        0.1
+    """
+    for path, value in changes:
+        try:
+            profile = _with(profile, path.split("."), value)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"a profile has no option {path!r}") from error
+    return profile
+
+
+def _with(config: T, path: Sequence[str], value: Any) -> T:
+    first, *rest = path
+    inner = _with(getattr(config, first), rest, value) if rest else value
+    return replace(config, **{first: inner})  # type: ignore[type-var]
+
+
+def axes(profile: Profile) -> dict[str, tuple[Variant, ...]]:
+    """Return every axis by name; in a trial profile only the first and the last variant of each."""
+    proxies, subspace, labels = "unlearn.proxies.", "unlearn.subspace.", "unlearn.labels."
+    radii = [part / 255 for part in (16, 32, 48, 64, 128, 255)]
+    energies, betas = (0.8, 0.9, 0.95, 0.99, 0.995, 0.999), (0.0, 0.5, 2.0, 4.0)
+    nearer, each = (proxies + "margin", 1.0), profile.unlearn.proxies.per_class
+    counts = sorted({1, 3, 10, each, 2 * each})
+    every = ("unlearn.update.layers", "all")  # no other choice of layers is looked for
+    whole = ("unlearn.update.ladder", profile.ladders.low)  # a whole gradient needs smaller rates
+    widths = sorted({8 * max(1, math.ceil(profile.width * part / 8)) for part in (1 / 3, 2 / 3, 1, 3 / 2)})
+    found = [
+        *(_along(f"radius {norm}", proxies + "eps", radii, (proxies + "norm", norm)) for norm in ("l2", "linf")),
+        _along("radius by the rule", proxies + "norm", ("l2", "linf")),
+        _along("steps", proxies + "steps", (2, 5, 10, 20)),
+        _along("proxies", proxies + "per_class", counts),
+        _along("samples", "forget_samples", (1, 4, 16, 64, profile.forget_samples)),
+        _along("energy", subspace + "energy", energies),
+        tuple(_named("subspace", _SUBSPACES)),
+        tuple(Variant("layers", layers, (every,), layers=layers) for layers in LAYERS),
+        _along("labels", labels + "strategy", STRATEGIES),
+        tuple(
+            replace(variant, projected=False, changes=(*variant.changes, whole))
+            for variant in _along("labels, not projected", labels + "strategy", STRATEGIES)
+        ),
+        _along("beta, process", labels + "beta", betas, (labels + "strategy", "process")),
+        _along("beta, tilted once", labels + "beta", betas, (labels + "strategy", "influence")),
+        _along("solver", labels + "solver", ("identity", "kfac", "cg"), (labels + "strategy", "influence")),
+        _along("rate", "unlearn.update.lr", profile.ladders.high[:6]),
+        *(
+            tuple(Variant(name, radius, changes, hardened=radius) for radius in (0.0, 0.1, 0.2))
+            for name, changes in (("hardened", ()), ("hardened, margin", (nearer,)))
+        ),
+        _along("width", "width", widths),
+        _along("width, margin", "width", widths, nearer),
+    ]
+    return {axis[0].axis: _ends(axis) if profile.trial else axis for axis in found}
+
+
+LAYERS = ("all", "first half", "later half", "head")
+STRATEGIES = ("soft", "second_best", "random", "influence", "process")
+_SUBSPACES: dict[str, dict[str, Any]] = {
+    "pool": {"combine": "pool", "kind": "hard"},
+    "merge": {"combine": "merge", "kind": "hard"},
+    "soft .1": {"kind": "soft", "damping": 0.1},
+    "soft .01": {"kind": "soft", "damping": 0.01},
+    "soft .001": {"kind": "soft", "damping": 0.001},
+}
+
+
+def _along(name: str, path: str, values: Sequence[Any], *further: tuple[str, Any]) -> tuple[Variant, ...]:
+    """Return an axis that gives one option several values; ``further`` changes hold for all of them."""
+    return tuple(Variant(name, "all" if value is None else value, (*further, (path, value))) for value in values)
+
+
+def _named(axis: str, kinds: Mapping[str, Mapping[str, Any]]) -> list[Variant]:
+    prefix = "unlearn.subspace."
+    return [
+        Variant(axis, name, tuple((prefix + option, value) for option, value in options.items()))
+        for name, options in kinds.items()
+    ]
+
+
+def _ends(axis: tuple[Variant, ...]) -> tuple[Variant, ...]:
+    return axis if len(axis) == 1 else (axis[0], axis[-1])
+
+
+OWN = Variant("own", "own")  # the profile as it is
+
+
+def table(
+    cases: Sequence[Case], chosen: Mapping[str, Sequence[Variant]], *, spread: Spread = pool_map
+) -> list[dict[str, Any]]:
+    """Run every variant of every axis on every case and return their rows, from files where they are finished.
+
+    Args:
+        cases: Classes and seeds, all of one profile.
+        chosen: Axes, from ``axes``.
+        spread: What carries jobs to processes.
+
+    Returns:
+        One row per case and variant: see ``rows``.
+
+    Raises:
+        RunsFailed: If a job failed; what the others finished is kept.
+    """
+    jobs = [(case, tuple(axis)) for axis in chosen.values() for case in cases]
+    every = [(case, variant) for case, axis in jobs for variant in axis]
+    seeds = {case.seed: (case, OWN) for case in reversed(cases)}
+    nets = {_net_name(*job): job for job in reversed(every)}
+    for name in {_net_name(*job) for job in seeds.values()}:
+        nets.pop(name, None)
+    # What several jobs share comes first, or each of them would make it: the own net, then its like and the material.
+    do = partial(answered, cases[0].profile, spread, title="ablations", name=_name)
+    do(_make_net, list(seeds.values()))
+    do(_make_shared, [*((case, OWN) for case in cases), *nets.values()])
+    answers = do(_rows, jobs)
+    return [row for job in jobs for row in answers[job]]
+
+
+def _name(job: tuple[Case, Any]) -> str:
+    return f"seed {job[0].seed}, class {job[0].forget}"
+
+
+def _net_name(case: Case, variant: Variant) -> str:
+    key = training_key(changed(case.profile, variant.changes), case.seed, None)
+    return provenance.digest([key, variant.hardened])
+
+
+def _make_net(job: tuple[Case, Variant]) -> None:
+    case, variant = job
+    _net(_within(case, variant), variant.hardened)
+
+
+def _make_shared(job: tuple[Case, Variant]) -> None:
+    case, variant = job
+    _net(_within(case, variant), variant.hardened)
+    if variant == OWN:
+        _material(case)
+
+
+def _rows(job: tuple[Case, tuple[Variant, ...]]) -> list[dict[str, Any]]:
+    return rows(*job)
+
+
+def rows(case: Case, axis: Sequence[Variant]) -> list[dict[str, Any]]:
+    """Run ZS-PAG on a case under every variant of an axis, or read what is finished.
+
+    Returns:
+        One row per variant: axis, value, forget, seed, failed (why it could not run, or ""), and where it ran the
+        columns ``SCORES``, lr, reached, eps (radius used, in pixels), hit_rate (mean over classes), free (mean over
+        layers of the share of directions left to the update), samples (forget images) and seconds.
+    """
+    return [{"axis": variant.axis, "value": variant.value} | _kept(case, variant) for variant in axis]
+
+
+def _within(case: Case, variant: Variant) -> Case:
+    return replace(case, profile=changed(case.profile, variant.changes))
+
+
+def _kept(case: Case, variant: Variant) -> dict[str, Any]:
+    """Return the row of a variant; two axes that meet in a variant share its file."""
+    kind = "projected" if variant.projected else "unprojected"
+    name = f"ablation-{variant.layers.replace(' ', '')}-{kind}-{variant.hardened:g}"
+    own = _within(case, variant)
+    (row,) = kept_rows(own, name, lambda: [_outcome(own, variant)], code=(__name__,))
+    return row
+
+
+def _outcome(case: Case, variant: Variant) -> dict[str, Any]:
+    place = {"forget": case.forget, "seed": case.seed}
+    try:
+        return place | {"failed": ""} | _run(case, variant)
+    except ValueError as error:  # the method's own refusals, such as a class that the attack cannot reach
+        return place | {"failed": str(error)}
+
+
+def _run(case: Case, variant: Variant) -> dict[str, Any]:
+    """Do what ``zero_shot_unlearn`` does, with the laboratory's switches, and judge what comes out."""
+    config = case.profile.unlearn
+    model = _net(case, variant.hardened)
+    images, labels = forget_set(case, guard_of(case))
+    material = _material(case) if not variant.hardened else _prepared(case, model)
+    started = time.perf_counter()
+    names = moving(material.names, variant.layers)
+    if variant.projected:
+        only = None if variant.layers == "all" else names
+        seed = seed_of(generator_for(case.seed, "method"))  # as in the grid
+        made = unlearn_with(model, labels, material, forget=(case.forget,), config=config, seed=seed, only=only)
+        run, project, names = made.run, made.project, made.calibration.names
+    else:
+        run, project = _unprojected(model, images, labels, material, names, config=config, seed=case.seed), None
+    seconds = sum(material.seconds.values()) + time.perf_counter() - started
+    panel = panel_against(case, original=model, retrained=None)  # SCORES compares with the original alone
+    scores = asdict(score(panel.images.map_logits(run.model), panel))
+    hits = material.proxies.hits.values()
+    return {name: scores[name] for name in SCORES} | {
+        "lr": run.lr,
+        "reached": run.reached(config.update.forget_accuracy),
+        "eps": material.proxies.eps,
+        "hit_rate": sum(hits) / len(hits),
+        "free": _free(material, project, names),
+        "samples": len(images),
+        "seconds": seconds,
+    }
+
+
+def _unprojected(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    material: Material,
+    names: Sequence[str],
+    *,
+    config: UnlearnConfig,
+    seed: int,
+) -> Descent:
+    """Fit the same labels with whole gradients, at the first rate of the ladder that forgets."""
+    images = channels_last(material.views.images)
+    labels = labels[material.views.sources.to(labels.device)]
+    relabel = relabeler(
+        model,
+        images,
+        forget=sorted(set(labels.tolist())),
+        proxies=material.proxies,
+        moments=averaged(material.moments),
+        projector=None,
+        names=names,
+        config=config.labels,
+        generator=generator_for(seed, "labels"),
+    )
+    return climb(
+        lambda lr: fit_labels(
+            model,
+            images,
+            labels,
+            relabel=relabel,
+            project=None,
+            names=names,
+            update=replace(config.update, lr=lr),
+            generator=generator_for(seed, "update"),
+        ),
+        update=config.update,
+    ).kept
+
+
+def moving(names: Sequence[str], layers: str) -> tuple[str, ...]:
+    """Return the weights of a part of the net, in the order in which the model uses them.
+
+    Raises:
+        ValueError: If the part is unknown.
+
+    Example:
+        >>> moving(["a", "b", "c"], "first half"), moving(["a", "b", "c"], "later half")
+        (('a', 'b'), ('c',))
+    """
+    half = math.ceil(len(names) / 2)
+    parts = {"all": names, "first half": names[:half], "later half": names[half:], "head": names[-1:]}
+    if layers not in parts:
+        raise ValueError(f"layers must be one of {', '.join(parts)}, got {layers!r}")
+    return tuple(parts[layers])
+
+
+def _free(material: Material, project: Projector | None, names: Sequence[str]) -> float:
+    """Return the mean over all layers of the share of input directions that the update may use; 0 for a frozen one."""
+    sizes = {name: second.shape[0] * second.shape[1] for name, second in material.moments.pooled.second.items()}
+    free = sizes if project is None else free_dimension(project)
+    return sum(free[name] / sizes[name] for name in names) / len(sizes)
+
+
+def _material(case: Case) -> Material:
+    """Return the material, made once for all subspaces: a merge can be cut from the moments of single classes later."""
+    pool = replace(case.profile.unlearn, subspace=replace(case.profile.unlearn.subspace, combine="pool"))
+    material = material_of(replace(case, profile=replace(case.profile, unlearn=pool)))
+    if case.profile.unlearn.subspace.merge_at is None or material.moments.per_class is not None:
+        return material
+    return material_of(case)
+
+
+def _prepared(case: Case, model: nn.Module) -> Material:
+    images, _ = forget_set(case, guard_of(case))
+    return prepare(
+        model,
+        images,
+        forget=(case.forget,),
+        num_classes=data_of(case.profile).num_classes,
+        config=case.profile.unlearn,
+        generator=generator_for(case.seed, "material"),
+    )
+
+
+def _net(case: Case, radius: float) -> nn.Module:
+    """Return the original, or the original after an adversarial training of this radius, from the store or made."""
+    profile, seed = case.profile, case.seed
+    model = trained(profile, seed)
+    if not radius:
+        return model
+    recipe = [to_dict(adversarial_training.TRAINING), to_dict(adversarial_training.ATTACK)]
+    code = provenance.code_hash((adversarial_training.__name__, "zspag.proxies"))
+    key = {"original": training_key(profile, seed, None), "radius": radius, "recipe": recipe, "code": code}
+    if (found := store(profile).get("hardened", key)) is not None:
+        model.load_state_dict(found[0])
+        return model
+    started, data = time.time(), data_of(profile)
+    hard = adversarial_training.hardened(
+        model, data.train.float(), data.train.labels, radius=radius, generator=generator_for(seed, "hardening")
+    )
+    record = provenance.record(
+        config=key,
+        seed=seed,
+        data_sha256=data.sha256,
+        device=pick_device().type,
+        threads=profile.threads,
+        started=started,
+    )
+    store(profile).put("hardened", key, hard.state_dict(), record)
+    return hard

@@ -1,0 +1,124 @@
+"""The bench of an audit: every network of a class and seed, and the images that all of them are shown.
+
+Invariant: methods ran under the data guard by the forget-only rule, as a user would run them; the bench may read all.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from zspag.lab.audit import features
+from zspag.lab.data import spread_evenly
+from zspag.lab.evaluation import Masked, Parts
+from zspag.lab.experiment import (
+    Case,
+    data_of,
+    guard_of,
+    judged_on,
+    material_of,
+    panel_of,
+    run_method,
+    trained,
+)
+from zspag.runtime import pick_device
+
+T = TypeVar("T")
+METHODS = ("zs_pag", "delete", "head_only")  # beside the references; notebook 05 says what speaks for the other two
+SUBJECTS = ("original", "masked", "retrained", *METHODS)
+FOLDS = 5  # of the attacks on membership
+GRID = 2  # cells along an axis that a map of features is averaged over
+PENALTY = 0.01  # of the linear probe
+FITTED = 200  # training images of a class that a probe is fitted to
+JUDGED = {"acc_forget": 100, "acc_retain": 30}  # test images of a class that training curves are judged on, at most
+MOVED = 100  # forget test images that are moved, at most: an attack on each radius and network takes long
+DRAWS = 8  # random moves of an image
+
+
+def networks(case: Case) -> dict[str, nn.Module]:
+    """Return every network that is looked at, by its name in ``SUBJECTS``."""
+    original, material = trained(case.profile, case.seed), material_of(case)
+    hidden = Masked(original, forget=(case.forget,), num_classes=data_of(case.profile).num_classes)
+    found = {
+        "original": original,
+        "masked": hidden.to(pick_device()),
+        "retrained": trained(case.profile, case.seed, case.forget),
+    }
+    for name in METHODS:
+        ladder, _ = run_method(case, name, model=original, material=material, whole=False)
+        found[name] = ladder.kept.model
+    return found
+
+
+def other_seed(case: Case) -> int | None:
+    """Return the seed whose retrained network stands beside the one of a case, or None if the profile has one seed."""
+    return next((seed for seed in case.profile.seeds if seed != case.seed), None)
+
+
+def _evenly(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    kept = spread_evenly(torch.arange(len(labels)), count)
+    return images[kept], labels[kept]
+
+
+class Bench:
+    """What the measures of one class and seed share.
+
+    Args:
+        case: Class and seed; its profile has retrained models.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.panel = case, panel_of(case)
+        if self.panel.retrained is None:
+            raise ValueError("an audit needs retrained models, and the profile leaves them out (retrained=False)")
+        self.target, self.networks = self.panel.retrained, networks(case)
+        guard, device = guard_of(case), pick_device()
+        images, labels = guard.retain_train(FITTED)
+        self.retained = images.to(device), labels.to(device)
+        self.fitted = self._with_forgotten()
+        test = judged_on(case.profile).test
+        self.test = test.float().to(device), test.labels
+        self._seen: dict[tuple[Hashable, ...], Any] = {}
+
+    def _with_forgotten(self) -> tuple[Tensor, Tensor]:
+        """Return the retained training images and as many of the forget class; labels on the CPU, for probes."""
+        forgotten, labels = self.panel.images.forget_train, self.panel.labels.forget_train
+        kept = spread_evenly(torch.arange(len(labels)), FITTED)
+        images, classes = self.retained
+        return torch.cat([images, forgotten[kept]]), torch.cat([classes, labels[kept]]).cpu()
+
+    @property
+    def judged(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Test images that training curves are judged on, evenly spread, by the name of the accuracy."""
+        panel, classes = self.panel, data_of(self.case.profile).num_classes - 1
+        parts = {
+            "acc_forget": (panel.images.forget_test, panel.labels.forget_test, JUDGED["acc_forget"]),
+            "acc_retain": (panel.images.retain_test, panel.labels.retain_test, JUDGED["acc_retain"] * classes),
+        }
+        return {name: _evenly(*part) for name, part in parts.items()}
+
+    @property
+    def moved(self) -> tuple[Tensor, Tensor]:
+        """Forget test images that are moved to see what is recognized nearby, evenly spread, and their labels."""
+        return _evenly(self.panel.images.forget_test, self.panel.labels.forget_test, MOVED)
+
+    def once(self, key: tuple[Hashable, ...], compute: Callable[[], T]) -> T:
+        """Return what a computation gave the first time; the last part of its key says of which network it is."""
+        if key not in self._seen:
+            self._seen[key] = compute()
+        return cast("T", self._seen[key])
+
+    def drop(self, name: str) -> None:
+        """Let go of what was computed of one network alone; features of many images are large."""
+        self._seen = {key: value for key, value in self._seen.items() if key[-1] != name}
+
+    def features_of(self, name: str) -> dict[str, Tensor]:
+        """Return what enters each weight of a network on all test images."""
+        return self.once(
+            ("features", name), lambda: features.stage_features(self.networks[name], self.test[0], grid=GRID)
+        )
+
+    def logits_of(self, name: str) -> Parts:
+        """Return the logits of a network on the images of the panel."""
+        return self.once(("logits", name), lambda: self.panel.images.map_logits(self.networks[name]))

@@ -1,0 +1,25 @@
+"""Data sets, their splits, and the guard that counts every sample a method reads beyond its forget set.
+
+Invariant: the same source gives the same tensors in the same order, and ``Dataset.sha256`` names them.
+"""
+
+from zspag.lab.data.folders import labelled_folder
+from zspag.lab.data.guard import Guard
+from zspag.lab.data.loading import load
+from zspag.lab.data.sources import gaussians2d
+from zspag.lab.data.splits import Dataset, Split, channel_statistics, halved, spread_evenly, thinned
+from zspag.report.files import data_root
+
+__all__ = [
+    "Dataset",
+    "Guard",
+    "Split",
+    "channel_statistics",
+    "data_root",
+    "gaussians2d",
+    "halved",
+    "labelled_folder",
+    "load",
+    "spread_evenly",
+    "thinned",
+]

@@ -1,0 +1,103 @@
+"""The data guard: hands out forget and retain samples, and counts what is read while a method runs.
+
+Invariant: inside ``guard.method()`` no sample leaves this package uncounted, except the guard's own forget training
+samples. Whoever smuggles tensors in through a closure is not seen; the signatures of the method leave no room for it.
+"""
+
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from zspag.lab.data.splits import Dataset, Split, spread_evenly
+
+# One stack for the whole process and not one per context: a method that reads from a thread of its own is seen too.
+_active: list["Guard"] = []
+
+
+class Guard:
+    """Counts the samples that a method reads beyond the forget set it was given.
+
+    Args:
+        dataset: The data set.
+        forget: Labels of the classes to forget.
+
+    Attributes:
+        forget: Labels of the classes to forget, sorted.
+        retain: Labels of the other classes, sorted.
+        retain_samples_read: Samples read inside ``method()`` that a zero-shot method may not see.
+        forget_samples_read: Forget training samples read inside ``method()``.
+        reads: Samples read outside, by part ("forget_train", "retain_train", "forget_test", "retain_test").
+
+    Raises:
+        ValueError: If ``forget`` is empty, holds every class, or names a class that does not exist.
+    """
+
+    def __init__(self, dataset: Dataset, forget: Sequence[int]) -> None:
+        self.forget = tuple(sorted(set(forget)))
+        if not self.forget:
+            raise ValueError("forget is empty: name at least one class to forget")
+        if self.forget[0] < 0 or self.forget[-1] >= dataset.num_classes:
+            raise ValueError(f"forget must name classes in 0..{dataset.num_classes - 1}, got {self.forget}")
+        if len(self.forget) == dataset.num_classes:
+            raise ValueError(f"forget holds all {dataset.num_classes} classes: nothing would be retained")
+        self.retain = tuple(label for label in range(dataset.num_classes) if label not in self.forget)
+        self.retain_samples_read = 0
+        self.forget_samples_read = 0
+        self.reads: Counter[str] = Counter()
+        self._dataset = dataset
+
+    def forget_train(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the forget training samples, images (n, C, H, W) on [0, 1] and labels (n,).
+
+        Args:
+            limit: At most this many per class, evenly spaced over the class; None means all.
+        """
+        return self._read("forget_train", self._dataset.train, self.forget, limit)
+
+    def retain_train(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the retain training samples; ``limit`` as in ``forget_train``."""
+        return self._read("retain_train", self._dataset.train, self.retain, limit)
+
+    def forget_test(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the forget test samples; ``limit`` as in ``forget_train``."""
+        return self._read("forget_test", self._dataset.test, self.forget, limit)
+
+    def retain_test(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the retain test samples; ``limit`` as in ``forget_train``."""
+        return self._read("retain_test", self._dataset.test, self.retain, limit)
+
+    @contextmanager
+    def method(self) -> Generator[None, None, None]:
+        """Count, while the block runs, every sample that leaves this package by any way but ``forget_train``."""
+        _active.append(self)
+        try:
+            yield
+        finally:
+            _active.remove(self)
+
+    def _read(self, part: str, split: Split, labels: Sequence[int], limit: int | None) -> tuple[Tensor, Tensor]:
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1 sample per class, got {limit}")
+        chosen = torch.cat([spread_evenly((split.labels == label).nonzero().flatten(), limit) for label in labels])
+        own = part == "forget_train"
+        if self in _active and own:
+            self.forget_samples_read += len(chosen)
+        if not _active:
+            self.reads[part] += len(chosen)
+        _count(len(chosen), spared=self if own else None)
+        samples = split.select(chosen.sort().values)
+        return samples.float(), samples.labels
+
+
+def count_load(dataset: Dataset) -> None:
+    """Count every sample of a data set that was loaded while a method runs."""
+    _count(len(dataset.train) + len(dataset.test), spared=None)
+
+
+def _count(samples: int, *, spared: Guard | None) -> None:
+    for guard in _active:
+        if guard is not spared:  # another guard's forget set may be this one's retain set
+            guard.retain_samples_read += samples

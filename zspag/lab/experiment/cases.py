@@ -1,0 +1,275 @@
+"""One forget class of one seed under one profile: its data, its trained models, and what they are judged on.
+
+A trained model is a file named by everything that determines it, so that it is trained once.
+
+Invariant: whatever changes a model is in its key, all the code that its training imports included; an edit of other
+code does not move it.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zspag.config import FolderConfig, Profile, TrainConfig, from_dict, to_dict
+from zspag.lab import checkpoints, models
+from zspag.lab.data import Dataset, Guard, Split, channel_statistics, halved, load, thinned
+from zspag.lab.evaluation import Panel, Parts
+from zspag.lab.training import train
+from zspag.profiles import PROFILES
+from zspag.report import provenance
+from zspag.report.files import repository_root
+from zspag.runtime import channels_last, pick_device
+
+_TRAINING_CODE = ("zspag.lab.training", "zspag.lab.models.building")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One forget class of one seed, under one profile: the unit that a worker computes."""
+
+    profile: Profile
+    seed: int
+    forget: int
+
+
+def data_of(profile: Profile) -> Dataset:
+    """Return a profile's data set, loaded once per process."""
+    return _data(profile.dataset, profile.share, profile.folder)
+
+
+@lru_cache(maxsize=2)
+def _data(name: str, share: float, folder: FolderConfig) -> Dataset:
+    return thinned(load(name, **asdict(folder)), share)
+
+
+def judged_on(profile: Profile) -> Dataset:
+    """Return the data set that models are judged on: its test set is the profile's half, if the profile names one.
+
+    Trainings and material are keyed by ``data_of``: what was made while one half judged serves the other as well.
+    """
+    half = profile.test_half
+    return data_of(profile) if half is None else _half_of(profile.dataset, profile.share, profile.folder, half)
+
+
+@lru_cache(maxsize=2)
+def _half_of(name: str, share: float, folder: FolderConfig, half: str) -> Dataset:
+    return halved(_data(name, share, folder), half)
+
+
+def case_name(profile: Profile) -> str:
+    """Return data set, architecture, forget classes and what was cut down, if anything, as part of a file name."""
+    names = "-".join(data_of(profile).classes[forget] for forget in profile.classes)
+    name = f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}"
+    name += "" if profile.test_half is None else f"_{profile.test_half}-half"
+    usual = PROFILES[profile.name].forget_samples if profile.name in PROFILES else profile.forget_samples
+    name += "" if profile.forget_samples == usual else f"_{profile.forget_samples}-forget-images"
+    return name.replace(" ", "").replace("/", "-")  # Fashion-MNIST has a class "T-shirt/top"
+
+
+def shown_case(profile: Profile) -> Case:
+    """Return the class and seed that stand for a profile where one has to be looked at: 8, or a class but 3.
+
+    Class 3 is the one that was used in trials, so it shows nothing new; which class it is depends on no result.
+    """
+    order = sorted(profile.classes, key=lambda forget: (forget != 8, forget == 3))
+    return Case(profile, profile.seeds[0], order[0])
+
+
+def store(profile: Profile) -> checkpoints.Store:
+    """Return the checkpoint store of a profile."""
+    return checkpoints.Store(repository_root() / "runs" / profile.name / "checkpoints")
+
+
+def code_of(profile: Profile, *further: str, without: Iterable[str] = ()) -> str:
+    """Hash the code that trains the profile's net, and further modules, with all that they import.
+
+    Args:
+        profile: Says which architecture counts; the others do not. A file of the user's is in the key itself.
+        further: Full names of modules.
+        without: Modules that do not count.
+    """
+    factory = models.ARCHITECTURES.get(profile.arch)
+    own = () if factory is None else (factory.__module__,)
+    others = {made.__module__ for made in models.ARCHITECTURES.values()}.difference(own)
+    return _code_hash((*_TRAINING_CODE, *own, *further), frozenset(others | {*without}))
+
+
+@lru_cache(maxsize=64)
+def _code_hash(code: tuple[str, ...], without: frozenset[str]) -> str:
+    """Hash once per process: the code that runs is the code that was there when it started, and parsing takes time."""
+    return provenance.closure_hash(code, without=without)
+
+
+def recipe(profile: Profile) -> TrainConfig:
+    """Return the training recipe with the augmentation that the data set bears, where the profile leaves it to it."""
+    hint = data_of(profile).augment_hint if profile.train.augment == "hint" else profile.train.augment
+    return replace(profile.train, augment=hint)
+
+
+def training_key(profile: Profile, seed: int, without: int | None) -> dict[str, Any]:
+    """Return everything that determines a trained model; ``without`` is the class that was left out."""
+    architecture = profile.arch
+    if ".py:" in architecture:  # the file's content counts, not where it lies
+        file, _, factory = architecture.rpartition(":")
+        architecture = f"{provenance.digest(Path(file).read_text(encoding='utf-8'))}:{factory}"
+    return {
+        "data": data_of(profile).sha256,
+        "arch": architecture,
+        "width": profile.width,
+        "train": to_dict(recipe(profile)),
+        "seed": seed,
+        "without": without,
+        "torch": torch.__version__,
+        "device": pick_device().type,
+        "threads": profile.threads,
+        "code": code_of(profile),
+    }
+
+
+def trained(profile: Profile, seed: int, without: int | None = None) -> nn.Module:
+    """Return the original of a seed, or the model retrained without a class; train it if it is nowhere stored.
+
+    Args:
+        profile: Says data, architecture and recipe, and whether committed checkpoints of the same recipe will do.
+        seed: Seed of initial weights, order and augmentation.
+        without: Class left out of the training set; None trains the original.
+    """
+    data, key = data_of(profile), training_key(profile, seed, without)
+    kind = "original" if without is None else "retrained"
+    kept = data.train if without is None else data.train.select(data.train.labels != without)
+    title = f"{kind} {profile.dataset} seed {seed}" + ("" if without is None else f" without {without}")
+    return trained_on(kept, profile, seed, kind=kind, key=key, title=title)
+
+
+def trained_on(kept: Split, profile: Profile, seed: int, *, kind: str, key: dict[str, Any], title: str) -> nn.Module:
+    """Return the model of a profile and seed that has seen these training samples, from the store or trained.
+
+    Args:
+        kept: The training samples.
+        profile: Says architecture and recipe.
+        seed: Seed of initial weights, order and augmentation.
+        kind: What the model is, in the store's file names: "original" or "retrained".
+        key: Everything that determines the model, which samples it sees among it.
+        title: Title of the progress bar.
+    """
+    data = data_of(profile)
+    found = store(profile).get(kind, key) or (_recorded_checkpoint(profile, key) if profile.recorded_models else None)
+    model = _build(profile, data, kept, seed)
+    if found is not None:
+        model.load_state_dict(found[0])
+        return model.eval().to(pick_device())
+    started, path = time.time(), store(profile).path(kind, key)
+    state = path.with_suffix(".state.safetensors")
+    result = train(
+        model,
+        kept.images,
+        kept.labels,
+        config=recipe(profile),
+        seed=seed,
+        device=pick_device(),
+        state_path=state,
+        title=title,
+    )
+    record = provenance.record(
+        config=key,
+        seed=seed,
+        data_sha256=data.sha256,
+        device=pick_device().type,
+        threads=profile.threads,
+        started=started,
+    )
+    store(profile).put(
+        kind,
+        key,
+        result.model.state_dict(),
+        record | {"history": [asdict(epoch) for epoch in result.history], "precision": result.precision},
+    )
+    state.unlink(missing_ok=True)
+    return result.model
+
+
+def _build(profile: Profile, data: Dataset, kept: Split, seed: int) -> nn.Module:
+    mean, std = channel_statistics(kept.images)
+    return models.build(
+        profile.arch,
+        num_classes=data.num_classes,
+        in_channels=data.in_channels,
+        image_size=data.image_size,
+        width=profile.width,
+        mean=mean,
+        std=std,
+        seed=seed,
+    )
+
+
+def made_now(profile: Profile, *, seed: int, started: float) -> dict[str, Any]:
+    """Return the provenance of what a profile's threads have just computed, begun at ``started`` (``time.time()``)."""
+    return provenance.record(
+        config=to_dict(profile),
+        seed=seed,
+        data_sha256=data_of(profile).sha256,
+        device=pick_device().type,
+        threads=profile.threads,
+        started=started,
+    )
+
+
+def untrained(profile: Profile, seed: int) -> nn.Module:
+    """Return the original of a seed as it was before its first step."""
+    data = data_of(profile)
+    return _build(profile, data, data.train, seed).eval().to(pick_device())
+
+
+def recorded_folder(profile: Profile) -> Path:
+    """Return where a profile's committed checkpoints lie."""
+    return repository_root() / "results" / profile.name / "checkpoints"
+
+
+def _recorded_checkpoint(profile: Profile, key: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Find a committed checkpoint of the same recipe; a later edit of the code or another torch does not void it.
+
+    An option of the recipe that is younger than the checkpoint had its default then.
+    """
+    ignored = {"code", "torch", "device", "threads"}
+    for path in sorted(recorded_folder(profile).glob("*.safetensors")):
+        tensors, record = checkpoints.load(path)
+        made = record["config"] | {"train": to_dict(from_dict(TrainConfig, record["config"]["train"]))}
+        if all(made.get(name) == value for name, value in key.items() if name not in ignored):
+            return tensors, record
+    return None
+
+
+def guard_of(case: Case) -> Guard:
+    """Return a fresh data guard for the case; of the test set it knows the profile's half."""
+    return Guard(judged_on(case.profile), (case.forget,))
+
+
+def forget_set(case: Case, guard: Guard) -> tuple[Tensor, Tensor]:
+    """Return the forget samples a method is handed, on the profile's device."""
+    images, labels = guard.forget_train(case.profile.forget_samples)
+    return channels_last(images.to(pick_device())), labels.to(pick_device())
+
+
+def panel_of(case: Case) -> Panel:
+    """Return what a case's models are judged on: images, labels, the logits of the original and of the retrained model.
+
+    The logits of the retrained model are None under a profile that leaves it out.
+    """
+    retrained = trained(case.profile, case.seed, case.forget) if case.profile.retrained else None
+    return panel_against(case, original=trained(case.profile, case.seed), retrained=retrained)
+
+
+def panel_against(case: Case, *, original: nn.Module, retrained: nn.Module | None) -> Panel:
+    """Return the panel of a case with reference models of the caller's."""
+    guard, device = guard_of(case), pick_device()
+    parts = [guard.forget_train(case.profile.forget_samples), guard.forget_test(), guard.retain_test()]
+    images = Parts(*(part[0].to(device) for part in parts))
+    labels = Parts(*(part[1].to(device) for part in parts))
+    beside = None if retrained is None else images.map_logits(retrained)
+    return Panel(images, labels, images.map_logits(original), beside, (case.forget,))

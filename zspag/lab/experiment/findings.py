@@ -1,0 +1,176 @@
+"""What the laboratory finds out beside the grid: subspaces on true data, costs, the noise of retraining, single runs.
+
+Invariant: looking changes nothing; a run that was watched ends in the grid's own model.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from zspag.config import Ladders, Profile
+from zspag.lab.evaluation import agreement, captured, mean_js, score, selectivity
+from zspag.lab.experiment.cases import Case, forget_set, guard_of, panel_of, store, trained, training_key
+from zspag.lab.experiment.grid import kept_rows, run_method
+from zspag.lab.experiment.materials import material_of
+from zspag.lab.methods import forget_subspace, noise_subspace, retain_subspace
+from zspag.runtime import generator_for
+from zspag.subspaces import combine, pooled, random_like, second_moments
+
+
+def subspace_table(case: Case) -> pd.DataFrame:
+    """Compare subspaces of equal rank per layer on true retain data (a laboratory measurement, not part of the method).
+
+    Returns:
+        One row per subspace ("proxies", "forget", "noise", "random", "oracle") and weight: capture, its ratio to the
+        oracle's, selectivity, rank and free dimension.
+    """
+    return pd.DataFrame(kept_rows(case, "subspaces", lambda: _subspace_rows(case)))
+
+
+def _subspace_rows(case: Case) -> list[dict[str, Any]]:
+    guard, model, material = guard_of(case), trained(case.profile, case.seed), material_of(case)
+    images, _ = forget_set(case, guard)
+    retain_images, retain_labels = (part.to(images.device) for part in guard.retain_train())
+    own = combine(material.moments, config=case.profile.unlearn.subspace)
+    drawn, lots = (generator_for(case.seed, "subspace", index) for index in (1, 2))
+    count = len(material.proxies.labels)
+    subspaces = {
+        "proxies": own,
+        "forget": forget_subspace(model, images, own=own),
+        "noise": noise_subspace(model, images, count=count, own=own, generator=drawn),
+        "random": random_like(own, generator=lots),
+        "oracle": retain_subspace(model, retain_images, retain_labels, own=own),
+    }
+    forget = second_moments(model, images)
+    retain = pooled([second_moments(model, retain_images[retain_labels == c]) for c in retain_labels.unique()])
+    best = captured(subspaces["oracle"], retain)
+    rows = []
+    for name, subspace in subspaces.items():
+        inside, free = captured(subspace, retain), subspace.free_dimension()
+        choosy = selectivity(subspace, forget=forget, retain=retain)
+        rows += [
+            {
+                "subspace": name,
+                "forget": case.forget,
+                "seed": case.seed,
+                "weight": weight,
+                "capture": inside[weight],
+                "of_oracle": inside[weight] / best[weight],
+                "selectivity": choosy[weight],
+                "rank": sum(subspace.ranks[weight]),
+                "free": free[weight],
+            }
+            for weight in own.bases
+        ]
+    return rows
+
+
+def stage_seconds(profile: Profile, frame: pd.DataFrame) -> dict[str, float]:
+    """Return mean wall-clock seconds per stage of ZS-PAG and of retraining, over the profile's classes and seeds.
+
+    Args:
+        profile: The profile whose grid was computed.
+        frame: Rows of ``compute_grid``, "zs_pag" among them.
+
+    Returns:
+        Seconds of "proxies", "subspaces", "update" (every rate the rule tried, labels included) and "retraining".
+    """
+    cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
+    stages = [material_of(case).seconds for case in cases]
+    own = frame[frame["method"] == "zs_pag"]
+    chosen = own[own["chosen"].eq(True)].set_index(["forget", "seed"])["lr"]
+    tried = own[own["lr"] <= own.set_index(["forget", "seed"]).index.map(chosen)]
+    trainings = [store(profile).get("retrained", training_key(profile, case.seed, case.forget)) for case in cases]
+    return {
+        "proxies": sum(part["proxies"] for part in stages) / len(stages),
+        "subspaces": sum(part["subspaces"] for part in stages) / len(stages),
+        "update": float(tried["seconds"].sum()) / len(cases),
+        "retraining": sum(found[1]["seconds"] for found in trainings if found) / len(cases),
+    }
+
+
+def retraining_noise(profile: Profile) -> pd.DataFrame:
+    """Compare retrained models of neighbouring seeds: the floor below which a distance to retraining means nothing.
+
+    Returns:
+        One row per class and pair of seeds: agreement and Jensen-Shannon divergence (nats) on forget and retained test
+        images. No rows with fewer than two seeds.
+
+    Raises:
+        ValueError: If the profile leaves the retrained models out.
+    """
+    rows = []
+    for forget in profile.classes:
+        panels = [panel_of(Case(profile, seed, forget)) for seed in profile.seeds]
+        for first, second in itertools.pairwise(panels):
+            ours, theirs = first.retrained, second.retrained
+            if ours is None or theirs is None:
+                raise ValueError("the profile leaves retrained models out (retrained=False): they have no spread")
+            rows.append(
+                {
+                    "forget": forget,
+                    "agreement_forget": agreement(ours.forget_test, theirs.forget_test),
+                    "agreement_retain": agreement(ours.retain_test, theirs.retain_test),
+                    "js_forget": mean_js(ours.forget_test, theirs.forget_test),
+                    "js_retain": mean_js(ours.retain_test, theirs.retain_test),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def watched_run(case: Case, name: str, *, lr: float) -> tuple[nn.Module, pd.DataFrame]:
+    """Run a method of the grid again at one rate, and judge it after every epoch.
+
+    Looking changes nothing: the model is the grid's, bit for bit.
+
+    Args:
+        case: Class and seed.
+        name: A method that updates by ``unlearning.descend``.
+        lr: The rate.
+
+    Returns:
+        The unlearned model, and one row per epoch from 0 (the original): epoch and the fields of ``Scores``.
+
+    Raises:
+        ValueError: If the method does not go through the loop, so that its epochs could not be seen.
+    """
+    panel, net = panel_of(case), trained(case.profile, case.seed)
+    rows: list[dict[str, float]] = []
+
+    def look(current: nn.Module) -> None:
+        net.load_state_dict(current.state_dict())  # without hooks, and laid as every net that is judged
+        rows.append({"epoch": len(rows)} | asdict(score(panel.images.map_logits(net), panel)))
+
+    look(net)
+    alone = replace(case, profile=replace(case.profile, ladders=Ladders(low=(lr,), middle=(lr,), high=(lr,))))
+    ladder, _ = run_method(alone, name, model=_looked_at(net, look), material=material_of(case))
+    if len(rows) != len(ladder.kept.history) + 1:
+        raise ValueError(f"{name} has {len(ladder.kept.history)} epochs of which {len(rows) - 1} were seen")
+    net.load_state_dict(ladder.kept.model.state_dict())
+    return net, pd.DataFrame(rows)
+
+
+def _looked_at(model: nn.Module, look: Callable[[nn.Module], None]) -> nn.Module:
+    """Return a copy of a model whose own copies call ``look`` at the end of every epoch of ``unlearning.descend``.
+
+    The loop fits with gradients and then judges the forget samples without: the first forward pass without gradients
+    after one with them is the end of an epoch.
+    """
+    watched, fitting = copy.deepcopy(model), False
+
+    def before_forward(current: nn.Module, _inputs: Any) -> None:
+        nonlocal fitting
+        if torch.is_grad_enabled():
+            fitting = True
+        elif fitting:
+            fitting = False  # first, for looking passes forward too
+            look(current)
+
+    watched.register_forward_pre_hook(before_forward)
+    return watched

@@ -1,0 +1,343 @@
+"""The grid: every method on every class and seed, over its whole ladder, each as a job and a file of its own.
+
+A finished job is a file named by everything that determines it, so an interrupted grid goes on where it stopped and a
+second call computes nothing.
+
+Invariant: a method runs under the data guard, and one that is forget-only and reads anything else does not get a row.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, fields, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+import torch
+from torch import nn
+
+from zspag.config import Profile, UnlearnConfig, to_dict
+from zspag.lab.data import Guard, spread_evenly
+from zspag.lab.evaluation import Masked, Panel, Parts, Scores, accuracy, masked_parts, score
+from zspag.lab.experiment.cases import (
+    Case,
+    code_of,
+    data_of,
+    forget_set,
+    guard_of,
+    made_now,
+    panel_of,
+    trained,
+    training_key,
+)
+from zspag.lab.experiment.materials import material_of
+from zspag.lab.methods import FAMILIES, METHODS, Problem
+from zspag.lab.relearning import MOST_STEPS, RATE, SHARE, relearning_curve, steps_until
+from zspag.projected_sgd import Ladder
+from zspag.proxy_statistics import Material
+from zspag.report import files, provenance
+from zspag.report.files import repository_root
+from zspag.runtime import generator_for, pick_device, pool_map
+
+REFERENCES = ("original", "masked", "retrained")
+JUDGED = 200  # forget test images, evenly spaced, that relearning is judged on after every step
+TITLES = {"original": "original", "masked": "masked original", "retrained": "retrained"} | {
+    name: method.title for name, method in METHODS.items()
+}
+READS = {name: method.reads for name, method in METHODS.items()}
+
+
+class Spread(Protocol):
+    """Carries jobs to processes, as ``runtime.pool_map`` does."""
+
+    def __call__(
+        self, function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: int, threads_each: int, title: str
+    ) -> Iterable[tuple[Any, Any]]:
+        """Yield each job with its answer, or with the exception it raised."""
+
+
+class RunsFailed(RuntimeError):  # noqa: N818  reads as a fact
+    """Some runs of a grid failed; the others are finished and kept."""
+
+
+def answered(
+    profile: Profile,
+    spread: Spread,
+    function: Callable[[Any], Any],
+    jobs: Sequence[Any],
+    *,
+    title: str,
+    name: Callable[[Any], str],
+) -> dict[Any, Any]:
+    """Do jobs that need each other and return their answers by job.
+
+    Args:
+        profile: Says workers and threads.
+        spread: What carries the jobs to processes.
+        function: Does a job.
+        jobs: Hashable jobs.
+        title: Title of the progress bar.
+        name: Names a job in the message, should it fail.
+
+    Raises:
+        RunsFailed: If a job failed; what the others finished is kept.
+    """
+    answers = {}
+    for job, answer in spread(function, jobs, workers=profile.workers, threads_each=profile.threads, title=title):
+        if isinstance(answer, Exception):
+            raise RunsFailed(f"{name(job)}: {answer}") from answer
+        answers[job] = answer
+    return answers
+
+
+class RetainDataRead(RuntimeError):  # noqa: N818  reads as a fact
+    """A forget-only method read samples it may not see."""
+
+
+def compute_grid(profile: Profile, methods: Sequence[str], *, spread: Spread = pool_map) -> pd.DataFrame:
+    """Run methods on every class and seed of a profile, and return one row per run.
+
+    Every method of a class and seed is a job and a file of its own, so what is lost with a worker is one job.
+
+    Args:
+        profile: Says classes, seeds, rates and workers.
+        methods: Names of ``baselines.METHODS``.
+        spread: What carries jobs to processes: ``runtime.pool_map``, or a cluster's.
+
+    Returns:
+        Rows of all references and methods: method, forget, seed, lr, chosen, epochs, seconds (of the chosen run those
+        of trials, and of whatever else the method did beside its runs, as well), retain_samples_read, relearn_steps
+        (references and chosen rates only) and the fields of ``Scores``. References have no rate; without retrained
+        models what needs them is NaN.
+
+    Raises:
+        ValueError: If a method is unknown.
+        RunsFailed: If runs failed; the others are finished and kept. The message names each.
+    """
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise ValueError(f"unknown method {', '.join(unknown)}; known are {', '.join(METHODS)}")
+    data_of(profile)  # a missing data set is said once, not by every worker
+    finish = partial(_finish, profile, spread)
+    cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
+    missing = [(case, name) for case in cases for name in methods if not _run_path(case, name).exists()]
+    started = {case for case, _ in missing}
+    bare = [case for case in cases if case in started or not _run_path(case, "references").exists()]
+    seeds = dict.fromkeys(case.seed for case in bare)  # where all is finished, no process is started
+    failures = finish(_train_original, [(profile, seed) for seed in seeds], "originals")
+    lost = {seed for (_, seed), _ in failures}
+    failures += finish(_prepare_case, [(case,) for case in bare if case.seed not in lost], "classes and seeds")
+    broken = {job[0] for job, _ in failures}
+    ready = [job for job in missing if job[0].seed not in lost and job[0] not in broken]
+    failures += finish(_compute_method, ready, "methods")
+    if failures:
+        lines = "\n".join(f"  {_name(job)}: {type(error).__name__}: {error}" for job, error in failures)
+        raise RunsFailed(
+            f"{len(failures)} job{'s' * (len(failures) > 1)} of the grid failed; the others are kept:\n{lines}"
+        )
+    rows = [row for case in cases for name in ("references", *methods) for row in read_rows(_run_path(case, name))]
+    frame = pd.DataFrame(rows)
+    return frame.astype({item.name: float for item in fields(Scores)})  # a column of None alone is no number otherwise
+
+
+def _finish(
+    profile: Profile, spread: Spread, function: Callable[[Any], None], jobs: Sequence[Any], title: str
+) -> list[tuple[Any, Exception]]:
+    """Do the jobs and return those that failed, each with its exception."""
+    answers = spread(function, jobs, workers=profile.workers, threads_each=profile.threads, title=title)
+    return [(job, answer) for job, answer in answers if isinstance(answer, Exception)]
+
+
+def _name(job: Any) -> str:
+    first, *further = job
+    if not isinstance(first, Case):
+        return f"seed {job[1]}"
+    return ", ".join([f"seed {first.seed}, class {first.forget}", *further])
+
+
+def _train_original(job: tuple[Profile, int]) -> None:
+    trained(*job)
+
+
+def _prepare_case(job: tuple[Case]) -> None:
+    """Compute what all methods of a case share: the retrained model, the references' rows, the material."""
+    (case,) = job
+    kept_rows(case, "references", lambda: _reference_rows(case))
+    material_of(case)
+
+
+def _compute_method(job: tuple[Case, str]) -> None:
+    """Compute one method of a case over its ladder."""
+    case, name = job
+    model, material, panel = _at_hand(case, repository_root())
+    kept_rows(case, name, lambda: _ladder_rows(case, name, model, material, panel))
+
+
+@lru_cache(maxsize=1)
+def _at_hand(case: Case, _root: Path) -> tuple[nn.Module, Material, Panel]:
+    """Load what the methods of a case share once for all that a process runs in a row."""
+    return trained(case.profile, case.seed), material_of(case), panel_of(case)
+
+
+def _reference_rows(case: Case) -> list[dict[str, Any]]:
+    panel, original = panel_of(case), trained(case.profile, case.seed)
+    masked = Masked(original, forget=panel.forget, num_classes=data_of(case.profile).num_classes)
+    models_and_logits = {
+        "original": (original, panel.original),
+        "masked": (masked.to(pick_device()), masked_parts(panel)),
+    }
+    if panel.retrained is not None:
+        models_and_logits["retrained"] = (trained(case.profile, case.seed, case.forget), panel.retrained)
+    return [
+        _row(case, name, logits, panel) | {"relearn_steps": relearn_steps(case, model, panel)}
+        for name, (model, logits) in models_and_logits.items()
+    ]
+
+
+def _ladder_rows(case: Case, name: str, model: nn.Module, material: Material, panel: Panel) -> list[dict[str, Any]]:
+    """Run a method and judge what it made at every rate."""
+    started = time.perf_counter()
+    ladder, guard = run_method(case, name, model=model, material=material)
+    spent = [sum(epoch.seconds for epoch in run.history) for run in ladder.runs]
+    beside = max(
+        0.0, time.perf_counter() - started - sum(spent)
+    )  # trials that chose the rate: the chosen run bears them
+    return [
+        _row(case, name, panel.images.map_logits(run.model), panel)
+        | {
+            "lr": run.lr,
+            "chosen": index == ladder.chosen,
+            "reached": run.reached(case.profile.unlearn.update.forget_accuracy),
+            "epochs": len(run.history),
+            "seconds": spent[index] + (beside if index == ladder.chosen else 0.0),
+            "retain_samples_read": guard.retain_samples_read,
+            "relearn_steps": relearn_steps(case, run.model, panel) if index == ladder.chosen else None,
+        }
+        for index, run in enumerate(ladder.runs)
+    ]
+
+
+def _row(case: Case, name: str, logits: Parts, panel: Panel) -> dict[str, Any]:
+    return {"method": name, "forget": case.forget, "seed": case.seed} | asdict(score(logits, panel))
+
+
+def relearn_steps(case: Case, model: nn.Module, panel: Panel) -> int:
+    """Return the steps of training on forget images until half as many test images of the class are recognized again.
+
+    Half of what the original recognized; ``relearning.MOST_STEPS`` where that was not reached.
+    """
+    level = SHARE * accuracy(panel.original.forget_test, panel.labels.forget_test)
+    judged = spread_evenly(torch.arange(len(panel.labels.forget_test)), JUDGED)
+    curve = relearning_curve(
+        model,
+        panel.images.forget_train,
+        panel.labels.forget_train,
+        judged_images=panel.images.forget_test[judged],
+        judged_labels=panel.labels.forget_test[judged],
+        level=level,
+        lr=RATE,
+        most_steps=MOST_STEPS,
+        generator=generator_for(case.seed, "relearning"),
+    )
+    return steps_until(curve, level, most_steps=MOST_STEPS)
+
+
+def whole_ladder(profile: Profile, method: str) -> UnlearnConfig:
+    """Return the profile's configuration with every rate of a method's ladder run, as trade-off curves need."""
+    rates = getattr(profile.ladders, METHODS[method].ladder)
+    update = replace(profile.unlearn.update, lr=None, ladder=rates, whole_ladder=True)
+    return replace(profile.unlearn, update=update)
+
+
+def run_method(
+    case: Case, name: str, *, model: nn.Module, material: Material, whole: bool = True
+) -> tuple[Ladder, Guard]:
+    """Run one method over its ladder under the data guard.
+
+    Args:
+        case: Class and seed.
+        name: Name of the method.
+        model: The original.
+        material: Proxies and moments, for those that use them.
+        whole: Run every rate; otherwise the rule stops at the one it takes, as it does for a user.
+
+    Raises:
+        RetainDataRead: If a forget-only method read anything but its forget set.
+    """
+    method, guard, config = METHODS[name], guard_of(case), whole_ladder(case.profile, name)
+    images, labels = forget_set(case, guard)
+    classes = data_of(case.profile).num_classes
+    generator = generator_for(case.seed, "method")  # the same stream for all: methods differ, luck does not
+    problem = Problem(model, images, labels, classes, generator, material)
+    with guard.method():
+        if method.oracle:
+            retain_images, retain_labels = guard.retain_train(case.profile.retain_samples)
+            problem = replace(problem, retain=(retain_images.to(images.device), retain_labels.to(images.device)))
+        ladder = method.run(problem, replace(config, update=replace(config.update, whole_ladder=whole)))
+    if guard.retain_samples_read and not method.oracle:
+        raise RetainDataRead(f"{name} read {guard.retain_samples_read} samples beyond its forget set")
+    return ladder, guard
+
+
+def kept_rows(
+    case: Case, name: str, compute: Callable[[], Iterable[dict[str, Any]]], *, code: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return the rows of one part of a case from its file, computing and writing them first if there is none.
+
+    Args:
+        case: What the rows are of.
+        name: Name of the part.
+        compute: Makes the rows, of what JSON holds.
+        code: Modules beside those of the grid whose edit, or that of anything they import, voids the file; with any,
+            all methods count.
+
+    Raises:
+        ValueError: If the file's rows are not those that were written.
+    """
+    path = _run_path(case, name, code)
+    if not path.exists():
+        started, rows = time.time(), list(compute())
+        record = made_now(case.profile, seed=case.seed, started=started)
+        files.write_json(path, {"schema": 2, "rows": rows, "sha256": provenance.digest(rows), "provenance": record})
+    return read_rows(path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a finished file.
+
+    Raises:
+        ValueError: If they are not those that were written.
+    """
+    found = files.read_json(path)
+    rows: list[dict[str, Any]] = found["rows"]
+    if provenance.digest(rows) != found.get("sha256"):
+        raise ValueError(
+            f"{path} was changed after it was written (its rows do not have its hash); delete it and run again"
+        )
+    return rows
+
+
+def _run_path(case: Case, name: str, code: Sequence[str] = ()) -> Path:
+    own = _family(name)
+    others = {family.__name__ for family in FAMILIES}.difference(own)
+    key = training_key(case.profile, case.seed, None) | {
+        "forget": case.forget,
+        "forget_samples": case.profile.forget_samples,
+        "config": to_dict(whole_ladder(case.profile, name) if name in METHODS else case.profile.unlearn),
+        "method": name,
+        "recorded_models": case.profile.recorded_models,
+        "test_half": case.profile.test_half,
+        "retrained": case.profile.retrained,
+        "code": code_of(case.profile, __name__, *own, *code, without=() if code else others),
+    }
+    if case.profile.retain_samples is not None and name in METHODS and METHODS[name].oracle:
+        key["retain_samples"] = case.profile.retain_samples  # nobody else is handed any
+    folder = repository_root() / "runs" / case.profile.name / "grid"
+    return folder / f"{name}-class{case.forget}-seed{case.seed}-{provenance.digest(key)[:16]}.json"
+
+
+def _family(name: str) -> tuple[str, ...]:
+    """Return the module a method stands in: an edit of another family leaves its runs as they are."""
+    method = METHODS.get(name)
+    return () if method is None else (method.run.__module__,)

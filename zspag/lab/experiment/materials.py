@@ -1,0 +1,122 @@
+"""The material of a class and seed, proxies and the moments of their inputs, made once and kept as a file.
+
+Invariant: what comes back from a file is bit for bit what was made.
+"""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from zspag.config import to_dict
+from zspag.lab.experiment.cases import Case, code_of, data_of, forget_set, guard_of, store, trained, training_key
+from zspag.proxies import ProxySet
+from zspag.proxy_statistics import Material, prepare
+from zspag.report import provenance
+from zspag.runtime import generator_for, pick_device
+from zspag.subspaces import ClassMoments, Moments, second_moments
+from zspag.views import Views
+
+
+def material_of(case: Case) -> Material:
+    """Return proxies and their input moments for a case, from the store or computed (and stored)."""
+    config, key = case.profile.unlearn, _key(case)
+    if (found := store(case.profile).get("material", key)) is not None:
+        return _unpack(*found)
+    started, guard = time.time(), guard_of(case)
+    images, _ = forget_set(case, guard)
+    material = prepare(
+        trained(case.profile, case.seed),
+        images,
+        forget=(case.forget,),
+        num_classes=data_of(case.profile).num_classes,
+        config=config,
+        generator=generator_for(case.seed, "material"),
+    )
+    tensors, facts = _pack(material)
+    record = provenance.record(
+        config=key,
+        seed=case.seed,
+        data_sha256=key["data"],
+        device=pick_device().type,
+        threads=case.profile.threads,
+        started=started,
+    )
+    store(case.profile).put("material", key, tensors, record | {"material": facts})
+    return material
+
+
+def _key(case: Case) -> dict[str, Any]:
+    """Return everything that determines the material of a case."""
+    config = case.profile.unlearn
+    return training_key(case.profile, case.seed, None) | {
+        "forget": case.forget,
+        "forget_samples": case.profile.forget_samples,
+        "proxies": to_dict(config.proxies),
+        "views": config.views,
+        "merge_at": config.subspace.merge_at,
+        "code": code_of(case.profile, __name__),
+    }
+
+
+def material_with_classes(case: Case) -> Material:
+    """Return the material with the moments of every single class, made again where they were too large to keep."""
+    material = material_of(case)
+    if material.moments.per_class is not None:
+        return material
+    model = trained(case.profile, case.seed)
+    retained = sorted(material.proxies.hits)
+    per_class = tuple(second_moments(model, material.proxies.of_class(label)) for label in retained)
+    return replace(material, moments=replace(material.moments, per_class=per_class))
+
+
+def _pack(material: Material) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    proxies, moments = material.proxies, material.moments
+    views = material.views
+    tensors = {"images": proxies.images, "labels": proxies.labels, "sources": proxies.sources, "barely": proxies.barely}
+    tensors |= {"views/images": views.images, "views/sources": views.sources, "half_of": material.half_of}
+    means = [("pooled", moments.pooled), ("averaged", moments.averaged)]
+    means += [(f"half{index}", half) for index, half in enumerate(material.halves)]
+    voted = [] if moments.votes is None else [("votes", moments.votes[1])]
+    for place, part in [*means, *voted, *enumerate(moments.per_class or ())]:
+        tensors |= {f"moment/{place}/{name}": second for name, second in part.second.items()}
+        tensors |= {f"factor/{place}/{name}": rows for name, rows in part.factors.items()}
+    facts = {
+        "hits": list(proxies.hits.items()),
+        "eps": proxies.eps,
+        "kinds": list(views.kinds),
+        "weights": list(material.names),
+        "per_class": moments.per_class is not None,
+        "merge_at": None if moments.votes is None else moments.votes[0],
+        "rows_per_sample": moments.pooled.rows_per_sample,
+        "unprojectable": material.frozen,
+        "seconds": material.seconds,
+    }
+    return {name: tensor.cpu() for name, tensor in tensors.items()}, facts
+
+
+def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> Material:
+    facts, device = record["material"], pick_device()
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    proxies = ProxySet(
+        tensors["images"],
+        tensors["labels"],
+        tensors["sources"],
+        {int(k): v for k, v in facts["hits"]},
+        facts["eps"],
+        tensors["barely"],
+    )
+    views = Views(tensors["views/images"], tensors["views/sources"].cpu(), tuple(facts["kinds"]))
+
+    def part(place: object) -> Moments:
+        second = {name: tensors[f"moment/{place}/{name}"] for name in facts["weights"]}
+        factors = {name: tensors[key] for name in second if (key := f"factor/{place}/{name}") in tensors}
+        return Moments(second, facts["rows_per_sample"], facts["unprojectable"], factors)
+
+    classes = len(proxies.hits)
+    per_class = tuple(map(part, range(classes))) if facts["per_class"] else None
+    votes = None if facts["merge_at"] is None else (facts["merge_at"], part("votes"))
+    means = ClassMoments(part("pooled"), part("averaged"), classes, per_class, votes)
+    halves = (part("half0"), part("half1"))
+    return Material(views, proxies, means, tensors["half_of"].cpu(), halves, facts["seconds"])

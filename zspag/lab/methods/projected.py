@@ -1,0 +1,179 @@
+"""ZS-PAG and its ablations: other labels, other subspaces, no projection.
+
+Label variants are calibrated as "zs_pag" is. Controls of the subspace differ from
+"zs_pag_fixed": all layers, the images alone, and the first rate of a ladder that forgets.
+
+Invariant: each differs in the one thing it is named after, and draws as much from the generator.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from zspag.calibration.cross_fitting import fit_views, unlearn_with
+from zspag.config import UnlearnConfig
+from zspag.lab.methods.method import ORACLE, PROXIES, Method, Problem, Run
+from zspag.projected_sgd import Descent, Ladder, climb, fit_labels
+from zspag.pseudo_labels import relabeler
+from zspag.runtime import generator_for, seed_of
+from zspag.subspaces import (
+    Projector,
+    Subspace,
+    averaged,
+    by_rank,
+    combine,
+    hard_projector,
+    pooled,
+    projector,
+    random_like,
+    second_moments,
+)
+
+_OURS = "Chen et al., IJCAI 2025"
+OLD_RATE = 0.3  # smallest rate that was tried before there was a calibration
+
+
+def _fit(problem: Problem, config: UnlearnConfig, project: Projector | None) -> Ladder:
+    """Fit the configured pseudo-labels at every rate of the ladder: all layers, the images alone, projected or not."""
+    names = problem.material.names
+    relabel = relabeler(
+        problem.model,
+        problem.forget_images,
+        forget=problem.forget_classes,
+        proxies=problem.material.proxies,
+        moments=averaged(problem.material.moments),
+        projector=project,
+        names=names,
+        config=config.labels,
+        generator=generator_for(problem.seed, "labels"),
+    )
+
+    def run(lr: float) -> Descent:
+        return fit_labels(
+            problem.model,
+            problem.forget_images,
+            problem.forget_labels,
+            relabel=relabel,
+            project=project,
+            names=names,
+            update=replace(config.update, lr=lr),
+            generator=generator_for(problem.seed, "update"),
+        )
+
+    return climb(run, update=config.update)
+
+
+def _calibrated(strategy: str | None) -> Run:
+    """ZS-PAG as ``zero_shot_unlearn`` runs it, with the configured labels or with those of ``strategy``.
+
+    Layers and rate are chosen on held-out halves of the forget set. Where curves are wanted (``whole_ladder``), the
+    chosen layers are run at every rate of the ladder, too.
+    """
+
+    def run(problem: Problem, config: UnlearnConfig) -> Ladder:
+        model, labels, material, seed = problem.model, problem.forget_labels, problem.material, problem.seed
+        if strategy is not None:
+            config = replace(config, labels=replace(config.labels, strategy=strategy))
+        made = unlearn_with(model, labels, material, forget=problem.forget_classes, config=config, seed=seed)
+        runs = [made.run]
+        if config.update.whole_ladder:
+            rates = [lr for lr in config.update.ladder if lr != made.run.lr]
+            runs += [fit_views(model, labels, material, made, lr=lr, config=config, seed=seed) for lr in rates]
+        runs.sort(key=lambda one: one.lr)
+        return Ladder(tuple(runs), runs.index(made.run))
+
+    return run
+
+
+def fixed(problem: Problem, config: UnlearnConfig) -> Ladder:
+    """ZS-PAG as it was before the calibration: all layers, no views, the first rate from ``OLD_RATE`` that forgets."""
+    ladder = _fit(problem, config, projector(problem.material.moments, config=config.subspace))
+    target = config.update.forget_accuracy
+    allowed = [index for index, run in enumerate(ladder.runs) if run.lr >= OLD_RATE] or [ladder.chosen]
+    return Ladder(ladder.runs, next((index for index in allowed if ladder.runs[index].reached(target)), allowed[-1]))
+
+
+def unprojected(problem: Problem, config: UnlearnConfig) -> Ladder:
+    """ZS-PAG's labels and weights, without the projection."""
+    return _fit(problem, config, None)
+
+
+def _fit_in(problem: Problem, config: UnlearnConfig, choose: Callable[[Subspace, torch.Generator], Subspace]) -> Ladder:
+    """Fit with another subspace of the same rank per layer: does it matter *which* directions are protected?
+
+    Labels and rank are those of "zs_pag_fixed", so nothing but the directions differs.
+
+    Args:
+        problem: What the method was handed.
+        config: Options of every stage.
+        choose: Maps ZS-PAG's own subspace and a generator to the one that is protected instead.
+    """
+    own = combine(problem.material.moments, config=config.subspace)
+    drawing = generator_for(seed_of(problem.generator), "subspace")  # a draw before the seed: all see the same batches
+    return _fit(problem, config, hard_projector(choose(own, drawing)))
+
+
+def in_forget_subspace(problem: Problem, config: UnlearnConfig) -> Ladder:
+    """ZS-PAG with the subspace of the forget samples."""
+    return _fit_in(problem, config, lambda own, _: forget_subspace(problem.model, problem.forget_images, own=own))
+
+
+def in_noise_subspace(problem: Problem, config: UnlearnConfig) -> Ladder:
+    """ZS-PAG with the subspace of noise images, as many as there are proxies."""
+    images, count = problem.forget_images, len(problem.material.proxies.labels)
+    return _fit_in(
+        problem,
+        config,
+        lambda own, drawing: noise_subspace(problem.model, images, count=count, own=own, generator=drawing),
+    )
+
+
+def in_random_subspace(problem: Problem, config: UnlearnConfig) -> Ladder:
+    """ZS-PAG with uniformly random directions."""
+    return _fit_in(problem, config, lambda own, drawing: random_like(own, generator=drawing))
+
+
+def in_retain_subspace(problem: Problem, config: UnlearnConfig) -> Ladder:
+    """ZS-PAG with the subspace of the true retain data at the same ranks: what proxies would ideally replace."""
+    images, labels = problem.retain_images, problem.retain_labels
+    return _fit_in(problem, config, lambda own, _: retain_subspace(problem.model, images, labels, own=own))
+
+
+def forget_subspace(model: nn.Module, forget_images: Tensor, *, own: Subspace) -> Subspace:
+    """Return the directions the forget samples themselves use, at the ranks of ``own``."""
+    return by_rank(second_moments(model, forget_images), ranks=own.ranks)
+
+
+def noise_subspace(
+    model: nn.Module, forget_images: Tensor, *, count: int, own: Subspace, generator: torch.Generator
+) -> Subspace:
+    """Return the directions that ``count`` images of uniform noise use, at the ranks of ``own``."""
+    noise = torch.rand((count, *forget_images.shape[1:]), generator=generator).to(forget_images)
+    return by_rank(second_moments(model, noise), ranks=own.ranks)
+
+
+def retain_subspace(model: nn.Module, retain_images: Tensor, retain_labels: Tensor, *, own: Subspace) -> Subspace:
+    """Return the subspace of true retain data at the ranks of ``own``, every class weighing the same (an oracle)."""
+    parts = [second_moments(model, retain_images[retain_labels == label]) for label in retain_labels.unique()]
+    return by_rank(pooled(parts), ranks=own.ranks)
+
+
+def _projected(title: str, run: Run, reference: str, ladder: str = "high") -> Method:
+    return Method(title, run, PROXIES, reference, ladder)
+
+
+METHODS: dict[str, Method] = {
+    "zs_pag": _projected("ZS-PAG", _calibrated(None), _OURS),
+    "zs_pag_fixed": _projected("ZS-PAG, not calibrated", fixed, "control"),
+    "unprojected": _projected("ZS-PAG without projection", unprojected, "control", "low"),
+    "process_labels": _projected("ZS-PAG, influence labels", _calibrated("process"), _OURS),
+    "influence_labels": _projected("ZS-PAG, labels tilted once", _calibrated("influence"), "control"),
+    "second_best_labels": _projected("ZS-PAG, second-best labels", _calibrated("second_best"), "control"),
+    "random_labels": _projected("ZS-PAG, random labels", _calibrated("random"), "control"),
+    "forget_subspace": _projected("subspace of forget samples", in_forget_subspace, "control"),
+    "noise_subspace": _projected("subspace of noise", in_noise_subspace, "control", "middle"),
+    "random_subspace": _projected("random subspace", in_random_subspace, "control", "low"),
+    "oracle_subspace": Method("subspace of retain data", in_retain_subspace, ORACLE, "oracle", "high", oracle=True),
+}

@@ -1,0 +1,147 @@
+"""A grid that outlives its machine: methods over their whole ladders, as one result file and one figure.
+
+``zspag sweep`` runs what notebook 05 runs, for any profile, data set and architecture. Every finished method of a class
+and seed is a file of its own under ``runs/``, so an interrupted sweep goes on where it stopped.
+
+A recorded result grows: methods that are swept later, with the same configuration and data, join those that are there.
+
+Invariant: the result file holds every row of the grid, and nothing in it was chosen by looking at the rows. It says of
+each method by which commit, when and with which versions its rows were made.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from zspag.config import Profile, from_dict
+from zspag.lab import cluster, experiment, runs
+from zspag.report import claims, files, tables
+
+ROW = 8  # methods beside the first one in a row of panels
+
+
+def sweep(profile: Profile, methods: Sequence[str], *, record: bool, scheduler: str | None = None) -> Iterator[str]:
+    """Run methods on every class and seed of a profile and write the rows.
+
+    Args:
+        profile: Data, architecture, classes, seeds, configuration and ladders.
+        methods: Names of ``baselines.METHODS``.
+        record: Write the result to ``results/<profile>`` too; what is recorded there of other methods, with the same
+            configuration and data, stays.
+        scheduler: Address of a dask scheduler; None starts workers on this machine.
+
+    Yields:
+        Lines for the reader: safe rates per method, then the files.
+    """
+    started = time.time()
+    with cluster.spread_over(scheduler, workers=profile.workers, threads_each=profile.threads) as spread:
+        frame = experiment.compute_grid(profile, methods, spread=spread)
+    for name in methods:
+        yield f"{experiment.TITLES[name]}: safe rates {tables.window_text(frame, name)}"
+    name = f"sweep_{experiment.case_name(profile)}"
+    data = experiment.data_of(profile)
+    made_by = experiment.made_now(profile, seed=profile.seeds[0], started=started)
+    made = dict.fromkeys(methods, _without_config(made_by))
+    if record:
+        before = _recorded(files.repository_root() / "results" / profile.name / f"{name}.json", profile, data.sha256)
+        joining = [method for method in before[1] if method not in methods]
+        if joining:
+            yield f"joined what is recorded of {', '.join(experiment.TITLES[method] for method in joining)}"
+            frame = _sorted(pd.concat([frame, before[0][before[0]["method"].isin(joining)]]), profile)
+            made |= {method: before[1][method] for method in joining}
+            methods = [method for method in experiment.TITLES if method in made]
+    yield from runs.publish(_result(profile, name, methods, frame, made, made_by), record=record)
+
+
+def _sorted(frame: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Return rows in the order of a grid that was computed as a whole."""
+    order = {"seed": profile.seeds, "forget": profile.classes, "method": tuple(experiment.TITLES)}
+    return frame.sort_values(
+        list(order), key=lambda column: column.map(order[str(column.name)].index), kind="stable", ignore_index=True
+    )
+
+
+def _recorded(path: Path, profile: Profile, data_sha256: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return the rows of a recorded result and, per method, how they were made; nothing if it answers another question.
+
+    An option that is younger than the file had its default then; a file with one that is gone answers another question.
+    """
+    if not path.is_file():
+        return pd.DataFrame(), {}
+    content = files.read_json(path)
+    record = content["provenance"]
+    try:
+        recorded = replace(from_dict(Profile, record["config"]), workers=profile.workers)  # they change no number
+    except (TypeError, ValueError):
+        return pd.DataFrame(), {}  # an option of then that there is no longer
+    if (recorded, record["data_sha256"]) != (profile, data_sha256):
+        return pd.DataFrame(), {}
+    rows = pd.DataFrame(content["data"]["rows"])
+    methods = [name for name in rows["method"].unique() if name not in experiment.REFERENCES]
+    return rows, content["data"].get("made") or dict.fromkeys(methods, _without_config(record))
+
+
+def _without_config(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ("config", "platform")}
+
+
+def _result(
+    profile: Profile,
+    name: str,
+    methods: Sequence[str],
+    frame: pd.DataFrame,
+    made: dict[str, Any],
+    made_by: dict[str, Any],
+) -> dict[str, Any]:
+    """Return a result file: the curves, all tables, what the safe windows are worth in numbers, and every row."""
+    ruled, best = tables.by_rule(frame), tables.in_hindsight(frame)
+    noise = experiment.retraining_noise(profile) if profile.retrained and len(profile.seeds) > 1 else pd.DataFrame()
+    # Recorded models were trained elsewhere: their time says nothing about this machine.
+    timed = "zs_pag" in methods and not profile.recorded_models
+    seconds = experiment.stage_seconds(profile, frame) if timed else {}
+    together = claims.comparison(ruled, frame)
+    shown = tables.every_table(frame, experiment.TITLES, reads=experiment.READS, noise=noise, seconds=seconds)
+    shown |= {"Who is dominated?": claims.comparison_table(together, experiment.TITLES)}
+    verdicts = [claims.verdict(together, experiment.TITLES, name) for name in ("zs_pag",) if name in together.index]
+    factors = {f"safe window {method}": tables.window(tables.safe_rates(frame, method)) for method in methods}
+    drift = {f"drift in hindsight {method}": tables.over_classes(best, "drift")[method]["mean"] for method in methods}
+    data = experiment.data_of(profile)
+    finite = frame.replace([math.inf, -math.inf], math.nan)  # what diverged has no number in a file
+    return {
+        "schema": 3,
+        "name": name,
+        "profile": profile.name,
+        "draw": "curves",
+        "caption": "Forget accuracy, over-unlearning and drift over the learning rate"
+        + (f", judged on the {profile.test_half} half of the test set." if profile.test_half else "."),
+        "numbers": {name: [value, None] for name, value in (factors | drift).items()},
+        "data": _panels(frame, methods)
+        | {
+            "markdown": tables.markdown(tables.main_table(ruled, frame, experiment.TITLES)),
+            "hindsight": tables.markdown(tables.main_table(best, frame, experiment.TITLES)),
+            "tables": {question: tables.markdown(table) for question, table in shown.items()},
+            "verdicts": verdicts,
+            "noise": noise.to_dict("records"),
+            "seconds": seconds,
+            "rows": files.plain(tables.columns(finite), "rows"),
+            "made": made,
+            "data_source": data.data_source,
+            "test_half": profile.test_half,
+            "titles": {name: experiment.TITLES[name] for name in (*experiment.REFERENCES, *methods)},
+            "class_names": [data.classes[forget] for forget in profile.classes],
+        },
+        "provenance": made_by,
+    }
+
+
+def _panels(frame: pd.DataFrame, methods: Sequence[str]) -> dict[str, Any]:
+    """Return a row of three panels per eight methods, the first method in each of them: more curves cannot be told."""
+    first, *others = methods
+    parts = [others[start : start + ROW] for start in range(0, max(1, len(others)), ROW)]
+    rows = [tables.ladder_panels(frame, [first, *part], experiment.TITLES) for part in parts]
+    return rows[0] | {"panels": [panel for row in rows for panel in row["panels"]]}

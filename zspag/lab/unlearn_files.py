@@ -1,0 +1,348 @@
+"""The engineer's tool (``zspag unlearn``): a model, its weights and a folder of photos in; a model that forgot out.
+
+Beside the weights OUT stand OUT.json, the report and how it was made, and OUT.png, which draws it.
+
+Invariant: what can be known to fail is known before the first second of work, the place for the answer included; no
+file of the reader's is replaced; either all three files are new and whole, or none is.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zspag.config import UnlearnConfig, to_dict
+from zspag.lab.data.folders import ForgetFolder, labelled_folder
+from zspag.lab.data.listing import read_classes
+from zspag.lab.data.pictures import grey
+from zspag.lab.models import Normalize
+from zspag.lab.models.user_files import model_of
+from zspag.lab.models.weights import State, facts_from, load_into, read_state, write_state
+from zspag.outcome import Report
+from zspag.report import files, provenance
+from zspag.runtime import evaluating, pick_device
+from zspag.unlearning import Unlearned, zero_shot_unlearn
+
+PROBED = (
+    997  # classes of a trial model, to see which shapes depend on their number; a prime, so no layer has that width
+)
+SUFFIXES = (".safetensors", ".pt", ".pth")
+MADE_BY = {"command": "unlearn"}  # in the record: the mark by which a file of ours is known
+
+
+class GoalNotReached(Exception):  # noqa: N818  no error: the files are written
+    """Part of the forget set is still recognized; the message says how much and what was written all the same."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What somebody asks for.
+
+    Attributes:
+        model: ``path/to/file.py:factory``, ``package.module:factory`` or ``timm:name``.
+        weights: Its state dict.
+        forget: Folder of photos, with a folder for each class, or all of the class ``label``.
+        out: Where the new state dict goes; its suffix says in which format.
+        num_classes: Width of the logits; None finds it.
+        classes_file: Text file with the name of every class, in the order of the logits; None: folders are numbers.
+        label: Class of photos that lie directly in ``forget``.
+        image_size: Resize the photos' shorter side to this many pixels and crop the middle square.
+        mean: Mean of each channel on [0, 1] where the model expects normalized images; it comes with ``std``.
+        std: Standard deviation of each channel.
+        already_forgotten: Classes that earlier requests made the weights forget.
+        seed: Seed of the method.
+        keep_open: Write what the updates alone made, without closing the rows of the forgotten classes.
+    """
+
+    model: str
+    weights: Path
+    forget: Path
+    out: Path
+    num_classes: int | None = None
+    classes_file: Path | None = None
+    label: str | None = None
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    already_forgotten: tuple[int, ...] = ()
+    seed: int = 0
+    keep_open: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("--mean and --std come together: both normalize the photos before the model sees them")
+        if self.num_classes is not None and self.num_classes < 2:
+            raise ValueError(f"--num-classes must be at least 2, got {self.num_classes}")
+
+    @property
+    def report(self) -> Path:
+        """Where the report goes."""
+        return self.out.with_suffix(".json")
+
+    @property
+    def figure(self) -> Path:
+        """Where the figure goes."""
+        return self.out.with_suffix(".png")
+
+
+def unlearn_files(task: Task) -> Iterator[str]:
+    """Forget the classes of a folder of photos with somebody's own model.
+
+    Args:
+        task: The files and what to do with them.
+
+    Yields:
+        Lines for the reader.
+
+    Raises:
+        ValueError: If a file or folder does not fit; nothing is written then.
+        GoalNotReached: At the end, if part of the forget set is still recognized.
+    """
+    _check_out(task)
+    started, device = time.time(), pick_device()
+    classes = None if task.classes_file is None else read_classes(task.classes_file)
+    num_classes = _number_of_classes(task, classes)
+    photos = labelled_folder(task.forget, classes=classes, label=task.label, image_size=task.image_size)
+    yield from photos.remarks
+    state, remarks = read_state(task.weights)
+    inner, more = _loaded(task, state, num_classes, photos)
+    model = _normalizing(inner, task)
+    images, fitting = _with_channels_for(model, photos.images, task.mean)
+    yield from (*remarks, *more, *fitting)
+
+    with _rehearsed(task.out, inner), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = zero_shot_unlearn(
+            model.to(device),
+            images.to(device).float() / 255,
+            photos.labels.to(device),
+            num_classes=num_classes,
+            already_forgotten=task.already_forgotten,
+            seed=task.seed,
+        )
+        record = _record(task, images, photos.labels, device, started)
+        _write(task, result, record)
+    report = result.report
+    yield str(report)
+    yield from (
+        f"warning: {text}" for text in dict.fromkeys(str(w.message) for w in said) if text not in report.warnings
+    )
+    yield f"wrote {task.out}, {task.report} and {task.figure}"
+    if not report.reached:
+        raise GoalNotReached(_shortfall(task, report))
+
+
+def _shortfall(task: Task, report: Report) -> str:
+    held = "" if report.unseen_accuracy is None else f" and {100 * report.unseen_accuracy:.0f} % of what was held out"
+    closed = ", with the rows of the forgotten classes closed" if report.silenced and not task.keep_open else ""
+    return (
+        f"the goal is not reached: the updates leave {100 * report.forget_accuracy:.0f} % of the forget set{held}"
+        f" recognized; {task.out} is written all the same{closed}"
+    )
+
+
+def _check_out(task: Task) -> None:
+    """Refuse an output that has no format, or would replace a file that is not ours.
+
+    Raises:
+        ValueError: If so.
+    """
+    out, made = task.out, (task.out, task.report, task.figure)
+    if out.suffix not in SUFFIXES:
+        raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {out}")
+    if out.is_dir():
+        raise ValueError(f"--out is a folder: give a file in it, such as {out / 'forgot.safetensors'}")
+    if out.exists() and task.weights.exists() and out.samefile(task.weights):
+        raise ValueError(f"--out is the file of the weights, {out}: the original is not replaced, choose another name")
+    if out.parent.resolve().is_relative_to(task.forget.resolve()):
+        raise ValueError(f"--out lies in the folder of photos, {task.forget}, where the figure would be one of them")
+    for path in made:
+        if path.exists() and not _is_ours(path, task):
+            raise ValueError(
+                f"{path} exists and was not made by zspag unlearn: it is not replaced, move it or choose another --out"
+            )
+
+
+def _is_ours(path: Path, task: Task) -> bool:
+    """Tell whether a file carries our record, or is the one whose hash stands in a report of ours."""
+    try:
+        if path.suffix in (".pt", ".pth"):
+            written = files.read_json(task.report)
+            hashed = hashlib.sha256(path.read_bytes()).hexdigest()
+            return _is_ours(task.report, task) and bool(written["weights"]["sha256"] == hashed)
+        return provenance.read_record(path).items() >= MADE_BY.items()
+    except (ValueError, OSError, KeyError, TypeError):
+        return False
+
+
+def _number_of_classes(task: Task, classes: Sequence[str] | None) -> int | None:
+    if classes is None:
+        return task.num_classes
+    if task.num_classes not in (None, len(classes)):
+        raise ValueError(f"{task.classes_file} names {len(classes)} classes, but --num-classes is {task.num_classes}")
+    return len(classes)
+
+
+def _loaded(task: Task, state: State, num_classes: int | None, photos: ForgetFolder) -> tuple[nn.Module, list[str]]:
+    """Build the model and give it its weights; return it with remarks.
+
+    If that fails, the weights are asked for what nobody has said: with which facts would their shapes fit?
+
+    Raises:
+        ValueError: If the model cannot be built, or the weights do not fit it.
+    """
+    known = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        return _built(task, state, known, photos)
+    except ValueError as error:
+        found = _facts_found(task, state, known, photos)
+        if not found:
+            raise
+        try:
+            model, remarks = _built(task, state, known | found, photos)
+        except ValueError:
+            raise error from None
+    facts = ", ".join(f"{name}={value}" for name, value in found.items())
+    return model, [f"the shapes of the weights tell {facts}", *remarks]
+
+
+def _built(task: Task, state: State, known: Mapping[str, int], photos: ForgetFolder) -> tuple[nn.Module, list[str]]:
+    seen = {"in_channels": photos.images.shape[1], "image_size": photos.images.shape[-1]}
+    model, handed = model_of(task.model, known, guessed=seen)
+    guessed = [f"{name}={value}" for name, value in handed.items() if name not in known]
+    remarks = [f"{task.model} is called with {', '.join(guessed)}, as the photos are"] if guessed else []
+    return model, remarks + load_into(model, state, weights=task.weights, place=task.model)
+
+
+def _facts_found(task: Task, state: State, known: Mapping[str, int], photos: ForgetFolder) -> dict[str, int]:
+    """Return what the shapes of the weights tell beyond what is known; nothing where a trial model cannot be built."""
+    trial = {"num_classes": PROBED} | dict(known)
+    try:
+        seen = {"in_channels": photos.images.shape[1], "image_size": photos.images.shape[-1]}
+        model, _ = model_of(task.model, trial, guessed=seen)
+    except ValueError:
+        return {}
+    found = facts_from(state, model.state_dict(), probed=PROBED)
+    return {name: value for name, value in found.items() if name not in known}
+
+
+def _normalizing(model: nn.Module, task: Task) -> nn.Module:
+    if task.mean is None or task.std is None:
+        return model
+    return nn.Sequential(OrderedDict(normalize=Normalize(task.mean, task.std), model=model))
+
+
+def _with_channels_for(model: nn.Module, images: Tensor, mean: Sequence[float] | None) -> tuple[Tensor, list[str]]:
+    """Return the photos with as many channels as the model takes, and a remark if that changed them.
+
+    Args:
+        model: A model on the CPU.
+        images: Shape (n, C, H, W), uint8, C = 1 or 3.
+        mean: Means of the channels, which say how many there are; None asks the model.
+    """
+    have = images.shape[1]
+    takes = _channels_taken(model, images[:1]) if mean is None else len(mean)
+    if takes == have or {takes, have} != {1, 3}:
+        return images, []
+    if takes == 3:
+        return images.expand(-1, 3, -1, -1), ["the photos are grey and the model takes colours: three equal channels"]
+    return grey(images), ["the photos are in colour and the model takes grey ones: they are made grey"]
+
+
+def _channels_taken(model: nn.Module, image: Tensor) -> int:
+    """Return whether a model takes grey or colour photos (1 or 3 channels); what ``image`` has if it takes neither.
+
+    A layer that normalizes lets a grey image pass where colours are meant, for it broadcasts; the first convolution
+    tells.
+    """
+    have = image.shape[1]
+    other = 4 - have
+    runs, first = _tried(model, image)
+    if runs and not (have == 1 and first == 3):
+        return have
+    changed = image.expand(-1, 3, -1, -1) if other == 3 else grey(image)
+    return other if _tried(model, changed)[0] else have
+
+
+def _tried(model: nn.Module, image: Tensor) -> tuple[bool, int | None]:
+    """Return whether a model runs on an image, and how many channels its first convolution saw."""
+    seen: list[int] = []
+    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    hooks = [part.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1])) for part in convolutions]
+    try:
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        with evaluating(model), torch.no_grad():
+            model(image.to(dtype) / 255)
+    except Exception:  # noqa: BLE001  a model that does not run is what is asked; why, the method's own checks say
+        return False, None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return True, seen[0] if seen else None
+
+
+@contextmanager
+def _rehearsed(out: Path, model: nn.Module) -> Generator[None, None, None]:
+    """Write the model as it is beside where the new one will go, and remove it: what hinders that is known now.
+
+    Folders that were made for it go again if nothing comes of it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If nothing can be written there.
+    """
+    made = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
+    try:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.stem}-", suffix=out.suffix) as trial:
+                write_state(Path(trial.name), model.state_dict(), suffix=out.suffix, metadata={})
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(f"--out {out} cannot be written ({reason}): make room, or choose another place") from error
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # something else lies in it by now
+                folder.rmdir()
+        raise
+
+
+def _record(task: Task, images: Tensor, labels: Tensor, device: torch.device, started: float) -> dict[str, Any]:
+    pixels = hashlib.sha256(images.contiguous().numpy().tobytes() + labels.numpy().tobytes())
+    return MADE_BY | provenance.record(
+        config=to_dict(UnlearnConfig()),
+        seed=task.seed,
+        data_sha256=pixels.hexdigest(),
+        device=device.type,
+        threads=torch.get_num_threads(),
+        started=started,
+    )
+
+
+def _write(task: Task, result: Unlearned, record: dict[str, Any]) -> None:
+    """Write the state dict, the report and the figure; beside their places first: none is new if one fails."""
+    model = result.open_model if task.keep_open else result.model
+    inner = model if task.mean is None else model.get_submodule("model")  # names as in the file that was read
+    out = task.out
+    with (
+        files.replacing(out) as weights,
+        files.replacing(task.report) as page,
+        files.replacing(task.figure) as png,
+    ):
+        write_state(weights, inner.state_dict(), suffix=out.suffix, metadata={provenance.KEY: json.dumps(record)})
+        result.report.plot().savefig(png, metadata=provenance.png_metadata(record))
+        written = {"file": out.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+        files.write_json(page, {"report": result.report.to_dict(), "weights": written, "provenance": record})

@@ -1,0 +1,231 @@
+"""Every refusal, before any work: ``preflight`` looks at model, forget set and request together.
+
+The accuracy of the original on the forget set is the one number that tells whether images, labels, normalization and
+model belong together: each may be valid alone. It is measured before anything else is.
+
+Invariant: nothing is changed, and what ``preflight`` lets pass fails later only for a reason that it could not see.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from zspag.preflight.inputs import ForgetSet, whole_number
+from zspag.preflight.model_checks import check_gradients, check_logits, immovable, inconstancy, layout_of
+from zspag.preflight.reachability import unreachable
+from zspag.preflight.surroundings import plain_layout
+from zspag.runtime import logits_of
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a look at model and forget set says.
+
+    Attributes:
+        num_classes: Width K of the logits.
+        already_forgotten: Classes that earlier requests removed, as the caller named them.
+        original_accuracy: Accuracy of the model on the forget set, a fraction.
+        frozen: Weights that must not or cannot move, by the name they have in ``model``, with the reason.
+        layout: "channels_last", or "plain" where the model fails with channels innermost (``plain_layout``).
+        warnings: What the caller should be told, one sentence each.
+    """
+
+    num_classes: int
+    already_forgotten: tuple[int, ...]
+    original_accuracy: float
+    frozen: Mapping[str, str]
+    layout: str
+    warnings: tuple[str, ...]
+
+
+def preflight(
+    model: nn.Module, forget: ForgetSet, *, num_classes: Any = None, already_forgotten: Any = ()
+) -> Preflight:
+    """Look at everything that can be known before the first second of work.
+
+    Args:
+        model: What ``classifiers.classifier`` returned. It is not changed.
+        forget: What ``inputs.forget_set`` returned.
+        num_classes: What the caller says the width of the logits is, or None.
+        already_forgotten: Classes that earlier requests removed; one int stands for itself.
+
+    Raises:
+        ValueError: If the request cannot work; the message says what, where, the value and the remedy.
+    """
+    width = _width(num_classes)
+    before = class_tuple(already_forgotten, "already_forgotten")
+    with plain_layout():
+        logits = check_logits(model, forget.images, num_classes=width)
+        width = logits.shape[1]
+        _check_labels(forget, width)
+        warnings = check_request(forget.classes, before, num_classes=width)
+        check_gradients(model, forget.images)
+        frozen = immovable(model, forget.images)
+        answers = logits_of(model, forget.images).argmax(1)
+        warnings += check_recognized(answers, forget, before)
+        warnings += inconstancy(model, forget.images, logits)
+        retained = tuple(label for label in range(width) if label not in {*forget.classes, *before})
+        _check_reachable(unreachable(model, forget.images, retained), before)
+    layout = layout_of(model, forget.images, logits)
+    accuracy = (answers == forget.labels).double().mean().item()
+    return Preflight(width, before, accuracy, frozen, layout, warnings)
+
+
+def _width(num_classes: Any) -> int | None:
+    """Return the number of classes that the caller gave, or None.
+
+    Raises:
+        ValueError: If it is no whole number above 1.
+    """
+    if num_classes is None:
+        return None
+    width = whole_number(num_classes)
+    if width is None or width < 2:
+        raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}: leave it out")
+    return width
+
+
+def class_tuple(classes: Any, what: str) -> tuple[int, ...]:
+    """Return class numbers as a tuple of ints, in the order given.
+
+    Args:
+        classes: One int, or ints in a list, tuple, set, range, tensor or array; None for no class.
+        what: What the message calls them.
+
+    Raises:
+        ValueError: If something else is given, or a class twice.
+
+    Example:
+        >>> class_tuple(5, "already_forgotten"), class_tuple([2, 0], "already_forgotten")
+        ((5,), (2, 0))
+    """
+    if classes is None:
+        return ()
+    one = whole_number(classes)
+    if one is not None:
+        return (one,)
+    if (
+        not isinstance(classes, Iterable)
+        or isinstance(classes, str | bytes | Mapping)
+        or getattr(classes, "ndim", 1) != 1
+    ):
+        raise ValueError(f"{what} must hold class numbers, for example (3, 5), got {classes!r}")
+    numbers = []
+    for item in classes:
+        number = whole_number(item)
+        if number is None:
+            raise ValueError(
+                f"{what} must hold class numbers, for example (3, 5), got {item!r} ({type(item).__name__})"
+            )
+        numbers.append(number)
+    for number, count in Counter(numbers).items():
+        if count > 1:
+            raise ValueError(f"{what} names class {number} {count} times: name each class once")
+    return tuple(numbers)
+
+
+def _check_labels(forget: ForgetSet, num_classes: int) -> None:
+    outside = forget.labels[(forget.labels < 0) | (forget.labels >= num_classes)]
+    if len(outside):
+        raise ValueError(
+            f"forget_labels holds class {int(outside[0])}, outside 0..{num_classes - 1} (num_classes={num_classes}):"
+            " classes are numbered as the model's logits are"
+        )
+
+
+def check_request(forget: Iterable[int], before: Iterable[int], *, num_classes: int) -> tuple[str, ...]:
+    """Refuse a request that leaves no class, and return a warning where single samples may have been meant.
+
+    Args:
+        forget: Classes to forget now.
+        before: Classes that were forgotten before.
+        num_classes: Width K of the logits.
+
+    Raises:
+        ValueError: If no class would be left, or a class of ``before`` does not exist.
+
+    Note:
+        CHOICE: the warning begins at half of the classes, which .7 K samples drawn at random are enough to name. It is
+        no refusal, for so many whole classes are forgotten as well as one.
+    """
+    forget = set(forget)
+    gone = sorted({*forget, *before})
+    if gone[0] < 0 or gone[-1] >= num_classes:
+        outside = gone[0] if gone[0] < 0 else gone[-1]
+        raise ValueError(
+            f"already_forgotten holds class {outside}, outside 0..{num_classes - 1} (num_classes={num_classes})"
+        )
+    if len(gone) == num_classes:
+        earlier = "" if len(forget) == num_classes else ", with those already forgotten,"
+        raise ValueError(
+            f"the forget set{earlier} holds all {num_classes} classes, and each is forgotten whole: at least one class"
+            " must be retained. Single samples across classes are not supported, for no class would be left to make"
+            " proxies of or to relabel to: retrain without them"
+        )
+    if 2 * len(forget) > num_classes:
+        return (
+            f"the forget set names {len(forget)} of {num_classes} classes, and each is forgotten whole, images that are"
+            " not in the set included: if single samples were meant, retrain without them instead",
+        )
+    return ()
+
+
+def check_recognized(answers: Tensor, forget: ForgetSet, before: tuple[int, ...]) -> tuple[str, ...]:
+    """Refuse images that the model does not take for what their labels say; return warnings where it rarely does.
+
+    Args:
+        answers: Class that the model gives each forget image, shape (n,).
+        forget: Images and labels.
+        before: Classes that were forgotten before.
+
+    Raises:
+        ValueError: If of some class no image is recognized.
+    """
+    warnings = []
+    for label in forget.classes:
+        given = answers[forget.labels == label]
+        right = int((given == label).sum())
+        instead, times = Counter(given[given != label].tolist() or [label]).most_common(1)[0]
+        cause = "images and labels, or the normalization of the images, may not fit the model"
+        if right == 0 and label in before:
+            raise ValueError(
+                f"the model recognizes no image of class {label}, which already_forgotten names: leave its images out"
+            )
+        if right == 0:
+            raise ValueError(
+                f"the model recognizes none of the {len(given)} images labelled {label} as class {label} (it answers"
+                f" {instead} for {times} of them): {cause}. Check the order of the classes, the order and number of the"
+                " channels, whether the model expects [0, 1] (else put Normalize(mean, std) in front of it), and"
+                f" whether the images are upright; their mean is {forget.images.mean().item():.3g}"
+            )
+        if 2 * right < len(given):
+            warnings.append(
+                f"the model recognizes only {right} of the {len(given)} images labelled {label} as class {label} (it"
+                f" answers {instead} for {times} of them): {cause}"
+            )
+    return tuple(warnings)
+
+
+def _check_reachable(dead: Mapping[int, float], before: tuple[int, ...]) -> None:
+    if dead:
+        label, gap = next(iter(dead.items()))
+        remedy = (*before, *dead)
+        raise ValueError(
+            f"no image makes the model answer {_classes(dead)} (the logit of class {label} stays {gap:.3g} or more"
+            " below the largest): an output that is not used, or a class that was forgotten before; pass"
+            f" already_forgotten={remedy} to leave it out of the retained classes"
+        )
+
+
+def _classes(labels: Iterable[int]) -> str:
+    listed = [str(label) for label in labels]
+    return f"class {listed[0]}" if len(listed) == 1 else f"classes {', '.join(listed)}"
+
+
+def unsound(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the model's parameters and buffers that hold NaN or infinity."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return tuple(name for name, tensor in tensors if tensor.is_floating_point() and not bool(tensor.isfinite().all()))

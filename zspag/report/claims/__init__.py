@@ -1,0 +1,44 @@
+"""The paper's claims under test: what is compared, with what, and a verdict in words.
+
+``judge`` gives the verdict on every claim from recorded files, ``labels`` (C3) and ``dominance`` (C5) hold the two that
+need more than a limit, ``records`` says whether the files are those that were recorded.
+
+Invariant: nothing here sees a model, and nothing is chosen by looking at the rows that a verdict is about.
+"""
+
+from zspag.report.claims.checks import Check, Verdict, lines, table
+from zspag.report.claims.dominance import COMPARED, comparison, comparison_table, dominated, verdict
+from zspag.report.claims.evidence import cut_down, sweeps
+from zspag.report.claims.labels import BEST_LABELS, C3_FILES, C3_MEASURES, FROZEN, RIVALS, label_table, label_verdict
+from zspag.report.claims.ranking import improves, ranked
+from zspag.report.claims.records import accept, audit, profiles
+from zspag.report.claims.verdicts import judge
+from zspag.report.tables import paired
+
+__all__ = [
+    "BEST_LABELS",
+    "C3_FILES",
+    "C3_MEASURES",
+    "COMPARED",
+    "FROZEN",
+    "RIVALS",
+    "Check",
+    "Verdict",
+    "accept",
+    "audit",
+    "comparison",
+    "comparison_table",
+    "cut_down",
+    "dominated",
+    "improves",
+    "judge",
+    "label_table",
+    "label_verdict",
+    "lines",
+    "paired",
+    "profiles",
+    "ranked",
+    "sweeps",
+    "table",
+    "verdict",
+]

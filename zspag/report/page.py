@@ -1,0 +1,304 @@
+"""What every notebook uses: the profile, and a page that saves figures and numbers and seals what it made.
+
+Invariant: a figure is drawn from the file that holds its numbers, never from memory, and a seal names only files that
+exist, each with its SHA-256. A notebook without a seal has not finished.
+"""
+
+import base64
+import hashlib
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zspag import config
+from zspag.profiles import PROFILES
+from zspag.report import files, provenance
+from zspag.report.files import plain, repository_root
+from zspag.speedups.allocator import RSS_UNIT, keep_freed_memory, peak_bytes
+
+SCHEMA = 1
+_NAME = re.compile(r"\d\d_[a-z0-9_]+")
+_SCREEN_DPI = 96  # CSS pixels per inch: a figure is shown at its own size, whatever resolution its file has
+_MIB = 2**20
+
+
+def resolve_profile(profile: str | None) -> config.Profile:
+    """Return the profile to work with: the papermill parameter, then ``ZSPAG_PROFILE``, then "digits".
+
+    Args:
+        profile: Value of the notebook's ``profile`` parameter; None leaves the choice to the environment.
+
+    Raises:
+        ValueError: If no profile has this name; the message lists those that exist.
+    """
+    name = profile or os.environ.get("ZSPAG_PROFILE") or "digits"
+    if name not in PROFILES:
+        raise ValueError(f"there is no profile {name!r}; choose one of {', '.join(sorted(PROFILES))}")
+    return PROFILES[name]
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A saved figure as a notebook shows it: the bytes of the file itself, so that page and folder never differ.
+
+    Attributes:
+        path: The PNG file.
+        title: What stands for the picture where none can be shown.
+        width: Width on screen in CSS pixels.
+    """
+
+    path: Path
+    title: str
+    width: int
+
+    def _repr_mimebundle_(
+        self, include: object = None, exclude: object = None
+    ) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+        content = base64.b64encode(self.path.read_bytes()).decode("ascii")
+        return {"image/png": content, "text/plain": repr(self)}, {"image/png": {"width": self.width}}
+
+    def __repr__(self) -> str:
+        return f"<{self.title}>"
+
+
+class Page:
+    """One notebook's outputs, from its first number to its seal.
+
+    Args:
+        name: Name of the notebook without ending, such as ``02_proxy_generation``.
+        profile: The profile the notebook runs, or its name.
+        data_sha256: Hash of the data set the numbers come from, for their provenance; may be set later.
+
+    Raises:
+        ValueError: If the name does not start with two digits, or the profile is unknown.
+    """
+
+    def __init__(self, name: str, profile: config.Profile | str, *, data_sha256: str | None = None) -> None:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"a notebook is called like 02_proxy_generation, got {name!r}")
+        keep_freed_memory()
+        self.name = name
+        self.profile = resolve_profile(profile) if isinstance(profile, str) else profile
+        self.data_sha256 = data_sha256
+        self._root = repository_root()
+        self._started = time.time()
+        self._outputs: dict[str, tuple[Path, ...]] = {}  # by result name: a cell that runs twice declares once
+
+    def figure(
+        self,
+        name: str,
+        draw: str,
+        data: Mapping[str, Any],
+        *,
+        caption: str,
+        numbers: Mapping[str, tuple[Any, float | None]] | None = None,
+        seed: int | None = None,
+    ) -> Picture:
+        """Write the numbers of a figure, draw it from that file, and return it for display.
+
+        Args:
+            name: Name of the figure; starts with the notebook's number.
+            draw: Name of a function of ``zspag.report.plots``.
+            data: The plotted numbers, whatever ``draw`` expects.
+            caption: One or two sentences that say what is seen.
+            numbers: Headline numbers as ``{name: (value, tolerance)}``; the reproduction report compares them.
+                A tolerance of None marks a number that differs from run to run, such as a time.
+            seed: Seed behind the numbers, if there is one.
+
+        Raises:
+            ValueError: If the name belongs to another notebook, or a number is not finite.
+        """
+        from zspag.report import plots  # late: matplotlib takes a second, and a page without figures does not need it
+
+        saved = self._save(name, draw=draw, data=data, caption=caption, numbers=numbers, seed=seed)
+        content = files.read_json(saved)
+        target = self._root / "figures" / self.profile.name / f"{name}.png"
+        plots.save(content, target)
+        self._outputs[name] = (saved, target)
+        return Picture(target, f"figure {name}", round(_SCREEN_DPI * plots.inches_wide(target)))
+
+    def result(
+        self,
+        name: str,
+        data: Mapping[str, Any],
+        *,
+        numbers: Mapping[str, tuple[Any, float | None]] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Write numbers that no figure shows; arguments as in ``figure``."""
+        self._outputs[name] = (self._save(name, draw=None, data=data, caption="", numbers=numbers, seed=seed),)
+
+    def expect(self, finding: object) -> None:
+        """Assert a finding: something that a trained network shows, and that one trained on a trial's share need not.
+
+        Raises:
+            AssertionError: If the finding does not hold and the profile has all of its data.
+        """
+        if self.profile.share == 1 and not finding:
+            raise AssertionError(f"a finding of {self.name} does not hold in the {self.profile.name} profile")
+
+    def kept(self, name: str, compute: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Return rows that take long to compute, from the notebook's own cache if nothing before them has changed.
+
+        Args:
+            name: Name of the rows within this notebook.
+            compute: Makes the rows, of what JSON holds.
+
+        Returns:
+            The rows. They are computed again when any cell that ran so far, any file of the package, the profile or the
+            data is another than when they were kept.
+        """
+        key = provenance.digest(
+            [_cells_so_far(), provenance.code_hash(["zspag"]), config.to_dict(self.profile), self.data_sha256]
+        )
+        path = self._runs("kept") / f"{self.name}-{name}-{key[:16]}.json"
+        if not path.is_file():
+            files.write_json(path, list(compute()))
+        rows: list[dict[str, Any]] = files.read_json(path)
+        return rows
+
+    def recorded(self, profile: str, name: str) -> tuple[dict[str, Any], Picture]:
+        """Return a committed result of a larger profile, and its figure, drawn from it and named after that profile.
+
+        Raises:
+            FileNotFoundError: If nothing of this name is recorded.
+        """
+        from zspag.report import plots  # late, as in ``figure``
+
+        source = self._root / "results" / profile / f"{name}.json"
+        if not source.is_file():
+            raise FileNotFoundError(
+                f"{source.relative_to(self._root)} is not recorded; `zspag sweep --record` makes it"
+            )
+        content, target = files.read_json(source), self._runs("recorded") / f"{name}.png"
+        plots.save(content, target)
+        return content, Picture(target, f"recorded figure {name}", round(_SCREEN_DPI * plots.inches_wide(target)))
+
+    def seal(self) -> str:
+        """Write down what this notebook made and what it cost; return one line about it.
+
+        Raises:
+            FileNotFoundError: If a declared output is no longer there.
+        """
+        paths = [path for group in self._outputs.values() for path in group]
+        if missing := [str(path.relative_to(self._root)) for path in paths if not path.is_file()]:
+            raise FileNotFoundError(
+                f"{self.name} declared {', '.join(missing)}, which is not there; run its cell again"
+            )
+        record = self._record(seed=None)
+        device_memory = _device_memory_mib()
+        seal = {
+            "schema": SCHEMA,
+            "notebook": self.name,
+            "profile": self.profile.name,
+            "outputs": {path.relative_to(self._root).as_posix(): sha256(path) for path in paths},
+            "seconds": plain(time.time() - self._started, "seconds"),
+            "peak_memory_mib": _peak_memory_mib(),
+            "peak_device_memory_mib": device_memory,
+            "device": record["device"],
+            "threads": record["threads"],
+            "provenance": record,
+        }
+        files.write_json(self._runs("seals") / f"{self.name}.json", seal)
+        figures = sum(len(group) > 1 for group in self._outputs.values())
+        counts = f"{_count(figures, 'figure')}, {_count(len(self._outputs) - figures, 'result')}"
+        return f"{self.name}: {counts}, {seal['seconds']:.0f} s"
+
+    def _runs(self, folder: str) -> Path:
+        return self._root / "runs" / self.profile.name / folder
+
+    def _record(self, *, seed: int | None) -> dict[str, Any]:
+        device, threads = _device_and_threads(self.profile)
+        return provenance.record(
+            config=config.to_dict(self.profile),
+            seed=seed,
+            data_sha256=self.data_sha256,
+            device=device,
+            threads=threads,
+            started=self._started,
+        )
+
+    def _save(
+        self,
+        name: str,
+        *,
+        draw: str | None,
+        data: Mapping[str, Any],
+        caption: str,
+        numbers: Mapping[str, tuple[Any, float | None]] | None,
+        seed: int | None,
+    ) -> Path:
+        if not _NAME.fullmatch(name) or name[:2] != self.name[:2]:
+            raise ValueError(f"results of {self.name} are called {self.name[:2]}_..., got {name!r}")
+        path = self._runs("results") / f"{name}.json"
+        content = {
+            "schema": SCHEMA,
+            "name": name,
+            "profile": self.profile.name,
+            "draw": draw,
+            "caption": caption,
+            "numbers": _checked_numbers(numbers or {}),
+            "data": plain(data, "data"),
+            "provenance": self._record(seed=seed),
+        }
+        files.write_json(path, content)
+        return path
+
+
+def _checked_numbers(numbers: Mapping[str, tuple[Any, float | None]]) -> dict[str, list[Any]]:
+    checked: dict[str, list[Any]] = {}
+    for name, pair in numbers.items():
+        answer = plain(pair, f"numbers.{name}")
+        if not isinstance(answer, list) or len(answer) != 2:
+            raise ValueError(f"numbers.{name} must be a pair (value, tolerance), got {pair!r}")
+        value, tolerance = answer
+        if not isinstance(value, (int, float)):
+            raise ValueError(f"the value of numbers.{name} must be a number, got {value!r}")
+        if tolerance is not None and (not isinstance(tolerance, (int, float)) or tolerance < 0):
+            raise ValueError(f"the tolerance of numbers.{name} must be a number from 0 or None, got {tolerance!r}")
+        checked[name] = answer
+    return checked
+
+
+def _cells_so_far() -> list[str]:
+    """Return the source of every cell this kernel has run, the running one included; none outside IPython."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return [] if shell is None else list(shell.user_ns["In"])
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _device_and_threads(profile: config.Profile) -> tuple[str, int]:
+    """Ask torch if this process has loaded it; a page without torch computed on the CPU."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return "cpu", profile.threads
+    return ("cuda" if torch.cuda.is_available() else "cpu"), torch.get_num_threads()
+
+
+def _device_memory_mib() -> float | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return round(torch.cuda.max_memory_allocated() / _MIB, 1)
+
+
+def _peak_memory_mib() -> dict[str, float]:
+    """Peak resident memory of this process and of its largest finished child (an upper bound on Linux), in MiB."""
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * RSS_UNIT
+    return {"self": round(peak_bytes() / _MIB, 1), "largest_child": round(child / _MIB, 1)}

@@ -1,0 +1,470 @@
+"""Figures from files: a figure is a list of panels, each a few lists of plain numbers.
+
+Every result file names one kind of panel in ``draw`` and holds ``{"panels": [...], "columns": n}`` in ``data``; each
+function below draws one kind on an axis and says in its docstring what a panel holds.
+
+Invariant: nothing here computes a result or imports torch, so anyone redraws every figure from the files. Series are
+told apart by colour *and* by marker or hatch, which survives a black-and-white print.
+"""
+
+import io
+import itertools
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.ticker
+import numpy as np
+import PIL
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from zspag.report import files, provenance
+
+Panel = dict[str, Any]
+
+DPI = 140
+UNSEEN = ("rows", "made")  # parts of ``data`` that nobody draws
+_SHOWN = "zspag-shown"  # text chunk that tells what a PNG shows
+# seaborn's colour-blind palette; a name listed below has the same colour in every figure, whatever stands beside it.
+_COLOURS = sns.color_palette("colorblind", 10).as_hex()
+_MARKERS = "osD^vP*X<>"
+_HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++", "oo", "**", "||")
+# Every method has a colour and a mark of its own, whatever stands beside it. Relatives share a colour.
+_METHODS = {
+    "ZS-PAG": (0, 0),
+    "ZS-PAG, not calibrated": (0, 1),
+    "DELETE": (1, 1),
+    "ZS-PAG, second-best labels": (1, 2),
+    "subspace of noise": (1, 3),
+    "SalUn": (1, 4),
+    "boundary shrink": (1, 5),
+    "boundary expanding": (1, 6),
+    "retrained": (2, 2),
+    "subspace of retain data": (2, 3),
+    "fine-tuning on retain data": (2, 4),
+    "UNSC": (2, 5),
+    "SCRUB": (2, 6),
+    "Fisher forgetting": (2, 7),
+    "SSD": (2, 8),
+    "ZS-PAG without projection": (3, 3),
+    "subspace of forget samples": (3, 4),
+    "ZS-PAG, random labels": (4, 4),
+    "random subspace": (4, 5),
+    "gradient ascent": (5, 5),
+    "JiT": (5, 6),
+    "MU-Mis": (5, 7),
+    "random relabeling": (6, 6),
+    "ZS-PAG, labels tilted once": (6, 7),
+    "L2UL, adversarial": (6, 8),
+    "L2UL, adversarial and importance": (6, 9),
+    "AMUN, adversarial only": (6, 0),
+    "ARU": (6, 1),
+    "original": (7, 7),
+    "head only": (5, 8),
+    "head-only sampling": (5, 9),
+    "rehearsal on proxies": (8, 8),
+    "error-min-max noise": (8, 9),
+    "GKT": (8, 0),
+    "masked original": (9, 9),
+    "ZS-PAG, influence labels": (9, 0),
+    "ZS-PAG, labels for the worst class": (9, 1),
+    "ZS-PAG, labels for balanced classes": (9, 2),
+    "ZS-PAG, labels that look ahead": (9, 3),
+    "ZS-PAG, bilevel labels": (9, 4),
+    "ZS-PAG, labels tilted by lot": (4, 6),
+    "ZS-PAG, proxies distilled": (8, 1),
+}
+_KNOWN = {name: colour for name, (colour, _) in _METHODS.items()} | {
+    "proxies": 0,
+    "unlearned": 0,
+    "soft": 0,
+    "before": 7,
+    "process": 9,
+    "retain data": 2,
+    "oracle": 2,
+    "retained classes": 7,
+    "without projection": 3,
+    "forget samples": 3,
+    "forget": 3,
+    "forgotten class": 3,
+    "noise": 1,
+    "second_best": 1,
+    "random": 4,
+    "influence": 6,
+}
+
+
+def render(result: dict[str, Any], path: Path, *, known: Path | None = None) -> None:
+    """Write the figure of a result file as PNG, its provenance in the file's text chunk.
+
+    Args:
+        result: Content of a result file: ``draw``, ``data``, ``profile`` and ``provenance`` are used.
+        path: Where the PNG goes.
+        known: A PNG that may show the same already; its pixels are taken then, for drawing takes a second.
+
+    Raises:
+        ValueError: If ``draw`` names no kind of panel.
+    """
+    if result["draw"] not in KINDS:
+        raise ValueError(
+            f"{result['name']}: there is no kind of panel {result['draw']!r}; kinds are {', '.join(KINDS)}"
+        )
+    shown, chunks = _fingerprint(result), PngInfo()
+    pixels = _pixels_of(known, shown) or _rasterized(draw(result))
+    for name, text in (provenance.png_metadata(result["provenance"]) | {_SHOWN: shown}).items():
+        chunks.add_text(name, text)
+    pixels.save(path, format="PNG", optimize=True, dpi=(DPI, DPI), pnginfo=chunks)
+
+
+def _fingerprint(result: dict[str, Any]) -> str:
+    """Return what tells two pictures apart: what is drawn, and what draws it."""
+    drawn = {part: value for part, value in result["data"].items() if part not in UNSEEN}
+    return provenance.digest([result["draw"], drawn, _footer(result), *_drawing_code()])
+
+
+@lru_cache(maxsize=1)
+def _drawing_code() -> tuple[str, ...]:
+    return provenance.code_hash([__name__]), mpl.__version__, sns.__version__, PIL.__version__
+
+
+def _pixels_of(known: Path | None, shown: str) -> Image.Image | None:
+    """Return the pixels of a PNG that shows this; None where there is none, or it is damaged."""
+    try:
+        with Image.open(known or "") as picture:
+            picture.load()
+            return picture if picture.info.get(_SHOWN) == shown else None
+    except (OSError, SyntaxError, ValueError):  # all that Pillow raises on files that are no pictures
+        return None
+
+
+def _rasterized(figure: Figure) -> Image.Image:
+    """Return a figure in 256 colours: a third of the bytes of a full PNG, and lines, bars, letters look the same."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    with Image.open(drawn) as full:
+        return full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+
+
+def save(result: dict[str, Any], target: Path) -> None:
+    """Draw the figure of a result file as ``target``, a PNG.
+
+    A picture that shows the same already keeps its pixels and gets the new provenance.
+    """
+    with files.replacing(target) as temporary:
+        render(result, temporary, known=target)
+
+
+def inches_wide(path: Path) -> float:
+    """Return how wide the figure of a PNG is."""
+    with Image.open(path) as picture:
+        return picture.width / DPI
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Return the figure of a result file, all panels on one grid, the profile named in the footer."""
+    panels, kind = result["data"]["panels"], KINDS[result["draw"]]
+    columns = min(result["data"].get("columns", 2), len(panels))
+    rows = -(-len(panels) // columns)
+    width, height = result["data"].get("size", (4.6, 3.4))
+    with sns.axes_style("ticks", {"axes.grid": True, "grid.color": "#e6e6e6"}), mpl.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(width * columns, height * rows + 0.35), layout="constrained")
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        styles = _styles(panels)
+        for axis, panel in zip(axes, panels, strict=False):
+            kind(axis, panel | {"styles": styles})
+            axis.set_title(panel.get("title", ""), fontsize=10)
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        _legend(figure)
+        figure.supxlabel(_footer(result), fontsize=7, color="#666666", x=0.99, ha="right")
+    return figure
+
+
+def _footer(result: dict[str, Any]) -> str:
+    config = result["provenance"].get("config") or {}
+    kind = f"{result['profile']}: a demonstration" if config.get("demonstration") else f"profile {result['profile']}"
+    if config.get("trial"):
+        kind = f"{result['profile']}: a trial run, its numbers mean nothing"
+    commit = result["provenance"].get("commit")
+    parts = (kind, config.get("dataset"), f"zspag {commit[:7]}" if commit else "zspag")
+    return " · ".join(part for part in parts if part)
+
+
+def _legend(figure: Figure) -> None:
+    """One legend for all panels, above them; a name that stands in several panels is listed once."""
+    found: dict[str, Any] = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        columns = min(len(found), max(2, int(figure.get_figwidth() // 2)))
+        figure.legend(
+            found.values(), found.keys(), loc="outside upper center", ncols=columns, frameon=False, fontsize=8
+        )
+
+
+def _styles(panels: Sequence[Panel]) -> dict[str, tuple[int, int]]:
+    """Return each name's colour and mark (marker, hatch or dash), the same in all panels of a figure.
+
+    Colours run out before names do, so two names may share one, but never colour and mark.
+    """
+    names = dict.fromkeys(
+        name for panel in panels for part in ("series", "points", "names") for name in panel.get(part) or ()
+    )
+    known = {_KNOWN[name] for name in names if name in _KNOWN}
+    every = range(len(_COLOURS))
+    fresh = itertools.cycle([colour for colour in every if colour not in known] or every)
+    styles = {name: _METHODS[name] for name in names if name in _METHODS}
+    for name in [name for name in names if name not in styles]:
+        colour = _KNOWN[name] if name in _KNOWN else next(fresh)
+        own = [(colour, (colour + shift) % len(_MARKERS)) for shift in every]
+        pairs = itertools.chain(own, itertools.product(every, range(len(_MARKERS))))
+        styles[name] = next((pair for pair in pairs if pair not in styles.values()), own[0])
+    return styles
+
+
+def _finish(axis: Axes, panel: Panel) -> None:
+    """Apply labels, scales, limits and reference lines, which all kinds share.
+
+    ``lines`` maps a label to a height; labels, log scales, ticks and limits mean what they say.
+    """
+    for label, height in (panel.get("lines") or {}).items():
+        axis.axhline(height, color="#333333", linewidth=1, linestyle="--", zorder=1)
+        axis.text(0.99, height, label, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=7)
+    axis.set_xlabel(panel.get("xlabel", ""))
+    axis.set_ylabel(panel.get("ylabel", ""))
+    if panel.get("xlog"):
+        axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())  # or labels run into each other
+    if panel.get("ylog"):
+        axis.set_yscale("log")
+    if panel.get("xticks"):
+        axis.set_xticks(panel["xticks"], [f"{tick:g}" for tick in panel["xticks"]])
+    if panel.get("xlim"):
+        axis.set_xlim(*panel["xlim"])
+    if panel.get("ylim"):
+        axis.set_ylim(*panel["ylim"])
+    sns.despine(ax=axis)
+
+
+def bars(axis: Axes, panel: Panel) -> None:
+    """Grouped bars: ``groups`` (names), ``series`` {name: heights}, optional ``errors`` {name: half-widths}."""
+    groups, series = panel["groups"], panel["series"]
+    width = 0.8 / len(series)
+    for index, (name, heights) in enumerate(series.items()):
+        colour, mark = panel["styles"][name]
+        places = np.arange(len(groups)) + (index - (len(series) - 1) / 2) * width
+        axis.bar(
+            places,
+            heights,
+            width,
+            label=name if len(series) > 1 else None,
+            color=_COLOURS[colour],
+            hatch=_HATCHES[mark] if len(series) > 1 else "",
+            edgecolor="white",
+            linewidth=0.5,
+            yerr=(panel.get("errors") or {}).get(name),
+            error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
+        )
+    long = max(len(str(group)) for group in groups) * len(groups) > 60
+    axis.set_xticks(
+        range(len(groups)),
+        [str(group) for group in groups],
+        rotation=35 if long else 0,
+        ha="right" if long else "center",
+    )
+    axis.grid(visible=False, axis="x")
+    _finish(axis, panel)
+
+
+def ranked(axis: Axes, panel: Panel) -> None:
+    """Horizontal bars: ``names``, ``values``, optional ``errors``; the order is the caller's, first on top.
+
+    Where there is a ``base``, bars begin there, and what falls short of it is told apart by colour and hatch.
+    """
+    names, values, base = panel["names"], np.asarray(panel["values"]), panel.get("base")
+    places = np.arange(len(names))[::-1]
+    if base is None:
+        colours = [_COLOURS[panel["styles"][name][0]] for name in names]
+        axis.barh(places, values, 0.7, color=colours, xerr=panel.get("errors"), error_kw={"elinewidth": 0.8})
+    else:
+        short = values < base
+        axis.barh(
+            places,
+            values - base,
+            0.7,
+            left=base,
+            color=np.where(short, _COLOURS[3], _COLOURS[0]),
+            hatch=[_HATCHES[1] * bool(one) for one in short],
+            edgecolor="white",
+            linewidth=0.5,
+        )
+        axis.axvline(base, color="#333333", linewidth=1)
+    axis.set_yticks(places, names)
+    axis.grid(visible=False, axis="y")
+    _finish(axis, panel)
+
+
+def stacked(axis: Axes, panel: Panel) -> None:
+    """Horizontal stacked bars: ``groups`` (names), ``series`` {part: lengths}."""
+    left = np.zeros(len(panel["groups"]))
+    places = np.arange(len(panel["groups"]))[::-1]
+    for name, lengths in panel["series"].items():
+        colour, mark = panel["styles"][name]
+        axis.barh(
+            places, lengths, 0.6, left=left, label=name, color=_COLOURS[colour], hatch=_HATCHES[mark], edgecolor="white"
+        )
+        left = left + np.asarray(lengths)
+    axis.set_yticks(places, panel["groups"])
+    axis.grid(visible=False, axis="y")
+    _finish(axis, panel)
+
+
+def curves(axis: Axes, panel: Panel) -> None:
+    """Lines with markers: ``series`` {name: {x, y, optional low and high}}; ``plain`` draws without markers."""
+    for name, points in panel["series"].items():
+        colour, mark = panel["styles"][name]
+        marker = None if panel.get("plain") else _MARKERS[mark]
+        axis.plot(
+            points["x"],
+            points["y"],
+            color=_COLOURS[colour],
+            marker=marker,
+            markersize=4.5,
+            linewidth=1.5,
+            linestyle=("-", "--", "-.", ":")[mark % 4] if panel.get("plain") else "-",
+            label=name,
+        )
+        if points.get("low") is not None:
+            axis.fill_between(
+                points["x"], points["low"], points["high"], color=_COLOURS[colour], alpha=0.18, linewidth=0
+            )
+    _finish(axis, panel)
+
+
+def scatter(axis: Axes, panel: Panel) -> None:
+    """Points: ``series`` {name: {x, y}}; ``diagonal`` draws y = x behind them."""
+    for name, points in panel["series"].items():
+        colour, mark = panel["styles"][name]
+        axis.scatter(
+            points["x"],
+            points["y"],
+            s=panel.get("dot", 14),
+            color=_COLOURS[colour],
+            marker=_MARKERS[mark],
+            alpha=0.7,
+            linewidths=0,
+            label=name if len(panel["series"]) > 1 else None,
+        )
+    _finish(axis, panel)
+    if panel.get("diagonal"):
+        low, high = min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])
+        axis.plot([low, high], [low, high], color="#333333", linewidth=1, linestyle="--", label="y = x", zorder=1)
+
+
+def heatmaps(axis: Axes, panel: Panel) -> None:
+    """A matrix: ``values`` (rows x columns), ``rows``, ``columns``; ``annotate`` prints the numbers, ``vmax`` caps."""
+    values = np.asarray(panel["values"], dtype=float)
+    sns.heatmap(
+        values,
+        ax=axis,
+        cmap="cividis",
+        vmin=panel.get("vmin"),
+        vmax=panel.get("vmax"),
+        cbar=bool(panel.get("bar", True)),
+        annot=bool(panel.get("annotate")),
+        fmt=panel.get("format", ".2f"),
+        annot_kws={"fontsize": 7},
+        xticklabels=panel["columns"],
+        yticklabels=panel["rows"],
+        linewidths=0.3,
+    )
+    axis.set_xlabel(panel.get("xlabel", ""))
+    axis.set_ylabel(panel.get("ylabel", ""))
+    axis.tick_params(length=0)
+
+
+def gallery(axis: Axes, panel: Panel) -> None:
+    """Small images in a grid: ``rows`` [{label, images}], ``headings`` above the columns.
+
+    An image is (H, W) or (H, W, 3), values on [0, 1], or on [-1, 1] where the row is ``signed``.
+    """
+    rows = panel["rows"]
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row["images"]):
+            pixels = np.asarray(image, dtype=float)
+            signed = row.get("signed", False)
+            axis.imshow(
+                pixels,
+                extent=(j, j + 0.92, -i - 0.92, -i),
+                cmap="RdBu_r" if signed else "gray",
+                vmin=-1 if signed else 0,
+                vmax=1,
+                interpolation="nearest",
+            )
+        axis.text(-0.12, -i - 0.46, row["label"], ha="right", va="center", fontsize=8)
+    for j, heading in enumerate(panel.get("headings", ())):
+        axis.text(j + 0.46, 0.1, heading, ha="center", va="bottom", fontsize=8)
+    axis.set_xlim(-0.1, max(len(row["images"]) for row in rows))
+    axis.set_ylim(-len(rows), 0.35)
+    axis.set_aspect("equal")
+    axis.set_axis_off()
+
+
+def regions(axis: Axes, panel: Panel) -> None:
+    """Decision regions in the plane, with borders: ``x`` and ``y`` of a grid, ``classes`` (rows y, columns x).
+
+    ``points`` {name: {x, y}} lie on it, ``arrows`` {name: (dx, dy)} start at the origin.
+    """
+    shade = mpl.colors.ListedColormap(["#cfe3f3", "#f6dfc0", "#cfeadf", "#f3d4e6", "#eeeeee"])
+    axis.pcolormesh(
+        panel["x"],
+        panel["y"],
+        np.asarray(panel["classes"]),
+        cmap=shade,
+        vmin=-0.5,
+        vmax=4.5,
+        shading="nearest",
+        rasterized=True,
+    )
+    if borders := [label + 0.5 for label in range(int(np.min(panel["classes"])), int(np.max(panel["classes"])))]:
+        axis.contour(panel["x"], panel["y"], np.asarray(panel["classes"]), borders, colors="#777777", linewidths=0.8)
+    for name, points in panel["points"].items():
+        colour, mark = panel["styles"][name]
+        axis.scatter(
+            points["x"],
+            points["y"],
+            s=14,
+            marker=_MARKERS[mark],
+            color=_COLOURS[colour],
+            edgecolor="white",
+            linewidths=0.4,
+            label=name,
+        )
+    for index, (name, (dx, dy)) in enumerate((panel.get("arrows") or {}).items()):
+        colour = ("#111111", "#b2182b")[index % 2]
+        axis.annotate(
+            "", xy=(dx, dy), xytext=(0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.8}
+        )
+        axis.annotate(name, xy=(dx, dy), fontsize=8, color=colour, xytext=(4, 4), textcoords="offset points")
+    axis.set_aspect("equal")
+    axis.grid(visible=False)
+    _finish(axis, panel)
+
+
+KINDS: dict[str, Callable[[Axes, Panel], None]] = {
+    "bars": bars,
+    "ranked": ranked,
+    "stacked": stacked,
+    "curves": curves,
+    "scatter": scatter,
+    "heatmaps": heatmaps,
+    "gallery": gallery,
+    "regions": regions,
+}

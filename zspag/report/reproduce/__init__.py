@@ -1,0 +1,238 @@
+"""One command: run the numbered notebooks, judge each, and say whether the recorded numbers came out again.
+
+Invariant: nothing is read from committed results while figures are made, and no file under its final name is ever half
+written. Exit codes: 0 all well; 1 a notebook failed; 2 the command cannot work as given; 3 every figure is there, but a
+recorded number did not come out again; 130 interrupted.
+"""
+
+import argparse
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from zspag.report import files
+from zspag.report.files import repository_root
+from zspag.report.page import resolve_profile
+from zspag.report.reproduce.execution import KERNEL, KernelMissing, NotebookFailed, execute, own_kernel
+from zspag.report.reproduce.pages import write_back as write_pages_back
+from zspag.report.reproduce.parameters import check_parameters, find_notebooks, parse_parameters
+from zspag.report.reproduce.progress import Clock, duration
+from zspag.report.reproduce.report import TIMES, Report, compare, read_fresh, read_recorded
+from zspag.report.reproduce.report import record as record_results
+
+__all__ = ["KernelMissing", "NotebookFailed", "Report", "add_arguments", "redraw", "reproduce", "run"]
+
+CELL_TIMEOUT = 4 * 3600  # seconds; a cell of the largest profiles trains networks, a hanging one must end some day
+OK, FAILED, MISUSED, DISAGREES, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def reproduce(
+    *,
+    profile: str,
+    notebooks: Path,
+    only: Sequence[str] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    record: bool = False,
+    write_back: bool = False,
+    cell_timeout: int = CELL_TIMEOUT,
+    kernel_name: str = KERNEL,
+    say: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Run notebooks in the order of their numbers, stopping at the first that fails, and compare what they made.
+
+    Args:
+        profile: Name of the profile.
+        notebooks: Folder of the notebooks.
+        only: Numbers of the notebooks to run, such as ``["00"]``; None runs all.
+        parameters: Papermill parameters beside the profile; every notebook that runs must declare them.
+        record: Replace the committed results of these notebooks afterwards.
+        write_back: Put the executed notebooks, cleaned, in place of their sources afterwards.
+        cell_timeout: Seconds one cell may take; 0 allows any time.
+        kernel_name: Jupyter kernel; "python3" is always the running interpreter.
+        say: Receives a line whenever there is news.
+
+    Returns:
+        The reproduction report; it also lies in ``runs/<profile>/report.json``.
+
+    Raises:
+        ValueError: If the command cannot work as given; no kernel has been started.
+        KernelMissing: If there is no such kernel.
+        NotebookFailed: If a notebook failed; those before it stand.
+    """
+    profile, given, root = resolve_profile(profile).name, dict(parameters or {}), repository_root().resolve()
+    if given and (record or write_back):
+        raise ValueError(f"results with {', '.join(given)} changed are not the profile's: they cannot be recorded")
+    chosen = find_notebooks(notebooks, only)
+    check_parameters(chosen, {"profile": profile, **given})
+    cold = not _has_cache(root / "runs" / profile)
+    clock = Clock(_expected([path.stem for path in chosen], root=root, profile=profile), say=say)
+    seals: dict[str, dict[str, Any]] = {}
+    with own_kernel(kernel_name):
+        for path in chosen:
+            with clock.running(path.stem):
+                seals[path.stem] = execute(
+                    path, profile=profile, parameters=given, cell_timeout=cell_timeout, kernel_name=kernel_name
+                )
+            say(f"      {_made(seals[path.stem])}")
+    report = _report(seals, only=only, profile=profile, root=root)
+    if record:
+        written = record_results(seals, profile=profile, root=root, cold=cold)
+        say(f"recorded {len(written)} files in {files.shown(root / 'results' / profile)}")
+    if write_back:
+        write_pages_back((root / "runs" / profile / "executed" / path.name for path in chosen), notebooks)
+        say(f"wrote {len(chosen)} executed notebooks back")
+    return report
+
+
+def _made(seal: Mapping[str, Any]) -> str:
+    figures = sum(name.endswith(".png") for name in seal["outputs"])
+    memory = seal["peak_memory_mib"]["self"]
+    return f"{figures} figures, {duration(seal['seconds'])}, {memory:.0f} MiB"
+
+
+def _has_cache(runs: Path) -> bool:
+    return any(path.is_file() for folder in ("checkpoints", "grid") for path in (runs / folder).rglob("*"))
+
+
+def _expected(names: Sequence[str], *, root: Path, profile: str) -> dict[str, float | None]:
+    """Return the seconds of each notebook in its last run here, else in the recorded one, else None."""
+    table = root / "results" / profile / TIMES
+    recorded = files.read_json(table)["notebooks"] if table.is_file() else {}
+    expected: dict[str, float | None] = {}
+    for name in names:
+        seal = root / "runs" / profile / "seals" / f"{name}.json"
+        known = files.read_json(seal) if seal.is_file() else recorded.get(name, {})
+        expected[name] = known.get("seconds")
+    return expected
+
+
+def _report(seals: Mapping[str, Mapping[str, Any]], *, only: Sequence[str] | None, profile: str, root: Path) -> Report:
+    recorded = read_recorded(root / "results" / profile)
+    if only is not None:
+        recorded = {name: content for name, content in recorded.items() if name[:2] in only}
+    report = compare(recorded, read_fresh(seals.values(), root), profile=profile)
+    files.write_json(root / "runs" / profile / "report.json", report.to_dict())
+    return report
+
+
+def redraw(*, profile: str | None = None) -> list[Path]:
+    """Draw every figure from the recorded results; nothing is computed and torch is not loaded.
+
+    Args:
+        profile: Name of the profile whose figures are drawn; None draws those of all folders of ``results/``.
+
+    Returns:
+        The PNG files.
+
+    Raises:
+        ValueError: If no figure is recorded.
+    """
+    from zspag.report import plots  # late: only this needs matplotlib in the driver
+
+    root, folder = repository_root().resolve(), "*" if profile is None else resolve_profile(profile).name
+    recorded = [(path, files.read_json(path)) for path in sorted((root / "results").glob(f"{folder}/*.json"))]
+    drawn = {root / "figures" / path.parent.name / f"{path.stem}.png": one for path, one in recorded if one.get("draw")}
+    if not drawn:
+        place = files.shown(root / "results" / ("" if profile is None else folder))
+        raise ValueError(f"no figure is recorded in {place}; run without --recorded to compute them")
+    for target, content in drawn.items():
+        plots.save(content, target)
+    return list(drawn)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``zspag reproduce`` to ``parser``."""
+    parser.add_argument("--profile", help="size of the experiments (default: ZSPAG_PROFILE, then digits)")
+    parser.add_argument("--only", metavar="NN,NN", help="run only the notebooks with these numbers")
+    parser.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set a parameter of the notebooks"
+    )
+    parser.add_argument("--record", action="store_true", help="replace the committed results by the fresh ones")
+    parser.add_argument(
+        "--recorded", action="store_true", help="redraw the figures from committed results, no computing"
+    )
+    parser.add_argument(
+        "--write-back", action="store_true", help="put the executed notebooks in place of their sources"
+    )
+    parser.add_argument(
+        "--cell-timeout", type=int, default=CELL_TIMEOUT, metavar="S", help="seconds a cell may take, 0: any"
+    )
+    parser.add_argument("--notebooks", type=Path, help="folder of the notebooks (default: notebooks/)")
+    parser.add_argument("--kernel", default=KERNEL, help="Jupyter kernel (default: this interpreter)")
+
+
+def _say(line: str) -> None:
+    tqdm.write(line)  # beside the bar, not through it
+    sys.stdout.flush()  # a log is read while the run goes on
+
+
+def run(arguments: argparse.Namespace, *, say: Callable[[str], None] = _say) -> int:
+    """Carry out ``zspag reproduce`` and return its exit code.
+
+    Args:
+        arguments: What ``add_arguments`` parsed.
+        say: Receives every line for the reader.
+    """
+    try:
+        with _termination_interrupts():
+            return _redraw_all(arguments, say) if arguments.recorded else _run_all(arguments, say)
+    except NotebookFailed as failure:
+        say(str(failure))
+        return FAILED
+    except (KernelMissing, TypeError, ValueError) as error:
+        say(f"zspag reproduce: {error}")
+        return MISUSED
+    except KeyboardInterrupt:
+        say("Interrupted: nothing half-written was left behind, and the same command goes on from the cache in runs/.")
+        return INTERRUPTED
+
+
+def _run_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
+    root, profile = repository_root(), resolve_profile(arguments.profile).name
+    report = reproduce(
+        profile=profile,
+        notebooks=arguments.notebooks or root / "notebooks",
+        only=[number.strip() for number in arguments.only.split(",")] if arguments.only else None,
+        parameters=parse_parameters(arguments.parameter),
+        record=arguments.record,
+        write_back=arguments.write_back,
+        cell_timeout=arguments.cell_timeout,
+        kernel_name=arguments.kernel,
+        say=say,
+    )
+    say(str(report))
+    figures, executed = root / "figures" / profile, root / "runs" / profile / "executed"
+    say(f"Figures: {files.shown(figures)}. Executed notebooks: {files.shown(executed)}.")
+    return DISAGREES if report.disagreements and not arguments.record else OK
+
+
+def _redraw_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
+    if arguments.record or arguments.write_back or arguments.parameter or arguments.only:
+        raise ValueError("--recorded only redraws figures: it goes with no option but --profile")
+    drawn = redraw(profile=arguments.profile)
+    places = ", ".join(sorted({path.parent.name for path in drawn}))
+    say(f"Redrew {len(drawn)} figures in {places} from recorded results.")
+    return OK
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Generator[None, None, None]:
+    """Treat SIGTERM like Ctrl-C: a driver that dies at once leaves the kernel's worker processes behind."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to no other thread
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,203 @@
+"""Did the recorded numbers come out again? Fresh results against committed ones, number by number.
+
+Invariant: a recorded number that was not computed again counts as a disagreement, never as an agreement.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zspag.report import files
+
+TIMES = "time_and_memory.json"
+_ENVIRONMENT = ("threads", "device", "platform", "data_sha256", "config_sha256")
+_PACKAGES = ("torch", "numpy", "python")
+_SLACK = 1e-9  # relative; both sides are rounded to 6 digits, so this only absorbs binary representation
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A recorded number that did not come out again; ``now`` is None where it was not computed at all."""
+
+    file: str
+    name: str
+    recorded: float
+    now: float | None
+    tolerance: float
+
+    def __str__(self) -> str:
+        now = "not computed" if self.now is None else f"now {self.now:g}"
+        return f"{self.file}: {self.name}: recorded {self.recorded:g}, {now}, tolerance {self.tolerance:g}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The reproduction report.
+
+    Attributes:
+        profile: Name of the profile.
+        numbers: Recorded numbers that have a tolerance.
+        agreed: Those of them that came out again within it.
+        values: Recorded values behind the figures (leaves of ``data``).
+        identical: Those of them that are the same to the last of six digits.
+        disagreements: The numbers that did not come out again.
+        unrecorded: Fresh results without a recorded one.
+        environment: What differs between the recording and this run, in words.
+    """
+
+    profile: str
+    numbers: int = 0
+    agreed: int = 0
+    values: int = 0
+    identical: int = 0
+    disagreements: tuple[Disagreement, ...] = ()
+    unrecorded: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        return {"schema": 1, **asdict(self)}
+
+    def __str__(self) -> str:
+        if not self.numbers and not self.values:
+            return f"There are no recorded results of profile {self.profile} to compare with (--record keeps these)."
+        lines = [
+            f"{self.agreed} of {self.numbers} recorded numbers came out again within their tolerance;"
+            f" {self.identical} of {self.values} plotted values are identical."
+        ]
+        lines += [f"  {item}" for item in self.disagreements]
+        if self.unrecorded:
+            lines.append(f"Not recorded yet: {', '.join(self.unrecorded)}.")
+        if self.environment:
+            lines.append("The recording was made elsewhere, so small differences are expected:")
+            lines += [f"  {line}" for line in self.environment]
+        return "\n".join(lines)
+
+
+def compare(recorded: Mapping[str, Any], fresh: Mapping[str, Any], *, profile: str) -> Report:
+    """Compare recorded results with fresh ones.
+
+    Args:
+        recorded: Contents of results/<profile>/*.json by name.
+        fresh: Contents of runs/<profile>/results/*.json by name.
+        profile: Name of the profile.
+    """
+    numbers = agreed = values = identical = 0
+    disagreements: list[Disagreement] = []
+    for name, old in sorted(recorded.items()):
+        new = fresh.get(name, {"numbers": {}, "data": {}, "provenance": {}})
+        for key, (value, tolerance) in old["numbers"].items():
+            if tolerance is None:  # a time, say: recorded to be read, not to be met
+                continue
+            numbers += 1
+            now = new["numbers"].get(key, (None, None))[0]
+            if now is not None and _within(now, value, tolerance):
+                agreed += 1
+            else:
+                disagreements.append(Disagreement(name, key, value, now, tolerance))
+        before, after = dict(_leaves(old["data"])), dict(_leaves(new["data"]))
+        values += len(before)
+        identical += sum(key in after and after[key] == value for key, value in before.items())
+    shared = [(old["provenance"], fresh[name]["provenance"]) for name, old in recorded.items() if name in fresh]
+    return Report(
+        profile=profile,
+        numbers=numbers,
+        agreed=agreed,
+        values=values,
+        identical=identical,
+        disagreements=tuple(disagreements),
+        unrecorded=tuple(sorted(set(fresh) - set(recorded))),
+        environment=tuple(sorted(set(_differences(shared)))),
+    )
+
+
+def _within(now: float, recorded: float, tolerance: float) -> bool:
+    return math.isclose(now, recorded, rel_tol=_SLACK, abs_tol=tolerance * (1 + _SLACK))
+
+
+def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{where}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{where}[{index}]")
+    else:
+        yield where, value
+
+
+def _differences(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Iterator[str]:
+    for old, new in pairs:
+        for key in _ENVIRONMENT:
+            if old.get(key) != new.get(key):
+                yield f"{_words(key)}: recorded {_short(old.get(key))}, now {_short(new.get(key))}"
+        for package in _PACKAGES:
+            before, after = old.get("versions", {}).get(package), new.get("versions", {}).get(package)
+            if before != after:
+                yield f"{package}: recorded {before}, now {after}"
+
+
+def _words(key: str) -> str:
+    return {"config_sha256": "configuration", "data_sha256": "data set"}.get(key, key)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(map(str, value.values()))
+    return value[:12] if isinstance(value, str) else str(value)
+
+
+def read_recorded(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the recorded results of notebooks in ``folder`` by name (other files in it have another shape)."""
+    found = {path.stem: files.read_json(path) for path in sorted(folder.glob("[0-9][0-9]_*.json"))}
+    return {name: content for name, content in found.items() if {"numbers", "data"} <= set(content)}
+
+
+def read_fresh(seals: Iterable[Mapping[str, Any]], root: Path) -> dict[str, dict[str, Any]]:
+    """Return the results that the seals declare, by name; what else lies in runs/ belongs to earlier runs."""
+    declared = [root / name for seal in seals for name in seal["outputs"] if name.startswith("runs/")]
+    return {path.stem: files.read_json(path) for path in declared}
+
+
+def record(seals: Mapping[str, Mapping[str, Any]], *, profile: str, root: Path, cold: bool) -> list[Path]:
+    """Replace the committed results of these notebooks with the fresh ones, and the table of times with their costs.
+
+    Args:
+        seals: Seals of the notebooks that just succeeded, by notebook.
+        profile: Name of the profile.
+        root: Root of the repository.
+        cold: Whether the run started without a cache, so that its times are those of a fresh clone.
+
+    Returns:
+        The files written; recorded results of the same notebooks that are no longer made have been removed.
+    """
+    folder, fresh = root / "results" / profile, read_fresh(seals.values(), root)
+    numbers = {name[:2] for name in seals}
+    for name, content in fresh.items():
+        files.write_json(folder / f"{name}.json", content)
+    for name in read_recorded(folder):
+        if name[:2] in numbers and name not in fresh:
+            (folder / f"{name}.json").unlink()
+    table = folder / TIMES
+    before = files.read_json(table)["notebooks"] if table.is_file() else {}
+    costs = {name: _cost(seal, cold=cold) for name, seal in seals.items()}
+    kept = {name: cost for name, cost in before.items() if name[:2] not in numbers}
+    files.write_json(
+        table,
+        {"schema": 1, "profile": profile, "cores": os.cpu_count(), "notebooks": dict(sorted((kept | costs).items()))},
+    )
+    return [*(folder / f"{name}.json" for name in fresh), table]
+
+
+def _cost(seal: Mapping[str, Any], *, cold: bool) -> dict[str, Any]:
+    keys = ("seconds", "peak_memory_mib", "peak_device_memory_mib", "device", "threads")
+    versions = seal["provenance"]["versions"]
+    return {
+        **{key: seal[key] for key in keys},
+        "cold": cold,
+        "versions": versions,
+        "started": seal["provenance"]["started"],
+    }

@@ -1,0 +1,55 @@
+"""Tables from files: averages over a grid, curves over its rates, and tables for readers.
+
+Invariant: nothing here sees a model or imports torch.
+"""
+
+from zspag.report.tables.answers import distance_table, every_table, forgetting_table, main_table, prediction_table
+from zspag.report.tables.averages import (
+    REFERENCES,
+    SAFE_FORGET,
+    SAFE_RETAIN,
+    by_rule,
+    in_hindsight,
+    over_classes,
+    paired,
+)
+from zspag.report.tables.benchmarks import benchmarks, number
+from zspag.report.tables.cells import columns, markdown
+from zspag.report.tables.costs import cost_table, preparation
+from zspag.report.tables.curves import (
+    curve,
+    ladder_panels,
+    safe_rates,
+    tradeoff_panels,
+    undecided_rates,
+    window,
+    window_text,
+)
+
+__all__ = [
+    "REFERENCES",
+    "SAFE_FORGET",
+    "SAFE_RETAIN",
+    "benchmarks",
+    "by_rule",
+    "columns",
+    "cost_table",
+    "curve",
+    "distance_table",
+    "every_table",
+    "forgetting_table",
+    "in_hindsight",
+    "ladder_panels",
+    "main_table",
+    "markdown",
+    "number",
+    "over_classes",
+    "paired",
+    "prediction_table",
+    "preparation",
+    "safe_rates",
+    "tradeoff_panels",
+    "undecided_rates",
+    "window",
+    "window_text",
+]

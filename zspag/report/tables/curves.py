@@ -1,0 +1,127 @@
+"""Curves over the learning rate: points with intervals, safe windows, and the panels that ``plots.curves`` draws.
+
+Invariant: nothing here sees a model; a window is read off means over classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from zspag.report.tables.averages import SAFE_FORGET, SAFE_RETAIN, over_classes
+
+Panel = dict[str, Any]
+
+
+def curve(frame: pd.DataFrame, method: str, column: str) -> dict[str, list[float]]:
+    """Return rate against the mean over classes of a column, with its interval, ready for ``plots.curves``."""
+    own = frame[(frame["method"] == method) & frame["lr"].notna()]
+    points: dict[str, list[float]] = {"x": [], "y": [], "low": [], "high": []}
+    for lr, rows in own.groupby("lr"):
+        here = over_classes(rows, column)[method]
+        for key, value in zip(
+            points, (lr, here["mean"], here["mean"] - here["half"], here["mean"] + here["half"]), strict=True
+        ):
+            points[key].append(float(value))
+    return points
+
+
+def safe_rates(frame: pd.DataFrame, method: str) -> list[float]:
+    """Return the longest run of neighbouring rates at which the method forgets and retains, on average over classes.
+
+    Safe means mean acc_forget <= 1 % and mean over-unlearning <= 0.5 points on test data.
+    """
+    own = frame[(frame["method"] == method) & frame["lr"].notna()]
+    per_class = own.groupby(["lr", "forget"])[["acc_forget", "over_unlearning"]].mean()
+    means = per_class.groupby("lr").mean()
+    best: list[float] = []
+    current: list[float] = []
+    for lr, row in means.iterrows():
+        safe = row["acc_forget"] <= SAFE_FORGET and row["over_unlearning"] <= SAFE_RETAIN
+        current = [*current, float(lr)] if safe else []
+        best = max(best, current, key=len)
+    return best
+
+
+def undecided_rates(frame: pd.DataFrame, method: str) -> list[float]:
+    """Return the rates whose 95 % intervals over classes leave open whether they are safe.
+
+    On another processor sums are rounded otherwise, and nets that were trained there are other nets: where a mean is
+    this near to a threshold, either answer may come out.
+    """
+    own = frame[(frame["method"] == method) & frame["lr"].notna()]
+    bounds = {"acc_forget": SAFE_FORGET, "over_unlearning": SAFE_RETAIN}
+    undecided = []
+    for lr, rows in own.groupby("lr"):
+        found = [(over_classes(rows, column)[method], bound) for column, bound in bounds.items()]
+        clear = all(one["mean"] + one["half"] <= bound for one, bound in found)
+        spoilt = any(one["mean"] - one["half"] > bound for one, bound in found)
+        undecided += [] if clear or spoilt else [float(lr)]
+    return undecided
+
+
+def window(rates: Sequence[float]) -> float:
+    """Return the width of a safe window as its largest rate over its smallest: 1 for a single rate, 0 for none."""
+    return rates[-1] / rates[0] if rates else 0.0
+
+
+def window_text(frame: pd.DataFrame, method: str) -> str:
+    """Return a safe window in words; an end that is also the ladder's is marked, for nobody looked beyond it."""
+    rates, tried = safe_rates(frame, method), sorted(frame.loc[frame["method"] == method, "lr"].dropna().unique())
+    if not rates:
+        return "none"
+    low, high = f"{rates[0]:g}", f"{rates[-1]:g}"
+    low = f"\u2264 {low}" if rates[0] == tried[0] else low
+    high = f"\u2265 {high}" if rates[-1] == tried[-1] else high
+    return f"{max(low, high)} only" if len(rates) == 1 else f"{low} – {high}"  # "≤" and "≥" sort behind digits
+
+
+def ladder_panels(frame: pd.DataFrame, methods: Sequence[str], titles: dict[str, str]) -> dict[str, Any]:
+    """Return the three panels of learning-rate curves for ``plots.curves``: forgetting, over-unlearning, drift.
+
+    Of one or two classes no interval is drawn: that of two is 13 standard errors wide and hides every curve.
+    """
+    drawn = ("y", "low", "high") if frame["forget"].nunique() > 2 else ("y",)
+    axes: dict[str, tuple[str, int, dict[str, float], Panel]] = {
+        "acc_forget": ("forget accuracy on test images (%)", 100, {"1 %": 100 * SAFE_FORGET}, {"ylim": [-3, 103]}),
+        "over_unlearning": ("over-unlearning (points)", 100, {"half a point": 100 * SAFE_RETAIN}, {"ylim": [-1, 8]}),
+        "drift": ("drift (nats)", 1, {}, {"ylog": True, "ylim": [1e-4, 30]}),
+    }
+    panels = []
+    for column, (label, factor, lines, extra) in axes.items():
+        series: Panel = {}
+        for method in methods:
+            points = curve(frame, method, column)
+            series[titles[method]] = {"x": points["x"]} | {
+                key: [factor * value for value in points[key]] for key in drawn
+            }
+        shared = {"series": series, "xlabel": "learning rate", "ylabel": label, "xlog": True, "lines": lines}
+        panels.append(shared | extra)
+    return {"panels": panels, "columns": 3, "size": [4.3, 3.9]}
+
+
+def tradeoff_panels(
+    frame: pd.DataFrame, methods: Sequence[str], titles: Mapping[str, str], *, close: Panel
+) -> dict[str, Any]:
+    """Return two panels for ``plots.curves``: retained over forget accuracy along each method's ladder.
+
+    Args:
+        frame: The whole grid; a point is the mean over classes at one rate, neighbouring rates are joined.
+        methods: Which methods, one curve each.
+        titles: Readable names of the methods.
+        close: ``xlim`` and ``ylim`` of the second panel, in %.
+    """
+    series: Panel = {}
+    for method in methods:
+        x, y = (curve(frame, method, column)["y"] for column in ("acc_forget", "acc_retain"))
+        series[titles[method]] = {"x": [100 * value for value in x], "y": [100 * value for value in y]}
+    level = 100 * over_classes(frame[frame["method"] == "masked"], "acc_retain")["masked"]["mean"]
+    shared: Panel = {
+        "series": series,
+        "lines": {"masked original": level},
+        "xlabel": "forget accuracy on test images (%)",
+        "ylabel": "retained accuracy (%)",
+    }
+    whole = {"title": "the whole ladder", "xlim": [-3, 103], "ylim": [0, 103]}
+    panels = [shared | whole, shared | {"title": "the corner that matters"} | close]
+    return {"panels": panels, "columns": 2, "size": [5.2, 4.2]}
