@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help figures test lint format lab notebooks readme bench bench-compare newcomer clean
+.PHONY: help figures test lint format lab notebooks readme bench bench-compare fresh-clone clean
 
 PYTHON ?= python3
 PROFILE ?= digits
@@ -63,8 +63,8 @@ ifneq ($(filter bench-compare,$(MAKECMDGOALS)),)
 $(filter %.json,$(MAKECMDGOALS)): ;@:
 endif
 
-newcomer: $(STAMP) ## Time the README's commands in a fresh clone of what is committed
-	@$(RUN) tests/newcomer.py
+fresh-clone: $(STAMP) ## Time the README's commands in a fresh clone of what is committed
+	@$(RUN) tests/fresh_clone.py
 
 clean: ## Remove the environment and all caches; runs, data and results stay
 	@rm -rf $(VENV) build dist zspag.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -15,7 +15,7 @@ from zspag.lab.methods import Problem, method
 from zspag.lab.models import build
 from zspag.lab.training import train
 from zspag.profiles import PROFILES
-from zspag.proxy_statistics import Material, prepare
+from zspag.proxy_statistics import ProxyStatistics, prepare
 from zspag.runtime import generator_for
 
 LADDER = (0.03, 1.0)
@@ -39,7 +39,7 @@ class Small:
     retain_images: Tensor
     retain_labels: Tensor
     config: UnlearnConfig
-    material: Material
+    statistics: ProxyStatistics
 
 
 @cache
@@ -53,14 +53,14 @@ def small() -> Small:
     images, labels = guard.forget_train(60)
     config = replace(TINY.unlearn, update=replace(TINY.unlearn.update, ladder=LADDER, whole_ladder=True))
     generator = generator_for(0, "material")
-    material = prepare(model, images, forget=(FORGET,), num_classes=10, config=config, generator=generator)
-    return Small(model, images, labels, *guard.retain_train(), config, material)
+    statistics = prepare(model, images, forget=(FORGET,), num_classes=10, config=config, generator=generator)
+    return Small(model, images, labels, *guard.retain_train(), config, statistics)
 
 
 def problem(*, oracle=False, **changes):
     """Return the small case as a method is handed it, with retain data for an oracle, some fields changed."""
     case = small()
-    given = Problem(case.model, case.images, case.labels, 10, generator_for(0, "method"), case.material)
+    given = Problem(case.model, case.images, case.labels, 10, generator_for(0, "method"), case.statistics)
     retain = (case.retain_images, case.retain_labels) if oracle else None
     return replace(given, **{"retain": retain} | changes)
 

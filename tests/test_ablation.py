@@ -10,7 +10,16 @@ from zspag.config import to_dict
 from zspag.lab import ablation, experiment
 from zspag.lab.ablation import OWN, SCORES, Variant, axes, changed, moving, rows, table
 from zspag.lab.evaluation import score
-from zspag.lab.experiment import Case, RunsFailed, forget_set, guard_of, material_of, panel_against, panel_of, trained
+from zspag.lab.experiment import (
+    Case,
+    RunsFailed,
+    forget_set,
+    guard_of,
+    references_against,
+    references_of,
+    statistics_of,
+    trained,
+)
 from zspag.profiles import PROFILES
 from zspag.unlearning import zero_shot_unlearn
 
@@ -83,20 +92,20 @@ def test_the_profile_as_it_is_gives_what_a_user_gets():
     (row,) = rows(CASE, (OWN,))
     model, (images, labels) = trained(TINY, 0), forget_set(CASE, guard_of(CASE))
     result = zero_shot_unlearn(model, images, labels, num_classes=10, config=TINY.unlearn, seed=0)
-    panel = panel_of(CASE)
-    scores = score(panel.images.map_logits(result.open_model), panel)  # its rows are not closed
+    references = references_of(CASE)
+    scores = score(references.images.map_logits(result.open_model), references)  # its rows are not closed
     assert {name: row[name] for name in SCORES} == {name: getattr(scores, name) for name in SCORES}
     assert (row["lr"], row["eps"]) == (result.report.lr, result.report.eps)
     assert (row["reached"], row["failed"]) == (result.report.reached, "")
-    pooled, layers = material_of(CASE).moments.pooled.second, result.report.layers
+    pooled, layers = statistics_of(CASE).moments.pooled.second, result.report.layers
     assert {one.name: one.dimension for one in layers} == {name: second.shape[1] for name, second in pooled.items()}
     assert row["free"] == pytest.approx(sum(one.free / one.dimension for one in layers if one.moved) / len(layers))
 
 
 def test_its_scores_do_not_read_the_retrained_model():
-    panel = panel_of(CASE)
-    other = panel_against(CASE, original=trained(TINY, 0), retrained=trained(TINY, 0))
-    first, second = (score(panel.original, one) for one in (panel, other))
+    references = references_of(CASE)
+    other = references_against(CASE, original=trained(TINY, 0), retrained=trained(TINY, 0))
+    first, second = (score(references.original, one) for one in (references, other))
     assert all(getattr(first, name) == getattr(second, name) for name in SCORES)
     assert first.gap != second.gap  # which does read it
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from zspag import zero_shot_unlearn
 from zspag.activations import as_blocks, watching
-from zspag.calibration.rate_search import LARGEST, SMALLEST, rate_at
+from zspag.calibration.open_search import LARGEST, SMALLEST, rate_at
 from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.influence import label_scores
 from zspag.lab.models import ARCHITECTURES, build

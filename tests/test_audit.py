@@ -12,7 +12,7 @@ from zspag.lab.audit import bench as benches
 from zspag.lab.audit import record, recovery, running
 from zspag.lab.audit.measures import MEASURES
 from zspag.lab.evaluation import Masked, accuracy
-from zspag.lab.experiment import TITLES, Case, RunsFailed, panel_of
+from zspag.lab.experiment import TITLES, Case, RunsFailed, references_of
 from zspag.lab.relearning import RATE, SHARE
 from zspag.runtime import logits_of
 
@@ -119,11 +119,11 @@ def test_a_second_audit_computes_nothing_and_another_number_of_steps_is_another_
 def test_networks_are_those_of_the_forget_only_rule_and_do_not_share_weights(finished, monkeypatch):
     monkeypatch.setenv("ZSPAG_ROOT", str(finished[0]))
     case = Case(PROFILE, 0, FORGET)
-    found, panel = benches.networks(case), panel_of(case)
+    found, references = benches.networks(case), references_of(case)
     assert tuple(found) == audit.SUBJECTS
     assert isinstance(found["masked"], Masked)
-    assert accuracy(logits_of(found["zs_pag"], panel.images.forget_train), panel.labels.forget_train) <= 0.01
-    assert torch.equal(logits_of(found["original"], panel.images.retain_test), panel.original.retain_test)
+    assert accuracy(logits_of(found["zs_pag"], references.images.forget_train), references.labels.forget_train) <= 0.01
+    assert torch.equal(logits_of(found["original"], references.images.retain_test), references.original.retain_test)
 
 
 def test_a_ruined_network_has_one_row_that_says_so(finished, monkeypatch):

@@ -55,7 +55,7 @@ ORACLES = ("oracle_subspace", "fine_tune", "unsc", "scrub", "fisher_forgetting",
 KEEPS = ("fine_tune",)  # nothing tells it to forget, and on digits it does not; see test_baselines_oracles.py
 
 
-def go(name, *, ladder=None, model=None, material=None, labels=None, layers=None, config=None):
+def go(name, *, ladder=None, model=None, statistics=None, labels=None, layers=None, config=None):
     """Run a method of the table over a ladder, as the grid does, on the small case."""
     case, method = small(), METHODS[name]
     config = config or case.config
@@ -64,18 +64,18 @@ def go(name, *, ladder=None, model=None, material=None, labels=None, layers=None
     if layers is not None:
         config = replace(config, update=replace(config.update, layers=layers))
     config = replace(config, update=replace(config.update, ladder=ladder or RATES.get(name, LADDER)))
-    given = problem(oracle=method.oracle, model=model or case.model, material=material or case.material)
+    given = problem(oracle=method.oracle, model=model or case.model, statistics=statistics or case.statistics)
     return method.run(given, config)
 
 
 def viewed():
     """The forget samples with their views, and the class of each."""
-    views = small().material.views
+    views = small().statistics.views
     return channels_last(views.images), small().labels[views.sources]
 
 
 def own_subspace():
-    return combine(small().material.moments, config=small().config.subspace)
+    return combine(small().statistics.moments, config=small().config.subspace)
 
 
 def free_weights():
@@ -209,7 +209,7 @@ def test_norm_statistics_stay_and_only_the_claimed_weights_move(name):
     case, run = small(), go(name, layers="all").runs[-1]  # a calibration may choose fewer
     moved, buffers = changed_names(case.model, run.model), {key for key, _ in case.model.named_buffers()}
     parameters = {key for key, _ in case.model.named_parameters()}
-    projectable = set(case.material.moments[0].second)
+    projectable = set(case.statistics.moments[0].second)
     assert not moved & buffers
     if name in MOVE_ALL:
         assert moved == parameters
@@ -231,7 +231,7 @@ def test_norm_statistics_stay_and_only_the_claimed_weights_move(name):
 
 @pytest.mark.parametrize("layers", ["auto", "body", "head"])
 def test_a_calibrated_method_moves_the_layers_that_were_chosen_at_every_rate(layers):
-    case, free, names = small(), free_weights(), small().material.names
+    case, free, names = small(), free_weights(), small().statistics.names
     choices = {"body": free & set(names[:-1]), "head": free & {names[-1]}}
     allowed = [free, *choices.values()] if layers == "auto" else [choices[layers]]
     moved = [changed_names(case.model, run.model) for run in go("zs_pag", layers=layers).runs]
@@ -299,7 +299,7 @@ def test_teacher_of_delete_is_the_masked_original(monkeypatch):
 
 def test_delete_on_the_same_weights_is_zs_pag_with_soft_labels_unprojected():
     case, config = small(), replace(small().config, labels=LabelConfig(strategy="soft"))
-    names = list(case.material.moments[0].second)
+    names = list(case.statistics.moments[0].second)
 
     def distilled(images, labels):
         return targets._distil(problem(forget_images=images, forget_labels=labels), config, names=names).runs
@@ -328,12 +328,12 @@ def test_label_variants_are_zs_pag_with_another_strategy(name, strategy):
 
 def test_curvature_gets_moments_in_their_own_size(monkeypatch):
     """As in ``zero_shot_unlearn``: normalized moments, which subspaces are cut from, would change the damping."""
-    real, handed = cross_fitting.relabeler, []
+    real, handed = cross_fitting.pseudo_labeler, []
     monkeypatch.setattr(
         cross_fitting, "relabeler", lambda *args, **options: handed.append(options["moments"]) or real(*args, **options)
     )
     go("influence_labels", ladder=(0.03,))
-    parts = small().material.moments
+    parts = small().statistics.moments
     for name, second in handed[0].second.items():
         assert torch.equal(second, sum(part.second[name] for part in parts) / len(list(parts)))  # added in order
         assert not torch.allclose(second, pooled(parts).second[name])
@@ -362,7 +362,7 @@ def test_rehearsal_reads_the_proxies_beside_every_batch(monkeypatch):
     again(model, batch)
     seen, second = model.seen
     assert torch.equal(seen[:7], case.images[:7])
-    same = (seen[7:, None] == case.material.proxies.images[None]).flatten(2).all(2).any(1)
+    same = (seen[7:, None] == case.statistics.proxies.images[None]).flatten(2).all(2).any(1)
     assert same.all()
     assert torch.equal(seen, second)  # every rate rehearses the same proxies
 
@@ -380,22 +380,22 @@ def test_rehearsal_is_the_sum_of_two_means(monkeypatch):
     assert value.item() == pytest.approx((each[:3].mean() + each[3:].mean()).item(), rel=1e-5)
     assert kept[0][:, FORGET].abs().max() == 0
     assert not torch.equal(kept[0], torch.zeros_like(kept[0]))
-    assert len(case.material.proxies.labels) > 6
+    assert len(case.statistics.proxies.labels) > 6
 
 
 def test_rehearsal_depends_on_the_proxies_and_delete_does_not():
     case = small()
-    others = replace(case.material.proxies, images=case.material.proxies.images.flip(3))
-    material = replace(case.material, proxies=others)
-    assert differ(go("rehearsal", material=material).runs[0], go("rehearsal").runs[0])
-    assert_same_weights(go("delete", material=material).runs[0], go("delete").runs[0])
+    others = replace(case.statistics.proxies, images=case.statistics.proxies.images.flip(3))
+    statistics = replace(case.statistics, proxies=others)
+    assert differ(go("rehearsal", statistics=statistics).runs[0], go("rehearsal").runs[0])
+    assert_same_weights(go("delete", statistics=statistics).runs[0], go("delete").runs[0])
 
 
 # Subspaces at equal rank
 
 
 def test_subspace_controls_have_the_ranks_of_the_proxies_subspace():
-    case, own, count = small(), own_subspace(), len(small().material.proxies.labels)
+    case, own, count = small(), own_subspace(), len(small().statistics.proxies.labels)
     controls = [
         methods.forget_subspace(case.model, case.images, own=own),
         methods.noise_subspace(case.model, case.images, count=count, own=own, generator=generator_for("control")),
@@ -447,7 +447,7 @@ def case(tmp_path_factory, monkeypatch):
 
 
 def guarded(case, name):
-    return run_method(case, name, model=small().model, material=small().material)
+    return run_method(case, name, model=small().model, statistics=small().statistics)
 
 
 @pytest.mark.parametrize("name", FORGET_ONLY)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from external_model import external_model
 from laboratory import FORGET, Fixed, small
 from reference import assert_same_state, state_of
-from stranger import stranger
 from test_baselines import go, loss_of
 from torch import nn
 from torch.nn import functional as F
@@ -13,9 +13,9 @@ from zspag.lab.methods import Problem, boundary
 from zspag.lab.methods.boundary import Expanded, boundary_labels, one_step_attack
 from zspag.lab.models import build
 from zspag.proxies import ProxySet
-from zspag.proxy_statistics import Material
+from zspag.proxy_statistics import ProxyStatistics
 from zspag.runtime import generator_for, logits_of
-from zspag.subspaces import folded, second_moments
+from zspag.subspaces import accumulate, second_moments
 from zspag.views import Views
 
 
@@ -95,8 +95,8 @@ def prepared(model, images):
     """The least material: what the method asks it for is the name of the last layer."""
     order = torch.arange(len(images))
     proxies = ProxySet(images, torch.zeros_like(order), order, {}, 0.1, barely=images)
-    moments = folded([second_moments(model, images)], classes=1, merge_at=None)
-    return Material(Views(images, order, ()), proxies, moments, order % 2, (moments.pooled, moments.pooled), {})
+    moments = accumulate([second_moments(model, images)], classes=1, merge_at=None)
+    return ProxyStatistics(Views(images, order, ()), proxies, moments, order % 2, (moments.pooled, moments.pooled), {})
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -138,10 +138,10 @@ def test_model_that_comes_back_has_the_architecture_of_the_original(net):
         assert any(not torch.equal(run.model.state_dict()[name], part) for name, part in model.state_dict().items())
 
 
-@pytest.mark.parametrize("arch", ["vit", "allcnn", "stranger"])
+@pytest.mark.parametrize("arch", ["vit", "allcnn", "external_model"])
 def test_heads_of_real_architectures_are_found(arch):
     shape = {"num_classes": 4, "in_channels": 3, "image_size": 8}
-    model = stranger(**shape) if arch == "stranger" else build(arch, width=8, seed=0, **shape)
+    model = external_model(**shape) if arch == "external_model" else build(arch, width=8, seed=0, **shape)
     images = torch.rand(3, 3, 8, 8)
     place = prepared(model, images).names[-1].rpartition(".")[0]
     wide = Expanded(model.eval(), place=place, num_classes=4, generator=generator_for("output"))
@@ -174,7 +174,7 @@ def test_a_last_layer_that_cannot_be_widened_is_named(head, message):
 def test_expanding_trains_the_forget_set_onto_the_new_output_and_all_rates_start_from_the_same(monkeypatch):
     case, state = small(), torch.get_rng_state()
     losses = []
-    real = boundary.descend_all
+    real = boundary.sgd_at_every_rate
 
     def spy(problem, config, make_loss, *, start):
         losses.append((start, make_loss(None)))

@@ -32,7 +32,7 @@ from zspag.runtime import generator_for, seed_of
 def run(images=None, **update):
     config = replace(small().config, update=UpdateConfig(**({"lr": 0.003, "epochs": 1} | update)))
     images = small().images if images is None else images
-    return gkt(problem(forget_images=images, generator=generator_for("method"), material=None), config).runs
+    return gkt(problem(forget_images=images, generator=generator_for("method"), statistics=None), config).runs
 
 
 def logits_with_mass(*masses):
@@ -216,7 +216,7 @@ def test_gate_is_what_keeps_a_class_from_the_student(monkeypatch):
     for threshold in (GATE, 1.1):
         monkeypatch.setattr(gated, "GATE", threshold)
         config = replace(case.config, update=UpdateConfig(lr=0.003, epochs=3))
-        given = problem(forget_images=case.retain_images[own], forget_labels=case.retain_labels[own], material=None)
+        given = problem(forget_images=case.retain_images[own], forget_labels=case.retain_labels[own], statistics=None)
         (only,) = gkt(given, config).runs
         ends[threshold] = only.history[-1].forget_accuracy
     assert ends[GATE] < 0.05

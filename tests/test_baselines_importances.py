@@ -20,7 +20,7 @@ CONFIG = UnlearnConfig(update=UpdateConfig(ladder=LADDER, whole_ladder=True))
 
 def go(name, model, forget, labels, retain, retain_labels, *, ladder=LADDER, seed=0, num_classes=2):
     retain = (retain, retain_labels)
-    given = Problem(model, forget, labels, num_classes, generator_for(seed), material=None, retain=retain)
+    given = Problem(model, forget, labels, num_classes, generator_for(seed), statistics=None, retain=retain)
     return METHODS[name].run(given, replace(CONFIG, update=replace(CONFIG.update, ladder=ladder))).runs
 
 

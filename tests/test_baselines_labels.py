@@ -10,7 +10,7 @@ from torch import nn
 
 from zspag.influence import dot, loss_gradient, soft_cross_entropy
 from zspag.lab.methods import METHODS, labels
-from zspag.projected_sgd import Descent
+from zspag.projected_sgd import Run
 from zspag.proxies import ProxySet
 from zspag.pseudo_labels import masked_log_probabilities
 from zspag.runtime import generator_for, logits_of
@@ -161,7 +161,7 @@ def test_look_ahead_takes_the_drift_where_the_simulated_run_ends_and_the_scores_
     end = moved(model)
     gradient = loss_gradient(end, setting.proxies.images, setting.teacher, names=setting.names)
     direction = {name: setting.project(name, part) for name, part in gradient.items()}
-    found = labels.look_ahead(model, setting, lambda _current: Descent(end, LR, (), diverged=False))
+    found = labels.look_ahead(model, setting, lambda _current: Run(end, LR, (), diverged=False))
     torch.testing.assert_close(found, slow_tilt(model, setting, direction))
     assert (found - slow_tilt(end, setting, direction)).abs().max() > 1e-3
 
@@ -169,9 +169,9 @@ def test_look_ahead_takes_the_drift_where_the_simulated_run_ends_and_the_scores_
 def test_look_ahead_falls_back_on_the_present_where_the_simulated_run_diverges(tiny):
     model, setting = tiny
     end = moved(model)
-    now = labels.look_ahead(model, setting, lambda current: Descent(current, LR, (), diverged=False))
-    lost = labels.look_ahead(model, setting, lambda _current: Descent(end, LR, (), diverged=True))
-    kept = labels.look_ahead(model, setting, lambda _current: Descent(end, LR, (), diverged=False))
+    now = labels.look_ahead(model, setting, lambda current: Run(current, LR, (), diverged=False))
+    lost = labels.look_ahead(model, setting, lambda _current: Run(end, LR, (), diverged=True))
+    kept = labels.look_ahead(model, setting, lambda _current: Run(end, LR, (), diverged=False))
     assert torch.equal(lost, now)
     assert not torch.allclose(kept, now)
 

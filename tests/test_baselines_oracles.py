@@ -128,7 +128,7 @@ def low_rank():
 
 def run_unsc(model, forget, labels, retain, retain_labels):
     config = UnlearnConfig(update=UpdateConfig(lr=0.1, epochs=3, give_up=1.0, settle=0))
-    given = Problem(model, forget, labels, 4, generator_for(0), material=None, retain=(retain, retain_labels))
+    given = Problem(model, forget, labels, 4, generator_for(0), statistics=None, retain=(retain, retain_labels))
     return METHODS["unsc"].run(given, config).runs[0].model
 
 

@@ -29,7 +29,7 @@ def attacked(**changes):
 
 def run(**update):
     config = replace(small().config, update=UpdateConfig(lr=0.003, epochs=1, settle=0, **update))
-    return aru(problem(generator=generator_for("method"), material=None), config)
+    return aru(problem(generator=generator_for("method"), statistics=None), config)
 
 
 def test_stand_ins_lie_in_the_ball_and_are_closer_to_their_label():

@@ -34,7 +34,7 @@ def run(method, model, images, labels):
 
 
 def posed(model, images, labels):
-    return Problem(model, images, labels, CLASSES, generator_for("method"), material=None)
+    return Problem(model, images, labels, CLASSES, generator_for("method"), statistics=None)
 
 
 def losses_of(monkeypatch, method, images, labels):

@@ -133,7 +133,7 @@ def test_head_sampling_touches_the_head_alone():
 
 
 def test_features_follow_forget_samples_and_proxies_and_labels_the_masked_head(monkeypatch):
-    case, head = small(), small().material.names[-1]
+    case, head = small(), small().statistics.names[-1]
     drawn, teachers = [], []
     real_features, real_loss = synthetic.sampled_features, synthetic.soft_cross_entropy
 
@@ -148,7 +148,7 @@ def test_features_follow_forget_samples_and_proxies_and_labels_the_masked_head(m
     monkeypatch.setattr(synthetic, "sampled_features", features)
     monkeypatch.setattr(synthetic, "soft_cross_entropy", loss)
     run(head_sampling)
-    proxies = case.material.proxies
+    proxies = case.statistics.proxies
     means, residuals, classes, sample = drawn[0]
     assert len(residuals) == len(case.images) + len(proxies.images)
     torch.testing.assert_close(means[FORGET], features_of(case.model, case.images, head=head).mean(0))
@@ -164,6 +164,6 @@ def test_features_follow_forget_samples_and_proxies_and_labels_the_masked_head(m
 
 def test_head_that_does_not_give_the_logits_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Softmax(1))
-    given = problem(model=model, material=SimpleNamespace(names=("1.weight",)))
+    given = problem(model=model, statistics=SimpleNamespace(names=("1.weight",)))
     with pytest.raises(ValueError, match=r"the last layer, 1.weight, has 12 outputs instead of 10 logits"):
         head_sampling(given, small().config)

@@ -25,14 +25,14 @@ from zspag.calibration.cross_fitting import (
     pooled_projector,
     unlearn_with,
 )
-from zspag.calibration.rate_search import LARGEST, SMALLEST, rate_at
+from zspag.calibration.open_search import LARGEST, SMALLEST, rate_at
 from zspag.config import ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.preflight.checks import unsound
-from zspag.projected_sgd import climb
+from zspag.projected_sgd import rate_search
 from zspag.proxy_statistics import prepare
-from zspag.pseudo_labels import relabeler
+from zspag.pseudo_labels import pseudo_labeler
 from zspag.runtime import generator_for, logits_of
-from zspag.subspaces import by_energy, folded, hard_projector, second_moments, soft_projector
+from zspag.subspaces import accumulate, by_energy, hard_projector, second_moments, soft_projector
 
 CLASSES, FORGET = 10, 3
 CONFIG = UnlearnConfig(
@@ -250,17 +250,17 @@ def forget_set(count=20, classes=(FORGET,)):
 
 def prepared(count=20, *, classes=(FORGET,), config=CONFIG):
     images, labels = forget_set(count, classes)
-    material = prepare(
+    statistics = prepare(
         raw_net(), images, forget=classes, num_classes=CLASSES, config=config, generator=generator_for(0, "material")
     )
-    return labels, material
+    return labels, statistics
 
 
 @cache
 def calibrated():
     """The whole method on the raw net: labels, material, and what was made of it."""
-    labels, material = prepared()
-    return labels, material, unlearn_with(raw_net(), labels, material, forget=(FORGET,), config=CONFIG, seed=0)
+    labels, statistics = prepared()
+    return labels, statistics, unlearn_with(raw_net(), labels, statistics, forget=(FORGET,), config=CONFIG, seed=0)
 
 
 def test_accuracy(model):
@@ -277,11 +277,11 @@ test_accuracy.__test__ = False
 
 
 def test_no_image_is_on_both_sides_and_each_judges_once():
-    labels, material = prepared(9, classes=(FORGET, 7))
-    folds = make_folds(raw_net(), material, labels, subspace=CONFIG.subspace)
-    images = material.views.images
+    labels, statistics = prepared(9, classes=(FORGET, 7))
+    folds = make_folds(raw_net(), statistics, labels, subspace=CONFIG.subspace)
+    images = statistics.views.images
     for fold, other in zip(folds, reversed(folds), strict=True):
-        fitted = set(material.views.sources[fold.fitted].tolist())
+        fitted = set(statistics.views.sources[fold.fitted].tolist())
         judged = {int((images[:18] == one).flatten(1).all(1).nonzero()[0]) for one in fold.unseen}
         assert not fitted & judged
         assert fitted | judged == set(range(18))
@@ -293,16 +293,16 @@ def test_no_image_is_on_both_sides_and_each_judges_once():
 
 
 def test_views_stay_with_their_image():
-    _, material = prepared(9, classes=(FORGET, 7))
-    assert torch.equal(material.half_of, material.half_of[:18][material.views.sources])
-    assert len(material.half_of) > 18
+    _, statistics = prepared(9, classes=(FORGET, 7))
+    assert torch.equal(statistics.half_of, statistics.half_of[:18][statistics.views.sources])
+    assert len(statistics.half_of) > 18
 
 
 def test_a_proxy_that_judges_never_made_the_basis_of_its_fold():
-    labels, material, _ = calibrated()
-    model, proxies = raw_net(), material.proxies
-    made_from = material.half_of[proxies.sources]
-    folds = make_folds(model, material, labels, subspace=CONFIG.subspace)
+    labels, statistics, _ = calibrated()
+    model, proxies = raw_net(), statistics.proxies
+    made_from = statistics.half_of[proxies.sources]
+    folds = make_folds(model, statistics, labels, subspace=CONFIG.subspace)
     assert sum(len(fold.barely) for fold in folds) == len(proxies.labels)
     for half, fold in enumerate(folds):
         own = made_from == half
@@ -310,7 +310,7 @@ def test_a_proxy_that_judges_never_made_the_basis_of_its_fold():
         assert torch.equal(fold.barely, proxies.barely[~own])
         torch.testing.assert_close(fold.before, logits_of(model, proxies.barely[~own]))
         classes = [proxies.images[own & (proxies.labels == label)] for label in proxies.labels.unique()]
-        moments = folded((second_moments(model, part) for part in classes if len(part)), classes=len(classes))
+        moments = accumulate((second_moments(model, part) for part in classes if len(part)), classes=len(classes))
         expected = pooled_projector(moments.pooled, config=CONFIG.subspace)
         everything = pooled_projector(second_moments(model, proxies.images), config=CONFIG.subspace)
         apart = []
@@ -321,16 +321,16 @@ def test_a_proxy_that_judges_never_made_the_basis_of_its_fold():
 
 
 def test_a_soft_projector_of_a_half_is_made_too():
-    labels, material, _ = calibrated()
-    folds = make_folds(raw_net(), material, labels, subspace=SubspaceConfig(kind="soft"))
+    labels, statistics, _ = calibrated()
+    folds = make_folds(raw_net(), statistics, labels, subspace=SubspaceConfig(kind="soft"))
     assert not torch.equal(*(next(iter(fold.project.factors.values()))[1][..., :1] for fold in folds))
     assert {form for fold in folds for form, _ in fold.project.factors.values()} <= {"times", "remove"}
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_of_few_images_the_views_are_halved(count):
-    labels, material = prepared(count)
-    folds = make_folds(raw_net(), material, labels, subspace=CONFIG.subspace)
+    labels, statistics = prepared(count)
+    folds = make_folds(raw_net(), statistics, labels, subspace=CONFIG.subspace)
     sizes = [len(fold.fitted) for fold in folds]
     assert abs(sizes[0] - sizes[1]) <= 1
     assert all(0 < len(fold.unseen) < count for fold in folds)
@@ -338,23 +338,23 @@ def test_of_few_images_the_views_are_halved(count):
 
 
 def test_a_single_image_is_split_by_its_views():
-    labels, material = prepared(1)
-    folds = make_folds(raw_net(), material, labels, subspace=CONFIG.subspace)
-    made_from = material.half_of[material.proxies.sources]
+    labels, statistics = prepared(1)
+    folds = make_folds(raw_net(), statistics, labels, subspace=CONFIG.subspace)
+    made_from = statistics.half_of[statistics.proxies.sources]
     for half, fold in enumerate(folds):
         assert len(fold.fitted) >= 20
-        assert torch.equal(fold.barely, material.proxies.barely[made_from != half])
-        assert torch.equal(fold.unseen, material.views.images[:1])
+        assert torch.equal(fold.barely, statistics.proxies.barely[made_from != half])
+        assert torch.equal(fold.unseen, statistics.views.images[:1])
     assert not set(folds[0].fitted.tolist()) & set(folds[1].fitted.tolist())
 
 
 def test_a_single_image_without_views_fits_and_judges_and_the_report_claims_nothing_of_unseen_ones():
     config = replace(QUICK, views=1)
-    labels, material = prepared(1, config=config)
-    assert len(material.views.images) == 1
-    for fold in make_folds(raw_net(), material, labels, subspace=CONFIG.subspace):
+    labels, statistics = prepared(1, config=config)
+    assert len(statistics.views.images) == 1
+    for fold in make_folds(raw_net(), statistics, labels, subspace=CONFIG.subspace):
         assert fold.fitted.tolist() == [0]
-        assert len(fold.barely) == len(material.proxies.labels)
+        assert len(fold.barely) == len(statistics.proxies.labels)
     images, labels = forget_set(1)
     report = zero_shot_unlearn(raw_net(), images, labels, config=config).report
     assert report.unseen_accuracy is None
@@ -365,11 +365,12 @@ def test_a_single_image_without_views_fits_and_judges_and_the_report_claims_noth
 
 
 def test_a_rate_that_overshoots_is_not_chosen_where_the_gentlest_of_a_ladder_loses_most():
-    labels, material, made = calibrated()
+    labels, statistics, made = calibrated()
     original, old = (
         test_accuracy(raw_net()),
-        climb(
-            lambda lr: fit_views(raw_net(), labels, material, made, lr=lr, config=CONFIG, seed=0), update=CONFIG.update
+        rate_search(
+            lambda lr: fit_views(raw_net(), labels, statistics, made, lr=lr, config=CONFIG, seed=0),
+            update=CONFIG.update,
         ),
     )
     assert old.kept.lr == min(CONFIG.update.ladder)
@@ -384,18 +385,18 @@ def test_a_rate_that_overshoots_is_not_chosen_where_the_gentlest_of_a_ladder_los
 
 
 def test_held_out_proxies_tell_the_rate_that_overshoots_although_it_forgets():
-    labels, material, made = calibrated()
+    labels, statistics, made = calibrated()
     model = raw_net()
-    images = material.views.images
-    relabel = relabeler(
-        model, images, forget=(FORGET,), proxies=material.proxies, moments=material.moments.averaged,
-        projector=made.project, names=material.names, config=CONFIG.labels, generator=generator_for(0, "labels"),
+    images = statistics.views.images
+    relabel = pseudo_labeler(
+        model, images, forget=(FORGET,), proxies=statistics.proxies, moments=statistics.moments.averaged,
+        projector=made.project, names=statistics.names, config=CONFIG.labels, generator=generator_for(0, "labels"),
     )  # fmt: skip
-    folds = make_folds(model, material, labels, subspace=CONFIG.subspace)
+    folds = make_folds(model, statistics, labels, subspace=CONFIG.subspace)
     before = reference.state_of(model)
     overshot = attempt(
-        model, images, labels[material.views.sources], folds=folds, relabel=relabel, forget=(FORGET,), layers="all",
-        names=material.names, update=replace(CONFIG.update, lr=0.3), seed=0,
+        model, images, labels[statistics.views.sources], folds=folds, relabel=relabel, forget=(FORGET,), layers="all",
+        names=statistics.names, update=replace(CONFIG.update, lr=0.3), seed=0,
     )  # fmt: skip
     reference.assert_same_state(before, reference.state_of(model))
     chosen = made.calibration.trial
@@ -405,7 +406,7 @@ def test_held_out_proxies_tell_the_rate_that_overshoots_although_it_forgets():
 
 
 def test_the_trials_are_those_of_the_search_and_the_final_run_has_the_chosen_rate():
-    _, material, made = calibrated()
+    _, statistics, made = calibrated()
     chosen = made.calibration
     assert chosen.trial in chosen.trials
     assert made.trials == ()  # the final run forgot at once
@@ -414,12 +415,12 @@ def test_the_trials_are_those_of_the_search_and_the_final_run_has_the_chosen_rat
     larger = [trial for trial in chosen.trials if trial.layers == chosen.layers and trial.lr > chosen.trial.lr]
     assert gentler
     assert larger
-    assert chosen.names == material.names
+    assert chosen.names == statistics.names
 
 
 def test_every_layer_is_reported_with_what_it_leaks_and_what_is_free():
-    labels, material, made = calibrated()
-    folds = make_folds(raw_net(), material, labels, subspace=CONFIG.subspace)
+    labels, statistics, made = calibrated()
+    folds = make_folds(raw_net(), statistics, labels, subspace=CONFIG.subspace)
     leaks, shares = (
         {
             name: (
@@ -427,11 +428,11 @@ def test_every_layer_is_reported_with_what_it_leaks_and_what_is_free():
                 + free_shares(raw_net(), second, folds[1].project)[name]
             )
             / 2
-            for name in material.names
+            for name in statistics.names
         }
         for first, second in ([fold.barely for fold in folds], [fold.unseen for fold in folds])
     )
-    assert [layer.name for layer in made.layers] == list(material.names) == ["2.weight", "4.weight", "6.weight"]
+    assert [layer.name for layer in made.layers] == list(statistics.names) == ["2.weight", "4.weight", "6.weight"]
     assert [layer.dimension for layer in made.layers] == [64, 40, 24]
     for layer in made.layers:
         assert layer.moved
@@ -463,7 +464,7 @@ def test_a_rate_of_the_users_is_the_only_one(lr):
 
 
 def test_a_rate_of_the_users_is_tried_once_for_every_choice_of_layers(monkeypatch):
-    monkeypatch.setattr("zspag.calibration.rate_search.HARMLESS", -1.0)
+    monkeypatch.setattr("zspag.calibration.open_search.HARMLESS", -1.0)
     report = run(config=options(layers="auto")).report
     assert [(trial.layers, trial.lr) for trial in report.tried] == [("all", 0.1), ("body", 0.1), ("head", 0.1)]
 
@@ -511,17 +512,19 @@ def test_frozen_weights_stay_bit_for_bit_and_are_named():
 
 
 def test_reasons_of_the_caller_freeze_too_and_only_leaves_no_choice():
-    labels, material, _ = calibrated()
+    labels, statistics, _ = calibrated()
     common = {"forget": (FORGET,), "config": QUICK, "seed": 0}
-    made = unlearn_with(raw_net(), labels, material, **common, frozen={"4.weight": "asked for"})
+    made = unlearn_with(raw_net(), labels, statistics, **common, frozen={"4.weight": "asked for"})
     assert changed_names(raw_net(), made.run.model) == {"2.weight", "6.weight"}
     assert [layer.reason for layer in made.layers if not layer.moved] == ["asked for"]
-    only = unlearn_with(raw_net(), labels, material, **common, only=["4.weight"])
+    only = unlearn_with(raw_net(), labels, statistics, **common, only=["4.weight"])
     assert changed_names(raw_net(), only.run.model) == {"4.weight"}
     with pytest.raises(
         ValueError, match=r"every weight is frozen \(2.weight: a; 4.weight: b; 6.weight: c\): free some"
     ):
-        unlearn_with(raw_net(), labels, material, **common, frozen={"2.weight": "a", "4.weight": "b", "6.weight": "c"})
+        unlearn_with(
+            raw_net(), labels, statistics, **common, frozen={"2.weight": "a", "4.weight": "b", "6.weight": "c"}
+        )
 
 
 # ---- What goes wrong

@@ -8,8 +8,8 @@ import torch
 
 from zspag.lab.evaluation import (
     FLOOR,
-    Panel,
     Parts,
+    References,
     accuracy,
     agreement,
     captured,
@@ -144,18 +144,18 @@ def test_likelihood_is_that_of_the_true_class():
 # Scores
 
 
-def panel_of(*, original=None, retrained=None):
+def references_of(*, original=None, retrained=None):
     """Forget class 4; two forget training, two forget test and three retained samples."""
     labels = Parts(torch.tensor([4, 4]), torch.tensor([4, 4]), torch.tensor([0, 0, 1]))
     images = Parts(*(torch.zeros(len(part), 1, 2, 2) for part in (labels.forget_train, labels.forget_test)), labels)
     original = original or Parts(votes(4, 4), votes(4, 4), votes(0, 0, 1))
     retrained = retrained or Parts(votes(0, 1), votes(1, 1), votes(0, 0, 0))
-    return Panel(images, labels, original, retrained, (4,))
+    return References(images, labels, original, retrained, (4,))
 
 
 def test_gap_is_the_mean_of_three_absolute_differences():
     logits = Parts(votes(4, 0), votes(4, 4), votes(1, 0, 1))  # 1/2, 1, 2/3; retrained: 0, 0, 2/3
-    scores = score(logits, panel_of())
+    scores = score(logits, references_of())
     assert scores.gap == pytest.approx((0.5 + 1 + 0) / 3)
     assert (scores.acc_forget_train, scores.acc_forget) == (0.5, 1.0)
     assert scores.acc_retain_micro == pytest.approx(2 / 3)
@@ -164,15 +164,15 @@ def test_gap_is_the_mean_of_three_absolute_differences():
 
 
 def test_retrained_model_has_no_gap_to_itself():
-    panel = panel_of()
-    scores = score(panel.retrained, panel)
+    references = references_of()
+    scores = score(references.retrained, references)
     assert (scores.gap, scores.agreement_forget, scores.agreement_retain) == (0, 1, 1)
     assert (scores.js_forget, scores.js_retain) == (pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12))
 
 
 def test_without_a_retrained_model_what_needs_it_is_none_and_the_rest_is_as_it_was():
-    logits, panel = Parts(votes(4, 0), votes(4, 4), votes(1, 0, 1)), panel_of()
-    whole, without = (asdict(score(logits, one)) for one in (panel, replace(panel, retrained=None)))
+    logits, references = Parts(votes(4, 0), votes(4, 4), votes(1, 0, 1)), references_of()
+    whole, without = (asdict(score(logits, one)) for one in (references, replace(references, retrained=None)))
     empty = {name for name, value in without.items() if value is None}
     assert empty == {"gap", "agreement_forget", "agreement_retain", "js_forget", "js_retain"}
     assert {name: whole[name] for name in whole.keys() - empty} == {
@@ -182,35 +182,37 @@ def test_without_a_retrained_model_what_needs_it_is_none_and_the_rest_is_as_it_w
 
 
 def test_likelihood_is_judged_on_retained_images():
-    panel = panel_of()
-    logits = replace(panel.original, retain_test=torch.randn(3, 5, generator=torch.Generator().manual_seed(0)))
-    assert score(logits, panel).nll_retain == pytest.approx(mean_nll(logits.retain_test, panel.labels.retain_test))
-    assert score(panel.original, panel).nll_retain != pytest.approx(score(logits, panel).nll_retain)
+    references = references_of()
+    logits = replace(references.original, retain_test=torch.randn(3, 5, generator=torch.Generator().manual_seed(0)))
+    assert score(logits, references).nll_retain == pytest.approx(
+        mean_nll(logits.retain_test, references.labels.retain_test)
+    )
+    assert score(references.original, references).nll_retain != pytest.approx(score(logits, references).nll_retain)
 
 
 def test_over_unlearning_is_positive_for_lost_accuracy_and_negative_for_gained():
-    worse = score(Parts(votes(0, 0), votes(0, 0), votes(0, 1, 1)), panel_of())
+    worse = score(Parts(votes(0, 0), votes(0, 0), votes(0, 1, 1)), references_of())
     assert worse.over_unlearning == pytest.approx(1 - (0.5 + 1) / 2)
-    weak = panel_of(original=Parts(votes(4, 4), votes(4, 4), votes(1, 1, 1)))
+    weak = references_of(original=Parts(votes(4, 4), votes(4, 4), votes(1, 1, 1)))
     better = score(Parts(votes(0, 0), votes(0, 0), votes(0, 0, 1)), weak)
     assert better.over_unlearning == pytest.approx(0.5 - 1)
 
 
 def test_masked_original_is_its_own_yardstick_and_the_original_is_not():
-    panel = panel_of(original=Parts(votes(4, 4), votes(4, 4), votes(0, 4, 1)))  # masking frees the second answer
-    own = score(masked_parts(panel), panel)
+    references = references_of(original=Parts(votes(4, 4), votes(4, 4), votes(0, 4, 1)))  # frees the second answer
+    own = score(masked_parts(references), references)
     assert (own.over_unlearning, own.drift) == (0, pytest.approx(0, abs=1e-12))
     assert own.acc_forget == 0
-    original = score(panel.original, panel)
+    original = score(references.original, references)
     assert original.drift > 0.1
     assert original.over_unlearning == pytest.approx(1 - (0.5 + 1) / 2)
 
 
 @pytest.mark.parametrize("ruin", [math.nan, math.inf, -math.inf])
 def test_ruined_model_is_judged_wrong_without_breaking_the_table(ruin):
-    panel = panel_of()
-    parts = (panel.original.forget_train, panel.original.forget_test, panel.original.retain_test)
-    scores = score(Parts(*(torch.full_like(part, ruin) for part in parts)), panel)
+    references = references_of()
+    parts = (references.original.forget_train, references.original.forget_test, references.original.retain_test)
+    scores = score(Parts(*(torch.full_like(part, ruin) for part in parts)), references)
     assert all(math.isfinite(value) for value in astuple(scores))
     assert scores.acc_forget == 0  # all logits equal: class 0, never the forget class 4
     assert scores.acc_retain == 0.5
@@ -218,10 +220,10 @@ def test_ruined_model_is_judged_wrong_without_breaking_the_table(ruin):
 
 
 def test_single_infinite_logit_costs_one_answer():
-    panel = panel_of()
-    logits = panel.original.retain_test.clone()
+    references = references_of()
+    logits = references.original.retain_test.clone()
     logits[0, 3] = math.inf
-    scores = score(replace(panel.original, retain_test=logits), panel)
+    scores = score(replace(references.original, retain_test=logits), references)
     assert scores.acc_retain == pytest.approx((0.5 + 1) / 2)
     assert math.isfinite(scores.drift)
     assert scores.drift > 100

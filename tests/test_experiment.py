@@ -24,8 +24,8 @@ from zspag.lab.experiment import (
     TITLES,
     Case,
     compute_grid,
-    material_of,
-    panel_of,
+    references_of,
+    statistics_of,
     subspace_table,
     trained,
     training_key,
@@ -202,7 +202,7 @@ def test_failing_job_leaves_the_others_and_is_named(copied, monkeypatch):
 def test_class_that_cannot_be_prepared_costs_its_own_methods_only(copied, monkeypatch):
     for path in grid_files(copied):
         path.unlink()
-    real = experiment.material_of
+    real = experiment.statistics_of
 
     def fails_on_five(case):
         if case.forget == 5:
@@ -259,7 +259,7 @@ def test_names_of_results_are_file_names_whatever_the_classes_are_called(monkeyp
 
 
 def test_a_method_that_stops_at_the_rate_it_takes_ends_in_the_same_model(copied):
-    given = {"model": trained(PROFILE, 0), "material": material_of(CASE)}
+    given = {"model": trained(PROFILE, 0), "material": statistics_of(CASE)}
     (short, _), (long, _) = (experiment.run_method(CASE, "delete", **given, whole=whole) for whole in (False, True))
     assert len(short.runs) < len(long.runs)
     assert short.kept.lr == long.kept.lr
@@ -460,18 +460,18 @@ def test_retrained_model_never_saw_the_class(copied, monkeypatch):
 
 
 def test_material_survives_the_store_bit_for_bit(copied, no_computing):
-    material = small().material
-    tensors, facts = experiment.materials._pack(material)
+    statistics = small().statistics
+    tensors, facts = experiment.materials._pack(statistics)
     record = json.loads(json.dumps({"material": facts}))  # as a file would hold it
     path = copied / "material.safetensors"
     checkpoints.save(path, tensors, record)
     again = experiment.materials._unpack(*checkpoints.load(path))
     for name in ("images", "labels", "sources"):
-        assert torch.equal(getattr(again.proxies, name), getattr(material.proxies, name))
-    assert again.proxies.hits == material.proxies.hits
-    assert (again.proxies.eps, again.seconds) == (material.proxies.eps, material.seconds)
-    assert len(again.moments) == len(material.moments) == 9
-    for ours, theirs in zip(again.moments, material.moments, strict=True):
+        assert torch.equal(getattr(again.proxies, name), getattr(statistics.proxies, name))
+    assert again.proxies.hits == statistics.proxies.hits
+    assert (again.proxies.eps, again.seconds) == (statistics.proxies.eps, statistics.seconds)
+    assert len(again.moments) == len(statistics.moments) == 9
+    for ours, theirs in zip(again.moments, statistics.moments, strict=True):
         assert list(ours.second) == list(theirs.second)  # the last one is the head
         assert ours.rows_per_sample == theirs.rows_per_sample
         for name, second in ours.second.items():
@@ -481,7 +481,7 @@ def test_material_survives_the_store_bit_for_bit(copied, no_computing):
 
 
 def test_material_without_single_classes_survives_the_store_with_and_without_votes_for_a_merge():
-    whole = small().material
+    whole = small().statistics
     for votes in (None, (0.9, whole.moments[2])):  # any moments will do for votes
         means = replace(whole, moments=replace(whole.moments, per_class=None, votes=votes))
         tensors, facts = experiment.materials._pack(means)
@@ -505,11 +505,11 @@ def test_material_without_single_classes_survives_the_store_with_and_without_vot
 
 
 def test_single_classes_are_made_again_where_they_were_not_kept(copied, monkeypatch):
-    whole = material_of(CASE)
-    assert experiment.material_with_classes(CASE).moments.per_class is not None
+    whole = statistics_of(CASE)
+    assert experiment.statistics_with_classes(CASE).moments.per_class is not None
     means = replace(whole, moments=replace(whole.moments, per_class=None))
     monkeypatch.setattr(experiment.materials, "material_of", lambda _case: means)
-    again = experiment.material_with_classes(CASE)
+    again = experiment.statistics_with_classes(CASE)
     assert again.proxies is means.proxies
     for ours, theirs in zip(again.moments, whole.moments, strict=True):
         for name, second in ours.second.items():  # products in float32, added up here at once and there by halves
@@ -518,14 +518,14 @@ def test_single_classes_are_made_again_where_they_were_not_kept(copied, monkeypa
 
 
 def test_material_for_a_pool_is_no_answer_to_a_merge(copied, no_computing):
-    material_of(CASE)
+    statistics_of(CASE)
     merging = replace(PROFILE, unlearn=replace(PROFILE.unlearn, subspace=SubspaceConfig(combine="merge")))
     with pytest.raises(AssertionError, match="this would compute"):
-        material_of(replace(CASE, profile=merging))
+        statistics_of(replace(CASE, profile=merging))
 
 
 def test_material_is_found_again(copied, no_computing):
-    first, second = material_of(CASE), material_of(CASE)
+    first, second = statistics_of(CASE), statistics_of(CASE)
     assert torch.equal(first.proxies.images, second.proxies.images)
 
 
@@ -565,12 +565,12 @@ def test_recorded_checkpoint_of_another_recipe_is_not_taken(copied, no_computing
 
 
 def test_panel_holds_forget_and_retained_samples_apart(copied, no_computing):
-    panel = panel_of(CASE)
+    references = references_of(CASE)
     data = load("digits")
-    assert set(panel.labels.forget_train.tolist()) == set(panel.labels.forget_test.tolist()) == {3}
-    assert set(panel.labels.retain_test.tolist()) == set(range(10)) - {3}
-    assert len(panel.labels.forget_test) + len(panel.labels.retain_test) == len(data.test)
-    assert panel.original.retain_test.shape == (len(panel.labels.retain_test), 10)
+    assert set(references.labels.forget_train.tolist()) == set(references.labels.forget_test.tolist()) == {3}
+    assert set(references.labels.retain_test.tolist()) == set(range(10)) - {3}
+    assert len(references.labels.forget_test) + len(references.labels.retain_test) == len(data.test)
+    assert references.original.retain_test.shape == (len(references.labels.retain_test), 10)
 
 
 # Subspaces compared
@@ -596,7 +596,7 @@ def test_forget_samples_of_a_profile_are_the_ones_handed_out(copied, monkeypatch
 
     monkeypatch.setitem(METHODS, "delete", replace(METHODS["delete"], run=run))
     case = Case(replace(PROFILE, forget_samples=17), 0, 5)
-    experiment.run_method(case, "delete", model=None, material=None)
+    experiment.run_method(case, "delete", model=None, statistics=None)
     assert handed == [17]
 
 
@@ -609,7 +609,7 @@ def test_retain_samples_of_a_profile_are_all_that_an_oracle_is_handed(copied, mo
 
     monkeypatch.setitem(METHODS, "fine_tune", replace(METHODS["fine_tune"], run=oracle))
     case = Case(replace(PROFILE, retain_samples=count), 0, 5)
-    handed, guard = experiment.run_method(case, "fine_tune", model=None, material=None)
+    handed, guard = experiment.run_method(case, "fine_tune", model=None, statistics=None)
     assert handed == guard.retain_samples_read == expected
 
 
@@ -636,7 +636,7 @@ def test_update_costs_what_the_rates_up_to_the_chosen_one_cost(copied, finished,
 
 def test_noise_floor_needs_two_seeds(copied, monkeypatch, no_computing):
     assert len(experiment.retraining_noise(PROFILE)) == 0
-    panels = {case: panel_of(case) for case in (Case(PROFILE, 0, label) for label in PROFILE.classes)}
+    panels = {case: references_of(case) for case in (Case(PROFILE, 0, label) for label in PROFILE.classes)}
     monkeypatch.setattr(experiment.findings, "panel_of", lambda case: panels[Case(PROFILE, 0, case.forget)])
     floor = experiment.retraining_noise(replace(PROFILE, seeds=(0, 1, 2)))
     assert floor["forget"].tolist() == [3, 3, 5, 5]
@@ -651,16 +651,16 @@ def test_a_half_changes_what_is_judged_on_and_nothing_that_a_method_is_handed(co
     monkeypatch.setattr(experiment.cases, "train", None)  # trained models and material are found again
     monkeypatch.setattr(experiment.materials, "prepare", None)
     halves = [replace(CASE, profile=replace(PROFILE, test_half=name)) for name in ("first", "second")]
-    whole, first, second = (panel_of(case) for case in (CASE, *halves))
+    whole, first, second = (references_of(case) for case in (CASE, *halves))
     for part in ("forget_test", "retain_test"):
-        counts = [len(getattr(panel.labels, part)) for panel in (whole, first, second)]
+        counts = [len(getattr(references.labels, part)) for references in (whole, first, second)]
         assert counts[0] == counts[1] + counts[2]
         assert min(counts) > 0
-    for case, panel in zip(halves, (first, second), strict=True):
-        assert torch.equal(panel.images.forget_train, whole.images.forget_train)
+    for case, references in zip(halves, (first, second), strict=True):
+        assert torch.equal(references.images.forget_train, whole.images.forget_train)
         images, _ = experiment.forget_set(case, experiment.guard_of(case))
         assert torch.equal(images, experiment.forget_set(CASE, experiment.guard_of(CASE))[0])
-        assert torch.equal(experiment.material_of(case).proxies.images, experiment.material_of(CASE).proxies.images)
+        assert torch.equal(experiment.statistics_of(case).proxies.images, experiment.statistics_of(CASE).proxies.images)
 
 
 def test_rows_of_a_half_are_those_of_the_half(copied, monkeypatch):
@@ -669,7 +669,7 @@ def test_rows_of_a_half_are_those_of_the_half(copied, monkeypatch):
         by_method(compute_grid(replace(PROFILE, classes=(3,), seeds=(0,), test_half=name), ("head_only",)))
         for name in (None, "first", "second")
     )
-    counts = [len(panel_of(Case(replace(PROFILE, test_half=name), 0, 3)).labels.forget_test)
+    counts = [len(references_of(Case(replace(PROFILE, test_half=name), 0, 3)).labels.forget_test)
               for name in ("first", "second")]  # fmt: skip
     own = [part["acc_forget"].to_numpy() for part in (whole, first, second)]
     assert own[0] == pytest.approx((counts[0] * own[1] + counts[1] * own[2]) / sum(counts))
@@ -690,7 +690,7 @@ def test_without_retrained_models_none_is_trained_and_what_needs_them_is_empty(c
     beside = ["gap", "agreement_forget", "agreement_retain", "js_forget", "js_retain"]
     assert set(frame["method"]) == {"original", "masked", "head_only"}
     assert frame[beside].isna().all(axis=None)
-    panel_of(CASE)
+    references_of(CASE)
     assert {job[2:] for job in trainings} == {(), (3,)}
     whole = compute_grid(profile, ("head_only",))
     assert not whole[beside].isna().any(axis=None)
@@ -708,14 +708,14 @@ def test_without_retrained_models_none_is_trained_and_what_needs_them_is_empty(c
 def test_watched_run_is_the_run_of_the_grid_bit_for_bit(copied, method):
     lr = getattr(PROFILE.ladders, METHODS[method].ladder)[1]
     model, rows = experiment.watched_run(CASE, method, lr=lr)
-    ladder, _ = experiment.run_method(CASE, method, model=trained(PROFILE, 0), material=material_of(CASE))
+    ladder, _ = experiment.run_method(CASE, method, model=trained(PROFILE, 0), statistics=statistics_of(CASE))
     (again,) = [run for run in ladder.runs if run.lr == lr]
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.model.state_dict().items())
     assert not model._forward_pre_hooks
     assert len(rows) == len(again.history) + 1
-    panel = panel_of(CASE)
+    references = references_of(CASE)
     for row, net in ((rows.iloc[0], trained(PROFILE, 0)), (rows.iloc[-1], again.model)):
-        assert row.drop("epoch").to_dict() == asdict(score(panel.images.map_logits(net), panel))
+        assert row.drop("epoch").to_dict() == asdict(score(references.images.map_logits(net), references))
     assert rows["epoch"].tolist() == list(range(len(rows)))
     assert rows.iloc[0]["acc_forget"] > rows.iloc[-1]["acc_forget"]
 
@@ -726,7 +726,7 @@ def test_a_run_of_the_grid_is_the_public_call_bit_for_bit(copied, seed):
     case = replace(CASE, seed=seed)
     model = trained(PROFILE, case.seed)
     with threads(PROFILE.threads):
-        ladder, guard = run_method(case, "zs_pag", model=model, material=material_of(case))
+        ladder, guard = run_method(case, "zs_pag", model=model, statistics=statistics_of(case))
         images, labels = forget_set(case, guard)
         call = zero_shot_unlearn(model, images, labels, config=PROFILE.unlearn, seed=case.seed, progress=False)
         other = zero_shot_unlearn(model, images, labels, config=PROFILE.unlearn, seed=case.seed + 5, progress=False)
@@ -740,8 +740,8 @@ def test_a_run_of_the_grid_is_the_public_call_bit_for_bit(copied, seed):
 def test_method_outside_the_loop_cannot_be_watched(copied, monkeypatch):
     run = experiment.run_method
 
-    def silent(case, name, *, model, material):
-        return run(case, name, model=trained(PROFILE, 0), material=material)  # a copy that nobody looks at
+    def silent(case, name, *, model, statistics):
+        return run(case, name, model=trained(PROFILE, 0), statistics=statistics)  # a copy that nobody looks at
 
     monkeypatch.setattr(experiment.findings, "run_method", silent)
     with pytest.raises(ValueError, match=r"delete has \d+ epochs of which 0 were seen"):

@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from fake_gpu import AWAY, HOME, fake_gpu, held
 from laboratory import FORGET, rooted, small
-from pretended import AWAY, HOME, held, pretended_gpu
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,7 +23,7 @@ from zspag.influence import conjugate_gradients, label_scores, loss_gradient
 from zspag.lab.methods import METHODS, Problem
 from zspag.lab.models import build
 from zspag.lab.training import train
-from zspag.projected_sgd import descend
+from zspag.projected_sgd import projected_sgd
 from zspag.proxies import attack
 from zspag.proxy_statistics import prepare
 from zspag.runtime import channels_last, generator_for, logits_of, sent
@@ -40,7 +40,7 @@ STEPPING = [name for name in METHODS if name not in ("gkt", *CALIBRATED)]
 
 @pytest.fixture
 def gpu():
-    with pretended_gpu() as gpu:
+    with fake_gpu() as gpu:
         yield gpu
 
 
@@ -51,9 +51,9 @@ def _chunks_alike(monkeypatch):
 
 
 def on_both(work):
-    """Return what ``work`` gives on the CPU and on the pretended GPU."""
+    """Return what ``work`` gives on the CPU and on the fake GPU."""
     here = work(HOME)
-    with pretended_gpu():
+    with fake_gpu():
         return here, work(AWAY)
 
 
@@ -82,7 +82,7 @@ def waits(gpu, work):
     return found
 
 
-# What is pretended
+# What the fake GPU does
 
 
 def test_operands_of_two_devices_are_refused(gpu):
@@ -242,8 +242,8 @@ def test_a_bad_loss_leaves_the_weights_that_it_found():
             return F.cross_entropy(current(images[batch]), labels[batch]) * (torch.inf if len(calls) == bad else 1)
 
         update = UpdateConfig(lr=0.01, epochs=3, batch_size=15, min_steps=1, give_up=1.0, settle=0.0)
-        run = descend(model, images, labels, loss=loss, names=("4.weight", "13.weight"), project=None, update=update,
-                      generator=torch.Generator().manual_seed(0))  # fmt: skip
+        run = projected_sgd(model, images, labels, loss=loss, names=("4.weight", "13.weight"), project=None,
+                      update=update, generator=torch.Generator().manual_seed(0))  # fmt: skip
         return run, len(calls)
 
     (here, calls_here), (there, calls_there) = on_both(work)
@@ -271,8 +271,8 @@ def test_a_descent_waits_once_more_per_epoch_and_never_per_batch(gpu):
             return value * (value.item() >= 0) if read else value
 
         update = UpdateConfig(lr=1e-4, epochs=2, batch_size=batch_size, min_steps=1, give_up=1.0, settle=0.0)
-        return lambda: descend(model, images, labels, loss=loss, names=("13.weight",), project=None, update=update,
-                               generator=torch.Generator().manual_seed(0))  # fmt: skip
+        return lambda: projected_sgd(model, images, labels, loss=loss, names=("13.weight",), project=None,
+                               update=update, generator=torch.Generator().manual_seed(0))  # fmt: skip
 
     counts = [waits(gpu, run(batch_size=size)).total() for size in (60, 10, 2)]
     assert counts[0] == counts[1] == counts[2]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from zspag.lab.evaluation import Masked, Panel, Parts, score
+from zspag.lab.evaluation import Masked, Parts, References, score
 from zspag.lab.metrics import evaluate, wilson
 from zspag.runtime import logits_of
 
@@ -53,8 +53,8 @@ def test_the_figures_are_those_of_the_evaluation(model, original, images, labels
         return Parts(every[hidden], every[hidden], every[~hidden])
 
     before = parts(logits_of(original, images))
-    panel = Panel(parts(images), parts(labels), before, None, GONE)
-    expected = score(parts(logits_of(model, images)), panel)
+    references = References(parts(images), parts(labels), before, None, GONE)
+    expected = score(parts(logits_of(model, images)), references)
     found = evaluate(model, (images, labels), GONE, original=original)
 
     assert found.acc_forget == expected.acc_forget

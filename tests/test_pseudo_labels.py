@@ -13,8 +13,8 @@ from zspag.influence import conjugate_gradients, gauss_newton_product, kfac_fact
 from zspag.proxies import ProxySet
 from zspag.pseudo_labels import (
     masked_log_probabilities,
+    pseudo_labeler,
     random_labels,
-    relabeler,
     second_best_labels,
     standardized,
     tilted_labels,
@@ -135,7 +135,7 @@ def test_one_sample_and_one_retained_class_leave_nothing_to_choose():
 
 
 class Setting:
-    """A small model with everything that ``relabeler`` takes."""
+    """A small model with everything that ``pseudo_labeler`` takes."""
 
     def __init__(self):
         self.model = nn.Sequential(
@@ -161,7 +161,7 @@ class Setting:
         return self.build(config, seed=seed, **arguments)
 
     def build(self, config, *, seed=0, **arguments):
-        return relabeler(
+        return pseudo_labeler(
             self.model, self.images, forget=FORGET, names=self.names, config=config,
             generator=torch.Generator().manual_seed(seed), **arguments,
         )  # fmt: skip

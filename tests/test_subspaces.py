@@ -17,12 +17,12 @@ from zspag.subspaces import (
     Moments,
     Projector,
     Subspace,
+    accumulate,
     averaged,
     by_energy,
     by_rank,
     combine,
     energy_rank,
-    folded,
     hard_projector,
     leading_eigenvectors,
     merged,
@@ -400,7 +400,7 @@ def several(count=5):
 def test_folding_class_by_class_gives_the_means_of_all_classes_at_once(monkeypatch, budget):
     monkeypatch.setattr(subspaces, "KEPT_BYTES", budget)
     parts = several()
-    folding = folded(iter(parts), classes=len(parts))
+    folding = accumulate(iter(parts), classes=len(parts))
     for found, slow in ((folding.pooled, pooled(parts)), (folding.averaged, averaged(parts))):
         assert torch.equal(found.second["w"], slow.second["w"])
         assert found.rows_per_sample == slow.rows_per_sample
@@ -417,7 +417,7 @@ def test_classes_within_the_budget_are_kept_as_they_came(monkeypatch):
     parts = several()
     monkeypatch.setattr(subspaces, "KEPT_BYTES", sum(part.bytes() for part in parts))
     copies = [part.second["w"].clone() for part in parts]
-    folding = folded(iter(parts), classes=len(parts))
+    folding = accumulate(iter(parts), classes=len(parts))
     assert list(folding) == parts
     assert folding[2] is parts[2]
     assert all(torch.equal(part.second["w"], copy) for part, copy in zip(parts, copies, strict=True))
@@ -428,7 +428,7 @@ def test_classes_within_the_budget_are_kept_as_they_came(monkeypatch):
 def test_classes_beyond_the_budget_leave_their_means_and_say_so(monkeypatch):
     parts = several()
     monkeypatch.setattr(subspaces, "KEPT_BYTES", sum(part.bytes() for part in parts) - 1)
-    folding = folded(iter(parts), classes=len(parts))
+    folding = accumulate(iter(parts), classes=len(parts))
     assert folding.per_class is None
     pool, merge = SubspaceConfig(combine="pool", energy=0.8), SubspaceConfig(combine="merge", energy=0.8)
     assert combine(folding, config=pool).ranks == combine(parts, config=pool).ranks
@@ -442,7 +442,7 @@ def test_classes_beyond_the_budget_leave_their_means_and_say_so(monkeypatch):
 def test_classes_cut_as_they_pass_merge_as_if_all_had_been_kept(monkeypatch, budget):
     parts = several()
     monkeypatch.setattr(subspaces, "KEPT_BYTES", budget)
-    folding = folded(iter(parts), classes=len(parts), merge_at=0.9)
+    folding = accumulate(iter(parts), classes=len(parts), merge_at=0.9)
     ours, theirs = (merged(m, energy=0.9, merge_energy=0.95) for m in (folding, parts))
     assert ours.ranks == theirs.ranks
     assert torch.equal(ours.bases["w"], theirs.bases["w"])
@@ -471,13 +471,14 @@ def test_a_folded_class_is_let_go_before_the_next_one_is_made_unless_all_fit(mon
         made.append(weakref.ref(part.second["w"]))
         return part
 
-    folding = folded(stream(), classes=5, merge_at=merge_at)
+    folding = accumulate(stream(), classes=5, merge_at=merge_at)
     assert alive == held
     assert (folding.per_class is not None) == (budget > 0)
 
 
 @pytest.mark.parametrize(
-    "function", [pooled, averaged, lambda m: folded(m, classes=0), lambda m: merged(m, energy=0.9, merge_energy=0.9)]
+    "function",
+    [pooled, averaged, lambda m: accumulate(m, classes=0), lambda m: merged(m, energy=0.9, merge_energy=0.9)],
 )
 def test_nothing_to_combine_is_an_error(function):
     with pytest.raises(ValueError, match="no moments to combine: pass at least one retained class"):

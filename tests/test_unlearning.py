@@ -18,9 +18,9 @@ from zspag.calibration.cross_fitting import free_dimension
 from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
 from zspag.outcome import Epoch
-from zspag.projected_sgd import Descent, batch_size, climb, descend, fit_labels
+from zspag.projected_sgd import Run, batch_size, fit_labels, projected_sgd, rate_search
 from zspag.proxy_statistics import prepare
-from zspag.pseudo_labels import relabeler
+from zspag.pseudo_labels import pseudo_labeler
 from zspag.runtime import generator_for, logits_of
 from zspag.subspaces import by_energy, hard_projector, pooled, projector, second_moments, soft_projector
 from zspag.unlearning import zero_shot_unlearn
@@ -281,7 +281,7 @@ def test_a_weight_that_cannot_be_projected_is_named_and_does_not_move_a_bit(kind
 
 
 def setting(**options):
-    """Model, forget set, hard targets and a hard projector, ready for ``descend``."""
+    """Model, forget set, hard targets and a hard projector, ready for ``projected_sgd``."""
     model = make_model()
     images, labels = forget_set(**options)
     moments = second_moments(model, samples(5, (0, 1, 3), seed=9)[0])
@@ -296,7 +296,7 @@ def setting(**options):
 
 def run(update, *, project=True, before_epoch=None, names=None):
     model, images, labels, loss, projection = setting()
-    return model, projection, descend(
+    return model, projection, projected_sgd(
         model, images, labels, loss=loss, names=names or PROJECTABLE, project=projection if project else None,
         update=update, generator=torch.Generator().manual_seed(0), before_epoch=before_epoch,
     )  # fmt: skip
@@ -377,7 +377,7 @@ def test_the_result_lies_in_plain_order_as_optimizers_and_file_formats_ask():
         seen.append(changed[1].weight.is_contiguous(memory_format=torch.channels_last))
         return changed(torch.rand(len(batch), 1, 4, 4)).square().mean()
 
-    run = descend(
+    run = projected_sgd(
         model, torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.long), loss=loss, names=["1.weight"], project=None,
         update=UpdateConfig(lr=0.1, epochs=1), generator=torch.Generator(),
     )  # fmt: skip
@@ -421,7 +421,7 @@ def held_out_run(held_out, *, count=10, lr=0.02):
         return loss(current, batch)
 
     update = update_of(lr=lr, epochs=3, batch_size=3, forget_accuracy=0.0, held_out=held_out)
-    done = descend(
+    done = projected_sgd(
         model, images, labels, loss=watched, names=PROJECTABLE, project=project, update=update,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
@@ -511,7 +511,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_where_it_was_and_counts_as_not_f
             weights.append({name: part.detach().clone() for name, part in current.named_parameters()})
         return loss(current, batch) * (math.inf if len(calls) == 4 else 1)
 
-    done = descend(
+    done = projected_sgd(
         model, images, labels, loss=exploding, names=PROJECTABLE, project=project,
         update=update_of(lr=1e-3, epochs=5), generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
@@ -528,7 +528,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_where_it_was_and_counts_as_not_f
 def test_a_last_step_that_blows_up_unseen_is_no_success():
     """NaN logits have their argmax at class 0: without a look at them, class 2 would count as forgotten."""
     model, images, labels, loss, _ = setting()
-    done = descend(
+    done = projected_sgd(
         model, images, labels, loss=loss, names=PROJECTABLE, project=None,
         update=update_of(lr=1e300, epochs=1, batch_size=100, min_steps=1), generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
@@ -542,7 +542,7 @@ def test_a_last_step_that_blows_up_unseen_is_no_success():
 
 
 def descent(lr, accuracy, *, diverged=False):
-    return Descent(nn.Identity(), lr, (Epoch(1.0, accuracy, 0.1),), diverged)
+    return Run(nn.Identity(), lr, (Epoch(1.0, accuracy, 0.1),), diverged)
 
 
 LADDER = (0.1, 0.3, 1.0, 3.0)
@@ -555,7 +555,7 @@ def climbed(accuracies, *, diverging=(), **options):
         tried.append(lr)
         return descent(lr, accuracies[lr], diverged=lr in diverging)
 
-    return climb(one, update=UpdateConfig(ladder=LADDER, forget_accuracy=0.01, **options)), tried
+    return rate_search(one, update=UpdateConfig(ladder=LADDER, forget_accuracy=0.01, **options)), tried
 
 
 def test_the_rule_takes_the_smallest_rate_that_forgets_and_tries_no_larger_one():
@@ -633,7 +633,7 @@ def test_a_class_already_forgotten_is_no_label_and_is_not_protected(monkeypatch)
 
     def spy(*args, forget, proxies, **options):
         seen.append(
-            (forget, proxies.labels.unique().tolist(), relabeler(*args, forget=forget, proxies=proxies, **options))
+            (forget, proxies.labels.unique().tolist(), pseudo_labeler(*args, forget=forget, proxies=proxies, **options))
         )
         return seen[-1][2]
 
@@ -655,16 +655,16 @@ def test_a_class_already_forgotten_is_no_label_and_is_not_protected(monkeypatch)
 def test_the_material_holds_proxies_and_moments_of_every_retained_class():
     images, _ = forget_set()
     model = make_model()
-    material = prepare(model, images, forget=(1, 2), num_classes=CLASSES, config=CONFIG, generator=generator_for(0))
-    assert material.proxies.labels.unique().tolist() == [0, 3]
-    assert len(material.moments) == 2
-    assert set(material.names) == set(PROJECTABLE)
-    assert material.names[-1] == "head.weight"
-    for part, label in zip(material.moments, (0, 3), strict=True):
-        expected = second_moments(model, material.proxies.of_class(label))
+    statistics = prepare(model, images, forget=(1, 2), num_classes=CLASSES, config=CONFIG, generator=generator_for(0))
+    assert statistics.proxies.labels.unique().tolist() == [0, 3]
+    assert len(statistics.moments) == 2
+    assert set(statistics.names) == set(PROJECTABLE)
+    assert statistics.names[-1] == "head.weight"
+    for part, label in zip(statistics.moments, (0, 3), strict=True):
+        expected = second_moments(model, statistics.proxies.of_class(label))
         torch.testing.assert_close(part.second["head.weight"], expected.second["head.weight"])  # a mean of two halves
-    assert material.frozen.keys() == {"position"}
-    assert material.seconds.keys() == {"proxies", "subspaces"}
+    assert statistics.frozen.keys() == {"position"}
+    assert statistics.seconds.keys() == {"proxies", "subspaces"}
 
 
 def test_the_result_is_the_same_whether_single_classes_are_kept_or_only_their_means(monkeypatch):
@@ -715,11 +715,11 @@ def test_a_soft_projector_runs_too():
     config = replace(CONFIG, subspace=SubspaceConfig(kind="soft", damping=0.05))
     hard, soft = unlearn(), unlearn(config=config)
     assert not torch.equal(hard.model.head.weight, soft.model.head.weight)
-    material = prepare(
+    statistics = prepare(
         make_model(), forget_set()[0], forget=(2,), num_classes=CLASSES, config=config,
         generator=generator_for(0, "material"),
     )  # fmt: skip
-    assert soft.report.free_dimension == free_dimension(projector(material.moments, config=config.subspace))
+    assert soft.report.free_dimension == free_dimension(projector(statistics.moments, config=config.subspace))
 
 
 @pytest.mark.parametrize("strategy", ["random", "second_best", "soft", "influence", "process"])

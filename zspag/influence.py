@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from zspag.activations import Outputs, as_blocks, watching
 from zspag.runtime import chunks, frozen, plain_attention
-from zspag.speedups.conv_bn import norm_pairs, norms_folded
+from zspag.speedups.conv_bn import conv_bn_pairs, fuse_conv_bn
 
 Direction = dict[str, Tensor]
 
@@ -88,13 +88,13 @@ def logit_derivatives(model: nn.Module, images: Tensor, direction: Direction) ->
     and about as many passes over the activations as a forward pass has. For many images batch norms are folded, the
     derivative of their convolutions with them.
     """
-    parameters, pairs = dict(model.named_parameters()), norm_pairs(model, images, passes=2)
+    parameters, pairs = dict(model.named_parameters()), conv_bn_pairs(model, images, passes=2)
     parts = []
     with _differentiable(model), torch.no_grad(), forward_ad.dual_level():
         weights = weights_of(model, direction)
         duals = {name: forward_ad.make_dual(weight, direction[name]) for name, weight in weights.items()}
         moving: dict[Tensor, Tensor] = {parameters[name]: dual for name, dual in duals.items()}
-        with _Tangents(), norms_folded([pair.called_with(moving) for pair in pairs]):
+        with _Tangents(), fuse_conv_bn([pair.called_with(moving) for pair in pairs]):
             for (x,) in chunks(images):
                 logits, tangents = forward_ad.unpack_dual(functional_call(model, duals, (x,)))
                 parts.append((logits, torch.zeros_like(logits) if tangents is None else tangents))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zspag.config import UpdateConfig
 from zspag.influence import soft_cross_entropy
 from zspag.outcome import Epoch
-from zspag.pseudo_labels import Relabel
+from zspag.pseudo_labels import PseudoLabeler
 from zspag.runtime import channels_last, copied, evaluating, logits_of, sent
 from zspag.speedups.projected_inputs import ProjectedInputs
 from zspag.subspaces import Projector
@@ -26,7 +26,7 @@ BatchLoss = Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Descent:
+class Run:
     """What a run of SGD left behind.
 
     Attributes:
@@ -47,7 +47,7 @@ class Descent:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class RateSearch:
     """Runs at increasing learning rates, and the one that the forget-only rule takes.
 
     Attributes:
@@ -55,11 +55,11 @@ class Ladder:
         chosen: Index of the first run that forgets; if none does, of the last one that did not diverge.
     """
 
-    runs: tuple[Descent, ...]
+    runs: tuple[Run, ...]
     chosen: int
 
     @property
-    def kept(self) -> Descent:
+    def kept(self) -> Run:
         """The chosen run."""
         return self.runs[self.chosen]
 
@@ -69,12 +69,12 @@ def fit_labels(
     forget_images: Tensor,
     forget_labels: Tensor,
     *,
-    relabel: Relabel,
+    relabel: PseudoLabeler,
     project: Projector | None,
     names: Sequence[str],
     update: UpdateConfig,
     generator: torch.Generator,
-) -> Descent:
+) -> Run:
     """Fit the forget samples to pseudo-labels that ``relabel`` gives before every epoch."""
     labels = torch.empty(0)
 
@@ -85,7 +85,7 @@ def fit_labels(
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
         return soft_cross_entropy(current(forget_images[batch]), labels[batch])
 
-    return descend(
+    return projected_sgd(
         model,
         forget_images,
         forget_labels,
@@ -98,7 +98,7 @@ def fit_labels(
     )
 
 
-def descend(
+def projected_sgd(
     model: nn.Module,
     forget_images: Tensor,
     forget_labels: Tensor,
@@ -109,7 +109,7 @@ def descend(
     update: UpdateConfig,
     generator: torch.Generator,
     before_epoch: Callable[[nn.Module], None] | None = None,
-) -> Descent:
+) -> Run:
     """Run SGD with momentum on a copy of ``model``, over the forget set, gradients projected.
 
     Args:
@@ -164,7 +164,7 @@ def descend(
         for name, parameter in parameters.items():
             parameter.requires_grad_(flags[name])
     changed = changed.to(memory_format=torch.contiguous_format)
-    return Descent(changed, update.lr, tuple(history), diverged)
+    return Run(changed, update.lr, tuple(history), diverged)
 
 
 def _parted(count: int, held_out: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -254,14 +254,14 @@ def _step_(
             parameter.sub_(move if sound is None else torch.where(sound, move, 0))
 
 
-def climb(run: Callable[[float], Descent], *, update: UpdateConfig) -> Ladder:
+def rate_search(run: Callable[[float], Run], *, update: UpdateConfig) -> RateSearch:
     """Run at ``update.lr``, or by the forget-only rule at the rates of ``update.ladder``.
 
     The rule takes the smallest rate whose run ends with at most ``forget_accuracy`` on the forget set. No forget-only
     signal sees retained damage, so the gentlest rate that does the job is the safe choice. ``whole_ladder`` runs the
     rates above it too, which trade-off curves need.
     """
-    runs: list[Descent] = []
+    runs: list[Run] = []
     chosen = None
     for lr in (update.lr,) if update.lr is not None else update.ladder:
         runs.append(run(lr))
@@ -271,4 +271,4 @@ def climb(run: Callable[[float], Descent], *, update: UpdateConfig) -> Ladder:
                 break
     if chosen is None:
         chosen = max((index for index, one in enumerate(runs) if not one.diverged), default=0)
-    return Ladder(tuple(runs), chosen)
+    return RateSearch(tuple(runs), chosen)

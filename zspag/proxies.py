@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from zspag.config import ProxyConfig
 from zspag.preflight.progress import step
 from zspag.runtime import chunks, frozen, logits_of, sent
-from zspag.speedups.conv_bn import norm_pairs, norms_folded
+from zspag.speedups.conv_bn import conv_bn_pairs, fuse_conv_bn
 
 MOST_PROBES = 20  # forget samples per class that the search for a radius attacks at most
 HALVINGS = 6  # of the way from the source to the proxy: a barely hit one lies within 1/64 of the border
@@ -126,7 +126,7 @@ def attack(
     """
     if start is None:
         start = _start(images, eps=eps, config=config, generator=generator)
-    with frozen(model), norms_folded(norm_pairs(model, images, passes=2 * config.steps)):
+    with frozen(model), fuse_conv_bn(conv_bn_pairs(model, images, passes=2 * config.steps)):
         parts, done = [], 0
         for part in chunks(images, start, targets):
             parts.append(_attack_chunk(model, *part, eps=eps, config=config))

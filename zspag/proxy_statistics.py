@@ -15,14 +15,14 @@ from zspag.preflight.progress import step
 from zspag.proxies import ProxySet, generate
 from zspag.pseudo_labels import retained_classes
 from zspag.runtime import channels_last, logits_of
-from zspag.subspaces import ClassMoments, Moments, folded, second_moments, weighted_mean
+from zspag.subspaces import ClassMoments, Moments, accumulate, second_moments, weighted_mean
 from zspag.views import Views, make_views
 
 HALVABLE = 4  # forget images; of fewer, the views are halved and not the images
 
 
 @dataclass(frozen=True)
-class Material:
+class ProxyStatistics:
     """What the method derives from model and forget set before the first update.
 
     Attributes:
@@ -65,7 +65,7 @@ def prepare(
     num_classes: int,
     config: UnlearnConfig,
     generator: torch.Generator,
-) -> Material:
+) -> ProxyStatistics:
     """Make views and proxies of every retained class, and collect what the proxies feed into each layer.
 
     Raises:
@@ -94,14 +94,14 @@ def prepare(
         step("subspaces", retained.index(label) + 1, len(retained))
         return weighted_mean(parts, counts)
 
-    moments = folded(map(moments_of, retained), classes=len(retained), merge_at=config.subspace.merge_at)
-    first, second = (folded(iter(half), classes=len(half)).pooled if half else moments.pooled for half in halves)
+    moments = accumulate(map(moments_of, retained), classes=len(retained), merge_at=config.subspace.merge_at)
+    first, second = (accumulate(iter(half), classes=len(half)).pooled if half else moments.pooled for half in halves)
     seconds = {"proxies": attacked - started, "subspaces": time.perf_counter() - attacked}
-    material = Material(views, proxies, moments, half_of, (first, second), seconds)
-    if not material.names:
-        reasons = "; ".join(f"{name}: {why}" for name, why in material.frozen.items()) or "it has no weights"
+    statistics = ProxyStatistics(views, proxies, moments, half_of, (first, second), seconds)
+    if not statistics.names:
+        reasons = "; ".join(f"{name}: {why}" for name, why in statistics.frozen.items()) or "it has no weights"
         raise ValueError(f"the model has no convolution, linear or attention layer to project ({reasons})")
-    return material
+    return statistics
 
 
 def halved(views: Views, answers: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -26,7 +26,7 @@ from zspag.proxies import ProxySet
 from zspag.runtime import logits_of
 from zspag.subspaces import Moments, Projector
 
-Relabel = Callable[[nn.Module], Tensor]
+PseudoLabeler = Callable[[nn.Module], Tensor]
 
 
 def masked_log_probabilities(logits: Tensor, *, forget: Sequence[int]) -> Tensor:
@@ -75,7 +75,7 @@ def standardized(scores: Tensor, *, forget: Sequence[int]) -> Tensor:
     return centered / centered[:, retained].std(correction=0).clamp_min(1e-12)
 
 
-def relabeler(
+def pseudo_labeler(
     model: nn.Module,
     forget_images: Tensor,
     *,
@@ -86,7 +86,7 @@ def relabeler(
     names: Sequence[str],
     config: LabelConfig,
     generator: torch.Generator,
-) -> Relabel:
+) -> PseudoLabeler:
     """Return a function from the current model to pseudo-labels (n, K), called before every epoch.
 
     All strategies but "process" ignore the current model.
@@ -133,7 +133,7 @@ def _process(
     projector: Projector | None,
     names: Sequence[str],
     config: LabelConfig,
-) -> Relabel:
+) -> PseudoLabeler:
     """Tilt by the drift at the current weights: v = P g_r, the estimand of one projected step."""
 
     def relabel(current: nn.Module) -> Tensor:

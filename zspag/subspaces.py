@@ -246,7 +246,7 @@ class ClassMoments:
         return self.per_class
 
 
-def folded(parts: Iterable[Moments], *, classes: int, merge_at: float | None = None) -> ClassMoments:
+def accumulate(parts: Iterable[Moments], *, classes: int, merge_at: float | None = None) -> ClassMoments:
     """Take moments class by class, so that no more than one class is held beside the means.
 
     Args:

@@ -26,7 +26,7 @@ from zspag.preflight.checks import Preflight, preflight, unsound
 from zspag.preflight.classifiers import cast_back, classifier, own_model, place_of, working_copy
 from zspag.preflight.inputs import ForgetSet, forget_set
 from zspag.preflight.surroundings import plain_layout, surroundings
-from zspag.proxy_statistics import HALVABLE, Material, prepare
+from zspag.proxy_statistics import HALVABLE, ProxyStatistics, prepare
 from zspag.runtime import channels_last, generator_for, logits_of, seed_of
 
 TRUSTED = 0.1  # accuracy on held-out forget samples up to which "reached" is said
@@ -154,7 +154,7 @@ def zero_shot_unlearn(
 def _carried_out(model: nn.Module, request: Request, *, config: UnlearnConfig, seed: int, checked: float) -> Unlearned:
     """Prepare, calibrate, fit, close the rows, and look at what came out."""
     net, gone, images = request.net, request.gone, channels_last(request.forget.images)
-    material = prepare(
+    statistics = prepare(
         net,
         images,
         forget=gone,
@@ -165,45 +165,45 @@ def _carried_out(model: nn.Module, request: Request, *, config: UnlearnConfig, s
     calibrated = time.perf_counter()
     drawn = seed_of(generator_for(seed, "method"))  # as the grid draws it: a recorded row is this call, bit for bit
     made = unlearn_with(
-        net, request.forget.labels, material, forget=gone, config=config, seed=drawn, frozen=request.found.frozen
+        net, request.forget.labels, statistics, forget=gone, config=config, seed=drawn, frozen=request.found.frozen
     )
     fitted = time.perf_counter()
     ruined = made.run.diverged or bool(unsound(made.run.model))
     opened = net if ruined else made.run.model
     bars.step("closing rows", 0, 1)
     closed = close_rows(opened, gone, images=request.forget.images)
-    remainder = _remainder(request, opened, material, seed=seed)
+    remainder = _remainder(request, opened, statistics, seed=seed)
     seconds = {
         "checks": checked,
-        **material.seconds,
+        **statistics.seconds,
         "calibration": fitted - calibrated - made.seconds,
         "update": made.seconds,
         "closing": time.perf_counter() - fitted,
     }
     open_model = cast_back(own_model(opened), model)
-    report = _report(request, material, made, opened, remainder, config=config, ruined=ruined, seconds=seconds)
+    report = _report(request, statistics, made, opened, remainder, config=config, ruined=ruined, seconds=seconds)
     report = replace(report, silenced=closed.closed, left_open=closed.reason)
     return Unlearned(cast_back(own_model(closed.model), model), open_model, report)
 
 
-def _remainder(request: Request, opened: nn.Module, material: Material, *, seed: int) -> Remainder:
+def _remainder(request: Request, opened: nn.Module, statistics: ProxyStatistics, *, seed: int) -> Remainder:
     """Measure what is left in the features, on views and barely hit proxies."""
     bars.step("remainder", 0, 1)
     return measure_remainder(
         request.net,
         opened,
-        forget_images=material.views.images,
-        forget_labels=request.forget.labels[material.views.sources.to(request.forget.labels.device)],
-        forget_sources=material.views.sources,
-        proxy_images=material.proxies.barely,
-        proxy_sources=material.image_of,
+        forget_images=statistics.views.images,
+        forget_labels=request.forget.labels[statistics.views.sources.to(request.forget.labels.device)],
+        forget_sources=statistics.views.sources,
+        proxy_images=statistics.proxies.barely,
+        proxy_sources=statistics.image_of,
         seed=seed,
     )
 
 
 def _report(
     request: Request,
-    material: Material,
+    statistics: ProxyStatistics,
     made: Made,
     opened: nn.Module,
     remainder: Remainder,
@@ -238,8 +238,8 @@ def _report(
         original_accuracy=request.found.original_accuracy,
         forget_accuracy=remaining,
         unseen_accuracy=unseen,
-        eps=material.proxies.eps,
-        hits=material.proxies.hits,
+        eps=statistics.proxies.eps,
+        hits=statistics.proxies.hits,
         layers=made.layers,
         chosen=chosen.layers,
         lr=made.run.lr,

@@ -25,7 +25,7 @@ from benchmarks.external.arms import SEED, Outcome
 from benchmarks.external.old import finite, synchronize
 from benchmarks.external.originals import Original, on, runs
 from zspag.calibration.cross_fitting import Calibration, Fold, calibrate, free_shares, make_folds
-from zspag.calibration.rate_search import LARGEST, Search, rate_at
+from zspag.calibration.open_search import LARGEST, Search, rate_at
 from zspag.config import Ladders, ProxyConfig, UnlearnConfig, UpdateConfig
 from zspag.heads.closed_row import original_row_closed
 from zspag.lab.by_name import unlearn_by
@@ -34,7 +34,7 @@ from zspag.outcome import Trial
 from zspag.proxies import Attacked, ProxySet, generate, margins_of
 from zspag.report.provenance import closure_hash, code_hash, digest
 from zspag.runtime import chunks, frozen, logits_of, pool_map, sent
-from zspag.speedups.conv_bn import norm_pairs, norms_folded
+from zspag.speedups.conv_bn import conv_bn_pairs, fuse_conv_bn
 
 CHOSEN = ("digits-conv", "digits-mlp", "mnist-lenet", "mnist-mlp", "cifar10-conv7", "cifar10-vgg")
 COUNT = 20  # forget images
@@ -98,7 +98,7 @@ def last_iterate(
         return (origin + (moved - origin) * (radius / _lengths(moved - origin)).clamp_max(1)).clamp(0, 1)
 
     parts = []
-    with frozen(model), norms_folded(norm_pairs(model, images, passes=2 * config.steps)):
+    with frozen(model), fuse_conv_bn(conv_bn_pairs(model, images, passes=2 * config.steps)):
         for origin, moving, wanted in chunks(images, into_ball(images + eps * noise, images), targets):
             for _ in range(config.steps):
                 x = moving.detach().requires_grad_()

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from zspag.calibration.cross_fitting import held_out_damage, make_folds
-from zspag.calibration.rate_search import LARGEST, SMALLEST, least_bad, rate_at, search_rate
+from zspag.calibration.open_search import LARGEST, SMALLEST, least_bad, rate_at, search_rate
 from zspag.config import UnlearnConfig
 from zspag.lab.methods import METHODS, Problem
 from zspag.outcome import Trial
-from zspag.projected_sgd import Descent
-from zspag.proxy_statistics import Material, prepare
+from zspag.projected_sgd import Run
+from zspag.proxy_statistics import ProxyStatistics, prepare
 from zspag.runtime import generator_for, logits_of
 
 START = -8  # first step of the scale: 1e-4, a whole gradient needs no more on most nets
@@ -37,7 +37,7 @@ class Control:
         at_edge: The search ended at the edge of its range.
     """
 
-    run: Descent
+    run: Run
     trials: tuple[Trial, ...]
     at_edge: bool
 
@@ -59,13 +59,13 @@ def control(
     config = UnlearnConfig()
     forget = sorted(set(labels.tolist()))
     generator = generator_for(seed, "material")
-    material = prepare(model, images, forget=forget, num_classes=num_classes, config=config, generator=generator)
-    run = _runner(method, model, num_classes=num_classes, config=config, material=material, seed=seed)
-    trial = _cross_fitted(run, model, images, labels, material, forget=forget, goal=goal, config=config)
+    statistics = prepare(model, images, forget=forget, num_classes=num_classes, config=config, generator=generator)
+    run = _runner(method, model, num_classes=num_classes, config=config, statistics=statistics, seed=seed)
+    trial = _cross_fitted(run, model, images, labels, statistics, forget=forget, goal=goal, config=config)
     search = search_rate(trial, start=START)
     best = search.trials[search.best] if search.best is not None else least_bad(search.trials)
     place = min(range(SMALLEST, LARGEST + 1), key=lambda one: abs(rate_at(one) - best.lr))
-    runs: list[Descent] = []
+    runs: list[Run] = []
     for later in range(1 + LATER):
         runs.append(run(images, labels, rate_at(place + later), config.update.epochs))
         if runs[-1].reached(goal):
@@ -75,12 +75,12 @@ def control(
 
 
 def _runner(
-    method: str, model: nn.Module, *, num_classes: int, config: UnlearnConfig, material: Material, seed: int
-) -> Callable[[Tensor, Tensor, float, int], Descent]:
+    method: str, model: nn.Module, *, num_classes: int, config: UnlearnConfig, statistics: ProxyStatistics, seed: int
+) -> Callable[[Tensor, Tensor, float, int], Run]:
     """Return a function that fits images and labels at a rate, within so many epochs."""
 
-    def run(images: Tensor, labels: Tensor, lr: float, epochs: int) -> Descent:
-        problem = Problem(model, images, labels, num_classes, generator_for(seed, method), material)
+    def run(images: Tensor, labels: Tensor, lr: float, epochs: int) -> Run:
+        problem = Problem(model, images, labels, num_classes, generator_for(seed, method), statistics)
         update = replace(config.update, lr=lr, epochs=epochs)
         return METHODS[method].run(problem, replace(config, update=update)).kept
 
@@ -88,19 +88,19 @@ def _runner(
 
 
 def _cross_fitted(
-    run: Callable[[Tensor, Tensor, float, int], Descent],
+    run: Callable[[Tensor, Tensor, float, int], Run],
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    material: Material,
+    statistics: ProxyStatistics,
     *,
     forget: list[int],
     goal: float,
     config: UnlearnConfig,
 ) -> Callable[[float], Trial]:
     """Return a function that tries a rate as ``cross_fitting.attempt`` does, on the images themselves."""
-    folds = make_folds(model, material, labels, subspace=config.subspace)
-    halves = [(material.half_of[: len(images)] == half).nonzero()[:, 0].to(images.device) for half in (0, 1)]
+    folds = make_folds(model, statistics, labels, subspace=config.subspace)
+    halves = [(statistics.half_of[: len(images)] == half).nonzero()[:, 0].to(images.device) for half in (0, 1)]
 
     def trial(lr: float) -> Trial:
         started, forgot, damages, mistakes = time.perf_counter(), True, [], []

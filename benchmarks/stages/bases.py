@@ -15,7 +15,7 @@ from benchmarks.stages.machine import Machine
 from benchmarks.stages.settings import Sizes, images, net, pooled_bases
 from benchmarks.stages.timing import interleaved, timed
 from zspag.config import SubspaceConfig
-from zspag.subspaces import Moments, by_energy, combine, folded, second_moments
+from zspag.subspaces import Moments, accumulate, by_energy, combine, second_moments
 
 STAGE = "bases"
 
@@ -42,7 +42,7 @@ def measure(sizes: Sizes, _machine: Machine, device: torch.device) -> Iterator[F
 
 
 def _pooled(parts: list[Moments]) -> object:
-    return combine(folded(iter(parts), classes=len(parts)), config=SubspaceConfig())
+    return combine(accumulate(iter(parts), classes=len(parts)), config=SubspaceConfig())
 
 
 def _per_class(one: Moments, case: str, classes: int, sizes: Sizes) -> Finding:

@@ -23,7 +23,7 @@ from zspag.lab.evaluation import Scores, captured
 from zspag.lab.methods import METHODS, Problem
 from zspag.proxy_statistics import prepare
 from zspag.runtime import generator_for
-from zspag.subspaces import by_energy, folded, second_moments
+from zspag.subspaces import accumulate, by_energy, second_moments
 
 STAGE = "precision"
 EXACT = torch.float64
@@ -104,10 +104,10 @@ def _both(case: experiment.Case) -> tuple[Scores, Scores]:
     )
     retained = ours.proxies.labels.unique().tolist()
     parts = (second_moments(model, ours.proxies.of_class(label), precision=EXACT) for label in retained)
-    exact = replace(ours, moments=folded(parts, classes=len(retained)))
+    exact = replace(ours, moments=accumulate(parts, classes=len(retained)))
     one, two = (
-        METHODS["zs_pag"].run(Problem(model, images, labels, classes, generator_for("bench"), material), ONE_RATE)
-        for material in (ours, exact)
+        METHODS["zs_pag"].run(Problem(model, images, labels, classes, generator_for("bench"), statistics), ONE_RATE)
+        for statistics in (ours, exact)
     )
     return whole.scored(case, one.kept.model), whole.scored(case, two.kept.model)
 

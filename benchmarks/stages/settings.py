@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zspag.config import SubspaceConfig
 from zspag.lab import models
 from zspag.runtime import channels_last, generator_for
-from zspag.subspaces import ClassMoments, combine, folded, second_moments
+from zspag.subspaces import ClassMoments, accumulate, combine, second_moments
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,6 @@ def weight_names(model: nn.Module) -> list[str]:
 
 def pooled_bases(model: nn.Module, x: Tensor, *, classes: int) -> ClassMoments:
     """Return the moments of ``x``, taken as those of ``classes`` classes, once the bases of all layers are cut."""
-    moments = folded((second_moments(model, x) for _ in range(classes)), classes=classes)
+    moments = accumulate((second_moments(model, x) for _ in range(classes)), classes=classes)
     combine(moments, config=SubspaceConfig())
     return moments

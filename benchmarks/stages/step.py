@@ -17,7 +17,7 @@ from benchmarks.stages.settings import Sizes, images, net
 from benchmarks.stages.timing import interleaved
 from zspag.config import SubspaceConfig, UpdateConfig
 from zspag.influence import soft_cross_entropy
-from zspag.projected_sgd import descend
+from zspag.projected_sgd import projected_sgd
 from zspag.runtime import generator_for
 from zspag.subspaces import Moments, Projector, projector, second_moments
 
@@ -72,7 +72,7 @@ def epoch(
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
         return soft_cross_entropy(current(x[batch]), labels[batch])
 
-    descend(
+    projected_sgd(
         model,
         x,
         torch.zeros(len(x), dtype=torch.long, device=x.device),

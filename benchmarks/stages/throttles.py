@@ -22,7 +22,7 @@ from benchmarks.stages.machine import Machine
 from benchmarks.stages.settings import Sizes, images, net
 from zspag.runtime import channels_last, frozen
 from zspag.speedups.allocator import keep_freed_memory
-from zspag.speedups.conv_bn import norm_pairs, norms_folded
+from zspag.speedups.conv_bn import conv_bn_pairs, fuse_conv_bn
 
 STAGE = "throttles"
 
@@ -93,7 +93,7 @@ def _images_per_second(setting: Setting, sizes: Sizes) -> float:
     x = channels_last(x) if setting.last else x.contiguous()
     targets = torch.zeros(len(x), dtype=torch.long)
     done, passes, started = 0.0, -2, time.perf_counter()  # two passes to warm up
-    with frozen(model), norms_folded(norm_pairs(model, x)) if setting.fold else nullcontext():
+    with frozen(model), fuse_conv_bn(conv_bn_pairs(model, x)) if setting.fold else nullcontext():
         run = torch.compile(model) if setting.compiled else model
         while passes < 2 or done < (0.05 if sizes.tiny else 1.5):
             if passes == 0:

@@ -105,8 +105,8 @@ def _forget(profile: Profile, label: int, config: UnlearnConfig) -> tuple[float,
 
 def scored(case: experiment.Case, model: nn.Module) -> Scores:
     """Return the scores of an unlearned model."""
-    panel = experiment.panel_of(case)
-    return score(panel.images.map_logits(model), panel)
+    references = experiment.references_of(case)
+    return score(references.images.map_logits(model), references)
 
 
 def trained_of(profile: Profile) -> nn.Module:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from zspag.activations import Outputs, watching
-from zspag.calibration.rate_search import (
+from zspag.calibration.open_search import (
     LARGEST,
     SMALLEST,
     Search,
@@ -32,9 +32,9 @@ from zspag.config import SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.outcome import Layer, Trial
 from zspag.preflight.classifiers import own_name
 from zspag.preflight.progress import step
-from zspag.projected_sgd import Descent, fit_labels
-from zspag.proxy_statistics import Material
-from zspag.pseudo_labels import Relabel, masked_log_probabilities, relabeler
+from zspag.projected_sgd import Run, fit_labels
+from zspag.proxy_statistics import ProxyStatistics
+from zspag.pseudo_labels import PseudoLabeler, masked_log_probabilities, pseudo_labeler
 from zspag.runtime import channels_last, chunks, generator_for, logits_of
 from zspag.subspaces import (
     Moments,
@@ -135,7 +135,7 @@ def attempt(
     labels: Tensor,
     *,
     folds: Sequence[Fold],
-    relabel: Relabel,
+    relabel: PseudoLabeler,
     forget: Sequence[int],
     layers: str,
     names: Sequence[str],
@@ -189,11 +189,11 @@ def fit_fold(
     labels: Tensor,
     fold: Fold,
     *,
-    relabel: Relabel,
+    relabel: PseudoLabeler,
     names: Sequence[str],
     update: UpdateConfig,
     seed: int,
-) -> Descent:
+) -> Run:
     """Fit the views of one fold."""
     chosen = fold.fitted[:FITTED].to(views.device)
     return fit_labels(
@@ -263,19 +263,19 @@ class Made:
     """
 
     calibration: Calibration
-    run: Descent
+    run: Run
     trials: tuple[Trial, ...]
     layers: tuple[Layer, ...]
     damage: float | None
     seconds: float
-    relabel: Relabel
+    relabel: PseudoLabeler
     project: Projector
 
 
 def unlearn_with(
     model: nn.Module,
     forget_labels: Tensor,
-    material: Material,
+    statistics: ProxyStatistics,
     *,
     forget: Sequence[int],
     config: UnlearnConfig,
@@ -287,8 +287,8 @@ def unlearn_with(
 
     Args:
         model: The original.
-        forget_labels: Classes of the images that ``material`` was made from, shape (n,).
-        material: Views, proxies and moments.
+        forget_labels: Classes of the images that ``statistics`` was made from, shape (n,).
+        statistics: Views, proxies and moments.
         forget: All classes that are gone afterwards, earlier requests included.
         config: Options; ``update.lr`` and ``update.layers`` leave out what they fix.
         seed: Seed of labels and batches.
@@ -298,31 +298,31 @@ def unlearn_with(
     Raises:
         ValueError: If every weight is frozen.
     """
-    frozen = {**material.frozen, **(frozen or {})}
-    names = tuple(name for name in material.names if name not in frozen)
+    frozen = {**statistics.frozen, **(frozen or {})}
+    names = tuple(name for name in statistics.names if name not in frozen)
     if not names:
         raise ValueError(f"every weight is frozen ({'; '.join(f'{k}: {v}' for k, v in frozen.items())}): free some")
-    images = channels_last(material.views.images)
-    labels = forget_labels[material.views.sources.to(forget_labels.device)]
-    project = projector(material.moments, config=config.subspace)
+    images = channels_last(statistics.views.images)
+    labels = forget_labels[statistics.views.sources.to(forget_labels.device)]
+    project = projector(statistics.moments, config=config.subspace)
     free = free_dimension(project)
     names = tuple(name for name in names if only is None or name in only)
     # Often the first layer: without it, no derivative is taken that far down.
     names = tuple(name for name in names if free[name]) or names
     if config.update.min_steps is None:
         config = replace(config, update=replace(config.update, min_steps=STEPS))
-    relabel = relabeler(
+    relabel = pseudo_labeler(
         model,
         images,
         forget=forget,
-        proxies=material.proxies,
-        moments=averaged(material.moments),
+        proxies=statistics.proxies,
+        moments=averaged(statistics.moments),
         projector=project,
         names=names,
         config=config.labels,
         generator=generator_for(seed, "labels"),
     )
-    folds = make_folds(model, material, forget_labels, subspace=config.subspace)
+    folds = make_folds(model, statistics, forget_labels, subspace=config.subspace)
     choices = layer_choices(names, config.update.layers) if only is None else {"all": names}
     chosen = calibrate(model, images, labels, folds, relabel, choices, forget=forget, config=config, seed=seed)
     started = time.perf_counter()
@@ -330,7 +330,7 @@ def unlearn_with(
         model, images, labels, relabel, project, chosen, plain=len(forget_labels), config=config, seed=seed
     )
     seconds = time.perf_counter() - started
-    before, after = (logits_of(one, channels_last(material.proxies.barely)) for one in (model, run.model))
+    before, after = (logits_of(one, channels_last(statistics.proxies.barely)) for one in (model, run.model))
     damage = None if run.diverged else held_out_damage(before, after, forget=forget)
     layers = _layers(model, project, folds, frozen, chosen.names, free)
     return Made(chosen, run, failed, layers, damage, seconds, relabel, project)
@@ -339,19 +339,19 @@ def unlearn_with(
 def fit_views(
     model: nn.Module,
     forget_labels: Tensor,
-    material: Material,
+    statistics: ProxyStatistics,
     made: Made,
     *,
     lr: float,
     config: UnlearnConfig,
     seed: int,
-) -> Descent:
+) -> Run:
     """Repeat the final run at another rate, with the layers that were chosen: what curves over rates need."""
-    images = channels_last(material.views.images)
+    images = channels_last(statistics.views.images)
     return fit_labels(
         model,
         images,
-        forget_labels[material.views.sources.to(forget_labels.device)],
+        forget_labels[statistics.views.sources.to(forget_labels.device)],
         relabel=made.relabel,
         project=made.project,
         names=made.calibration.names,
@@ -365,7 +365,7 @@ def calibrate(
     images: Tensor,
     labels: Tensor,
     folds: Sequence[Fold],
-    relabel: Relabel,
+    relabel: PseudoLabeler,
     choices: dict[str, tuple[str, ...]],
     *,
     forget: Sequence[int],
@@ -405,18 +405,18 @@ def calibrate(
 
 
 def make_folds(
-    model: nn.Module, material: Material, forget_labels: Tensor, *, subspace: SubspaceConfig
+    model: nn.Module, statistics: ProxyStatistics, forget_labels: Tensor, *, subspace: SubspaceConfig
 ) -> tuple[Fold, Fold]:
     """Return the two folds: either half of the forget samples fits, and the other judges."""
     folds = []
-    images, proxies = material.views.images, material.proxies
+    images, proxies = statistics.views.images, statistics.proxies
     plain = torch.arange(len(images)) < len(forget_labels)  # the images themselves come before their views
-    made_from = material.half_of[proxies.sources.cpu()]
+    made_from = statistics.half_of[proxies.sources.cpu()]
     for half in (0, 1):
-        project = pooled_projector(material.halves[half], config=subspace)
+        project = pooled_projector(statistics.halves[half], config=subspace)
         # A single image lies in one half only, and without views the other half is empty: then everything serves.
-        fitted = _some(material.half_of == half, torch.ones_like(plain)).nonzero()[:, 0]
-        unseen = _some((material.half_of != half) & plain, plain).nonzero()[:, 0]
+        fitted = _some(statistics.half_of == half, torch.ones_like(plain)).nonzero()[:, 0]
+        unseen = _some((statistics.half_of != half) & plain, plain).nonzero()[:, 0]
         judging = _some(made_from != half, torch.ones_like(made_from, dtype=torch.bool)).nonzero()[:, 0]
         barely = channels_last(proxies.barely[judging.to(proxies.labels.device)])
         folds.append(
@@ -448,14 +448,14 @@ def _final_run(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    relabel: Relabel,
+    relabel: PseudoLabeler,
     project: Projector,
     chosen: Calibration,
     *,
     plain: int,
     config: UnlearnConfig,
     seed: int,
-) -> tuple[Descent, tuple[Trial, ...]]:
+) -> tuple[Run, tuple[Trial, ...]]:
     """Fit all views at the chosen rate; should the images not be forgotten at that, at neighbouring rates.
 
     Returns:
@@ -464,7 +464,7 @@ def _final_run(
     """
     place = min(range(SMALLEST, LARGEST + 1), key=lambda one: abs(rate_at(one) - chosen.trial.lr))
     rates = [chosen.trial.lr, *(rate_at(place + later) for later in LATER)]
-    runs: list[tuple[float, Descent]] = []
+    runs: list[tuple[float, Run]] = []
     for index, lr in enumerate(rates if config.update.lr is None else rates[:1]):
         step("unlearning", index, index + 1)
         run = fit_labels(

@@ -28,15 +28,15 @@ from zspag.lab.experiment import (
     forget_set,
     guard_of,
     kept_rows,
-    material_of,
-    panel_against,
+    references_against,
+    statistics_of,
     store,
     trained,
     training_key,
 )
-from zspag.projected_sgd import Descent, climb, fit_labels
-from zspag.proxy_statistics import Material, prepare
-from zspag.pseudo_labels import relabeler
+from zspag.projected_sgd import Run, fit_labels, rate_search
+from zspag.proxy_statistics import ProxyStatistics, prepare
+from zspag.pseudo_labels import pseudo_labeler
 from zspag.report import provenance
 from zspag.runtime import channels_last, generator_for, pick_device, pool_map, seed_of
 from zspag.subspaces import Projector, averaged
@@ -252,26 +252,26 @@ def _run(case: Case, variant: Variant) -> dict[str, Any]:
     config = case.profile.unlearn
     model = _net(case, variant.hardened)
     images, labels = forget_set(case, guard_of(case))
-    material = _material(case) if not variant.hardened else _prepared(case, model)
+    statistics = _material(case) if not variant.hardened else _prepared(case, model)
     started = time.perf_counter()
-    names = moving(material.names, variant.layers)
+    names = moving(statistics.names, variant.layers)
     if variant.projected:
         only = None if variant.layers == "all" else names
         seed = seed_of(generator_for(case.seed, "method"))  # as in the grid
-        made = unlearn_with(model, labels, material, forget=(case.forget,), config=config, seed=seed, only=only)
+        made = unlearn_with(model, labels, statistics, forget=(case.forget,), config=config, seed=seed, only=only)
         run, project, names = made.run, made.project, made.calibration.names
     else:
-        run, project = _unprojected(model, images, labels, material, names, config=config, seed=case.seed), None
-    seconds = sum(material.seconds.values()) + time.perf_counter() - started
-    panel = panel_against(case, original=model, retrained=None)  # SCORES compares with the original alone
-    scores = asdict(score(panel.images.map_logits(run.model), panel))
-    hits = material.proxies.hits.values()
+        run, project = _unprojected(model, images, labels, statistics, names, config=config, seed=case.seed), None
+    seconds = sum(statistics.seconds.values()) + time.perf_counter() - started
+    references = references_against(case, original=model, retrained=None)  # SCORES compares with the original alone
+    scores = asdict(score(references.images.map_logits(run.model), references))
+    hits = statistics.proxies.hits.values()
     return {name: scores[name] for name in SCORES} | {
         "lr": run.lr,
         "reached": run.reached(config.update.forget_accuracy),
-        "eps": material.proxies.eps,
+        "eps": statistics.proxies.eps,
         "hit_rate": sum(hits) / len(hits),
-        "free": _free(material, project, names),
+        "free": _free(statistics, project, names),
         "samples": len(images),
         "seconds": seconds,
     }
@@ -281,27 +281,27 @@ def _unprojected(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    material: Material,
+    statistics: ProxyStatistics,
     names: Sequence[str],
     *,
     config: UnlearnConfig,
     seed: int,
-) -> Descent:
+) -> Run:
     """Fit the same labels with whole gradients, at the first rate of the ladder that forgets."""
-    images = channels_last(material.views.images)
-    labels = labels[material.views.sources.to(labels.device)]
-    relabel = relabeler(
+    images = channels_last(statistics.views.images)
+    labels = labels[statistics.views.sources.to(labels.device)]
+    relabel = pseudo_labeler(
         model,
         images,
         forget=sorted(set(labels.tolist())),
-        proxies=material.proxies,
-        moments=averaged(material.moments),
+        proxies=statistics.proxies,
+        moments=averaged(statistics.moments),
         projector=None,
         names=names,
         config=config.labels,
         generator=generator_for(seed, "labels"),
     )
-    return climb(
+    return rate_search(
         lambda lr: fit_labels(
             model,
             images,
@@ -333,23 +333,23 @@ def moving(names: Sequence[str], layers: str) -> tuple[str, ...]:
     return tuple(parts[layers])
 
 
-def _free(material: Material, project: Projector | None, names: Sequence[str]) -> float:
+def _free(statistics: ProxyStatistics, project: Projector | None, names: Sequence[str]) -> float:
     """Return the mean over all layers of the share of input directions that the update may use; 0 for a frozen one."""
-    sizes = {name: second.shape[0] * second.shape[1] for name, second in material.moments.pooled.second.items()}
+    sizes = {name: second.shape[0] * second.shape[1] for name, second in statistics.moments.pooled.second.items()}
     free = sizes if project is None else free_dimension(project)
     return sum(free[name] / sizes[name] for name in names) / len(sizes)
 
 
-def _material(case: Case) -> Material:
+def _material(case: Case) -> ProxyStatistics:
     """Return the material, made once for all subspaces: a merge can be cut from the moments of single classes later."""
     pool = replace(case.profile.unlearn, subspace=replace(case.profile.unlearn.subspace, combine="pool"))
-    material = material_of(replace(case, profile=replace(case.profile, unlearn=pool)))
-    if case.profile.unlearn.subspace.merge_at is None or material.moments.per_class is not None:
-        return material
-    return material_of(case)
+    statistics = statistics_of(replace(case, profile=replace(case.profile, unlearn=pool)))
+    if case.profile.unlearn.subspace.merge_at is None or statistics.moments.per_class is not None:
+        return statistics
+    return statistics_of(case)
 
 
-def _prepared(case: Case, model: nn.Module) -> Material:
+def _prepared(case: Case, model: nn.Module) -> ProxyStatistics:
     images, _ = forget_set(case, guard_of(case))
     return prepare(
         model,
@@ -374,7 +374,7 @@ def _net(case: Case, radius: float) -> nn.Module:
         model.load_state_dict(found[0])
         return model
     started, data = time.time(), data_of(profile)
-    hard = adversarial_training.hardened(
+    hard = adversarial_training.adversarially_trained(
         model, data.train.float(), data.train.labels, radius=radius, generator=generator_for(seed, "hardening")
     )
     record = provenance.record(

@@ -18,7 +18,7 @@ TRAINING = TrainConfig(epochs=5, batch_size=64, lr=0.05)
 ATTACK = ProxyConfig(norm="l2", steps=4, step_share=0.5)
 
 
-def hardened(
+def adversarially_trained(
     model: nn.Module, images: Tensor, labels: Tensor, *, radius: float, generator: torch.Generator
 ) -> nn.Module:
     """Train a copy of a classifier further, on images pushed towards a random wrong class.

@@ -21,7 +21,7 @@ from zspag.preflight.classifiers import cast_back, classifier, own_model, place_
 from zspag.preflight.inputs import ForgetSet, forget_set
 from zspag.preflight.surroundings import plain_layout, surroundings
 from zspag.profiles import LADDERS
-from zspag.projected_sgd import Ladder
+from zspag.projected_sgd import RateSearch
 from zspag.proxy_statistics import prepare
 from zspag.runtime import channels_last, generator_for, logits_of
 from zspag.unlearning import Unlearned, zero_shot_unlearn
@@ -88,7 +88,7 @@ def unlearn_by(
         checked = time.perf_counter()
         with plain_layout(found.layout == "plain"):
             images, classes = channels_last(forget.images), found.num_classes
-            material = prepare(
+            statistics = prepare(
                 net,
                 images,
                 forget=forget.classes,
@@ -97,9 +97,9 @@ def unlearn_by(
                 generator=generator_for(seed, "material"),
             )
             prepared = time.perf_counter()
-            problem = Problem(net, images, forget.labels, classes, generator_for(seed, "method"), material)
+            problem = Problem(net, images, forget.labels, classes, generator_for(seed, "method"), statistics)
             ladder = method.run(problem, config)
-            seconds = {"checks": checked - started, **material.seconds, "method": time.perf_counter() - prepared}
+            seconds = {"checks": checked - started, **statistics.seconds, "method": time.perf_counter() - prepared}
             return _result(name, model, net, forget, ladder, found, config, seconds)
 
 
@@ -130,7 +130,7 @@ def _result(
     model: nn.Module,
     net: nn.Module,
     forget: ForgetSet,
-    ladder: Ladder,
+    ladder: RateSearch,
     found: Preflight,
     config: UnlearnConfig,
     seconds: dict[str, float],

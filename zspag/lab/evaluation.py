@@ -116,7 +116,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Panel:
+class References:
     """Everything a score needs of one (class, seed): labels, and the logits of the reference models.
 
     Attributes:
@@ -169,42 +169,42 @@ class Scores:
     js_retain: float | None
 
 
-def score(logits: Parts, panel: Panel) -> Scores:
+def score(logits: Parts, references: References) -> Scores:
     """Return the scores of a model given its logits on the panel's images.
 
     Args:
         logits: Logits (or log-probabilities) on every part.
-        panel: Labels and reference models.
+        references: Labels and reference models.
 
     Returns:
         The scores. Non-finite logits count as wrong and their divergences are cut at a large finite value.
     """
     clean = Parts(*(finite(part) for part in (logits.forget_train, logits.forget_test, logits.retain_test)))
-    yardstick = masked(panel.original.retain_test, forget=panel.forget)
-    acc_retain = macro_accuracy(clean.retain_test, panel.labels.retain_test)
+    yardstick = masked(references.original.retain_test, forget=references.forget)
+    acc_retain = macro_accuracy(clean.retain_test, references.labels.retain_test)
     return Scores(
-        acc_forget=accuracy(clean.forget_test, panel.labels.forget_test),
+        acc_forget=accuracy(clean.forget_test, references.labels.forget_test),
         acc_retain=acc_retain,
-        acc_retain_micro=accuracy(clean.retain_test, panel.labels.retain_test),
-        acc_forget_train=accuracy(clean.forget_train, panel.labels.forget_train),
-        over_unlearning=macro_accuracy(yardstick, panel.labels.retain_test) - acc_retain,
+        acc_retain_micro=accuracy(clean.retain_test, references.labels.retain_test),
+        acc_forget_train=accuracy(clean.forget_train, references.labels.forget_train),
+        over_unlearning=macro_accuracy(yardstick, references.labels.retain_test) - acc_retain,
         drift=mean_kl(yardstick, clean.retain_test),
-        nll_retain=mean_nll(clean.retain_test, panel.labels.retain_test),
-        **_beside_retrained(clean, panel),
+        nll_retain=mean_nll(clean.retain_test, references.labels.retain_test),
+        **_beside_retrained(clean, references),
     )
 
 
-def _beside_retrained(clean: Parts, panel: Panel) -> dict[str, float | None]:
+def _beside_retrained(clean: Parts, references: References) -> dict[str, float | None]:
     """Compare with the retrained model: accuracies on all parts, answers and divergences on the test parts."""
-    other = panel.retrained
+    other = references.retrained
     if other is None:
         return dict.fromkeys(("gap", "agreement_forget", "agreement_retain", "js_forget", "js_retain"))
     differences = [
         abs(accuracy(own, labels) - accuracy(reference, labels))
         for own, reference, labels in (
-            (clean.forget_train, other.forget_train, panel.labels.forget_train),
-            (clean.forget_test, other.forget_test, panel.labels.forget_test),
-            (clean.retain_test, other.retain_test, panel.labels.retain_test),
+            (clean.forget_train, other.forget_train, references.labels.forget_train),
+            (clean.forget_test, other.forget_test, references.labels.forget_test),
+            (clean.retain_test, other.retain_test, references.labels.retain_test),
         )
     ]
     return {
@@ -221,10 +221,10 @@ def finite(logits: Tensor) -> Tensor:
     return logits.nan_to_num(nan=0.0, posinf=1e6, neginf=-1e6).clamp(-1e6, 1e6)
 
 
-def masked_parts(panel: Panel) -> Parts:
+def masked_parts(references: References) -> Parts:
     """Return the masked original's log-probabilities on every part."""
-    parts = (panel.original.forget_train, panel.original.forget_test, panel.original.retain_test)
-    return Parts(*(masked(part, forget=panel.forget) for part in parts))
+    parts = (references.original.forget_train, references.original.forget_test, references.original.retain_test)
+    return Parts(*(masked(part, forget=references.forget) for part in parts))
 
 
 def captured(subspace: Subspace, moments: Moments) -> dict[str, float]:

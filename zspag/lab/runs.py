@@ -162,26 +162,26 @@ def _forget_class(case: Case, all_cores: int) -> dict[str, Any]:
 
 
 def _judge(case: Case, unlearned: Unlearned) -> dict[str, Any]:
-    panel = experiment.panel_of(case)
-    logits = panel.images.map_logits(unlearned.open_model)  # closing rows is free, so nobody is praised for it
-    assert panel.retrained is not None, "run refuses a profile without retrained models"
-    references = {
-        "original": panel.original,
-        "masked": masked_parts(panel),
-        "retrained": panel.retrained,
+    references = experiment.references_of(case)
+    logits = references.images.map_logits(unlearned.open_model)  # closing rows is free, so nobody is praised for it
+    assert references.retrained is not None, "run refuses a profile without retrained models"
+    judged = {
+        "original": references.original,
+        "masked": masked_parts(references),
+        "retrained": references.retrained,
         "unlearned": logits,
     }
-    truth = torch.cat([panel.labels.forget_test, panel.labels.retain_test])
+    truth = torch.cat([references.labels.forget_test, references.labels.retain_test])
     per_class = {
         name: list(per_class_accuracy(torch.cat([parts.forget_test, parts.retain_test]), truth).values())
-        for name, parts in references.items()
+        for name, parts in judged.items()
     }
     report = unlearned.report
     return {
         "forget": case.forget,
         "class_name": experiment.data_of(case.profile).classes[case.forget],
         "seed": case.seed,
-        "scores": {name: asdict(score(parts, panel)) for name, parts in references.items()},
+        "scores": {name: asdict(score(parts, references)) for name, parts in judged.items()},
         "per_class": per_class,
         "eps": report.eps,
         "lr": report.lr,

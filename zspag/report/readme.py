@@ -74,7 +74,7 @@ CHAPTERS = {
 
 
 def commands(results: Path) -> str:
-    """Return how long the README's commands took in a fresh clone, as ``make newcomer`` timed them."""
+    """Return how long the README's commands took in a fresh clone, as ``make fresh-clone`` timed them."""
     found = _read(results / "commands.json")
     if found is None:
         return NOT_YET

@@ -55,7 +55,7 @@ class Pair:
 
 
 @torch.no_grad()
-def norm_pairs(model: nn.Module, images: Tensor, *, passes: float = math.inf) -> tuple[Pair, ...]:
+def conv_bn_pairs(model: nn.Module, images: Tensor, *, passes: float = math.inf) -> tuple[Pair, ...]:
     """Return the batch norms of ``model``, in eval mode, that may be folded into the convolution before them.
 
     Args:
@@ -75,14 +75,14 @@ def norm_pairs(model: nn.Module, images: Tensor, *, passes: float = math.inf) ->
         pairs = watch.pairs()
         if not pairs:
             return ()
-        with norms_folded(pairs):
+        with fuse_conv_bn(pairs):
             other = model(images[:1])
     limit = AGREE * plain.abs().max()
     return pairs if bool(((other - plain).abs() <= limit).all()) else ()  # NaN is not below
 
 
 @contextmanager
-def norms_folded(pairs: Sequence[Pair]) -> Generator[None, None, None]:
+def fuse_conv_bn(pairs: Sequence[Pair]) -> Generator[None, None, None]:
     """Fold the norms of ``pairs`` in every pass of their model, in eval mode; passes of other models go on as ever.
 
     Where nothing requires grad the weights are scaled in the first pass, once: they must not change before the end.
@@ -90,7 +90,7 @@ def norms_folded(pairs: Sequence[Pair]) -> Generator[None, None, None]:
     if not pairs:
         yield
         return
-    with _Folded({id(pair.weight): pair for pair in pairs}):
+    with _Fused({id(pair.weight): pair for pair in pairs}):
         yield
 
 
@@ -137,7 +137,7 @@ class _Uses(TorchFunctionMode):
         return tuple(pair for entered, pair in self.norms if self.uses[entered] == self.calls[id(pair.weight)] == 1)
 
 
-class _Folded(TorchFunctionMode):
+class _Fused(TorchFunctionMode):
     """Scales the weights of some convolutions, and passes over the batch norms behind them."""
 
     def __init__(self, pairs: Mapping[int, Pair]) -> None:

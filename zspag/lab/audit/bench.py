@@ -17,9 +17,9 @@ from zspag.lab.experiment import (
     data_of,
     guard_of,
     judged_on,
-    material_of,
-    panel_of,
+    references_of,
     run_method,
+    statistics_of,
     trained,
 )
 from zspag.runtime import pick_device
@@ -38,7 +38,7 @@ DRAWS = 8  # random moves of an image
 
 def networks(case: Case) -> dict[str, nn.Module]:
     """Return every network that is looked at, by its name in ``SUBJECTS``."""
-    original, material = trained(case.profile, case.seed), material_of(case)
+    original, statistics = trained(case.profile, case.seed), statistics_of(case)
     hidden = Masked(original, forget=(case.forget,), num_classes=data_of(case.profile).num_classes)
     found = {
         "original": original,
@@ -46,7 +46,7 @@ def networks(case: Case) -> dict[str, nn.Module]:
         "retrained": trained(case.profile, case.seed, case.forget),
     }
     for name in METHODS:
-        ladder, _ = run_method(case, name, model=original, material=material, whole=False)
+        ladder, _ = run_method(case, name, model=original, statistics=statistics, whole=False)
         found[name] = ladder.kept.model
     return found
 
@@ -69,10 +69,10 @@ class Bench:
     """
 
     def __init__(self, case: Case) -> None:
-        self.case, self.panel = case, panel_of(case)
-        if self.panel.retrained is None:
+        self.case, self.references = case, references_of(case)
+        if self.references.retrained is None:
             raise ValueError("an audit needs retrained models, and the profile leaves them out (retrained=False)")
-        self.target, self.networks = self.panel.retrained, networks(case)
+        self.target, self.networks = self.references.retrained, networks(case)
         guard, device = guard_of(case), pick_device()
         images, labels = guard.retain_train(FITTED)
         self.retained = images.to(device), labels.to(device)
@@ -83,7 +83,7 @@ class Bench:
 
     def _with_forgotten(self) -> tuple[Tensor, Tensor]:
         """Return the retained training images and as many of the forget class; labels on the CPU, for probes."""
-        forgotten, labels = self.panel.images.forget_train, self.panel.labels.forget_train
+        forgotten, labels = self.references.images.forget_train, self.references.labels.forget_train
         kept = spread_evenly(torch.arange(len(labels)), FITTED)
         images, classes = self.retained
         return torch.cat([images, forgotten[kept]]), torch.cat([classes, labels[kept]]).cpu()
@@ -91,17 +91,21 @@ class Bench:
     @property
     def judged(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Test images that training curves are judged on, evenly spread, by the name of the accuracy."""
-        panel, classes = self.panel, data_of(self.case.profile).num_classes - 1
+        references, classes = self.references, data_of(self.case.profile).num_classes - 1
         parts = {
-            "acc_forget": (panel.images.forget_test, panel.labels.forget_test, JUDGED["acc_forget"]),
-            "acc_retain": (panel.images.retain_test, panel.labels.retain_test, JUDGED["acc_retain"] * classes),
+            "acc_forget": (references.images.forget_test, references.labels.forget_test, JUDGED["acc_forget"]),
+            "acc_retain": (
+                references.images.retain_test,
+                references.labels.retain_test,
+                JUDGED["acc_retain"] * classes,
+            ),
         }
         return {name: _evenly(*part) for name, part in parts.items()}
 
     @property
     def moved(self) -> tuple[Tensor, Tensor]:
         """Forget test images that are moved to see what is recognized nearby, evenly spread, and their labels."""
-        return _evenly(self.panel.images.forget_test, self.panel.labels.forget_test, MOVED)
+        return _evenly(self.references.images.forget_test, self.references.labels.forget_test, MOVED)
 
     def once(self, key: tuple[Hashable, ...], compute: Callable[[], T]) -> T:
         """Return what a computation gave the first time; the last part of its key says of which network it is."""
@@ -121,4 +125,4 @@ class Bench:
 
     def logits_of(self, name: str) -> Parts:
         """Return the logits of a network on the images of the panel."""
-        return self.once(("logits", name), lambda: self.panel.images.map_logits(self.networks[name]))
+        return self.once(("logits", name), lambda: self.references.images.map_logits(self.networks[name]))

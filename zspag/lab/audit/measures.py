@@ -28,7 +28,7 @@ def membership_rows(bench: Bench, name: str) -> Rows:
     Yields:
         A row per attack: attack, and the fields of ``membership.Attack``.
     """
-    logits, labels = bench.logits_of(name), bench.panel.labels
+    logits, labels = bench.logits_of(name), bench.references.labels
     draws = generator_for(bench.case.seed, "membership")
     members, others = membership.balanced(labels.forget_train, labels.forget_test, generator=draws)
     folds = min(FOLDS, len(members) // 2)  # fewer where a trial leaves a handful of images
@@ -50,7 +50,7 @@ def distance_rows(bench: Bench, name: str) -> Rows:
     Yields:
         A row per split: split, accuracy, agreement, js (nats), gap (in accuracy) and zrf.
     """
-    case, images, labels, other = bench.case, bench.panel.images, bench.panel.labels, bench.target
+    case, images, labels, other = bench.case, bench.references.images, bench.references.labels, bench.target
     if name == "retrained":
         seed = other_seed(case)
         if seed is None:
@@ -107,7 +107,7 @@ def restored_rows(bench: Bench, name: str) -> Rows:
     Yields:
         One row: acc_forget and acc_retain with that layer, and acc_forget_before.
     """
-    images, labels = bench.panel.images, bench.panel.labels
+    images, labels = bench.references.images, bench.references.labels
     back = probes.logit_restored(bench.networks["original"], bench.networks[name], bench.test[0][:1])
     yield {
         "acc_forget_before": accuracy(bench.logits_of(name).forget_test, labels.forget_test),
@@ -123,7 +123,7 @@ def relearning_rows(bench: Bench, name: str) -> Rows:
         A row per kind of images, rate and checkpoint: shown ("the class" or "other classes"), lr, step, samples,
         acc_forget and acc_retain. Where the class is shown, a curve ends some time after all that is asked for is back.
     """
-    images, labels = bench.panel.images.forget_train, bench.panel.labels.forget_train
+    images, labels = bench.references.images.forget_train, bench.references.labels.forget_train
     known = bench.once(
         ("original", "known"), lambda: share_recognized(bench.networks["original"], *bench.judged["acc_forget"])
     )
@@ -154,7 +154,7 @@ def streisand_rows(bench: Bench, name: str) -> Rows:
         One row: the fields of ``output_divergence.Traces``.
     """
     own = bench.logits_of(name).forget_test
-    yield asdict(output_divergence.streisand(own, bench.target.forget_test, forget=bench.panel.forget))
+    yield asdict(output_divergence.streisand(own, bench.target.forget_test, forget=bench.references.forget))
 
 
 def residual_rows(bench: Bench, name: str) -> Rows:

@@ -12,10 +12,10 @@ from zspag.lab.experiment.cases import (
     guard_of,
     judged_on,
     made_now,
-    panel_against,
-    panel_of,
     recipe,
     recorded_folder,
+    references_against,
+    references_of,
     shown_case,
     store,
     trained,
@@ -45,8 +45,8 @@ from zspag.lab.experiment.grid import (
     whole_ladder,
 )
 from zspag.lab.experiment.materials import (
-    material_of,
-    material_with_classes,
+    statistics_of,
+    statistics_with_classes,
 )
 
 __all__ = [
@@ -68,10 +68,10 @@ __all__ = [
     "made_now",
     "judged_on",
     "kept_rows",
-    "material_of",
-    "material_with_classes",
-    "panel_against",
-    "panel_of",
+    "statistics_of",
+    "statistics_with_classes",
+    "references_against",
+    "references_of",
     "recipe",
     "recorded_folder",
     "relearn_steps",
@@ -87,4 +87,8 @@ __all__ = [
     "untrained",
     "watched_run",
     "whole_ladder",
+    "references_against",
+    "references_of",
+    "statistics_of",
+    "statistics_with_classes",
 ]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zspag.config import FolderConfig, Profile, TrainConfig, from_dict, to_dict
 from zspag.lab import checkpoints, models
 from zspag.lab.data import Dataset, Guard, Split, channel_statistics, halved, load, thinned
-from zspag.lab.evaluation import Panel, Parts
+from zspag.lab.evaluation import Parts, References
 from zspag.lab.training import train
 from zspag.profiles import PROFILES
 from zspag.report import provenance
@@ -256,20 +256,20 @@ def forget_set(case: Case, guard: Guard) -> tuple[Tensor, Tensor]:
     return channels_last(images.to(pick_device())), labels.to(pick_device())
 
 
-def panel_of(case: Case) -> Panel:
+def references_of(case: Case) -> References:
     """Return what a case's models are judged on: images, labels, the logits of the original and of the retrained model.
 
     The logits of the retrained model are None under a profile that leaves it out.
     """
     retrained = trained(case.profile, case.seed, case.forget) if case.profile.retrained else None
-    return panel_against(case, original=trained(case.profile, case.seed), retrained=retrained)
+    return references_against(case, original=trained(case.profile, case.seed), retrained=retrained)
 
 
-def panel_against(case: Case, *, original: nn.Module, retrained: nn.Module | None) -> Panel:
+def references_against(case: Case, *, original: nn.Module, retrained: nn.Module | None) -> References:
     """Return the panel of a case with reference models of the caller's."""
     guard, device = guard_of(case), pick_device()
     parts = [guard.forget_train(case.profile.forget_samples), guard.forget_test(), guard.retain_test()]
     images = Parts(*(part[0].to(device) for part in parts))
     labels = Parts(*(part[1].to(device) for part in parts))
     beside = None if retrained is None else images.map_logits(retrained)
-    return Panel(images, labels, images.map_logits(original), beside, (case.forget,))
+    return References(images, labels, images.map_logits(original), beside, (case.forget,))

@@ -15,9 +15,9 @@ from torch import nn
 
 from zspag.config import Ladders, Profile
 from zspag.lab.evaluation import agreement, captured, mean_js, score, selectivity
-from zspag.lab.experiment.cases import Case, forget_set, guard_of, panel_of, store, trained, training_key
+from zspag.lab.experiment.cases import Case, forget_set, guard_of, references_of, store, trained, training_key
 from zspag.lab.experiment.grid import kept_rows, run_method
-from zspag.lab.experiment.materials import material_of
+from zspag.lab.experiment.materials import statistics_of
 from zspag.lab.methods import forget_subspace, noise_subspace, retain_subspace
 from zspag.runtime import generator_for
 from zspag.subspaces import combine, pooled, random_like, second_moments
@@ -34,12 +34,12 @@ def subspace_table(case: Case) -> pd.DataFrame:
 
 
 def _subspace_rows(case: Case) -> list[dict[str, Any]]:
-    guard, model, material = guard_of(case), trained(case.profile, case.seed), material_of(case)
+    guard, model, statistics = guard_of(case), trained(case.profile, case.seed), statistics_of(case)
     images, _ = forget_set(case, guard)
     retain_images, retain_labels = (part.to(images.device) for part in guard.retain_train())
-    own = combine(material.moments, config=case.profile.unlearn.subspace)
+    own = combine(statistics.moments, config=case.profile.unlearn.subspace)
     drawn, lots = (generator_for(case.seed, "subspace", index) for index in (1, 2))
-    count = len(material.proxies.labels)
+    count = len(statistics.proxies.labels)
     subspaces = {
         "proxies": own,
         "forget": forget_subspace(model, images, own=own),
@@ -82,7 +82,7 @@ def stage_seconds(profile: Profile, frame: pd.DataFrame) -> dict[str, float]:
         Seconds of "proxies", "subspaces", "update" (every rate the rule tried, labels included) and "retraining".
     """
     cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
-    stages = [material_of(case).seconds for case in cases]
+    stages = [statistics_of(case).seconds for case in cases]
     own = frame[frame["method"] == "zs_pag"]
     chosen = own[own["chosen"].eq(True)].set_index(["forget", "seed"])["lr"]
     tried = own[own["lr"] <= own.set_index(["forget", "seed"]).index.map(chosen)]
@@ -107,7 +107,7 @@ def retraining_noise(profile: Profile) -> pd.DataFrame:
     """
     rows = []
     for forget in profile.classes:
-        panels = [panel_of(Case(profile, seed, forget)) for seed in profile.seeds]
+        panels = [references_of(Case(profile, seed, forget)) for seed in profile.seeds]
         for first, second in itertools.pairwise(panels):
             ours, theirs = first.retrained, second.retrained
             if ours is None or theirs is None:
@@ -131,7 +131,7 @@ def watched_run(case: Case, name: str, *, lr: float) -> tuple[nn.Module, pd.Data
 
     Args:
         case: Class and seed.
-        name: A method that updates by ``unlearning.descend``.
+        name: A method that updates by ``unlearning.projected_sgd``.
         lr: The rate.
 
     Returns:
@@ -140,16 +140,16 @@ def watched_run(case: Case, name: str, *, lr: float) -> tuple[nn.Module, pd.Data
     Raises:
         ValueError: If the method does not go through the loop, so that its epochs could not be seen.
     """
-    panel, net = panel_of(case), trained(case.profile, case.seed)
+    references, net = references_of(case), trained(case.profile, case.seed)
     rows: list[dict[str, float]] = []
 
     def look(current: nn.Module) -> None:
         net.load_state_dict(current.state_dict())  # without hooks, and laid as every net that is judged
-        rows.append({"epoch": len(rows)} | asdict(score(panel.images.map_logits(net), panel)))
+        rows.append({"epoch": len(rows)} | asdict(score(references.images.map_logits(net), references)))
 
     look(net)
     alone = replace(case, profile=replace(case.profile, ladders=Ladders(low=(lr,), middle=(lr,), high=(lr,))))
-    ladder, _ = run_method(alone, name, model=_looked_at(net, look), material=material_of(case))
+    ladder, _ = run_method(alone, name, model=_looked_at(net, look), statistics=statistics_of(case))
     if len(rows) != len(ladder.kept.history) + 1:
         raise ValueError(f"{name} has {len(ladder.kept.history)} epochs of which {len(rows) - 1} were seen")
     net.load_state_dict(ladder.kept.model.state_dict())
@@ -157,7 +157,7 @@ def watched_run(case: Case, name: str, *, lr: float) -> tuple[nn.Module, pd.Data
 
 
 def _looked_at(model: nn.Module, look: Callable[[nn.Module], None]) -> nn.Module:
-    """Return a copy of a model whose own copies call ``look`` at the end of every epoch of ``unlearning.descend``.
+    """Return a copy of a model whose own copies call ``look`` at the end of every epoch of ``projected_sgd``.
 
     The loop fits with gradients and then judges the forget samples without: the first forward pass without gradients
     after one with them is the end of an epoch.

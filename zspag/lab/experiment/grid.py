@@ -19,7 +19,7 @@ from torch import nn
 
 from zspag.config import Profile, UnlearnConfig, to_dict
 from zspag.lab.data import Guard, spread_evenly
-from zspag.lab.evaluation import Masked, Panel, Parts, Scores, accuracy, masked_parts, score
+from zspag.lab.evaluation import Masked, Parts, References, Scores, accuracy, masked_parts, score
 from zspag.lab.experiment.cases import (
     Case,
     code_of,
@@ -27,15 +27,15 @@ from zspag.lab.experiment.cases import (
     forget_set,
     guard_of,
     made_now,
-    panel_of,
+    references_of,
     trained,
     training_key,
 )
-from zspag.lab.experiment.materials import material_of
+from zspag.lab.experiment.materials import statistics_of
 from zspag.lab.methods import FAMILIES, METHODS, Problem
 from zspag.lab.relearning import MOST_STEPS, RATE, SHARE, relearning_curve, steps_until
-from zspag.projected_sgd import Ladder
-from zspag.proxy_statistics import Material
+from zspag.projected_sgd import RateSearch
+from zspag.proxy_statistics import ProxyStatistics
 from zspag.report import files, provenance
 from zspag.report.files import repository_root
 from zspag.runtime import generator_for, pick_device, pool_map
@@ -164,47 +164,49 @@ def _prepare_case(job: tuple[Case]) -> None:
     """Compute what all methods of a case share: the retrained model, the references' rows, the material."""
     (case,) = job
     kept_rows(case, "references", lambda: _reference_rows(case))
-    material_of(case)
+    statistics_of(case)
 
 
 def _compute_method(job: tuple[Case, str]) -> None:
     """Compute one method of a case over its ladder."""
     case, name = job
-    model, material, panel = _at_hand(case, repository_root())
-    kept_rows(case, name, lambda: _ladder_rows(case, name, model, material, panel))
+    model, statistics, references = _at_hand(case, repository_root())
+    kept_rows(case, name, lambda: _ladder_rows(case, name, model, statistics, references))
 
 
 @lru_cache(maxsize=1)
-def _at_hand(case: Case, _root: Path) -> tuple[nn.Module, Material, Panel]:
+def _at_hand(case: Case, _root: Path) -> tuple[nn.Module, ProxyStatistics, References]:
     """Load what the methods of a case share once for all that a process runs in a row."""
-    return trained(case.profile, case.seed), material_of(case), panel_of(case)
+    return trained(case.profile, case.seed), statistics_of(case), references_of(case)
 
 
 def _reference_rows(case: Case) -> list[dict[str, Any]]:
-    panel, original = panel_of(case), trained(case.profile, case.seed)
-    masked = Masked(original, forget=panel.forget, num_classes=data_of(case.profile).num_classes)
+    references, original = references_of(case), trained(case.profile, case.seed)
+    masked = Masked(original, forget=references.forget, num_classes=data_of(case.profile).num_classes)
     models_and_logits = {
-        "original": (original, panel.original),
-        "masked": (masked.to(pick_device()), masked_parts(panel)),
+        "original": (original, references.original),
+        "masked": (masked.to(pick_device()), masked_parts(references)),
     }
-    if panel.retrained is not None:
-        models_and_logits["retrained"] = (trained(case.profile, case.seed, case.forget), panel.retrained)
+    if references.retrained is not None:
+        models_and_logits["retrained"] = (trained(case.profile, case.seed, case.forget), references.retrained)
     return [
-        _row(case, name, logits, panel) | {"relearn_steps": relearn_steps(case, model, panel)}
+        _row(case, name, logits, references) | {"relearn_steps": relearn_steps(case, model, references)}
         for name, (model, logits) in models_and_logits.items()
     ]
 
 
-def _ladder_rows(case: Case, name: str, model: nn.Module, material: Material, panel: Panel) -> list[dict[str, Any]]:
+def _ladder_rows(
+    case: Case, name: str, model: nn.Module, statistics: ProxyStatistics, references: References
+) -> list[dict[str, Any]]:
     """Run a method and judge what it made at every rate."""
     started = time.perf_counter()
-    ladder, guard = run_method(case, name, model=model, material=material)
+    ladder, guard = run_method(case, name, model=model, statistics=statistics)
     spent = [sum(epoch.seconds for epoch in run.history) for run in ladder.runs]
     beside = max(
         0.0, time.perf_counter() - started - sum(spent)
     )  # trials that chose the rate: the chosen run bears them
     return [
-        _row(case, name, panel.images.map_logits(run.model), panel)
+        _row(case, name, references.images.map_logits(run.model), references)
         | {
             "lr": run.lr,
             "chosen": index == ladder.chosen,
@@ -212,29 +214,29 @@ def _ladder_rows(case: Case, name: str, model: nn.Module, material: Material, pa
             "epochs": len(run.history),
             "seconds": spent[index] + (beside if index == ladder.chosen else 0.0),
             "retain_samples_read": guard.retain_samples_read,
-            "relearn_steps": relearn_steps(case, run.model, panel) if index == ladder.chosen else None,
+            "relearn_steps": relearn_steps(case, run.model, references) if index == ladder.chosen else None,
         }
         for index, run in enumerate(ladder.runs)
     ]
 
 
-def _row(case: Case, name: str, logits: Parts, panel: Panel) -> dict[str, Any]:
-    return {"method": name, "forget": case.forget, "seed": case.seed} | asdict(score(logits, panel))
+def _row(case: Case, name: str, logits: Parts, references: References) -> dict[str, Any]:
+    return {"method": name, "forget": case.forget, "seed": case.seed} | asdict(score(logits, references))
 
 
-def relearn_steps(case: Case, model: nn.Module, panel: Panel) -> int:
+def relearn_steps(case: Case, model: nn.Module, references: References) -> int:
     """Return the steps of training on forget images until half as many test images of the class are recognized again.
 
     Half of what the original recognized; ``relearning.MOST_STEPS`` where that was not reached.
     """
-    level = SHARE * accuracy(panel.original.forget_test, panel.labels.forget_test)
-    judged = spread_evenly(torch.arange(len(panel.labels.forget_test)), JUDGED)
+    level = SHARE * accuracy(references.original.forget_test, references.labels.forget_test)
+    judged = spread_evenly(torch.arange(len(references.labels.forget_test)), JUDGED)
     curve = relearning_curve(
         model,
-        panel.images.forget_train,
-        panel.labels.forget_train,
-        judged_images=panel.images.forget_test[judged],
-        judged_labels=panel.labels.forget_test[judged],
+        references.images.forget_train,
+        references.labels.forget_train,
+        judged_images=references.images.forget_test[judged],
+        judged_labels=references.labels.forget_test[judged],
         level=level,
         lr=RATE,
         most_steps=MOST_STEPS,
@@ -251,15 +253,15 @@ def whole_ladder(profile: Profile, method: str) -> UnlearnConfig:
 
 
 def run_method(
-    case: Case, name: str, *, model: nn.Module, material: Material, whole: bool = True
-) -> tuple[Ladder, Guard]:
+    case: Case, name: str, *, model: nn.Module, statistics: ProxyStatistics, whole: bool = True
+) -> tuple[RateSearch, Guard]:
     """Run one method over its ladder under the data guard.
 
     Args:
         case: Class and seed.
         name: Name of the method.
         model: The original.
-        material: Proxies and moments, for those that use them.
+        statistics: Proxies and moments, for those that use them.
         whole: Run every rate; otherwise the rule stops at the one it takes, as it does for a user.
 
     Raises:
@@ -269,7 +271,7 @@ def run_method(
     images, labels = forget_set(case, guard)
     classes = data_of(case.profile).num_classes
     generator = generator_for(case.seed, "method")  # the same stream for all: methods differ, luck does not
-    problem = Problem(model, images, labels, classes, generator, material)
+    problem = Problem(model, images, labels, classes, generator, statistics)
     with guard.method():
         if method.oracle:
             retain_images, retain_labels = guard.retain_train(case.profile.retain_samples)

@@ -12,21 +12,21 @@ from torch import Tensor
 from zspag.config import to_dict
 from zspag.lab.experiment.cases import Case, code_of, data_of, forget_set, guard_of, store, trained, training_key
 from zspag.proxies import ProxySet
-from zspag.proxy_statistics import Material, prepare
+from zspag.proxy_statistics import ProxyStatistics, prepare
 from zspag.report import provenance
 from zspag.runtime import generator_for, pick_device
 from zspag.subspaces import ClassMoments, Moments, second_moments
 from zspag.views import Views
 
 
-def material_of(case: Case) -> Material:
+def statistics_of(case: Case) -> ProxyStatistics:
     """Return proxies and their input moments for a case, from the store or computed (and stored)."""
     config, key = case.profile.unlearn, _key(case)
     if (found := store(case.profile).get("material", key)) is not None:
         return _unpack(*found)
     started, guard = time.time(), guard_of(case)
     images, _ = forget_set(case, guard)
-    material = prepare(
+    statistics = prepare(
         trained(case.profile, case.seed),
         images,
         forget=(case.forget,),
@@ -34,7 +34,7 @@ def material_of(case: Case) -> Material:
         config=config,
         generator=generator_for(case.seed, "material"),
     )
-    tensors, facts = _pack(material)
+    tensors, facts = _pack(statistics)
     record = provenance.record(
         config=key,
         seed=case.seed,
@@ -44,7 +44,7 @@ def material_of(case: Case) -> Material:
         started=started,
     )
     store(case.profile).put("material", key, tensors, record | {"material": facts})
-    return material
+    return statistics
 
 
 def _key(case: Case) -> dict[str, Any]:
@@ -60,24 +60,24 @@ def _key(case: Case) -> dict[str, Any]:
     }
 
 
-def material_with_classes(case: Case) -> Material:
+def statistics_with_classes(case: Case) -> ProxyStatistics:
     """Return the material with the moments of every single class, made again where they were too large to keep."""
-    material = material_of(case)
-    if material.moments.per_class is not None:
-        return material
+    statistics = statistics_of(case)
+    if statistics.moments.per_class is not None:
+        return statistics
     model = trained(case.profile, case.seed)
-    retained = sorted(material.proxies.hits)
-    per_class = tuple(second_moments(model, material.proxies.of_class(label)) for label in retained)
-    return replace(material, moments=replace(material.moments, per_class=per_class))
+    retained = sorted(statistics.proxies.hits)
+    per_class = tuple(second_moments(model, statistics.proxies.of_class(label)) for label in retained)
+    return replace(statistics, moments=replace(statistics.moments, per_class=per_class))
 
 
-def _pack(material: Material) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    proxies, moments = material.proxies, material.moments
-    views = material.views
+def _pack(statistics: ProxyStatistics) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    proxies, moments = statistics.proxies, statistics.moments
+    views = statistics.views
     tensors = {"images": proxies.images, "labels": proxies.labels, "sources": proxies.sources, "barely": proxies.barely}
-    tensors |= {"views/images": views.images, "views/sources": views.sources, "half_of": material.half_of}
+    tensors |= {"views/images": views.images, "views/sources": views.sources, "half_of": statistics.half_of}
     means = [("pooled", moments.pooled), ("averaged", moments.averaged)]
-    means += [(f"half{index}", half) for index, half in enumerate(material.halves)]
+    means += [(f"half{index}", half) for index, half in enumerate(statistics.halves)]
     voted = [] if moments.votes is None else [("votes", moments.votes[1])]
     for place, part in [*means, *voted, *enumerate(moments.per_class or ())]:
         tensors |= {f"moment/{place}/{name}": second for name, second in part.second.items()}
@@ -86,17 +86,17 @@ def _pack(material: Material) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "hits": list(proxies.hits.items()),
         "eps": proxies.eps,
         "kinds": list(views.kinds),
-        "weights": list(material.names),
+        "weights": list(statistics.names),
         "per_class": moments.per_class is not None,
         "merge_at": None if moments.votes is None else moments.votes[0],
         "rows_per_sample": moments.pooled.rows_per_sample,
-        "unprojectable": material.frozen,
-        "seconds": material.seconds,
+        "unprojectable": statistics.frozen,
+        "seconds": statistics.seconds,
     }
     return {name: tensor.cpu() for name, tensor in tensors.items()}, facts
 
 
-def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> Material:
+def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> ProxyStatistics:
     facts, device = record["material"], pick_device()
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     proxies = ProxySet(
@@ -119,4 +119,4 @@ def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> Material:
     votes = None if facts["merge_at"] is None else (facts["merge_at"], part("votes"))
     means = ClassMoments(part("pooled"), part("averaged"), classes, per_class, votes)
     halves = (part("half0"), part("half1"))
-    return Material(views, proxies, means, tensors["half_of"].cpu(), halves, facts["seconds"])
+    return ProxyStatistics(views, proxies, means, tensors["half_of"].cpu(), halves, facts["seconds"])

@@ -1,6 +1,6 @@
 """Every method under one signature: ZS-PAG, its ablations and controls, and what it is compared with.
 
-A method maps a ``Problem`` and a configuration to a ``Ladder`` of runs over the same learning rates, with the same
+A method maps a ``Problem`` and a configuration to a ``RateSearch`` of runs over the same learning rates, with the same
 epochs and batches, so that none is starved of tuning. Only an oracle's problem holds retain data, and an oracle is
 marked in every table. One module per family; a method is one function and one line of its table.
 

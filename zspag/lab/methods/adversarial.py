@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from zspag.config import ProxyConfig, UnlearnConfig
 from zspag.influence import loss_gradient
-from zspag.lab.methods.method import FORGET, Method, Problem, Run, descend_all
-from zspag.projected_sgd import BatchLoss, Ladder
+from zspag.lab.methods.method import FORGET, Method, Problem, RunMethod, sgd_at_every_rate
+from zspag.projected_sgd import BatchLoss, RateSearch
 from zspag.proxies import attack
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
 from zspag.runtime import chunks, frozen, generator_for, logits_of, sent
@@ -34,10 +34,10 @@ NEAREST_ITERATIONS = 20
 NEAREST_STEP_SHARE = 0.1  # of the radius
 
 
-def _l2ul(*, penalize: bool) -> Run:
+def _l2ul(*, penalize: bool) -> RunMethod:
     """L2UL with adversarial examples ("ADV"), and with the penalty on unimportant weights as well ("ADV+IMP")."""
 
-    def run(problem: Problem, config: UnlearnConfig) -> Ladder:
+    def run(problem: Problem, config: UnlearnConfig) -> RateSearch:
         """Climb the forget loss, and hold on to what the original saw in targeted copies of the forget samples.
 
         Reference: Cha, Cho, Hwang, Lee, Moon and Lee, "Learning to Unlearn", AAAI 2024.
@@ -64,7 +64,7 @@ def _l2ul(*, penalize: bool) -> Run:
 
             return loss
 
-        return descend_all(problem, config, make_loss)
+        return sgd_at_every_rate(problem, config, make_loss)
 
     return run
 
@@ -146,7 +146,7 @@ def _scaled(part: Tensor) -> Tensor:
     return (part - low) / (high - low) if high > low else torch.zeros_like(part)
 
 
-def amun(problem: Problem, config: UnlearnConfig) -> Ladder:
+def amun(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Fit the nearest adversarial example of every forget sample to the label the original gives it.
 
     Reference: Ebrahimpour-Boroojeny, Sundaram and Chandrasekaran, "AMUN", ICML 2025, trained on adversarial examples
@@ -162,7 +162,7 @@ def amun(problem: Problem, config: UnlearnConfig) -> Ladder:
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
         return F.cross_entropy(current(found.images[batch]), found.labels[batch])
 
-    return descend_all(problem, config, lambda _drawing: loss)
+    return sgd_at_every_rate(problem, config, lambda _drawing: loss)
 
 
 @dataclass(frozen=True)

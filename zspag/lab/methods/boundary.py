@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zspag.config import UnlearnConfig
-from zspag.lab.methods.method import FORGET, Method, Problem, descend_all, layer_of
-from zspag.projected_sgd import Descent, Ladder
+from zspag.lab.methods.method import FORGET, Method, Problem, layer_of, sgd_at_every_rate
+from zspag.projected_sgd import RateSearch, Run
 from zspag.pseudo_labels import masked_log_probabilities
 from zspag.runtime import chunks, frozen, generator_for, logits_of
 
 ATTACK_RADIUS = 0.1  # of the one-step attack, in pixels, as published
 
 
-def shrink(problem: Problem, config: UnlearnConfig) -> Ladder:
+def shrink(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Fit every forget sample to the class across its nearest decision boundary.
 
     Reference: Chen, Gao, Liu, Peng and Wang, "Boundary Unlearning", CVPR 2023 (boundary shrink).
@@ -36,7 +36,7 @@ def shrink(problem: Problem, config: UnlearnConfig) -> Ladder:
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
         return F.cross_entropy(current(images[batch]), targets[batch])
 
-    return descend_all(problem, config, lambda _drawing: loss)
+    return sgd_at_every_rate(problem, config, lambda _drawing: loss)
 
 
 def boundary_labels(model: nn.Module, images: Tensor, labels: Tensor, *, forget: Sequence[int]) -> Tensor:
@@ -64,7 +64,7 @@ def one_step_attack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: fl
     return torch.cat(moved)
 
 
-def expanding(problem: Problem, config: UnlearnConfig) -> Ladder:
+def expanding(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Train the forget samples onto one more output, then drop it.
 
     Reference: Chen, Gao, Liu, Peng and Wang, "Boundary Unlearning", CVPR 2023 (boundary expanding).
@@ -80,18 +80,18 @@ def expanding(problem: Problem, config: UnlearnConfig) -> Ladder:
         ValueError: If the last layer is not a linear layer or a convolution with one output per class.
     """
     images, new = problem.forget_images, problem.num_classes  # the outputs of the original are 0 to K - 1
-    place, drawing = layer_of(problem.material.names[-1]), generator_for(problem.seed, "output")
+    place, drawing = layer_of(problem.statistics.names[-1]), generator_for(problem.seed, "output")
     widened = Expanded(problem.model, place=place, num_classes=problem.num_classes, generator=drawing)
 
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
         assert isinstance(current, Expanded)  # the loop works on a copy of ``widened``
         return F.cross_entropy(current.all_logits(images[batch]), torch.full_like(batch, new))
 
-    ladder = descend_all(problem, config, lambda _drawing: loss, start=widened)
-    return Ladder(tuple(map(_drop, ladder.runs)), ladder.chosen)
+    ladder = sgd_at_every_rate(problem, config, lambda _drawing: loss, start=widened)
+    return RateSearch(tuple(map(_drop, ladder.runs)), ladder.chosen)
 
 
-def _drop(run: Descent) -> Descent:
+def _drop(run: Run) -> Run:
     assert isinstance(run.model, Expanded)  # as above
     return replace(run, model=run.model.dropped())
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.lab.methods.method import Method, Problem
 from zspag.outcome import Epoch
-from zspag.projected_sgd import Descent, Ladder, climb
+from zspag.projected_sgd import RateSearch, Run, rate_search
 from zspag.runtime import derive_seed, evaluating, generator_for, logits_of
 
 GATE = 0.01  # most softmax mass of the forget classes that an image may have
@@ -30,7 +30,7 @@ IMAGES = 32  # images per step; published: 256
 LATENT, CHANNELS = 64, 32  # size of the maker of images
 
 
-def gkt(problem: Problem, config: UnlearnConfig) -> Ladder:
+def gkt(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Train a fresh student on pseudo-images, with those gated out that the original gives to a forget class.
 
     A maker of images takes one step towards images on which student and original disagree (KL), then the student takes
@@ -48,10 +48,10 @@ def gkt(problem: Problem, config: UnlearnConfig) -> Ladder:
         rate counts as having forgotten, however little it has learned. And a class that the maker of images hardly
         shows is not learned, gated or not.
     """
-    return climb(lambda lr: _transfer(problem, replace(config.update, lr=lr)), update=config.update)
+    return rate_search(lambda lr: _transfer(problem, replace(config.update, lr=lr)), update=config.update)
 
 
-def _transfer(problem: Problem, update: UpdateConfig) -> Descent:
+def _transfer(problem: Problem, update: UpdateConfig) -> Run:
     """Run all rounds at the rate of ``update``."""
     assert update.lr is not None
     model, images, forget, seed = problem.model, problem.forget_images, problem.forget_classes, problem.seed
@@ -82,7 +82,7 @@ def _transfer(problem: Problem, update: UpdateConfig) -> Descent:
         student.zero_grad(set_to_none=True)
     for parameter, own in zip(student.parameters(), model.parameters(), strict=True):
         parameter.requires_grad_(own.requires_grad)
-    return Descent(student, update.lr, tuple(history), diverged)
+    return Run(student, update.lr, tuple(history), diverged)
 
 
 @torch.no_grad()

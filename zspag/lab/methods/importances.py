@@ -19,7 +19,7 @@ from zspag.config import UnlearnConfig
 from zspag.influence import Direction, weights_of
 from zspag.lab.methods.method import ORACLE, Method, Problem
 from zspag.outcome import Epoch
-from zspag.projected_sgd import Descent, Ladder, climb
+from zspag.projected_sgd import RateSearch, Run, rate_search
 from zspag.runtime import chunks, frozen, generator_for, logits_of, plain_attention
 
 # Most samples whose gradients are taken one by one. Fisher information takes one per label and hardly changes with
@@ -36,7 +36,7 @@ FISHER_INVERSE_MAX = 1e3
 SSD_DAMPENING = 1.0
 
 
-def fisher_forgetting(problem: Problem, config: UnlearnConfig) -> Ladder:
+def fisher_forgetting(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Add Gaussian noise to every weight, of variance rate^2 / F with F its Fisher information on the retain set.
 
     The rate is the standard deviation of the noise on a weight of Fisher information 1; its square is the published
@@ -56,7 +56,7 @@ def fisher_forgetting(problem: Problem, config: UnlearnConfig) -> Ladder:
     spread = {name: part.reciprocal().clamp_max(FISHER_INVERSE_MAX).sqrt() for name, part in fisher.items()}
     seconds = time.perf_counter() - started
 
-    def at(rate: float) -> Descent:
+    def at(rate: float) -> Run:
         drawing = generator_for(problem.seed, "noise")  # the same noise at every rate, only its size differs
 
         def noisy(name: str, weight: Tensor) -> Tensor:
@@ -64,10 +64,10 @@ def fisher_forgetting(problem: Problem, config: UnlearnConfig) -> Ladder:
 
         return _edited(problem, noisy, rate=rate, seconds=seconds)
 
-    return climb(at, update=config.update)
+    return rate_search(at, update=config.update)
 
 
-def selective_dampening(problem: Problem, config: UnlearnConfig) -> Ladder:
+def selective_dampening(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Shrink the weights that matter far more to the forget set than to all data, by how much more they do.
 
     The paper selects weights whose forget importance exceeds alpha times their full-data importance, alpha = 10 for
@@ -92,7 +92,7 @@ def selective_dampening(problem: Problem, config: UnlearnConfig) -> Ladder:
     full = {name: share * part + (1 - share) * retain[name] for name, part in forget.items()}
     seconds = time.perf_counter() - started
 
-    def at(rate: float) -> Descent:
+    def at(rate: float) -> Run:
         def dampened(name: str, weight: Tensor) -> Tensor:
             chosen = forget[name] > full[name] / (share + (1 - share) * rate)
             shrink = (SSD_DAMPENING * full[name] / forget[name]).clamp_max(1)
@@ -100,7 +100,7 @@ def selective_dampening(problem: Problem, config: UnlearnConfig) -> Ladder:
 
         return _edited(problem, dampened, rate=rate, seconds=seconds)
 
-    return climb(at, update=config.update)
+    return rate_search(at, update=config.update)
 
 
 def fisher_information(model: nn.Module, images: Tensor) -> Direction:
@@ -156,7 +156,7 @@ def _sample(images: Tensor, labels: Tensor, most: int, drawing: torch.Generator)
     return images[kept], labels[kept]
 
 
-def _edited(problem: Problem, edit: Callable[[str, Tensor], Tensor], *, rate: float, seconds: float) -> Descent:
+def _edited(problem: Problem, edit: Callable[[str, Tensor], Tensor], *, rate: float, seconds: float) -> Run:
     """Return a copy with every parameter edited, as a run of one epoch; ``seconds`` were spent on what it rests on."""
     started = time.perf_counter()
     changed = copy.deepcopy(problem.model)
@@ -167,7 +167,7 @@ def _edited(problem: Problem, edit: Callable[[str, Tensor], Tensor], *, rate: fl
     accuracy = (logits.argmax(1) == problem.forget_labels).double().mean().item()
     loss = F.cross_entropy(logits, problem.forget_labels).item()
     epoch = Epoch(loss, accuracy, seconds + time.perf_counter() - started)
-    return Descent(changed, rate, (epoch,), not bool(torch.isfinite(logits).all()))
+    return Run(changed, rate, (epoch,), not bool(torch.isfinite(logits).all()))
 
 
 METHODS: dict[str, Method] = {

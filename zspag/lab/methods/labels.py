@@ -23,10 +23,10 @@ from zspag.influence import (
     soft_cross_entropy,
     weights_of,
 )
-from zspag.lab.methods.method import PROXIES, Method, Problem, Run
-from zspag.projected_sgd import BatchLoss, Descent, Ladder, climb, descend, fit_labels
+from zspag.lab.methods.method import PROXIES, Method, Problem, RunMethod
+from zspag.projected_sgd import BatchLoss, RateSearch, Run, fit_labels, projected_sgd, rate_search
 from zspag.proxies import ProxySet
-from zspag.pseudo_labels import Relabel, masked_log_probabilities, standardized, tilted_labels
+from zspag.pseudo_labels import PseudoLabeler, masked_log_probabilities, standardized, tilted_labels
 from zspag.runtime import frozen, generator_for, logits_of, plain_attention, sent
 from zspag.subspaces import Projector, projector
 
@@ -68,13 +68,13 @@ class Setting:
 
 def setting_of(problem: Problem, config: UnlearnConfig) -> Setting:
     """Return what the strategies need, from what a method is handed."""
-    images, forget, material = problem.forget_images, problem.forget_classes, problem.material
+    images, forget, statistics = problem.forget_images, problem.forget_classes, problem.statistics
     masked, teacher = (
         masked_log_probabilities(logits_of(problem.model, seen), forget=forget)
-        for seen in (images, material.proxies.images)
+        for seen in (images, statistics.proxies.images)
     )
-    project = projector(material.moments, config=config.subspace)
-    return Setting(images, forget, masked, material.proxies, teacher.exp(), project, material.names, BETA)
+    project = projector(statistics.moments, config=config.subspace)
+    return Setting(images, forget, masked, statistics.proxies, teacher.exp(), project, statistics.names, BETA)
 
 
 def tilted(current: nn.Module, setting: Setting, direction: Direction) -> Tensor:
@@ -121,7 +121,7 @@ def balanced_classes(current: nn.Module, setting: Setting) -> Tensor:
     return tilted(current, setting, total)
 
 
-def look_ahead(current: nn.Module, setting: Setting, simulate: Callable[[nn.Module], Descent]) -> Tensor:
+def look_ahead(current: nn.Module, setting: Setting, simulate: Callable[[nn.Module], Run]) -> Tensor:
     """Tilt by the drift that is still to come: v = P g_r at the weights where a simulated run ends.
 
     Where that run diverges, the drift at the current weights has to do.
@@ -189,26 +189,26 @@ class Attempt:
     model: nn.Module
     lr: float
     seed: int
-    simulate: Callable[[nn.Module], Descent]
+    simulate: Callable[[nn.Module], Run]
 
 
-Plan = Callable[[Attempt], Relabel]
+Plan = Callable[[Attempt], PseudoLabeler]
 
 
 def _every_epoch(strategy: Callable[[nn.Module, Setting], Tensor]) -> Plan:
     return lambda attempt: lambda current: strategy(current, attempt.setting)
 
 
-def _ahead(attempt: Attempt) -> Relabel:
+def _ahead(attempt: Attempt) -> PseudoLabeler:
     return lambda current: look_ahead(current, attempt.setting, attempt.simulate)
 
 
-def _searched(attempt: Attempt) -> Relabel:
+def _searched(attempt: Attempt) -> PseudoLabeler:
     labels = bilevel(attempt.model, attempt.setting, lr=attempt.lr, steps=UNROLLED_STEPS, rounds=ROUNDS)
     return lambda _current: labels
 
 
-def _by_lot(attempt: Attempt) -> Relabel:
+def _by_lot(attempt: Attempt) -> PseudoLabeler:
     masked = attempt.setting.masked
     drawn = torch.randn(masked.shape, generator=generator_for(attempt.seed, "labels")).to(masked)
     scores = standardized(drawn, forget=attempt.setting.forget)
@@ -216,11 +216,11 @@ def _by_lot(attempt: Attempt) -> Relabel:
     return lambda _current: labels
 
 
-def _fit(problem: Problem, config: UnlearnConfig, plan: Plan) -> Ladder:
+def _fit(problem: Problem, config: UnlearnConfig, plan: Plan) -> RateSearch:
     """Run ZS-PAG with the labels of ``plan``, which is made anew for every rate."""
     model, setting = problem.model, setting_of(problem, config)
 
-    def fit(start: nn.Module, relabel: Relabel, lr: float, **changes: float) -> Descent:
+    def fit(start: nn.Module, relabel: PseudoLabeler, lr: float, **changes: float) -> Run:
         return fit_labels(
             start,
             problem.forget_images,
@@ -232,33 +232,33 @@ def _fit(problem: Problem, config: UnlearnConfig, plan: Plan) -> Ladder:
             generator=generator_for(problem.seed, "update"),
         )
 
-    def run(lr: float) -> Descent:
+    def run(lr: float) -> Run:
         soft = setting.masked.exp()
 
-        def simulate(current: nn.Module) -> Descent:
+        def simulate(current: nn.Module) -> Run:
             return fit(current, lambda _current: soft, lr, epochs=LOOKAHEAD_EPOCHS, settle=0.0)
 
         return fit(model, plan(Attempt(setting, model, lr, problem.seed, simulate)), lr)
 
-    return climb(run, update=config.update)
+    return rate_search(run, update=config.update)
 
 
-def worst_class_labels(problem: Problem, config: UnlearnConfig) -> Ladder:
+def worst_class_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Tilt the labels before every epoch by the drift of the class that has drifted furthest."""
     return _fit(problem, config, _every_epoch(worst_class))
 
 
-def balanced_labels(problem: Problem, config: UnlearnConfig) -> Ladder:
+def balanced_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Tilt the labels before every epoch by the drift of all classes, each with a gradient of length 1."""
     return _fit(problem, config, _every_epoch(balanced_classes))
 
 
-def lookahead_labels(problem: Problem, config: UnlearnConfig) -> Ladder:
+def lookahead_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Tilt the labels before every epoch by the drift at the end of a simulated epoch on soft labels."""
     return _fit(problem, config, _ahead)
 
 
-def bilevel_labels(problem: Problem, config: UnlearnConfig) -> Ladder:
+def bilevel_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Choose the labels before the run as variables of the proxies' loss after a few projected steps.
 
     Note:
@@ -267,12 +267,12 @@ def bilevel_labels(problem: Problem, config: UnlearnConfig) -> Ladder:
     return _fit(problem, config, _searched)
 
 
-def noise_labels(problem: Problem, config: UnlearnConfig) -> Ladder:
+def noise_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Tilt the labels by lot, as strongly as the others do by influence: does influence beat chance?"""
     return _fit(problem, config, _by_lot)
 
 
-def distilled(problem: Problem, config: UnlearnConfig) -> Ladder:
+def distilled(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Keep the soft labels and add the drift on the proxies to the loss, the sum projected.
 
     Every batch takes as many proxies beside it, drawn anew. Cross-entropy to the masked original differs from the KL
@@ -281,8 +281,8 @@ def distilled(problem: Problem, config: UnlearnConfig) -> Ladder:
     setting = setting_of(problem, config)
     soft = setting.masked.exp()
 
-    def run(lr: float) -> Descent:
-        return descend(
+    def run(lr: float) -> Run:
+        return projected_sgd(
             problem.model,
             problem.forget_images,
             problem.forget_labels,
@@ -293,7 +293,7 @@ def distilled(problem: Problem, config: UnlearnConfig) -> Ladder:
             generator=generator_for(problem.seed, "update"),
         )
 
-    return climb(run, update=config.update)
+    return rate_search(run, update=config.update)
 
 
 def _with_proxies(setting: Setting, soft: Tensor, drawing: torch.Generator, weight: float) -> BatchLoss:
@@ -307,7 +307,7 @@ def _with_proxies(setting: Setting, soft: Tensor, drawing: torch.Generator, weig
     return loss
 
 
-_RUNS: Sequence[tuple[str, str, Run]] = (
+_RUNS: Sequence[tuple[str, str, RunMethod]] = (
     ("worst_class_labels", "ZS-PAG, labels for the worst class", worst_class_labels),
     ("balanced_labels", "ZS-PAG, labels for balanced classes", balanced_labels),
     ("lookahead_labels", "ZS-PAG, labels that look ahead", lookahead_labels),

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from zspag.config import UnlearnConfig
-from zspag.projected_sgd import BatchLoss, Descent, Ladder, climb, descend
-from zspag.proxy_statistics import Material
+from zspag.projected_sgd import BatchLoss, RateSearch, Run, projected_sgd, rate_search
+from zspag.proxy_statistics import ProxyStatistics
 from zspag.runtime import generator_for, seed_of
 
 FORGET, PROXIES, ORACLE = "forget set", "forget set, proxies made from it", "forget set and RETAIN SET (oracle)"
@@ -37,7 +37,7 @@ class Problem:
     forget_labels: Tensor
     num_classes: int
     generator: torch.Generator
-    material: Material
+    statistics: ProxyStatistics
     retain: tuple[Tensor, Tensor] | None = None
 
     @cached_property
@@ -66,7 +66,7 @@ class Problem:
         return self.retain
 
 
-Run = Callable[[Problem, UnlearnConfig], Ladder]  # every method: its runs over the learning rates of ``config.update``
+RunMethod = Callable[[Problem, UnlearnConfig], RateSearch]  # runs over the learning rates of ``config.update``
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Method:
     """
 
     title: str
-    run: Run
+    run: RunMethod
     reads: str
     reference: str
     ladder: str
@@ -97,18 +97,18 @@ def layer_of(weight: str) -> str:
 
 def head_names(problem: Problem) -> list[str]:
     """Return the names of all parameters of the last layer that can be projected."""
-    head = layer_of(problem.material.names[-1])
+    head = layer_of(problem.statistics.names[-1])
     return [name for name, _ in problem.model.named_parameters() if layer_of(name) == head]
 
 
-def descend_all(
+def sgd_at_every_rate(
     problem: Problem,
     config: UnlearnConfig,
     make_loss: Callable[[torch.Generator], BatchLoss],
     *,
     names: Sequence[str] | None = None,
     start: nn.Module | None = None,
-) -> Ladder:
+) -> RateSearch:
     """Minimize a loss at every rate.
 
     Args:
@@ -121,8 +121,8 @@ def descend_all(
     model, update = problem.model if start is None else start, config.update
     moving = [name for name, _ in model.named_parameters()] if names is None else names
 
-    def run(lr: float) -> Descent:
-        return descend(
+    def run(lr: float) -> Run:
+        return projected_sgd(
             model,
             problem.forget_images,
             problem.forget_labels,
@@ -133,4 +133,4 @@ def descend_all(
             generator=generator_for(problem.seed, "update"),
         )
 
-    return climb(run, update=update)
+    return rate_search(run, update=update)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zspag.config import UnlearnConfig, UpdateConfig
-from zspag.lab.methods.method import ORACLE, Method, Problem, descend_all
-from zspag.projected_sgd import BatchLoss, Descent, Ladder, batch_size, climb, fit_labels
+from zspag.lab.methods.method import ORACLE, Method, Problem, sgd_at_every_rate
+from zspag.projected_sgd import BatchLoss, RateSearch, Run, batch_size, fit_labels, rate_search
 from zspag.pseudo_labels import masked_log_probabilities, second_best_labels
 from zspag.runtime import generator_for, logits_of, sent
 from zspag.subspaces import Subspace, hard_projector, merged, second_moments
@@ -35,7 +35,7 @@ SCRUB_CROSS_ENTROPY = 0.99
 SCRUB_MAX_SHARE = 2 / 3
 
 
-def fine_tune(problem: Problem, config: UnlearnConfig) -> Ladder:
+def fine_tune(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Go on training with cross-entropy on the retain set alone, and hope that the rest is forgotten on the way.
 
     Reference: the weakest baseline of Golatkar et al., CVPR 2020, and of most papers since.
@@ -57,10 +57,10 @@ def fine_tune(problem: Problem, config: UnlearnConfig) -> Ladder:
 
         return loss
 
-    return descend_all(problem, config, make_loss)
+    return sgd_at_every_rate(problem, config, make_loss)
 
 
-def unsc(problem: Problem, config: UnlearnConfig) -> Ladder:
+def unsc(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Fit forget samples to their second-best label, in the null space of what the true retain classes use.
 
     Reference: Chen et al. (UNSC), IJCAI 2024.
@@ -75,7 +75,7 @@ def unsc(problem: Problem, config: UnlearnConfig) -> Ladder:
     project = hard_projector(merged_retain_subspace(model, problem.retain_images, problem.retain_labels))
     labels = second_best_labels(masked_log_probabilities(logits_of(model, images), forget=problem.forget_classes))
 
-    def run(lr: float) -> Descent:
+    def run(lr: float) -> Run:
         return fit_labels(
             model,
             images,
@@ -87,7 +87,7 @@ def unsc(problem: Problem, config: UnlearnConfig) -> Ladder:
             generator=generator_for(problem.seed, "update"),
         )
 
-    return climb(run, update=config.update)
+    return rate_search(run, update=config.update)
 
 
 def merged_retain_subspace(model: nn.Module, retain_images: Tensor, retain_labels: Tensor) -> Subspace:
@@ -97,7 +97,7 @@ def merged_retain_subspace(model: nn.Module, retain_images: Tensor, retain_label
     return merged(parts, energy=UNSC_ENERGY, merge_energy=UNSC_MERGE_ENERGY)
 
 
-def scrub(problem: Problem, config: UnlearnConfig) -> Ladder:
+def scrub(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Flee the original on the forget set and stay with it, and with the labels, on the retain set, in turns.
 
     Max steps climb KL(original || current) on forget samples, min steps descend ``SCRUB_DIVERGENCE`` times the same on
@@ -143,7 +143,7 @@ def scrub(problem: Problem, config: UnlearnConfig) -> Ladder:
 
         return loss
 
-    return descend_all(problem, config, make_loss)
+    return sgd_at_every_rate(problem, config, make_loss)
 
 
 def divergence(teacher: Tensor, logits: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def divergence(teacher: Tensor, logits: Tensor) -> Tensor:
 
 
 def _steps(count: int, update: UpdateConfig) -> int:
-    """Return how many steps ``descend`` makes of an epoch over ``count`` forget samples."""
+    """Return how many steps ``projected_sgd`` makes of an epoch over ``count`` forget samples."""
     return math.ceil(count / batch_size(count, update))
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from zspag.calibration.cross_fitting import fit_views, unlearn_with
 from zspag.config import UnlearnConfig
-from zspag.lab.methods.method import ORACLE, PROXIES, Method, Problem, Run
-from zspag.projected_sgd import Descent, Ladder, climb, fit_labels
-from zspag.pseudo_labels import relabeler
+from zspag.lab.methods.method import ORACLE, PROXIES, Method, Problem, RunMethod
+from zspag.projected_sgd import RateSearch, Run, fit_labels, rate_search
+from zspag.pseudo_labels import pseudo_labeler
 from zspag.runtime import generator_for, seed_of
 from zspag.subspaces import (
     Projector,
@@ -35,22 +35,22 @@ _OURS = "Chen et al., IJCAI 2025"
 OLD_RATE = 0.3  # smallest rate that was tried before there was a calibration
 
 
-def _fit(problem: Problem, config: UnlearnConfig, project: Projector | None) -> Ladder:
+def _fit(problem: Problem, config: UnlearnConfig, project: Projector | None) -> RateSearch:
     """Fit the configured pseudo-labels at every rate of the ladder: all layers, the images alone, projected or not."""
-    names = problem.material.names
-    relabel = relabeler(
+    names = problem.statistics.names
+    relabel = pseudo_labeler(
         problem.model,
         problem.forget_images,
         forget=problem.forget_classes,
-        proxies=problem.material.proxies,
-        moments=averaged(problem.material.moments),
+        proxies=problem.statistics.proxies,
+        moments=averaged(problem.statistics.moments),
         projector=project,
         names=names,
         config=config.labels,
         generator=generator_for(problem.seed, "labels"),
     )
 
-    def run(lr: float) -> Descent:
+    def run(lr: float) -> Run:
         return fit_labels(
             problem.model,
             problem.forget_images,
@@ -62,45 +62,49 @@ def _fit(problem: Problem, config: UnlearnConfig, project: Projector | None) -> 
             generator=generator_for(problem.seed, "update"),
         )
 
-    return climb(run, update=config.update)
+    return rate_search(run, update=config.update)
 
 
-def _calibrated(strategy: str | None) -> Run:
+def _calibrated(strategy: str | None) -> RunMethod:
     """ZS-PAG as ``zero_shot_unlearn`` runs it, with the configured labels or with those of ``strategy``.
 
     Layers and rate are chosen on held-out halves of the forget set. Where curves are wanted (``whole_ladder``), the
     chosen layers are run at every rate of the ladder, too.
     """
 
-    def run(problem: Problem, config: UnlearnConfig) -> Ladder:
-        model, labels, material, seed = problem.model, problem.forget_labels, problem.material, problem.seed
+    def run(problem: Problem, config: UnlearnConfig) -> RateSearch:
+        model, labels, statistics, seed = problem.model, problem.forget_labels, problem.statistics, problem.seed
         if strategy is not None:
             config = replace(config, labels=replace(config.labels, strategy=strategy))
-        made = unlearn_with(model, labels, material, forget=problem.forget_classes, config=config, seed=seed)
+        made = unlearn_with(model, labels, statistics, forget=problem.forget_classes, config=config, seed=seed)
         runs = [made.run]
         if config.update.whole_ladder:
             rates = [lr for lr in config.update.ladder if lr != made.run.lr]
-            runs += [fit_views(model, labels, material, made, lr=lr, config=config, seed=seed) for lr in rates]
+            runs += [fit_views(model, labels, statistics, made, lr=lr, config=config, seed=seed) for lr in rates]
         runs.sort(key=lambda one: one.lr)
-        return Ladder(tuple(runs), runs.index(made.run))
+        return RateSearch(tuple(runs), runs.index(made.run))
 
     return run
 
 
-def fixed(problem: Problem, config: UnlearnConfig) -> Ladder:
+def fixed(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """ZS-PAG as it was before the calibration: all layers, no views, the first rate from ``OLD_RATE`` that forgets."""
-    ladder = _fit(problem, config, projector(problem.material.moments, config=config.subspace))
+    ladder = _fit(problem, config, projector(problem.statistics.moments, config=config.subspace))
     target = config.update.forget_accuracy
     allowed = [index for index, run in enumerate(ladder.runs) if run.lr >= OLD_RATE] or [ladder.chosen]
-    return Ladder(ladder.runs, next((index for index in allowed if ladder.runs[index].reached(target)), allowed[-1]))
+    return RateSearch(
+        ladder.runs, next((index for index in allowed if ladder.runs[index].reached(target)), allowed[-1])
+    )
 
 
-def unprojected(problem: Problem, config: UnlearnConfig) -> Ladder:
+def unprojected(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """ZS-PAG's labels and weights, without the projection."""
     return _fit(problem, config, None)
 
 
-def _fit_in(problem: Problem, config: UnlearnConfig, choose: Callable[[Subspace, torch.Generator], Subspace]) -> Ladder:
+def _fit_in(
+    problem: Problem, config: UnlearnConfig, choose: Callable[[Subspace, torch.Generator], Subspace]
+) -> RateSearch:
     """Fit with another subspace of the same rank per layer: does it matter *which* directions are protected?
 
     Labels and rank are those of "zs_pag_fixed", so nothing but the directions differs.
@@ -110,19 +114,19 @@ def _fit_in(problem: Problem, config: UnlearnConfig, choose: Callable[[Subspace,
         config: Options of every stage.
         choose: Maps ZS-PAG's own subspace and a generator to the one that is protected instead.
     """
-    own = combine(problem.material.moments, config=config.subspace)
+    own = combine(problem.statistics.moments, config=config.subspace)
     drawing = generator_for(seed_of(problem.generator), "subspace")  # a draw before the seed: all see the same batches
     return _fit(problem, config, hard_projector(choose(own, drawing)))
 
 
-def in_forget_subspace(problem: Problem, config: UnlearnConfig) -> Ladder:
+def in_forget_subspace(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """ZS-PAG with the subspace of the forget samples."""
     return _fit_in(problem, config, lambda own, _: forget_subspace(problem.model, problem.forget_images, own=own))
 
 
-def in_noise_subspace(problem: Problem, config: UnlearnConfig) -> Ladder:
+def in_noise_subspace(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """ZS-PAG with the subspace of noise images, as many as there are proxies."""
-    images, count = problem.forget_images, len(problem.material.proxies.labels)
+    images, count = problem.forget_images, len(problem.statistics.proxies.labels)
     return _fit_in(
         problem,
         config,
@@ -130,12 +134,12 @@ def in_noise_subspace(problem: Problem, config: UnlearnConfig) -> Ladder:
     )
 
 
-def in_random_subspace(problem: Problem, config: UnlearnConfig) -> Ladder:
+def in_random_subspace(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """ZS-PAG with uniformly random directions."""
     return _fit_in(problem, config, lambda own, drawing: random_like(own, generator=drawing))
 
 
-def in_retain_subspace(problem: Problem, config: UnlearnConfig) -> Ladder:
+def in_retain_subspace(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """ZS-PAG with the subspace of the true retain data at the same ranks: what proxies would ideally replace."""
     images, labels = problem.retain_images, problem.retain_labels
     return _fit_in(problem, config, lambda own, _: retain_subspace(problem.model, images, labels, own=own))
@@ -160,7 +164,7 @@ def retain_subspace(model: nn.Module, retain_images: Tensor, retain_labels: Tens
     return by_rank(pooled(parts), ranks=own.ranks)
 
 
-def _projected(title: str, run: Run, reference: str, ladder: str = "high") -> Method:
+def _projected(title: str, run: RunMethod, reference: str, ladder: str = "high") -> Method:
     return Method(title, run, PROXIES, reference, ladder)
 
 

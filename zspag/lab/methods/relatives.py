@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zspag.config import UnlearnConfig
-from zspag.lab.methods.method import FORGET, Method, Problem, descend_all
-from zspag.projected_sgd import BatchLoss, Ladder
+from zspag.lab.methods.method import FORGET, Method, Problem, sgd_at_every_rate
+from zspag.projected_sgd import BatchLoss, RateSearch
 from zspag.pseudo_labels import masked_log_probabilities
 from zspag.runtime import chunks, frozen, generator_for, logits_of, sent
 
@@ -40,7 +40,7 @@ class StandInConfig:
 STAND_INS = StandInConfig()
 
 
-def aru(problem: Problem, config: UnlearnConfig) -> Ladder:
+def aru(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Pull forget samples away from the original's answer, towards adversarial stand-ins that keep a retained label.
 
     A stand-in is the forget sample pushed towards the class the original likes best among the retained ones. The loss
@@ -68,7 +68,7 @@ def aru(problem: Problem, config: UnlearnConfig) -> Ladder:
 
         return loss
 
-    return descend_all(problem, config, make_loss)
+    return sgd_at_every_rate(problem, config, make_loss)
 
 
 def triplet(anchors: Tensor, positives: Tensor, negatives: Tensor, *, margin: float) -> Tensor:

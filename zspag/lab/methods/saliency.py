@@ -10,15 +10,15 @@ from torch.nn import functional as F
 
 from zspag.config import UnlearnConfig
 from zspag.influence import loss_gradient, soft_cross_entropy
-from zspag.lab.methods.method import FORGET, Method, Problem, descend_all
-from zspag.projected_sgd import BatchLoss, Ladder
+from zspag.lab.methods.method import FORGET, Method, Problem, sgd_at_every_rate
+from zspag.projected_sgd import BatchLoss, RateSearch
 from zspag.pseudo_labels import random_labels
 from zspag.runtime import sent
 
 SALIENT_SHARE = 0.5  # of all weights; published runs keep 50 to 80 %
 
 
-def salun(problem: Problem, config: UnlearnConfig) -> Ladder:
+def salun(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Fit the most salient weights to uniformly random retained labels, drawn again for every batch.
 
     Reference: Fan, Liu, Zhang, Wong, Wei and Liu, "SalUn", ICLR 2024.
@@ -39,7 +39,7 @@ def salun(problem: Problem, config: UnlearnConfig) -> Ladder:
 
         return loss
 
-    return descend_all(problem, config, make_loss)
+    return sgd_at_every_rate(problem, config, make_loss)
 
 
 def saliency_mask(model: nn.Module, images: Tensor, labels: Tensor, *, share: float) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from zspag.config import UnlearnConfig
-from zspag.lab.methods.method import FORGET, Method, Problem, descend_all
-from zspag.projected_sgd import BatchLoss, Ladder
+from zspag.lab.methods.method import FORGET, Method, Problem, sgd_at_every_rate
+from zspag.projected_sgd import BatchLoss, RateSearch
 from zspag.pseudo_labels import retained_classes
 from zspag.runtime import logits_of, plain_attention, sent
 
@@ -17,7 +17,7 @@ SIGMA = 0.5  # JiT: standard deviation of their noise; the paper's for convoluti
 IRRELEVANT = 1.0  # MU-Mis: lambda, the weight of the other class; CHOICE: both count the same
 
 
-def jit(problem: Problem, config: UnlearnConfig) -> Ladder:
+def jit(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Flatten the net around the forget samples: bring its answer to a sample close to those to noisy copies of it.
 
     The loss is the mean over copies of ||f(x) - f(x + e)|| / ||e||, without a gradient through f(x + e).
@@ -42,7 +42,7 @@ def jit(problem: Problem, config: UnlearnConfig) -> Ladder:
 
         return loss
 
-    return descend_all(problem, config, make_loss)
+    return sgd_at_every_rate(problem, config, make_loss)
 
 
 def lipschitz_quotient(logits: Tensor, around: Tensor, noise: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def lipschitz_quotient(logits: Tensor, around: Tensor, noise: Tensor) -> Tensor:
     return (torch.linalg.vector_norm(logits - around, dim=2) / lengths).mean()
 
 
-def mu_mis(problem: Problem, config: UnlearnConfig) -> Ladder:
+def mu_mis(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Make the logit of a sample's own class insensitive to its pixels, and that of another class sensitive.
 
     The loss is ||grad_x f_y||^2 - lambda ||grad_x f_c||^2, with c a retained class drawn for every sample and batch.
@@ -81,7 +81,7 @@ def mu_mis(problem: Problem, config: UnlearnConfig) -> Ladder:
 
         return loss
 
-    return descend_all(problem, config, make_loss)
+    return sgd_at_every_rate(problem, config, make_loss)
 
 
 def contribution(model: nn.Module, images: Tensor, labels: Tensor, others: Tensor, *, weight: float) -> Tensor:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from zspag.activations import watching
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
-from zspag.lab.methods.method import FORGET, PROXIES, Method, Problem, descend_all, head_names
-from zspag.projected_sgd import BatchLoss, Ladder
+from zspag.lab.methods.method import FORGET, PROXIES, Method, Problem, head_names, sgd_at_every_rate
+from zspag.projected_sgd import BatchLoss, RateSearch
 from zspag.pseudo_labels import masked_log_probabilities, retained_classes
 from zspag.runtime import chunks, frozen, generator_for, sent
 
@@ -22,7 +22,7 @@ NOISE_STEPS = 40  # steps of Adam they are optimized by
 NOISE_RATE = 0.1  # its rate, as published, in pixels here
 
 
-def min_max_noise(problem: Problem, config: UnlearnConfig) -> Ladder:
+def min_max_noise(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Fine-tune on noise images alone: of a forget class such as maximize its loss, of a retained class minimize it.
 
     To fit the class to images that look nothing like it overwrites what the net knows of it.
@@ -47,7 +47,7 @@ def min_max_noise(problem: Problem, config: UnlearnConfig) -> Ladder:
 
         return loss
 
-    return descend_all(problem, config, make_loss)
+    return sgd_at_every_rate(problem, config, make_loss)
 
 
 def optimized_noise(model: nn.Module, start: Tensor, labels: Tensor, *, forget: Sequence[int]) -> Tensor:
@@ -76,7 +76,7 @@ def _optimize(model: nn.Module, start: Tensor, labels: Tensor, signs: Tensor) ->
     return images.detach()
 
 
-def head_sampling(problem: Problem, config: UnlearnConfig) -> Ladder:
+def head_sampling(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Train the head alone on Gaussian features, labelled by the original head with the forget classes masked.
 
     A class's features have the mean of its proxies (of its forget samples, for a forget class) and the covariance of
@@ -94,12 +94,17 @@ def head_sampling(problem: Problem, config: UnlearnConfig) -> Ladder:
     Raises:
         ValueError: If the last layer of the model does not give the logits.
     """
-    model, head, forget, width = problem.model, problem.material.names[-1], problem.forget_classes, problem.num_classes
+    model, head, forget, width = (
+        problem.model,
+        problem.statistics.names[-1],
+        problem.forget_classes,
+        problem.num_classes,
+    )
     original = dict(model.named_parameters())[head]
     if original.shape[0] != width:
         raise ValueError(f"the last layer, {head}, has {original.shape[0]} outputs instead of {width} logits")
-    images = torch.cat([problem.forget_images, problem.material.proxies.images])
-    labels = torch.cat([problem.forget_labels, problem.material.proxies.labels])
+    images = torch.cat([problem.forget_images, problem.statistics.proxies.images])
+    labels = torch.cat([problem.forget_labels, problem.statistics.proxies.labels])
     means, residuals = class_statistics(features_of(model, images, head=head), labels, num_classes=width)
     retained = retained_classes(width, forget)
 
@@ -113,7 +118,7 @@ def head_sampling(problem: Problem, config: UnlearnConfig) -> Ladder:
 
         return loss
 
-    return descend_all(problem, config, make_loss, names=head_names(problem))
+    return sgd_at_every_rate(problem, config, make_loss, names=head_names(problem))
 
 
 def features_of(model: nn.Module, images: Tensor, *, head: str) -> Tensor:

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
-from zspag.lab.methods.method import FORGET, PROXIES, Method, Problem, descend_all, head_names
-from zspag.projected_sgd import BatchLoss, Ladder
+from zspag.lab.methods.method import FORGET, PROXIES, Method, Problem, head_names, sgd_at_every_rate
+from zspag.projected_sgd import BatchLoss, RateSearch
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
 from zspag.runtime import logits_of, sent
 
 
-def gradient_ascent(problem: Problem, config: UnlearnConfig) -> Ladder:
+def gradient_ascent(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Climb the cross-entropy of the forget samples.
 
     Note:
@@ -31,10 +31,10 @@ def gradient_ascent(problem: Problem, config: UnlearnConfig) -> Ladder:
         each = F.cross_entropy(logits, problem.forget_labels[batch], reduction="none")
         return -each.clamp_max(math.log(problem.num_classes)).mean()
 
-    return descend_all(problem, config, lambda _drawing: loss)
+    return sgd_at_every_rate(problem, config, lambda _drawing: loss)
 
 
-def random_relabeling(problem: Problem, config: UnlearnConfig) -> Ladder:
+def random_relabeling(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Fit all parameters to uniformly random retained labels, drawn again for every batch."""
     images, classes, forget = problem.forget_images, problem.num_classes, problem.forget_classes
 
@@ -45,32 +45,32 @@ def random_relabeling(problem: Problem, config: UnlearnConfig) -> Ladder:
 
         return loss
 
-    return descend_all(problem, config, make_loss)
+    return sgd_at_every_rate(problem, config, make_loss)
 
 
-def delete(problem: Problem, config: UnlearnConfig) -> Ladder:
+def delete(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Fit all parameters to the original's softmax with the forget classes masked (DELETE; beta = 0, no projection)."""
     return _distil(problem, config, names=None)
 
 
-def head_only(problem: Problem, config: UnlearnConfig) -> Ladder:
+def head_only(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """DELETE on the last layer alone: how far does an edit of the head go?"""
     return _distil(problem, config, names=head_names(problem))
 
 
-def _distil(problem: Problem, config: UnlearnConfig, *, names: Sequence[str] | None) -> Ladder:
+def _distil(problem: Problem, config: UnlearnConfig, *, names: Sequence[str] | None) -> RateSearch:
     images = problem.forget_images
     teacher = masked_log_probabilities(logits_of(problem.model, images), forget=problem.forget_classes).exp()
 
     def loss(current: nn.Module, batch: Tensor) -> Tensor:
         return soft_cross_entropy(current(images[batch]), teacher[batch])
 
-    return descend_all(problem, config, lambda _drawing: loss, names=names)
+    return sgd_at_every_rate(problem, config, lambda _drawing: loss, names=names)
 
 
-def rehearsal(problem: Problem, config: UnlearnConfig) -> Ladder:
+def rehearsal(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """DELETE plus cross-entropy to the masked original on the proxies, no projection: are proxies alone enough?"""
-    images, proxies = problem.forget_images, problem.material.proxies.images
+    images, proxies = problem.forget_images, problem.statistics.proxies.images
     teacher, kept = (
         masked_log_probabilities(logits_of(problem.model, seen), forget=problem.forget_classes).exp()
         for seen in (images, proxies)
@@ -84,7 +84,7 @@ def rehearsal(problem: Problem, config: UnlearnConfig) -> Ladder:
 
         return loss
 
-    return descend_all(problem, config, make_loss, names=problem.material.names)
+    return sgd_at_every_rate(problem, config, make_loss, names=problem.statistics.names)
 
 
 METHODS: dict[str, Method] = {

@@ -103,10 +103,10 @@ def test_zs_pag_behind_the_door_is_zero_shot_unlearn_bit_for_bit(lr):
 def test_a_method_behind_the_door_is_that_of_the_table_bit_for_bit(name):
     (images, labels), update = forget_data(), replace(CONFIG.update, lr=0.01)
     config = replace(CONFIG, update=update)
-    material = prepare(
+    statistics = prepare(
         trained(), images, forget=(GONE,), num_classes=K, config=config, generator=generator_for(0, "material")
     )
-    problem = Problem(trained(), images, labels, K, generator_for(0, "method"), material)
+    problem = Problem(trained(), images, labels, K, generator_for(0, "method"), statistics)
     ladder = METHODS[name].run(problem, config)
     result = unlearn_by(name, trained(), images, labels, lr=0.01, config=CONFIG)
     assert same(state(ladder.kept.model), state(result.model))

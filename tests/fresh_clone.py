@@ -1,6 +1,6 @@
-"""What a newcomer meets: clone the repository into an empty folder, type the README's commands, time each.
+"""Clone the repository into an empty folder, type the README's commands, time each.
 
-Run by hand (`make newcomer`), for it takes most of an hour; writes ``results/commands.json``, which the README shows.
+Run by hand (`make fresh-clone`): it takes most of an hour. Writes ``results/commands.json``, which the README shows.
 Set-up is timed apart, since it is mostly a download.
 """
 

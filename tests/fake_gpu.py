@@ -1,4 +1,4 @@
-"""A GPU that is pretended: tensors that say they are elsewhere, hold their values on the CPU and keep a GPU's rules.
+"""A fake GPU: tensors that say they are elsewhere, hold their values on the CPU and keep a GPU's rules.
 
 Where no GPU is at hand, three things can still be found out about code that is meant for one, with real values:
 
@@ -40,7 +40,7 @@ INDEXING = (aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, ate
 
 
 class Elsewhere(Tensor):
-    """A tensor of the pretended GPU; ``held`` has its values."""
+    """A tensor of the fake GPU; ``held`` has its values."""
 
     held: Tensor
     is_meta = False  # torch takes no values from tensors of "meta", and prints none
@@ -56,7 +56,7 @@ class Elsewhere(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
-        raise RuntimeError(f"{operation} on the pretended GPU, which is there inside `pretended_gpu()` only")
+        raise RuntimeError(f"{operation} on the fake GPU, which is there inside `fake_gpu()` only")
 
     @property
     def data(self):
@@ -94,7 +94,7 @@ def _sent(index):
 
 
 class Gpu(TorchDispatchMode):
-    """Does on the CPU what is asked of the pretended GPU.
+    """Does on the CPU what is asked of the fake GPU.
 
     Attributes:
         waits: How often the host waited for the device, by the line of the package that asked and what for.
@@ -191,12 +191,12 @@ class _FromNumbers(TorchFunctionMode):
 
 
 def _autocast(device_type, *args, **kwargs):
-    """There is no half precision on the pretended GPU."""
+    """There is no half precision on the fake GPU."""
     return nullcontext() if device_type == AWAY.type else _AUTOCAST(device_type, *args, **kwargs)
 
 
 @contextmanager
-def pretended_gpu() -> Iterator[Gpu]:
+def fake_gpu() -> Iterator[Gpu]:
     """Pretend that there is a GPU called ``AWAY``, and that it is the one to pick.
 
     Yields:

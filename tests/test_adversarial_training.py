@@ -7,7 +7,7 @@ import torch
 from laboratory import changed_names, small
 
 from zspag.config import ProxyConfig
-from zspag.lab.adversarial_training import hardened
+from zspag.lab.adversarial_training import adversarially_trained
 from zspag.proxies import attack
 from zspag.runtime import generator_for, logits_of
 
@@ -20,7 +20,7 @@ def pair():
     here = small()
     images, labels = torch.cat([here.images, here.retain_images]), torch.cat([here.labels, here.retain_labels])
     before = copy.deepcopy(here.model)
-    hard = hardened(here.model, images, labels, radius=RADIUS, generator=generator_for(0, "hardening"))
+    hard = adversarially_trained(here.model, images, labels, radius=RADIUS, generator=generator_for(0, "hardening"))
     assert not changed_names(before, here.model)
     assert not here.model.training
     return here, hard, (images, labels)
@@ -53,7 +53,7 @@ def test_it_comes_back_ready_to_use(pair):
 def test_the_same_stream_gives_the_same_net_and_another_one_does_not():
     here = small()
     nets = [
-        hardened(here.model, here.images, here.labels, radius=RADIUS, generator=generator_for(seed))
+        adversarially_trained(here.model, here.images, here.labels, radius=RADIUS, generator=generator_for(seed))
         for seed in (1, 1, 2)
     ]
     assert not changed_names(nets[0], nets[1])

@@ -7,7 +7,7 @@ points below the masked original: a class of digits has 36 test images, so one i
 import pytest
 import reference
 import torch
-from stranger import stranger
+from external_model import external_model
 
 from zspag import zero_shot_unlearn
 from zspag.config import TrainConfig
@@ -26,7 +26,7 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(digits):
     torch.manual_seed(0)
-    net = stranger(num_classes=10, in_channels=1, image_size=8)
+    net = external_model(num_classes=10, in_channels=1, image_size=8)
     recipe = TrainConfig(epochs=6, batch_size=64, lr=0.05)
     return train(net, digits.train.images, digits.train.labels, config=recipe, seed=0).model
 
@@ -64,6 +64,6 @@ def test_a_strangers_net_forgets_a_class_and_keeps_the_others(digits, trained):
 
 
 def test_the_net_is_one_that_the_package_can_build_from_its_file():
-    net = build("tests/stranger.py:stranger", num_classes=10, in_channels=3, image_size=8, width=1, seed=0)
+    net = build("tests/external_model.py:external_model", num_classes=10, in_channels=3, image_size=8, width=1, seed=0)
     assert net(torch.rand(2, 3, 8, 8)).shape == (2, 10)
     assert 30_000 < sum(parameter.numel() for parameter in net.parameters()) < 60_000

@@ -10,7 +10,7 @@ from laboratory import TINY, rooted
 from zspag.lab import experiment, scenarios
 from zspag.lab.data import Guard
 from zspag.lab.evaluation import score
-from zspag.lab.experiment import Case, RunsFailed, data_of, panel_of, trained
+from zspag.lab.experiment import Case, RunsFailed, data_of, references_of, trained
 from zspag.lab.scenarios import (
     Request,
     across_classes,
@@ -95,12 +95,16 @@ def test_samples_and_orders_are_drawn_by_the_seed():
 def test_one_whole_class_is_judged_as_in_the_grid():
     request, case = of_classes(QUICK, 0, (3,)), Case(QUICK, 0, 3)
     original, reference, own = compared(request, "one class")
-    panel = panel_of(case)
+    references = references_of(case)
     result = zero_shot_unlearn(
-        trained(QUICK, 0), panel.images.forget_train, panel.labels.forget_train, num_classes=10, config=QUICK.unlearn
+        trained(QUICK, 0),
+        references.images.forget_train,
+        references.labels.forget_train,
+        num_classes=10,
+        config=QUICK.unlearn,
     )
-    for row, logits in ((own, panel.images.map_logits(result.open_model)), (reference, panel.retrained)):
-        expected = asdict(score(logits, panel))
+    for row, logits in ((own, references.images.map_logits(result.open_model)), (reference, references.retrained)):
+        expected = asdict(score(logits, references))
         shared = row.keys() & expected.keys()
         assert shared >= {"acc_forget", "acc_retain", "acc_forget_train", "over_unlearning", "drift", "gap"}
         assert {name: row[name] for name in shared} == pytest.approx({name: expected[name] for name in shared})

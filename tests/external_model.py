@@ -63,6 +63,6 @@ class Stranger(nn.Module):
         return self.head(self.norm(self.block(tokens + self.position)).mean(1))
 
 
-def stranger(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+def external_model(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Return an untrained net; called as ``zspag.lab.models.build`` calls any ``file.py:factory``."""
     return Stranger(num_classes, in_channels, image_size)

@@ -13,7 +13,7 @@ from zspag.influence import logit_derivatives
 from zspag.lab import models
 from zspag.runtime import frozen
 from zspag.speedups import conv_bn
-from zspag.speedups.conv_bn import norm_pairs, norms_folded
+from zspag.speedups.conv_bn import conv_bn_pairs, fuse_conv_bn
 
 
 def wild_(model):
@@ -105,15 +105,15 @@ def test_logits_and_gradients_are_those_of_the_plain_model_and_the_norms_are_gon
     torch.manual_seed(0)
     make, folds = CASES[case]
     model, x = wild_(make()), torch.rand(3, 3, 32, 32, dtype=torch.float64)
-    pairs = norm_pairs(model, x)
+    pairs = conv_bn_pairs(model, x)
     assert len(pairs) == folds
     plain, every, left = answers(model, x), Norms(), Norms()
     with every:
         model(x)
-    with left, norms_folded(pairs):  # the inner mode is asked first, and passes on what it does not fold
+    with left, fuse_conv_bn(pairs):  # the inner mode is asked first, and passes on what it does not fold
         model(x)
     assert every.count - left.count == folds
-    with norms_folded(pairs):
+    with fuse_conv_bn(pairs):
         others = answers(model, x)
     for one, other in zip(plain, others, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
@@ -123,19 +123,19 @@ def test_logits_and_gradients_are_those_of_the_plain_model_and_the_norms_are_gon
 
 def test_a_norm_that_follows_the_batch_is_not_folded():
     model = built("conv7").train()
-    with norms_folded(norm_pairs(model, torch.rand(2, 3, 32, 32))):  # pairs of eval mode, asked in train mode
+    with fuse_conv_bn(conv_bn_pairs(model, torch.rand(2, 3, 32, 32))):  # pairs of eval mode, asked in train mode
         assert model.training
     batch_only = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(3600, 5)
     )
-    assert norm_pairs(batch_only, torch.rand(2, 3, 32, 32)) == ()
+    assert conv_bn_pairs(batch_only, torch.rand(2, 3, 32, 32)) == ()
 
 
 def test_a_weight_that_moves_inside_is_followed_and_so_are_gradients_that_come_and_go():
     torch.manual_seed(0)
     model, x = wild_(built("conv7")), torch.rand(2, 3, 32, 32, dtype=torch.float64)
-    pairs, weight = norm_pairs(model, x), model[1].weight
-    with norms_folded(pairs):
+    pairs, weight = conv_bn_pairs(model, x), model[1].weight
+    with fuse_conv_bn(pairs):
         with frozen(model):
             model(x)
         with torch.no_grad():
@@ -148,9 +148,9 @@ def test_a_weight_that_moves_inside_is_followed_and_so_are_gradients_that_come_a
 @pytest.mark.parametrize("still", [True, False])
 def test_weights_that_cannot_move_are_scaled_once_for_all_passes(still, monkeypatch):
     model, x, made = wild_(built("conv7")), torch.rand(2, 3, 32, 32, dtype=torch.float64), []
-    pairs, scaled = norm_pairs(model, x), conv_bn._scaled
+    pairs, scaled = conv_bn_pairs(model, x), conv_bn._scaled
     monkeypatch.setattr(conv_bn, "_scaled", lambda *of: made.append(of) or scaled(*of))
-    with frozen(model) if still else nullcontext(), norms_folded(pairs):
+    with frozen(model) if still else nullcontext(), fuse_conv_bn(pairs):
         for _ in range(3):
             model(x)
     assert len(made) == len(pairs) * (1 if still else 3)
@@ -158,9 +158,9 @@ def test_weights_that_cannot_move_are_scaled_once_for_all_passes(still, monkeypa
 
 def test_nobody_looks_for_pairs_when_little_work_is_ahead():
     model = built("conv7")
-    assert norm_pairs(model, torch.rand(9, 3, 32, 32), passes=conv_bn.WORTH / 9)
+    assert conv_bn_pairs(model, torch.rand(9, 3, 32, 32), passes=conv_bn.WORTH / 9)
     model.register_forward_hook(lambda *_: pytest.fail("looked"))
-    assert norm_pairs(model, torch.rand(9, 3, 32, 32), passes=(conv_bn.WORTH - 1) / 9) == ()
+    assert conv_bn_pairs(model, torch.rand(9, 3, 32, 32), passes=(conv_bn.WORTH - 1) / 9) == ()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -185,7 +185,7 @@ def test_passes_of_another_model_go_on_as_ever():
     model, other = wild_(built("conv7")), wild_(built("conv7"))
     x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
     plain = other(x)
-    with norms_folded(norm_pairs(model, x)):
+    with fuse_conv_bn(conv_bn_pairs(model, x)):
         assert torch.equal(other(x), plain)
 
 
@@ -197,6 +197,6 @@ def test_a_pair_that_does_not_belong_together_is_noticed():
     with torch.no_grad(), watch:
         plain = model(x)
     assert len(watch.pairs()) == 1
-    with torch.no_grad(), norms_folded(watch.pairs()):
+    with torch.no_grad(), fuse_conv_bn(watch.pairs()):
         assert (model(x) - plain).abs().max() > 0.1 * plain.abs().max()
-    assert norm_pairs(model, x) == ()
+    assert conv_bn_pairs(model, x) == ()

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from zspag.calibration.rate_search import (
+from zspag.calibration.open_search import (
     ALIKE,
     HARMLESS,
     LARGEST,
