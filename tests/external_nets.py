@@ -113,10 +113,6 @@ def normed_net(norm):
     )
 
 
-def group_norm(channels):
-    return nn.GroupNorm(2, channels)
-
-
 def grouped_net():
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1),
@@ -207,13 +203,6 @@ class Recurrent(nn.Module):
 # ---- Wrappers
 
 
-def forward_replaced():
-    """A bound method on the instance, as wrappers of training libraries leave it."""
-    net = trained(LeNet)
-    net.forward = net.forward
-    return net
-
-
 class Wrapped(nn.Module):
     """A net with something done before and after it."""
 
@@ -284,22 +273,16 @@ class CastsInside(nn.Module):
         return self.net(x.to(self.net[1].weight.dtype)).float()
 
 
+def forward_replaced():
+    net = trained(LeNet)
+    net.forward = net.forward  # a bound method on the instance, as wrappers of training libraries leave it
+    return net
+
+
 def frozen_backbone():
     net = trained(plain_net)
     net[:4].requires_grad_(False)
     return net
-
-
-def train_mode():
-    return trained(normed_net, nn.BatchNorm2d).train()
-
-
-def data_parallel():
-    return nn.DataParallel(trained(LeNet))
-
-
-def compiled():
-    return torch.compile(trained(plain_net), backend="eager")
 
 
 def weight_norm_head():
@@ -320,9 +303,9 @@ def pruned_after_a_pass():
     return net
 
 
-def pruned_for_good():
-    net = pruned_layer()
-    prune.remove(net[5], "weight")
+def for_good(net, *places):
+    for place in places:
+        prune.remove(net[place], "weight")
     return net
 
 
@@ -468,10 +451,6 @@ def traced():
     return torch.jit.trace(trained(plain_net), forget_images(2))
 
 
-def script_inside():
-    return Wrapped(scripted())
-
-
 @deprecated
 def old_weight_norm():
     net = trained(mlp)
@@ -499,27 +478,13 @@ def all_pruned():
     return net
 
 
-def all_pruned_for_good():
-    net = all_pruned()
-    for layer in (net[1], net[4]):
-        prune.remove(layer, "weight")
-    return net
-
-
 def all_frozen():
     return trained(plain_net).requires_grad_(False)
 
 
-def lazy():
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(CLASSES))
-
-
-def color_net():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, CLASSES))
-
-
-def larger_net():
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(400, CLASSES))
+def other_shape(channels, features):
+    """A net for images of other channels or another size; 8 x 8 pixels give 144 features."""
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Flatten(), nn.Linear(features, CLASSES))
 
 
 def after(function):
@@ -539,7 +504,7 @@ GOOD = {
     "LeNet with view and batch norm": partial(trained, NormedLeNet),
     "no norm": partial(trained, plain_net),
     "batch norm": partial(trained, normed_net, nn.BatchNorm2d),
-    "group norm": partial(trained, normed_net, group_norm),
+    "group norm": partial(trained, normed_net, partial(nn.GroupNorm, 2)),
     "instance norm": partial(trained, normed_net, nn.InstanceNorm2d),
     "MLP": partial(trained, mlp),
     "MLP with layer norm": partial(trained, mlp, nn.LayerNorm),
@@ -555,10 +520,10 @@ GOOD = {
     "object with logits": lambda: Wrapped(trained(mlp), after=lambda z: types.SimpleNamespace(logits=z)),
     "namedtuple with logits": lambda: Wrapped(trained(mlp), after=lambda z: Named(z, z[:, :3])),
     "log-softmax": lambda: Wrapped(trained(LeNet), after=lambda z: F.log_softmax(z, 1)),
-    "DataParallel": data_parallel,
-    "compiled": compiled,
+    "DataParallel": lambda: nn.DataParallel(trained(LeNet)),
+    "compiled": lambda: torch.compile(trained(plain_net), backend="eager"),
     "frozen backbone": frozen_backbone,
-    "train mode": train_mode,
+    "train mode": lambda: trained(normed_net, nn.BatchNorm2d).train(),
     "weight norm on the head": weight_norm_head,
     "weight norm of old": old_weight_norm,
     "recurrent": partial(trained, Recurrent),
@@ -566,7 +531,7 @@ GOOD = {
     "spectral norm on a layer": spectral_norm_layer,
     "a pruned layer": pruned_layer,
     "a pruned layer after a pass": pruned_after_a_pass,
-    "a layer pruned for good": pruned_for_good,
+    "a layer pruned for good": lambda: for_good(pruned_layer(), 5),
     "keeps its features": keeps_features,
     "counts its passes": lambda: Counts(trained(mlp)),
     "a recording hook": recording_hook,
@@ -622,19 +587,25 @@ BAD = {
     "a generator": (generating, r"because its attribute 'batches' \(generator\) cannot"),
     "TorchScript": (scripted, r"the model .* is TorchScript: pass the Python model"),
     "a trace": (traced, "the model .* is TorchScript: pass the Python model"),
-    "TorchScript inside": (script_inside, "layer 'net' .* is TorchScript"),
+    "TorchScript inside": (lambda: Wrapped(scripted()), "layer 'net' .* is TorchScript"),
     "dynamically quantized": (quantized, r"layer '1' \(Linear\) is quantized.*: unlearn the float model"),
     "all parametrized": (all_parametrized, r"no convolution, .* \(.*parametrized; .*remove_parametrizations"),
     "all pruned by masks": (all_pruned, r"no convolution, .* \(.*weight_orig: pruned by a mask"),
-    "all pruned for good": (all_pruned_for_good, r"no convolution, .* may move \(1.weight: 5\d % of its entries"),
-    "all frozen": (all_frozen, r"0.weight: requires_grad=False; .* with requires_grad_\(True\)"),
-    "lazy": (lazy, "1.weight has no shape yet .* load"),
+    "all pruned for good": (
+        lambda: for_good(all_pruned(), 1, 4),
+        r"may move \(1.weight: 5\d % of its entries",
+    ),
+    "all frozen": (
+        lambda: trained(plain_net).requires_grad_(False),
+        r"0.weight: requires_grad=False; .* with requires_grad_\(True\)",
+    ),
+    "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(CLASSES)), "1.weight has no shape yet .* load"),
     "on the meta device": (
         lambda: trained(mlp).to("meta"),
         "1.weight on the meta device and holds no numbers: load",
     ),
-    "made for colour": (color_net, r"layer '0', Conv2d\(3, 4.*bring the images to the channels"),
-    "made for larger images": (larger_net, r"layer '2', Linear\(in_features=400.* the size"),
+    "made for colour": (partial(other_shape, 3, 144), r"layer '0', Conv2d\(3, 4.*bring the images to the channels"),
+    "made for larger images": (partial(other_shape, 1, 400), r"layer '2', Linear\(in_features=400.* the size"),
     "fails in its own way": (before(_fail), "fails on a forget image of shape .*KeyError: 'a slip of its auth"),
     "the class, no instance": (lambda: LeNet, r"must be a torch.nn.Module, got type: pass an instance"),
     "a state dict": (lambda: trained(mlp).state_dict(), r"got OrderedDict: pass an instance, .*\(load_state_dict\)"),

@@ -149,9 +149,8 @@ def unlearn_files(task: Task) -> Iterator[str]:
     yield from (f"warning: {text}" for text in beside if text not in report.warnings)
     yield f"wrote {task.out}, {task.report} and {task.figure}"
     if not report.reached:
-        held = (
-            "" if report.unseen_accuracy is None else f" and {100 * report.unseen_accuracy:.0f} % of the held-out part"
-        )
+        unseen = report.unseen_accuracy
+        held = "" if unseen is None else f" and {100 * unseen:.0f} % of what was held out"
         closed = ", with the rows of the forgotten classes closed" if report.silenced and not task.keep_open else ""
         raise GoalNotReached(
             f"the goal is not reached: the updates leave {100 * report.forget_accuracy:.0f} % of the forget set{held}"
@@ -165,7 +164,7 @@ def _check_out(task: Task) -> None:
     Raises:
         ValueError: If so.
     """
-    out, made = task.out, (task.out, task.report, task.figure)
+    out = task.out
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {out}")
     if out.is_dir():
@@ -174,11 +173,9 @@ def _check_out(task: Task) -> None:
         raise ValueError(f"--out is the file of the weights, {out}: the original is not replaced, choose another name")
     if out.parent.resolve().is_relative_to(task.forget.resolve()):
         raise ValueError(f"--out lies in the folder of photos, {task.forget}, where the figure would be one of them")
-    for path in made:
+    for path in (out, task.report, task.figure):
         if path.exists() and not _is_ours(path, task):
-            raise ValueError(
-                f"{path} exists and was not made by zspag unlearn: it is not replaced, move it or choose another --out"
-            )
+            raise ValueError(f"{path} exists and was not made by zspag unlearn: move it or choose another --out")
 
 
 def _is_ours(path: Path, task: Task) -> bool:
