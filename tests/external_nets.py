@@ -602,7 +602,7 @@ BAD = {
     "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(CLASSES)), "1.weight has no shape yet .* load"),
     "on the meta device": (
         lambda: trained(mlp).to("meta"),
-        "1.weight on the meta device and holds no numbers: load",
+        "1.weight is on the meta device and holds no numbers: load",
     ),
     "made for colour": (partial(other_shape, 3, 144), r"layer '0', Conv2d\(3, 4.*bring the images to the channels"),
     "made for larger images": (partial(other_shape, 1, 400), r"layer '2', Linear\(in_features=400.* the size"),

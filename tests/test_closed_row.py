@@ -2,11 +2,10 @@
 
 import copy
 import re
-from functools import cache
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from external_nets import digits, mlp, trained
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
@@ -370,37 +369,19 @@ def test_a_model_that_is_no_classifier_has_no_head():
 # ---- the control of every table
 
 
-@cache
-@torch.enable_grad()
-def digits():
-    data = load_digits()
-    images = torch.tensor(data.images[:, None] / 16, dtype=torch.float32)
-    labels = torch.tensor(data.target)
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.Tanh(), nn.Linear(40, 10))
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
-    for _ in range(60):
-        optimizer.zero_grad()
-        F.cross_entropy(net(images[::2]), labels[::2]).backward()
-        optimizer.step()
-    return net.eval(), images[1::2], labels[1::2]
-
-
-@torch.no_grad()
 def test_the_untouched_original_with_its_row_closed_forgets_all_and_loses_nothing():
-    net, images, labels = digits()
+    net, (images, labels) = trained(mlp), digits()
     gone = labels == 3
     control = original_row_closed(net, [3], images=images[gone])
     answers, before = control(images).argmax(1), net(images).argmax(1)
     assert (before[gone] == 3).double().mean() > 0.9
     assert (answers[gone] == 3).double().mean() == 0
-    masked = Masked(net, forget=(3,), num_classes=10)(images).argmax(1)
-    assert torch.equal(answers, masked)
+    assert torch.equal(answers, Masked(net, forget=(3,), num_classes=10)(images).argmax(1))
     assert (answers[~gone] == labels[~gone]).double().mean() >= (before[~gone] == labels[~gone]).double().mean()
 
 
 def test_not_even_an_attack_on_the_closed_row_reaches_it():
-    net, images, labels = digits()
+    net, (images, labels) = trained(mlp), digits()
     control = original_row_closed(net, [3], images=images[labels == 3])
     hits = []
     for model in (net, control):

@@ -22,7 +22,7 @@ from zspag.heads.head import find_head, head_inputs, logits_under_head
 from zspag.outcome import Remainder
 from zspag.runtime import device_of, generator_for, logits_of
 
-FEWEST = 8  # sources; the permuted values of fewer spread over half of the range
+FEWEST = 8  # sources; with fewer, the permuted values cover half of the range
 FOLDS = 5  # groups of sources that are held out together, each of two or more
 MOST = 400  # proxies that are looked at
 PERMUTATIONS = 100
@@ -53,17 +53,17 @@ class Probe:
     Attributes:
         accuracy: Balanced accuracy, every source weighing the same.
         chance: Mean balanced accuracy under permuted labels.
-        spread: Standard deviation of the latter.
+        deviation: Standard deviation of the latter.
     """
 
     accuracy: float
     chance: float
-    spread: float
+    deviation: float
 
     @property
     def clear(self) -> bool:
-        """Whether the accuracy stands out from what permuted labels give."""
-        return self.accuracy > self.chance + CLEARLY * self.spread
+        """Whether the accuracy clearly exceeds what permuted labels give."""
+        return self.accuracy > self.chance + CLEARLY * self.deviation
 
 
 def measure_remainder(
@@ -122,7 +122,7 @@ def measure_remainder(
     if not all(bool(part.isfinite().all()) for part in features):
         return Remainder(False, None, None, None, back, "the features are not finite")
     known, left = (source_probe(part, pairs.first, pairs.sources, pairs.folds, seed=seed) for part in features)
-    note = f"{count} sources; permuted labels give {left.chance:.2f} +- {left.spread:.2f}"
+    note = f"{count} sources; permuted labels give {left.chance:.2f} +- {left.deviation:.2f}"
     if not known.clear:
         note += f"; the original's own {known.accuracy:.2f} does not stand out"
     return Remainder(known.clear, known.accuracy, left.accuracy, left.chance, back, note)
@@ -148,24 +148,24 @@ def contrast(
     images, proxies = (part.to(device_of(original)) for part in (forget_images, proxy_images.cpu()[few]))
     folds = source_folds(torch.cat([owners, makers]), generator=generator)
     own_folds, their_folds = folds[: len(owners)], folds[len(owners) :]
-    worn, wearers = [images[:0]], [torch.arange(0)]
+    made, bearers = [images[:0]], [torch.arange(0)]
     for source in makers.unique():
         mine, same = makers == source, owners == source
         others = (~same & (own_folds == their_folds[mine][0])).nonzero()[:, 0]
         if not bool(same.any()) or not len(others):
             continue
         nearest = torch.cdist(proxies[mine].flatten(1).double(), images[same].flatten(1).double()).argmin(1)
-        wearers.append(others[torch.randint(len(others), (int(mine.sum()),), generator=generator)])
-        worn.append((images[wearers[-1]] + proxies[mine] - images[same][nearest]).clamp(0, 1))
-    dressed, wearer = torch.cat(worn), torch.cat(wearers)
-    if len(dressed):
-        stay = logits_of(original, dressed).argmax(1).cpu() == forget_labels.cpu()[wearer]
-        dressed, wearer = dressed[stay], wearer[stay]
+        bearers.append(others[torch.randint(len(others), (int(mine.sum()),), generator=generator)])
+        made.append((images[bearers[-1]] + proxies[mine] - images[same][nearest]).clamp(0, 1))
+    perturbed, bearer = torch.cat(made), torch.cat(bearers)
+    if len(perturbed):
+        stay = logits_of(original, perturbed).argmax(1).cpu() == forget_labels.cpu()[bearer]
+        perturbed, bearer = perturbed[stay], bearer[stay]
     return Contrast(
-        images=torch.cat([dressed, proxies]),
-        first=torch.arange(len(dressed) + len(proxies)) < len(dressed),
-        sources=torch.cat([owners[wearer], makers]),
-        folds=torch.cat([own_folds[wearer], their_folds]),
+        images=torch.cat([perturbed, proxies]),
+        first=torch.arange(len(perturbed) + len(proxies)) < len(perturbed),
+        sources=torch.cat([owners[bearer], makers]),
+        folds=torch.cat([own_folds[bearer], their_folds]),
     )
 
 

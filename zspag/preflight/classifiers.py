@@ -98,22 +98,24 @@ def called(model: nn.Module, images: Tensor) -> Any:
     Raises:
         ValueError: If the model raises anything; the message names the layer that was entered last.
     """
-    entered = ["which it is called on as model(images), before any layer"]
+    entered: list[tuple[str, nn.Module]] = []
     hooks = [
-        part.register_forward_pre_hook(
-            lambda part, _, name=name: entered.append(f"in or after layer {own_name(model, name)!r}, {part!r:.80}")
-        )
+        part.register_forward_pre_hook(lambda part, _, name=name: entered.append((own_name(model, name), part)))
         for name, part in model.named_modules()
         if not next(part.children(), None) and not isinstance(part, torch.jit.ScriptModule)
     ]
     try:
         return model(images)
     except Exception as error:
+        where = "which it is called on as model(images), before any layer"
+        if entered:
+            name, part = entered[-1]
+            where = f"in or after layer {name!r}, {' '.join(repr(part).split()):.80}"
         reason = (str(error).strip() or "no message").splitlines()[0]
         raise ValueError(
-            f"the model fails on a forget image of shape {tuple(images.shape[1:])}, {entered[-1]}"
-            f" ({type(error).__name__}: {reason}): bring the images to the channels and the size that it was trained"
-            f" on, and let it take {images.dtype}, without casts to other types"
+            f"the model fails on a forget image of shape {tuple(images.shape[1:])}, {where} ({type(error).__name__}:"
+            f" {reason}): bring the images to the channels and the size that it was trained on, and let it take"
+            f" {images.dtype}, without casts to other types"
         ) from error
     finally:
         for hook in hooks:

@@ -60,10 +60,9 @@ def forget_set(images: Any, labels: Any = None, *, device: torch.device, dtype: 
         >>> found.images.max().item(), found.labels.tolist()
         (1.0, [3, 3])
     """
-    pieces: list[Tensor]
-    brought: list[Tensor]
+    brought: list[Tensor] = []
     if _is_array(images):
-        pieces, brought = [_scaled(_tensor(images, "forget_images"), device, dtype)], []
+        pieces = [_scaled(_tensor(images, "forget_images"), device, dtype)]
     else:
         with torch.random.fork_rng(devices=[]):  # a loader draws from the global generator, even without shuffling
             torch.manual_seed(0)

@@ -37,13 +37,14 @@ def check_logits(model: nn.Module, images: Tensor, *, num_classes: int | None) -
         for few in (images[:1], _few(images)):
             logits, count = called(clone, few.clone()), len(few)
             shape = tuple(logits.shape)
-            if logits.dim() != 2 or shape[0] != count or shape[1] < 2 or shape[1] != (num_classes or shape[1]):
+            fits = len(shape) == 2 and shape[0] == count and 1 < shape[1] == (num_classes or shape[1])
+            if not fits or not logits.is_floating_point():
                 raise ValueError(
                     f"the model must map {count} image(s) to logits of shape ({count}, {num_classes or 'K'}), got"
                     f" {shape} of {logits.dtype}: return one row of logits per image (one sigmoid logit z becomes two,"
                     " torch.cat([torch.zeros_like(z), z], 1)), and check num_classes or leave it out"
                 )
-            if not logits.is_floating_point() or not bool(torch.isfinite(logits).all()):
+            if not bool(torch.isfinite(logits).all()):
                 raise ValueError(
                     "the model's logits for the first forget images are not finite: check its weights (a class that"
                     " was masked with -inf is better masked with a large negative bias)"

@@ -83,7 +83,7 @@ def _unwrapped(value: object, path: Path) -> tuple[State, list[str]]:
             if name in nested:
                 state, remarks = _unwrapped(value[name], path)
                 return state, [f"the weights are those under {name!r} in {path.name}", *remarks]
-    found = f"the entries {', '.join(map(repr, held[:8])) or 'none'}" if held else type(value).__name__
+    found = f"the entries {', '.join(map(repr, held[:8]))}" if held else type(value).__name__
     raise ValueError(f"{path} holds no state dict but {found}: save model.state_dict()")
 
 
@@ -139,7 +139,9 @@ def load_into(model: nn.Module, state: State, *, weights: Path, place: str) -> l
             "shapes differ:": [
                 f"{name} is {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model"
                 for name in own
-                if isinstance(state.get(name), Tensor) and state[name].shape != own[name].shape
+                if isinstance(own[name], Tensor)
+                and isinstance(state.get(name), Tensor)
+                and state[name].shape != own[name].shape
             ],
         }
         why = "; ".join(f"{words} {_few(names)}" for words, names in lists.items() if names)
