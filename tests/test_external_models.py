@@ -20,18 +20,16 @@ from torch.nn import functional as F
 
 from zspag import zero_shot_unlearn
 from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig
-from zspag.preflight.checks import preflight, unsound
+from zspag.preflight.checks import look, unsound
 from zspag.preflight.classifiers import (
     Classifier,
     cast_back,
-    classifier,
     logits_in,
     own_model,
     own_name,
     place_of,
     working_copy,
 )
-from zspag.preflight.inputs import forget_set
 from zspag.preflight.model_checks import layout_of
 from zspag.preflight.reachability import unreachable
 from zspag.preflight.surroundings import SETTINGS, plain_layout, surroundings
@@ -39,14 +37,8 @@ from zspag.runtime import channels_last, copied
 
 
 def looked_at(model, images=None, labels=FORGET, **options):
-    """Do what ``zero_shot_unlearn`` does before it begins: return the prepared model, the forget set and the flight."""
-    images = forget_images() if images is None else images
     with surroundings(model):
-        work = working_copy(model)
-        device, dtype = place_of(work)
-        forget = forget_set(images, labels, device=device, dtype=dtype)
-        net = classifier(work, forget.images)
-        return net, forget, preflight(net, forget, **options)
+        return look(model, forget_images() if images is None else images, labels, **options)
 
 
 PLAIN = {

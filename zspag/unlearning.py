@@ -22,9 +22,9 @@ from zspag.heads.closed_row import Closed, close_rows
 from zspag.heads.remainder import measure_remainder
 from zspag.outcome import Remainder, Report
 from zspag.preflight import progress as bars
-from zspag.preflight.checks import Preflight, preflight, unsound
-from zspag.preflight.classifiers import cast_back, classifier, own_model, place_of, working_copy
-from zspag.preflight.inputs import ForgetSet, forget_set
+from zspag.preflight.checks import Preflight, look, unsound
+from zspag.preflight.classifiers import cast_back, own_model
+from zspag.preflight.inputs import ForgetSet
 from zspag.preflight.surroundings import plain_layout, surroundings
 from zspag.proxy_statistics import HALVABLE, ProxyStatistics, prepare
 from zspag.runtime import channels_last, generator_for, logits_of, seed_of
@@ -100,11 +100,9 @@ def zero_shot_unlearn(
     config = config or UnlearnConfig()
     with surroundings(model), bars.watched(progress):
         started = time.perf_counter()
-        working = working_copy(model)
-        device, dtype = place_of(working)
-        forget = forget_set(forget_images, forget_labels, device=device, dtype=dtype)
-        net = classifier(working, forget.images, num_classes=num_classes)
-        found = preflight(net, forget, num_classes=num_classes, already_forgotten=already_forgotten)
+        net, forget, found = look(
+            model, forget_images, forget_labels, num_classes=num_classes, already_forgotten=already_forgotten
+        )
         gone = tuple(sorted({*forget.classes, *found.already_forgotten}))
         checked = time.perf_counter()
         with plain_layout(found.layout == "plain"):
@@ -131,7 +129,7 @@ def zero_shot_unlearn(
                 net,
                 opened,
                 forget_images=statistics.views.images,
-                forget_labels=forget.labels[statistics.views.sources.to(device)],
+                forget_labels=forget.labels[statistics.views.sources.to(forget.labels.device)],
                 forget_sources=statistics.views.sources,
                 proxy_images=statistics.proxies.barely,
                 proxy_sources=statistics.image_of,

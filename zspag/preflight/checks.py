@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zspag.preflight.inputs import ForgetSet, whole_number
+from zspag.preflight.classifiers import classifier, place_of, working_copy
+from zspag.preflight.inputs import ForgetSet, forget_set, whole_number
 from zspag.preflight.model_checks import check_gradients, check_logits, immovable, inconstancy, layout_of
 from zspag.preflight.reachability import unreachable
 from zspag.preflight.surroundings import plain_layout
@@ -79,6 +80,23 @@ def preflight(
     layout = layout_of(model, forget.images, logits)
     accuracy = (answers == forget.labels).double().mean().item()
     return Preflight(width, before, accuracy, frozen, layout, warnings)
+
+
+def look(
+    model: nn.Module, images: Any, labels: Any = None, *, num_classes: Any = None, already_forgotten: Any = ()
+) -> tuple[nn.Module, ForgetSet, Preflight]:
+    """Return a working copy of a user's model that gives logits, the forget set, and what ``preflight`` says of them.
+
+    Arguments are those of ``zero_shot_unlearn``; nothing of the caller's is changed.
+
+    Raises:
+        ValueError: If the request cannot work; the message says what, where, the value and the remedy.
+    """
+    working = working_copy(model)
+    device, dtype = place_of(working)
+    forget = forget_set(images, labels, device=device, dtype=dtype)
+    net = classifier(working, forget.images, num_classes=num_classes)
+    return net, forget, preflight(net, forget, num_classes=num_classes, already_forgotten=already_forgotten)
 
 
 def class_tuple(classes: Any, what: str) -> tuple[int, ...]:
