@@ -616,6 +616,6 @@ BAD = {
     ),
     "expects normalized images": (
         lambda: Wrapped(trained(mlp), before=lambda x: 6 - 9 * x),
-        "recognizes 0 .* the normalization of the images",
+        "recognizes only 0 .* the normalization of the images",
     ),
 }

@@ -78,6 +78,15 @@ FROZEN = {
 }
 
 
+USUAL = HALF | WARNS.keys() | {"no norm", "batch norm", "attention", "frozen backbone", "a pruned layer"}
+USUAL |= {"double", "dict output", "in-place normalize", "DataParallel"}
+
+
+def slow_but(usual, names):
+    """Mark what is not usual as slow: it has to hold as well, and costs a whole call each."""
+    return [pytest.param(name, marks=() if name in usual else pytest.mark.slow) for name in names]
+
+
 @torch.no_grad()
 def answer_of(model, images):
     """Return what the user sees, in eval mode and in float32 or float64, from a model that may change the images."""
@@ -135,7 +144,7 @@ def unlearned(model, images=None):
         return zero_shot_unlearn(model, images, FORGET, config=FAST, progress=False)
 
 
-@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("name", slow_but(USUAL, GOOD))
 def test_the_result_is_the_users_model_in_type_names_and_dtypes_and_only_what_may_move_has_moved(name):
     model = GOOD[name]()
     before = reference.state_of(model)
@@ -337,10 +346,8 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize(
-    ("name", "net"),
-    [*((name, "LeNet") for name in AROUND), *((name, "Attention") for name in ("device context", "no fast attention"))],
-)
+@pytest.mark.parametrize("net", slow_but({"LeNet"}, ["LeNet", "Attention"]))
+@pytest.mark.parametrize("name", slow_but({"autocast", "inference mode", "default float64", "default device"}, AROUND))
 def test_the_same_call_gives_the_same_bits_in_any_surroundings(name, net):
     model, images = trained(getattr(external_nets, net)), forget_images()
     assert not same(in_plain_surroundings(net), model.state_dict())

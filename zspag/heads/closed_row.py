@@ -84,14 +84,12 @@ def close_rows(model: nn.Module, classes: Sequence[int], *, images: Tensor) -> C
     """
     gone = sorted(set(classes))
     changed = copy.deepcopy(model)
-    head = Head("", "", 0, "")
     try:
         head = find_head(changed, images)
-        reason = head.obstacle and f"the head {head.name or '(unnamed)'}: {head.obstacle}"
     except NoHeadError as error:
-        reason = str(error)
-    if reason:
-        return Closed(changed, False, reason, head.name, 0.0, 0.0)
+        return Closed(changed, False, str(error), "", 0.0, 0.0)
+    if head.obstacle:
+        return Closed(changed, False, f"the head {head.name or '(unnamed)'}: {head.obstacle}", head.name, 0.0, 0.0)
     parameters = dict(changed.named_parameters())
     weight, bias = parameters[head.name], parameters[head.bias]
     kept = [label for label in range(len(weight)) if label not in gone]

@@ -179,7 +179,7 @@ def _check_recognized(answers: Tensor, forget: ForgetSet, before: tuple[int, ...
             )
         instead, times = Counter(given[given != label].tolist()).most_common(1)[0]
         text = (
-            f"the model recognizes {right} of the {len(given)} images labelled {label} as class {label} (it"
+            f"the model recognizes only {right} of the {len(given)} images labelled {label} as class {label} (it"
             f" answers {instead} for {times} of them): images and labels, or the normalization of the images, may not"
             " fit the model"
         )
