@@ -18,9 +18,9 @@ from PIL import Image
 
 import zspag.lab.data
 from zspag.lab.data import Dataset, Guard, Split, channel_statistics, data_root, gaussians2d, halved, load, thinned
-from zspag.lab.data.archives import UnsafeArchiveError, files_in, unpack
+from zspag.lab.data.listing import files_in, unpack
 from zspag.lab.data.sources import read_digits
-from zspag.lab.data.splits import FEWEST, assemble
+from zspag.lab.data.splits import FEWEST
 
 # ---------------------------------------------------------------------------------------------- digits and Gaussians
 
@@ -359,8 +359,8 @@ ATTACKS = {
     "drive": ("C:\\evil", "has an absolute path"),
 }
 LINKS = {
-    "symbolic link": (member("data/evil", tarfile.SYMTYPE, "/etc/passwd"), "is a link to '/etc/passwd'"),
-    "hard link": (member("data/evil", tarfile.LNKTYPE, "data/first"), "is a link to 'data/first'"),
+    "symbolic link": (member("data/evil", tarfile.SYMTYPE, "/etc/passwd"), "is a link"),
+    "hard link": (member("data/evil", tarfile.LNKTYPE, "data/first"), "is a link"),
     "device": (member("data/evil", tarfile.CHRTYPE), "is a device or a pipe"),
     "pipe": (member("data/evil", tarfile.FIFOTYPE), "is a device or a pipe"),
 }
@@ -369,7 +369,7 @@ LINKS = {
 def assert_refused(archive, folder, message):
     folder.mkdir()
     for act in (lambda: list(files_in(archive)), lambda: unpack(archive, folder / "data")):
-        with pytest.raises(UnsafeArchiveError, match=rf"{archive.name} is refused: its member .*evil' {message}"):
+        with pytest.raises(ValueError, match=rf"{archive.name} is refused: its member .*evil' {message}"):
             act()
     assert list(folder.iterdir()) == []
     assert not list(folder.parent.rglob("evil"))
@@ -399,7 +399,7 @@ def test_a_zip_with_a_link_or_a_device_is_refused(tmp_path, mode, message):
 
 def test_an_attack_through_load_is_refused(tmp_path):
     members = [*folder_files().items(), ("../evil.png", encoded(picture(0)))]
-    with pytest.raises(UnsafeArchiveError, match=r"'../evil.png' leaves the folder"):
+    with pytest.raises(ValueError, match=r"'../evil.png' leaves the folder"):
         load(write_tar(tmp_path / "insects.tar.xz", members), root=tmp_path)
 
 
@@ -513,8 +513,8 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, caplog):
 def test_the_hash_covers_class_names_labels_and_images(part):
     images = torch.arange(12, dtype=torch.uint8).view(3, 1, 2, 2)
     labels, classes = torch.tensor([0, 1, 1]), ("ant", "bee")
-    base = assemble("x", classes, Split(images, labels), Split(images, labels), augment_hint="none", data_source="test")
-    renamed = assemble(
+    base = Dataset("x", classes, Split(images, labels), Split(images, labels), augment_hint="none", data_source="test")
+    renamed = Dataset(
         "y", classes, Split(images, labels), Split(images, labels), augment_hint="shift", data_source="test"
     )
     assert renamed.sha256 == base.sha256  # a name is not content
@@ -525,7 +525,7 @@ def test_the_hash_covers_class_names_labels_and_images(part):
     else:
         images = images.flip(0)
     assert (
-        assemble(
+        Dataset(
             "x", classes, Split(images, labels), Split(images, labels), augment_hint="none", data_source="test"
         ).sha256
         != base.sha256
@@ -545,7 +545,7 @@ def test_the_hash_covers_class_names_labels_and_images(part):
 def test_a_split_that_cannot_be_is_refused(images, labels, message):
     with pytest.raises(ValueError, match=message):
         split = Split(images, labels)
-        assemble("x", ("ant", "bee"), split, split, augment_hint="none", data_source="test")
+        Dataset("x", ("ant", "bee"), split, split, augment_hint="none", data_source="test")
 
 
 # -------------------------------------------------------------------------------------------------------------- guard
@@ -562,7 +562,7 @@ def toy():
         return Split(images, labels)
 
     classes = ("ant", "bee", "cow", "dog")
-    return assemble("toy", classes, split((5, 6, 7, 8)), split((1, 2, 3, 4)), augment_hint="none", data_source="test")
+    return Dataset("toy", classes, split((5, 6, 7, 8)), split((1, 2, 3, 4)), augment_hint="none", data_source="test")
 
 
 def test_the_guard_hands_out_the_right_samples_as_floats(toy):
@@ -724,7 +724,7 @@ def test_halves_share_nothing_and_together_are_the_test_set():
     for seed, each in enumerate((5, 8)):
         images = torch.randint(0, 256, (3 * each, 1, 4, 4), generator=torch.Generator().manual_seed(seed)).byte()
         splits.append(Split(images, torch.arange(3 * each) % 3))
-    whole = assemble("noise", ("a", "b", "c"), *splits, augment_hint="none", data_source="a generator")
+    whole = Dataset("noise", ("a", "b", "c"), *splits, augment_hint="none", data_source="a generator")
     first, second = (halved(whole, name).test for name in ("first", "second"))
     assert rows_of(torch.cat([first.images, second.images])) == rows_of(whole.test.images)
     assert len(set(rows_of(whole.test.images))) == 24  # no image stands in for another
