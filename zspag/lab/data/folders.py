@@ -53,25 +53,25 @@ def read_image_folder(source: Path, *, name: str, options: FolderOptions, augmen
         ValueError: If a file is broken or of another size than the first, a class has too few images, or the folders
             do not hold the same two or more classes in both splits; the message names the file or the class.
     """
-
-    def decoded(parts: Parts, contents: bytes) -> Picture:
-        return decode(contents, place="/".join(parts), source=source, image_size=options.image_size)
-
-    tally = Tally()
+    tally, size = Tally(), options.image_size
     if source.is_file():  # an archive is read once, from its beginning to its end
-        found = {parts: decoded(parts, contents) for parts, contents in files_in(source) if tally.is_image(parts)}
+        found = {
+            parts: decode(contents, place="/".join(parts), source=source, image_size=size)
+            for parts, contents in files_in(source)
+            if tally.is_image(parts)
+        }
         chosen, depth = _in_class_folders(source, found, tally)
         pictures = {parts[-depth:]: found[parts] for parts in chosen}
     else:
         paths = {parts: path for parts, path in walk(source) if tally.is_image(parts)}
         chosen, depth = _in_class_folders(source, paths, tally)
-        pictures = {parts: decoded(parts, paths[parts].read_bytes()) for parts in chosen}
+        pictures = _decoded(source, {parts: paths[parts] for parts in chosen}, size)
     divided = depth == 2
     split = _divided(source, pictures, options) if divided else {parts: parts[0] for parts in pictures}
     classes = _common_classes(source, split)
 
     rows = sorted((SPLITS.index(split[parts]), classes.index(parts[-2]), parts[-1], parts) for parts in pictures)
-    images = stacked({"/".join(parts): pictures[parts] for *_, parts in rows}, source=source)
+    images = stacked({parts: pictures[parts] for *_, parts in rows}, source=source)
     labels = torch.tensor([label for _, label, *_ in rows])
     count = sum(part == "train" for part in split.values())
     train, test = Split(images[:count], labels[:count]), Split(images[count:], labels[count:])
@@ -95,8 +95,7 @@ def _in_class_folders(source: Path, found: Collection[Parts], tally: Tally) -> t
         outside = NO_CLASS if len(parts) < 2 else NOT_DIRECT
         tally.files["outside of train/<class>/ and test/<class>/" if published else outside].append(parts)
     if not chosen:
-        more = f"; {tally}" if tally.files else ""
-        raise ValueError(f"{source} holds no image under train/<class>/ and test/<class>/, nor under <class>/{more}")
+        raise ValueError(f"{source} holds no image under train/<class>/ and test/<class>/, nor under <class>/; {tally}")
     tops = {"/".join(parts[:-depth]) for parts in chosen}
     if len(tops) > 1:
         raise ValueError(f"{source} holds more than one image folder: {sorted(tops)}")
@@ -196,7 +195,17 @@ def labelled_folder(
         raise ValueError(f"there is no folder {source}: give the folder of the images to forget")
     tally = Tally()
     paths = {parts: path for parts, path in walk(source) if tally.is_image(parts)}
-    chosen = _to_forget(source, list(paths), tally, direct=label is not None)
+    depth = 2 if label is None else 1
+    for parts in paths:
+        if len(parts) != depth:
+            outside = NO_CLASS if len(parts) < depth else NOT_DIRECT if label is None else "deeper in it"
+            tally.files[outside].append(parts)
+    chosen = [parts for parts in paths if len(parts) == depth]
+    if not chosen:
+        raise ValueError(
+            f"{source} holds no image {'in the folder of a class' if label is None else 'directly in it'}: put images"
+            f" under {source / '<class>'}/, or all in {source} and give their class (--label); {tally}"
+        )
     if label is not None:
         number = class_of(label, classes=classes, place=f"the label {label!r}")
         numbers, remarks = [number] * len(chosen), [f"{source} is class {number}: {_images(len(chosen))}"]
@@ -209,43 +218,29 @@ def labelled_folder(
     if tally.files:
         remarks.append(str(tally))
 
-    pictures: dict[str, Picture] = {}
+    pictures = _decoded(source, {parts: paths[parts] for parts in chosen}, image_size)
+    return ForgetFolder(stacked(pictures, source=source), torch.tensor(numbers), tuple(remarks))
+
+
+def _decoded(source: Path, paths: Mapping[Parts, Path], image_size: int | None) -> dict[Parts, Picture]:
+    """Decode all images.
+
+    Raises:
+        ValueError: If some cannot be used; the message counts them, names the first ones and says why the first.
+    """
+    pictures = {}
     broken: list[tuple[Parts, Exception]] = []
-    for parts in chosen:
+    for parts, path in paths.items():
         place = "/".join(parts)
         try:
-            pictures[place] = decode(paths[parts].read_bytes(), place=place, source=source, image_size=image_size)
+            pictures[parts] = decode(path.read_bytes(), place=place, source=source, image_size=image_size)
         except (ValueError, OSError) as error:
             broken.append((parts, error))
     if broken:
         names, reason = first_of([parts for parts, _ in broken]), broken[0][1]
-        many = f"{len(broken)} of {len(chosen)} images cannot be used ({names}): " if len(broken) > 1 else ""
+        many = f"{len(broken)} of {len(paths)} images cannot be used ({names}): " if len(broken) > 1 else ""
         raise ValueError(f"{many}{reason}") from reason
-    return ForgetFolder(stacked(pictures, source=source), torch.tensor(numbers), tuple(remarks))
-
-
-def _to_forget(source: Path, found: Sequence[Parts], tally: Tally, *, direct: bool) -> list[Parts]:
-    """Return the images that lie directly in the folder, or directly in a class folder; count the others.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    depth = 1 if direct else 2
-    for parts in found:
-        if len(parts) != depth:
-            reason = NO_CLASS if len(parts) < depth else "deeper in it" if direct else NOT_DIRECT
-            tally.files[reason].append(parts)
-    if chosen := [parts for parts in found if len(parts) == depth]:
-        return chosen
-    more = f"; {tally}" if tally.files else ""
-    if direct:
-        raise ValueError(f"{source} holds no image directly: without a label the folders in it are classes{more}")
-    if outside := sum(len(parts) == 1 for parts in found):
-        raise ValueError(
-            f"{source} holds {_images(outside)} but no folder of a class: give the class of all of them (--label), or"
-            f" put them under {source / '<class>'}/"
-        )
-    raise ValueError(f"{source} holds no image: put the images to forget under {source / '<class>'}/{more}")
+    return pictures
 
 
 def _images(count: int) -> str:

@@ -17,7 +17,6 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from zspag.lab.data.pictures import IMAGE_SUFFIXES
@@ -33,15 +32,11 @@ NOT_DIRECT = "deeper than a class folder"
 NO_CLASS = "outside of a class folder"
 
 
-@dataclass(frozen=True)
 class Tally:
-    """The files that are left out, by reason, in the order in which they were met.
+    """The files that are left out: their paths by reason, in the order in which they were met."""
 
-    Attributes:
-        files: Paths inside the folder, for each reason.
-    """
-
-    files: dict[str, list[Parts]] = field(default_factory=lambda: defaultdict(list))
+    def __init__(self) -> None:
+        self.files: dict[str, list[Parts]] = defaultdict(list)
 
     def is_image(self, parts: Parts) -> bool:
         """Tell whether a file is an image by its name; note it if it is none."""
@@ -57,12 +52,10 @@ class Tally:
         return True
 
     def __str__(self) -> str:
-        """Say how many files are left out and why, with the first names of each reason; empty if none is."""
-        if not self.files:
-            return ""
+        """Say how many files are left out and why, with the first names of each reason."""
         reasons = [f"{len(found)} {reason} ({first_of(found)})" for reason, found in sorted(self.files.items())]
         count = sum(map(len, self.files.values()))
-        return f"left out {count} file{'s' * (count > 1)}: {', '.join(reasons)}"
+        return f"left out {count} file{'s' * (count != 1)}{': ' * bool(count)}{', '.join(reasons)}"
 
 
 def first_of(found: Sequence[Parts]) -> str:
@@ -138,11 +131,7 @@ def _safe_parts(archive: Path, name: str, *, link: bool, plain: bool) -> Parts:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack the folder ``target.name`` of the archive as ``target``, which appears whole or not at all.
-
-    Args:
-        archive: A tar archive of any compression, or a zip.
-        target: Folder that does not exist yet; the archive holds a folder of the same name at its top.
+    """Unpack the folder ``target.name`` at the top of the archive as ``target``, which appears whole or not at all.
 
     Raises:
         ValueError: If the archive is damaged, unsafe (as in ``files_in``) or lacks the folder.
@@ -169,11 +158,7 @@ def is_number(name: str) -> bool:
 
 
 def in_order(names: Collection[str], *, source: Path) -> tuple[str, ...]:
-    """Return the class folders in the order of their class numbers: numbers by value, then names by the alphabet.
-
-    Args:
-        names: Names of the folders.
-        source: Folder or archive, for messages.
+    """Return the class folders of ``source`` in the order of their numbers: numbers by value, then names by alphabet.
 
     Raises:
         ValueError: If a folder named by a number would be another class than that number.
@@ -193,10 +178,10 @@ def in_order(names: Collection[str], *, source: Path) -> tuple[str, ...]:
 
 
 def class_of(name: str, *, classes: Sequence[str] | None, place: str) -> int:
-    """Return the class number that a name stands for.
+    """Return the class number that the name of a folder or a label stands for.
 
     Args:
-        name: Name of a folder, or what the reader gave as a label.
+        name: The name.
         classes: Class names in the order of the logits; None where there are only numbers.
         place: What the name belongs to, for messages.
 

@@ -59,14 +59,11 @@ def load(name: str | Path, *, root: Path | None = None, **options: Any) -> Datas
 def plan(name: str | Path, root: Path, **options: Any) -> Plan:
     """Find the source of a data set, unpacking or downloading it if need be, and say how it is read.
 
-    Args:
-        name: As for ``load``.
-        root: Folder of the data sets.
-        **options: As for ``load``.
+    Arguments and errors are those of ``load``.
 
     Raises:
-        ValueError: If an option does not fit.
         FileNotFoundError: If the set is nowhere.
+        ValueError: If an option does not fit.
     """
     given = {option: value for option, value in options.items() if value is not None}
     chosen = replace(FolderOptions(image_size=64 if name == "facescrub" else None), **given)

@@ -86,7 +86,7 @@ def grey(images: Tensor) -> Tensor:
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)[:, None]
 
 
-def stacked(pictures: Mapping[str, Picture], *, source: Path) -> Tensor:
+def stacked(pictures: Mapping[tuple[str, ...], Picture], *, source: Path) -> Tensor:
     """Return the images, by their path inside ``source``, as one tensor (n, C, H, W), uint8; C = 1 if all are grey.
 
     Raises:
@@ -99,7 +99,8 @@ def stacked(pictures: Mapping[str, Picture], *, source: Path) -> Tensor:
         rows, columns = pictures[place].pixels.shape[:2]
         if (rows, columns) != (height, width):
             raise ValueError(
-                f"{place} in {source} is {columns}x{rows} pixels, but {first} is {width}x{height}; {remedy}"
+                f"{'/'.join(place)} in {source} is {columns}x{rows} pixels, but {'/'.join(first)} is {width}x{height};"
+                f" {remedy}"
             )
     if height != width:
         raise ValueError(f"the images in {source} are {width}x{height}, not square; {remedy}")

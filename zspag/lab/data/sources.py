@@ -81,14 +81,20 @@ def _read_idx(root: Path, loader: Any) -> Content:
     from torchvision.datasets import mnist
 
     raw, tensors = root / loader.__name__ / "raw", []
-    for file in IDX_FILES:
-        read = mnist.read_image_file if "images" in file else mnist.read_label_file
+    for path in (raw / file for file in IDX_FILES):
+        packed = path.with_name(f"{path.name}.gz")
+        if not path.is_file() and not packed.is_file():
+            raise FileNotFoundError(f"{raw} lacks {path.name}; put it there, or delete {raw.parent} and run again")
+        if not path.is_file():
+            _check_sums(raw, {packed.name: dict(loader.resources)[packed.name]})
+            with replacing(path) as temporary:
+                temporary.write_bytes(gzip.decompress(packed.read_bytes()))
+        read = mnist.read_image_file if "images" in path.name else mnist.read_label_file
         try:
-            tensors.append(read(str(raw / file)))
+            tensors.append(read(str(path)))
         except (AssertionError, ValueError, RuntimeError, TypeError, KeyError) as error:
             raise ValueError(
-                f"{raw / file} is damaged: it is no whole idx file of bytes ({error}); delete the folder {raw} and run"
-                " again"
+                f"{path} is damaged: it is no whole idx file of bytes ({error}); delete the folder {raw} and run again"
             ) from error
     train_images, train_labels, test_images, test_labels = tensors
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
@@ -240,10 +246,6 @@ def provide(name: str, root: Path) -> tuple[Path, list[Path] | None]:
 
     Returns:
         Where it is, and the official files there; None if the place is an image folder or an archive of one.
-
-    Raises:
-        FileNotFoundError: If it, or a file of it, is nowhere and cannot be fetched; the message says what to put where.
-        ValueError: If an archive is damaged or unsafe, or a packed file does not have its checksum.
     """
     official, found = OFFICIAL[name], locate(name, root)
     places = [root / place for place in official.places]
@@ -253,20 +255,8 @@ def provide(name: str, root: Path) -> tuple[Path, list[Path] | None]:
         unpack(found, places[0])
     elif found != places[0]:
         return found, None
-    if official.read is not _read_idx:
-        inside = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
-        return places[0], sorted(path for path in inside if path.is_file())
-    raw = places[0] / "raw"
-    for path in (raw / file for file in IDX_FILES):
-        packed = path.with_name(f"{path.name}.gz")
-        if path.is_file():
-            continue
-        if not packed.is_file():
-            raise FileNotFoundError(f"{raw} lacks {path.name}; put it there, or delete {raw.parent} and run again")
-        _check_sums(raw, {packed.name: dict(official.loader.resources)[packed.name]})
-        with replacing(path) as temporary:
-            temporary.write_bytes(gzip.decompress(packed.read_bytes()))
-    return places[0], [raw / file for file in IDX_FILES]
+    inside = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
+    return places[0], sorted(path for path in inside if path.is_file())
 
 
 def read_official(name: str, root: Path) -> Dataset:
