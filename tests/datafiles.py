@@ -6,6 +6,7 @@ import io
 import pickle
 import tarfile
 import zipfile
+from functools import cache
 
 import numpy as np
 import scipy.io
@@ -103,6 +104,7 @@ def cifar_classes(num_classes):
     return ten if num_classes == 10 else tuple(f"plant_{number:02d}" for number in range(100))
 
 
+@cache
 def cifar_entries(num_classes):
     """Return split, batch, label, file name and pixels of every image, in an order that is not alphabetical."""
     rng, entries = np.random.default_rng(0), []
@@ -132,7 +134,7 @@ def cifar_files(num_classes):
     return {f"{CIFAR_FOLDERS[num_classes]}/{name}": contents for name, contents in files.items()}
 
 
-def cifar_members(num_classes, kind="WEBP"):
+def cifar_members(num_classes, kind):
     """Yield path and bytes of the same images as an image folder, backwards."""
     for split, _, label, name, pixels in reversed(cifar_entries(num_classes)):
         folder = f"cifar{num_classes}/{split}/{cifar_classes(num_classes)[label]}"

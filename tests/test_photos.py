@@ -108,10 +108,15 @@ def test_of_several_frames_the_first_is_read(tmp_path):
 
 
 def test_images_are_known_by_their_usual_suffixes(tmp_path):
-    kinds = {".jfif": "JPEG", ".jpe": "JPEG", ".JPG": "JPEG", ".tif": "TIFF", ".webp": "WEBP", ".bmp": "BMP"}
+    kinds = dict.fromkeys((".jfif", ".jpe", ".JPG"), "JPEG") | {
+        ".tif": "TIFF",
+        ".webp": "WEBP",
+        ".bmp": "BMP",
+        ".gif": "GIF",
+    }
     found = labelled_folder(write_folder(tmp_path, {f"3/a{end}": encoded(WIDE[:, :4], kinds[end]) for end in kinds}))
     assert len(found.images) == len(kinds)
-    assert found.remarks == ("folder 3 is class 3: 6 images",)
+    assert found.remarks == ("folder 3 is class 3: 7 images",)
 
 
 LOSSY = saved(picture(5), "WEBP", quality=50)
