@@ -201,7 +201,7 @@ def served(monkeypatch, files, *, broken_at=None):
 
     class Answer(io.BytesIO):
         length = url = None
-        headers = {"Content-Length": "0"}  # noqa: RUF012
+        headers = {"Content-Length": "0"}
 
         def read(self, *size):
             if self not in read:

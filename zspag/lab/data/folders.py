@@ -82,7 +82,7 @@ def read_image_folder(source: Path, *, name: str, options: FolderOptions, augmen
 def _in_class_folders(source: Path, found: Collection[Parts], tally: Tally) -> tuple[list[Parts], int]:
     """Return the images in class folders, and the length of their paths: 3 with train/ and test/, 2 without.
 
-    The image folder may lie anywhere in an archive, but a folder is taken at its word.
+    In an archive the image folder may lie anywhere; a folder must be the image folder itself.
 
     Raises:
         ValueError: If there is no image, or more than one image folder.

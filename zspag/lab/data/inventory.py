@@ -51,12 +51,9 @@ def get(name: str, **options: Any) -> str:
 
 
 def check(name: str, **options: Any) -> tuple[bool, str]:
-    """Read the source again and compare it with what the cache was made from.
+    """Read the source again and compare it with the cache; return whether they agree, and a line that says so.
 
     Name and options are those of ``load``.
-
-    Returns:
-        Whether they agree, and a line that says so.
 
     Raises:
         FileNotFoundError: If the source is gone, or nothing is cached.

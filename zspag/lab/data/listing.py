@@ -178,15 +178,10 @@ def in_order(names: Collection[str], *, source: Path) -> tuple[str, ...]:
 
 
 def class_of(name: str, *, classes: Sequence[str] | None, place: str) -> int:
-    """Return the class number that the name of a folder or a label stands for.
-
-    Args:
-        name: The name.
-        classes: Class names in the order of the logits; None where there are only numbers.
-        place: What the name belongs to, for messages.
+    """Return the class that a name stands for: its line in ``classes``, or without a list its number.
 
     Raises:
-        ValueError: If the name is no number, or no name of the list.
+        ValueError: If the name is no number, or not in the list; the message calls it ``place``.
     """
     if classes is None:
         if not is_number(name):
@@ -207,7 +202,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """Read class names from a text file: one a line, in the order of the model's logits.
 
     Raises:
-        ValueError: If the file is no text, is empty, has an empty line between names, or a name twice.
+        ValueError: If the file is no text, is empty, or has an empty line or a name twice.
     """
     try:
         names = [name.strip() for name in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]

@@ -55,14 +55,10 @@ def read_digits() -> Dataset:
 def gaussians2d(*, classes: int, per_class: int, spread: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw points of the plane around centres on the unit circle, for the theory.
 
-    Args:
-        classes: Number of Gaussians K.
-        per_class: Points of each.
-        spread: Standard deviation of each, in units of the circle's radius.
-        generator: Source of randomness.
+    ``spread`` is the standard deviation of each class, in units of the circle's radius.
 
     Returns:
-        Points (K * per_class, 2), float32, and labels (K * per_class,), int64, class by class.
+        Points (classes * per_class, 2), float32, and labels (classes * per_class,), int64, class by class.
 
     Raises:
         ValueError: If a count is below 1 or the spread negative.
@@ -80,7 +76,7 @@ def gaussians2d(*, classes: int, per_class: int, spread: float, generator: torch
 def _read_idx(root: Path, loader: Any) -> Content:
     from torchvision.datasets import mnist
 
-    raw, tensors = root / loader.__name__ / "raw", []
+    raw, tensors = root / loader.__name__ / "raw", []  # the tensors in the order of IDX_FILES
     for path in (raw / file for file in IDX_FILES):
         packed = path.with_name(f"{path.name}.gz")
         if not path.is_file() and not packed.is_file():
@@ -96,15 +92,16 @@ def _read_idx(root: Path, loader: Any) -> Content:
             raise ValueError(
                 f"{path} is damaged: it is no whole idx file of bytes ({error}); delete the folder {raw} and run again"
             ) from error
-    train_images, train_labels, test_images, test_labels = tensors
-    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
+    splits = []
+    for images, labels in (tensors[:2], tensors[2:]):
         if len(images) != len(labels):
             raise ValueError(
                 f"the files in {raw} do not fit together: {len(images)} images have {len(labels)} labels; delete them"
                 " and run again"
             )
+        splits.append(Split(images[:, None], labels))
     classes = tuple(name.partition(" - ")[0] for name in loader.classes)  # torchvision calls a digit "3 - three"
-    return classes, Split(train_images[:, None], train_labels), Split(test_images[:, None], test_labels)
+    return classes, splits[0], splits[1]
 
 
 def _read_batches(root: Path, loader: Any) -> Content:
@@ -149,8 +146,8 @@ class Official:
         what: What it holds.
         read: Verifies and reads its files, given the data root and that class.
         places: Folders or files under the data root that hold it.
-        files: What to put under the data root by hand.
-        archive: Name without suffix of an archive that holds ``places[0]``; None if there is no such archive.
+        files: What to put there by hand.
+        archive: Name without suffix of an archive that holds ``places[0]``, if there may be one.
         folders: Names of image folders, or of archives of one, that stand in for the official files.
         augment_hint: Label-preserving augmentation, as in ``Dataset``.
         num_classes: Number of classes K.
