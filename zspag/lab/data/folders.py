@@ -195,16 +195,17 @@ def labelled_folder(
         raise ValueError(f"there is no folder {source}: give the folder of the images to forget")
     tally = Tally()
     paths = {parts: path for parts, path in walk(source) if tally.is_image(parts)}
-    depth = 2 if label is None else 1
+    depth, deeper, place = 2, NOT_DIRECT, "in the folder of a class"
+    if label is not None:
+        depth, deeper, place = 1, "deeper in it", "directly in it"
+    chosen = [parts for parts in paths if len(parts) == depth]
     for parts in paths:
         if len(parts) != depth:
-            outside = NO_CLASS if len(parts) < depth else NOT_DIRECT if label is None else "deeper in it"
-            tally.files[outside].append(parts)
-    chosen = [parts for parts in paths if len(parts) == depth]
+            tally.files[NO_CLASS if len(parts) < depth else deeper].append(parts)
     if not chosen:
         raise ValueError(
-            f"{source} holds no image {'in the folder of a class' if label is None else 'directly in it'}: put images"
-            f" under {source / '<class>'}/, or all in {source} and give their class (--label); {tally}"
+            f"{source} holds no image {place}: put images under {source / '<class>'}/, or all in {source} and give"
+            f" their class (--label); {tally}"
         )
     if label is not None:
         number = class_of(label, classes=classes, place=f"the label {label!r}")

@@ -55,7 +55,7 @@ class Tally:
         """Say how many files are left out and why, with the first names of each reason."""
         reasons = [f"{len(found)} {reason} ({first_of(found)})" for reason, found in sorted(self.files.items())]
         count = sum(map(len, self.files.values()))
-        return f"left out {count} file{'s' * (count != 1)}{': ' * bool(count)}{', '.join(reasons)}"
+        return f"left out {count} file{'s' * (count != 1)}" + (f": {', '.join(reasons)}" if reasons else "")
 
 
 def first_of(found: Sequence[Parts]) -> str:
