@@ -132,7 +132,7 @@ class MomentAccumulator(_Sums):
 
     Note:
         CHOICE: products in float32, which take half the time of float64 on a CPU and up to 1/64 on a GPU. Their error
-        is some 1e-7 of the largest entry, whatever the number of rows; ``zspag bench`` measures it.
+        is some 1e-7 of the largest entry, whatever the number of rows; ``make bench`` measures it.
     """
 
     def __init__(self, precision: torch.dtype = torch.float32) -> None:
