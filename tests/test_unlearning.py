@@ -177,23 +177,12 @@ def test_the_callers_model_comes_back_after_an_exception_at_any_stage():
         assert torch.backends.mha.get_fastpath_enabled() == fused
 
 
-# ---- Determinism
+# ---- What moves, and what it depends on
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
-    first, again, other = plain(), unlearn(), unlearn(seed=6)
-    assert_same_weights(first.model, again.model)
-    for one, same in zip(first.report.tried, again.report.tried, strict=True):
-        assert replace(one, seconds=0.0) == replace(same, seconds=0.0)
-    assert [epoch.loss for epoch in first.report.history] == [epoch.loss for epoch in again.report.history]
-    assert not torch.equal(first.model.head.weight, other.model.head.weight)
-
-
-def test_the_result_does_not_depend_on_the_callers_random_state_modes_or_switched_off_gradients():
-    model = make_model().eval()
+def test_the_result_does_not_depend_on_the_callers_random_state_or_modes():
     torch.manual_seed(99)
-    with torch.no_grad():
-        assert_same_weights(plain().model, unlearn(model).model.train())
+    assert_same_weights(plain().model, unlearn(make_model().eval()).model)
 
 
 def test_only_projected_weights_move():
@@ -202,57 +191,6 @@ def test_only_projected_weights_move():
     assert set(result.report.frozen) == {"position"}
     assert "used by add" in result.report.frozen["position"]
     assert set(result.report.free_dimension) == set(PROJECTABLE)
-
-
-# ---- What moves
-
-
-class Odd(nn.Module):
-    """A linear head behind one weight that is used in a way no projection covers."""
-
-    def __init__(self, kind):
-        super().__init__()
-        self.kind = kind
-        self.lstm = nn.LSTM(6, 5, batch_first=True) if kind == "lstm" else None
-        self.turned = nn.Parameter(torch.randn(6, 5)) if kind == "matmul" else None
-        self.scaled = nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)) if kind == "weight norm" else None
-        self.head = nn.Linear(12 if kind == "plain" else 10, CLASSES)
-
-    def forward(self, images):  # (n, 1, 2, 6)
-        x = images[:, 0]
-        if self.lstm is not None:
-            x = self.lstm(x)[0]
-        if self.turned is not None:
-            x = x @ self.turned
-        if self.scaled is not None:
-            x = self.scaled(x)
-        return self.head(x.flatten(1))
-
-
-ODD = {
-    "lstm": {"lstm.weight_ih_l0", "lstm.weight_hh_l0"},
-    "matmul": {"turned"},
-    "weight norm": {"scaled.parametrizations.weight.original0", "scaled.parametrizations.weight.original1"},
-    "plain": set(),
-}
-
-
-@pytest.mark.parametrize("kind", ODD)
-def test_a_weight_that_cannot_be_projected_is_named_and_does_not_move_a_bit(kind):
-    model = Odd(kind).double()
-    with torch.no_grad():
-        model.head.weight *= 10
-    images = torch.rand(200, 1, 2, 6, dtype=torch.float64)
-    answers = model(images).argmax(1)
-    label = answers.mode().values.item()
-    images = images[answers == label][:9]
-    assert len(images) == 9
-    config = replace(CONFIG, proxies=ProxyConfig(eps=1.0, steps=30, per_class=3), subspace=SubspaceConfig(energy=0.7))
-    result = zero_shot_unlearn(model, images, label, num_classes=CLASSES, config=config)
-    assert set(result.report.frozen) == ODD[kind]
-    expected = "parametrized; torch.nn.utils.parametrize" if kind == "weight norm" else "no conv or linear layer"
-    assert all(expected in reason for reason in result.report.frozen.values())
-    assert changed_names(model, result.open_model) == {"head.weight"}
 
 
 # ---- The projected loop
@@ -513,15 +451,6 @@ def test_the_rule_takes_the_smallest_rate_that_forgets(accuracies, diverging, op
     assert found.kept.reached(0.01) == (of[kept] <= 0.01 and kept not in diverging)
 
 
-def test_a_rate_that_diverged_reports_no_accuracy_and_leaves_a_copy_of_the_original():
-    model = make_model()
-    with pytest.warns(UserWarning, match="not reached: every rate made the weights infinite"):
-        result = unlearn(model, config=replace(CONFIG, update=update_of(lr=1e300, epochs=2)))
-    assert [(trial.lr, trial.forget_accuracy, trial.drift) for trial in result.report.tried] == [(1e300, None, None)]
-    assert not result.report.reached
-    assert changed_names(model, result.open_model) == set()
-
-
 # ---- The whole method
 
 
@@ -617,15 +546,6 @@ def test_projectors_and_labels_of_every_kind_run_and_give_results_of_their_own()
 # ---- Inputs that cannot work
 
 
-def test_most_classes_at_once_are_forgotten_with_a_warning_at_the_callers_line():
-    images, labels = forget_set(labels=(0, 2, 3))
-    with pytest.warns(UserWarning, match="names 3 of 4 classes, and each is forgotten whole, images that") as said:
-        result = zero_shot_unlearn(make_model(), images, labels, num_classes=CLASSES, config=CONFIG)
-    assert result.report.forget_classes == (0, 2, 3)
-    assert {warning.filename for warning in said} == {__file__}
-    assert unlearn(labels=(0, 2)).report.forget_classes == (0, 2)  # half of them: no warning, which would be an error
-
-
 class Unprojectable(nn.Module):
     def __init__(self):
         super().__init__()
@@ -650,9 +570,3 @@ class Weightless(nn.Module):
 def test_a_model_without_a_projectable_layer_is_named(model, message):
     with pytest.raises(ValueError, match=message):
         zero_shot_unlearn(model, *forget_set(), num_classes=CLASSES, config=CONFIG)
-
-
-def test_a_class_that_no_sample_reaches_is_named_with_the_knob():
-    config = replace(CONFIG, proxies=ProxyConfig(eps=1e-6, steps=1))
-    with pytest.raises(ValueError, match=r"no forget sample reached class .* raise proxies.eps"):
-        unlearn(config=config)

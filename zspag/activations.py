@@ -115,21 +115,13 @@ class _Watch(TorchFunctionMode):
         weight, groups = bound["weight"], bound.get("groups", 1)
         if id(weight) not in self.names:
             return
-        rows = convolution_rows(
-            bound["input"],
-            weight.shape[2:],
-            stride=bound.get("stride", 1),
-            padding=bound.get("padding", 0),
-            dilation=bound.get("dilation", 1),
-            groups=groups,
-        )
 
         def output_rows(raw: Tensor) -> Tensor:
             batched = raw if raw.dim() == weight.dim() else raw[None]
             positions = batched.flatten(2).transpose(1, 2)  # (B, positions, d_out)
             return positions.reshape(-1, groups, weight.shape[0] // groups).transpose(0, 1)
 
-        self._see(weight, rows, Outputs(output, output_rows))
+        self._see(weight, rows_of_convolution(bound), Outputs(output, output_rows))
 
     def _see_attention(self, call: dict[str, Any]) -> None:
         """Take the rows of the packed input projection and, by a second call, of the output projection."""
@@ -183,6 +175,13 @@ def holds_floats(output: Any) -> bool:
 def linear_rows(inputs: Tensor) -> Tensor:
     """Return what enters a linear layer, any leading dimensions, as shape (R, d)."""
     return inputs.reshape(-1, inputs.shape[-1])
+
+
+def rows_of_convolution(bound: dict[str, Any]) -> Tensor:
+    """Return the rows (groups, R, d) that a convolution multiplies with its weight, from its arguments by name."""
+    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    given = {name: bound.get(name, default) for name, default in options.items()}
+    return convolution_rows(bound["input"], bound["weight"].shape[2:], **given)
 
 
 def convolution_rows(

@@ -67,15 +67,27 @@ def loss_gradient(
         names: Parameter names.
         loss: Maps logits and labels to their mean loss.
     """
-    weights = {name: weight.clone().requires_grad_(True) for name, weight in weights_of(model, names).items()}
+    weights = weights_of(model, names)
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+
+    def share(logits: Tensor, q: Tensor) -> Tensor:
+        return loss(logits, q) * (len(q) / len(images))
+
+    _add_gradient_(total, model, images, labels, share)
+    return total
+
+
+def _add_gradient_(
+    total: Direction, model: nn.Module, images: Tensor, others: Tensor, share: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Add the gradients, with respect to the weights in ``total``, of ``share(logits, others)`` over all chunks."""
+    weights = {name: weight.clone().requires_grad_(True) for name, weight in weights_of(model, total).items()}
     with _differentiable(model):
-        for x, q in chunks(images, labels):
-            share = loss(functional_call(model, weights, (x,)), q) * (len(x) / len(images))
-            parts = torch.autograd.grad(share, list(weights.values()), materialize_grads=True)
+        for x, other in chunks(images, others):
+            value = share(functional_call(model, weights, (x,)), other)
+            parts = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
             for name, part in zip(weights, parts, strict=True):
                 total[name] += part
-    return total
 
 
 def logit_derivatives(model: nn.Module, images: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
@@ -116,22 +128,13 @@ def gauss_newton_product(
     H_i is the Hessian of the loss in the logits: diag(p) - p p^T for cross-entropy (G is then the Fisher matrix), I for
     half the squared error. G is positive semidefinite by construction; the exact Hessian is not.
     """
-    weights = {name: weight.clone().requires_grad_(True) for name, weight in weights_of(model, direction).items()}
+    logits, u = logit_derivatives(model, images, direction)
+    if not squared_loss:
+        p = logits.softmax(1)
+        u = p * u - p * (p * u).sum(1, keepdim=True)
     product = {name: damping * part for name, part in direction.items()}
-    logits, tangents = logit_derivatives(model, images, direction)
-    curved = tangents if squared_loss else _softmax_hessian(logits, tangents)
-    with _differentiable(model):
-        for x, u in chunks(images, curved):
-            share = (functional_call(model, weights, (x,)) * u).sum() / len(images)
-            parts = torch.autograd.grad(share, list(weights.values()), materialize_grads=True)
-            for name, part in zip(weights, parts, strict=True):
-                product[name] = product[name] + part
+    _add_gradient_(product, model, images, u, lambda logits, u: (logits * u).sum() / len(images))
     return product
-
-
-def _softmax_hessian(logits: Tensor, vectors: Tensor) -> Tensor:
-    p = logits.softmax(1)
-    return p * vectors - p * (p * vectors).sum(1, keepdim=True)
 
 
 def conjugate_gradients(
@@ -166,7 +169,7 @@ def dot(first: Direction, second: Direction) -> float:
 
 
 def inner_product(first: Direction, second: Direction) -> Tensor:
-    """Return the inner product of two directions as a scalar in float64 on their device, which nobody waits for."""
+    """Return the inner product of two directions as a scalar in float64 on their device; it does not wait."""
     products = [(first[name].double() * second[name].double()).sum() for name in first]
     return sum(products[1:], start=products[0])
 
@@ -190,16 +193,16 @@ class Kfac:
 
     def solve(self, direction: Direction, *, damping: float) -> Direction:
         """Return (B (x) A + lambda I)^-1 v, lambda = damping * mean diagonal of B (x) A, per weight and block."""
-        return {name: self._solve_weight(name, part, damping) for name, part in direction.items()}
-
-    def _solve_weight(self, name: str, part: Tensor, damping: float) -> Tensor:
-        a, left = torch.linalg.eigh(self.inputs[name])
-        b, right = torch.linalg.eigh(self.outputs[name])
-        spectrum = b.clamp_min(0)[:, :, None] * a.clamp_min(0)[:, None, :]  # (blocks, o, d)
-        level = damping * spectrum.mean((1, 2), keepdim=True).clamp_min(1e-300)
-        stacked = as_blocks(part.double(), len(a))
-        rotated = right.transpose(1, 2) @ stacked @ left / (spectrum + level)
-        return (right @ rotated @ left.transpose(1, 2)).reshape(part.shape).to(part.dtype)
+        solved = {}
+        for name, part in direction.items():
+            a, left = torch.linalg.eigh(self.inputs[name])
+            b, right = torch.linalg.eigh(self.outputs[name])
+            spectrum = b.clamp_min(0)[:, :, None] * a.clamp_min(0)[:, None, :]  # (blocks, o, d)
+            level = damping * spectrum.mean((1, 2), keepdim=True).clamp_min(1e-300)
+            stacked = as_blocks(part.double(), len(a))
+            rotated = right.transpose(1, 2) @ stacked @ left / (spectrum + level)
+            solved[name] = (right @ rotated @ left.transpose(1, 2)).reshape(part.shape).to(part.dtype)
+        return solved
 
 
 def kfac_factors(

@@ -229,11 +229,11 @@ def _fit_(
 
 
 def rate_search(run: Callable[[float], Run], *, update: UpdateConfig) -> RateSearch:
-    """Run at ``update.lr``, or by the forget-only rule at the rates of ``update.ladder``.
+    """Run at ``update.lr``, or search ``update.ladder`` by the forget-only rule.
 
-    The rule takes the smallest rate whose run ends with at most ``forget_accuracy`` on the forget set. No forget-only
-    signal sees retained damage, so the gentlest rate that does the job is the safe choice. ``whole_ladder`` runs the
-    rates above it too, which trade-off curves need.
+    The rule takes the smallest rate whose run ends with at most ``forget_accuracy`` on the forget set. The forget set
+    does not show retained damage, so the gentlest rate that forgets is the safe choice. ``whole_ladder`` also runs the
+    rates above it, which trade-off curves need.
     """
     runs: list[Run] = []
     chosen = None

@@ -1,11 +1,11 @@
-"""Proxy adversarial data: forget samples pushed into every retained class stand in for the retain data nobody has.
+"""Proxy adversarial data: forget samples pushed into every retained class replace the retain data.
 
 Paper: "proxy adversarial data generation". For a retained class t and a forget sample x, targeted projected gradient
 descent minimizes CE(f(x + delta), t) with ||delta|| <= eps and x + delta in [0, 1].
 
-Two proxies come of every hit. The one with the largest margin lies well inside its class, and bases are made from it.
-The *barely hit* one is the same proxy pulled back towards its source until it only just hits: where a model begins to
-change its answers, it does so there first, so that is where drift is measured.
+Every hit gives two proxies. The one with the largest margin lies well inside its class; bases are made from it. The
+*barely hit* one is the same proxy, pulled back towards its source until it only just hits. A model changes its answers
+there first, so drift is measured there.
 
 Invariant: nothing but the model and forget samples is read, and every proxy is classified as its label.
 """
@@ -41,7 +41,7 @@ class Attacked:
 
     @property
     def hits(self) -> Tensor:
-        """Which images arrived, shape (n,)."""
+        """Which images reached their target, shape (n,)."""
         return self.margins > 0
 
 
@@ -76,11 +76,6 @@ class ProxySet:
     def of_class(self, label: int) -> Tensor:
         """Return the proxies of one class, shape (m / classes, C, H, W)."""
         return self.images[self.labels == label]
-
-    def where(self, chosen: Tensor) -> "ProxySet":
-        """Return those that a mask (m,) chooses."""
-        parts = (self.images[chosen], self.labels[chosen], self.sources[chosen])
-        return ProxySet(*parts, self.hits, self.eps, self.barely[chosen])
 
 
 def margins_of(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Pseudo-labels: what the forget samples are fitted to.
 
 The influence-tilted label maximizes <q, s_i> - (1 / beta) KL(q || p_masked(x_i)) over the simplex without the forget
-classes. The answer is softmax(log p_masked + beta s): beta = 0 is the model's own second opinion, beta -> infinity the
-most helpful hard label.
+classes. The answer is softmax(log p_masked + beta s): beta = 0 is the model's own answer without the forget
+classes, beta -> infinity the most helpful hard label.
 
 Invariant: a pseudo-label is a distribution with no mass on a forget class.
 """
