@@ -280,13 +280,16 @@ def test_projected_sgd_is_sgd_with_momentum_written_out():
 
 
 def test_the_result_lies_in_plain_order_as_optimizers_and_file_formats_ask():
+    model, images = nn.Sequential(nn.Conv2d(1, 3, 2), nn.Conv2d(3, 3, 2), nn.Flatten()), torch.rand(4, 1, 3, 3)
     seen = []
 
-    def look(current):
-        seen.append(current.conv.weight.is_contiguous(memory_format=torch.channels_last))
+    def loss(current, batch):
+        seen.append(current[1].weight.is_contiguous(memory_format=torch.channels_last))
+        return current(images[batch]).square().mean()
 
-    *_, done = run(update_of(epochs=1), before_epoch=look)
-    assert seen == [True]
+    options = {"loss": loss, "names": ["1.weight"], "project": None, "update": UpdateConfig(lr=0.1, epochs=1)}
+    done = projected_sgd(model, images, torch.zeros(4), generator=torch.Generator(), **options)
+    assert all(seen)
     assert all(tensor.is_contiguous() for tensor in done.model.state_dict().values())
 
 
