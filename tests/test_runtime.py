@@ -152,6 +152,13 @@ def test_two_workers_and_one_give_the_same_bits_and_an_error_stops_nobody():
         assert torch.equal(apart[job][2], here[job][2])
 
 
+def test_the_pool_restores_the_threads_of_this_process():
+    before = torch.get_num_threads()
+    found = [answer[1] for _, answer in pool_map(_work, [0, 1], workers=1, threads_each=before + 1, title="test")]
+    assert found == [before + 1, before + 1]
+    assert torch.get_num_threads() == before
+
+
 def _die(job):
     if job == 1:
         os._exit(3)

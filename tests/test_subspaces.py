@@ -213,9 +213,7 @@ def test_the_state_of_the_accumulator_does_not_grow_with_the_samples():
 
 @pytest.mark.parametrize("count", [300, 30_000])
 def test_products_of_float32_rows_cost_some_1e_7_of_the_largest_entry_whatever_the_number_of_rows(count):
-    rows = (
-        1 + torch.randn(1, count, 40, generator=torch.Generator().manual_seed(0))
-    ).float()  # a mean is the hard case
+    rows = 1 + torch.randn(1, count, 40, generator=torch.Generator().manual_seed(0))  # a mean is the hard case
 
     def error(given):
         accumulator = MomentAccumulator()
@@ -299,10 +297,7 @@ def test_bases_of_few_rows_are_those_of_the_whole_matrix_without_decomposing_it(
 def test_bases_by_rank_of_few_rows_may_ask_for_more_directions_than_there_are_rows():
     moments = few(3)
     for ranks in ((2, 3), (5, 3)):
-        subspace, whole = (
-            by_rank(moments, ranks={"w": ranks}),
-            by_rank(replace(moments, factors={}), ranks={"w": ranks}),
-        )
+        subspace, whole = (by_rank(one, ranks={"w": ranks}) for one in (moments, replace(moments, factors={})))
         assert subspace.ranks["w"] == ranks
         for basis, other in zip(subspace.bases["w"], whole.bases["w"], strict=True):
             projected, expected = (moments.second["w"] @ part @ part.T for part in (basis, other))
