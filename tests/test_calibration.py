@@ -21,7 +21,6 @@ from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig
 from zspag.preflight.checks import unsound
 from zspag.projected_sgd import fit_labels, rate_search
 from zspag.proxy_statistics import prepare
-from zspag.pseudo_labels import pseudo_labeler
 from zspag.runtime import generator_for, logits_of
 from zspag.subspaces import accumulate, by_energy, hard_projector, projector, second_moments, soft_projector
 
@@ -316,13 +315,9 @@ def test_a_single_image_without_views_fits_and_judges_and_the_report_claims_noth
 
 def test_a_rate_that_overshoots_is_not_chosen_where_the_gentlest_of_a_ladder_loses_most():
     labels, statistics, made = calibrated()
-    original, old = (
-        test_accuracy(raw_net()),
-        rate_search(
-            lambda lr: fit_views(raw_net(), labels, statistics, made, lr=lr, config=CONFIG, seed=0),
-            update=CONFIG.update,
-        ),
-    )
+    original = test_accuracy(raw_net())
+    options = {"config": CONFIG, "seed": 0}
+    old = rate_search(lambda lr: fit_views(raw_net(), labels, statistics, made, lr=lr, **options), update=CONFIG.update)
     assert old.kept.lr == min(CONFIG.update.ladder)
     assert old.kept.reached(CONFIG.update.forget_accuracy)
     assert test_accuracy(old.kept.model)[0] < original[0] - 0.3
@@ -341,17 +336,20 @@ def test_a_rate_that_overshoots_is_not_chosen_where_the_gentlest_of_a_ladder_los
 def test_held_out_proxies_tell_the_rate_that_overshoots_although_it_forgets():
     labels, statistics, made = calibrated()
     model = raw_net()
-    images = statistics.views.images
-    relabel = pseudo_labeler(
-        model, images, forget=(FORGET,), proxies=statistics.proxies, moments=statistics.moments.averaged,
-        projector=made.project, names=statistics.names, config=CONFIG.labels, generator=generator_for(0, "labels"),
-    )  # fmt: skip
     folds = make_folds(model, statistics, labels, subspace=CONFIG.subspace)
     before = reference.state_of(model)
     overshot = attempt(
-        model, images, labels[statistics.views.sources], folds=folds, relabel=relabel, forget=(FORGET,), layers="all",
-        names=statistics.names, update=replace(CONFIG.update, lr=0.3), seed=0,
-    )  # fmt: skip
+        model,
+        statistics.views.images,
+        labels[statistics.views.sources],
+        folds=folds,
+        relabel=made.relabel,
+        forget=(FORGET,),
+        layers="all",
+        names=statistics.names,
+        update=replace(CONFIG.update, lr=0.3),
+        seed=0,
+    )
     reference.assert_same_state(before, reference.state_of(model))
     chosen = made.calibration.trial
     assert (chosen.forgot, chosen.layers, chosen.lr) == (True, made.calibration.layers, made.run.lr)
