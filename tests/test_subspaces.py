@@ -211,6 +211,14 @@ def test_the_state_of_the_accumulator_does_not_grow_with_the_samples():
     assert size() == 0  # it starts anew
 
 
+def test_float32_rows_are_added_up_in_float64():
+    accumulator = MomentAccumulator()
+    for value in (4096.0, 1.0):
+        accumulator.add("w", torch.full((1, 1, 1), value))
+    found = accumulator.moments(samples=2, unprojectable={}).second["w"]
+    assert 2 * found.item() == 4096.0**2 + 1  # float32 would lose the 1
+
+
 @pytest.mark.parametrize("count", [300, 30_000])
 def test_products_of_float32_rows_cost_some_1e_7_of_the_largest_entry_whatever_the_number_of_rows(count):
     rows = 1 + torch.randn(1, count, 40, generator=torch.Generator().manual_seed(0))  # a mean is the hard case
