@@ -31,7 +31,7 @@ from benchmarks.external.old import Child, finite
 from benchmarks.external.old import main as answer_jobs
 from benchmarks.external.table import choices_page, page, write_choices, write_table
 from zspag import proxies, zero_shot_unlearn
-from zspag.calibration import cross_fitting
+from zspag.calibration import trials
 from zspag.config import ProxyConfig, TrainConfig, to_dict
 from zspag.lab.data.splits import Dataset, Split
 from zspag.outcome import Trial
@@ -494,7 +494,7 @@ def test_the_old_attack_stays_in_its_ball_and_ends_where_its_last_step_leads(tin
 
 def test_folds_of_the_same_sources_exchange_what_they_are_judged_by(monkeypatch):
     folds = [
-        cross_fitting.Fold(torch.zeros(1), torch.zeros(1), torch.zeros(1), None, torch.full((1,), own), torch.zeros(1))
+        trials.Fold(torch.zeros(1), torch.zeros(1), torch.zeros(1), None, torch.full((1,), own), torch.zeros(1))
         for own in (0.0, 1.0)
     ]
     monkeypatch.setattr(choices, "make_folds", lambda: folds)

@@ -161,10 +161,11 @@ def untimed(report):
 
 def test_unlearning_gives_the_weights_that_the_cpu_gives():
     case = small()
+    config = replace(case.config, views=60, update=replace(case.config.update, lr=0.3, layers="all"))
 
     def work(device):
         parts = (moved(part, device) for part in (case.model, case.images, case.labels))
-        return zero_shot_unlearn(*parts, num_classes=10, config=case.config, seed=0)
+        return zero_shot_unlearn(*parts, num_classes=10, config=config, seed=0)
 
     here, there = on_both(work)
     assert_same_weights(here.model, there.model)
@@ -195,7 +196,7 @@ def test_training_gives_the_weights_that_the_cpu_gives(recipe):
 
 
 @cache
-def material_on(device):
+def statistics_on(device):
     case = small()
     model, images = moved(case.model, device), moved(case.images, device)
     generator = generator_for(0, "material")
@@ -213,38 +214,52 @@ def laddered(name, *, device, batch_size=None):
     if batch_size is not None:
         update = replace(update, batch_size=batch_size, min_steps=1)
     retain = tuple(moved(part, device) for part in (case.retain_images, case.retain_labels)) if method.oracle else None
-    problem = Problem(model, images, labels, 10, generator_for(0, "method"), material_on(device), retain)
+    problem = Problem(model, images, labels, 10, generator_for(0, "method"), statistics_on(device), retain)
     return lambda: method.run(problem, replace(case.config, update=update)).runs[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_gives_the_weights_that_the_cpu_gives(name):
     here, there = on_both(lambda device: laddered(name, device=device)())
     assert_same_weights(here.model, there.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEPPING)
 def test_the_steps_of_a_method_do_not_wait(gpu, name):
     few, many = (waits(gpu, laddered(name, device=AWAY, batch_size=size)) for size in (30, 5))
     assert few.total() == many.total(), many - few
 
 
+def fitted(device, *, loss=F.cross_entropy, names=("4.weight", "13.weight"), **options):
+    """Run SGD without a projector on a device, the loss taken of logits and labels."""
+    case = small()
+    model, images, labels = (moved(part, device) for part in (case.model, case.images, case.labels))
+    update = UpdateConfig(**{"lr": 0.01, "epochs": 3, "min_steps": 1, "give_up": 1.0, "settle": 0.0} | options)
+    return projected_sgd(
+        model,
+        images,
+        labels,
+        loss=lambda current, batch: loss(current(images[batch]), labels[batch]),
+        names=names,
+        project=None,
+        update=update,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
 def test_a_bad_loss_leaves_the_weights_that_it_found():
     """On the CPU the loop ends there, on a GPU it goes on; both give back the same net and the same history."""
-    case = small()
 
     def work(device, bad=7):
-        calls, model = [], moved(case.model, device)
-        images, labels = moved(case.images, device), moved(case.labels, device)
+        calls = []
 
-        def loss(current, batch):
+        def loss(logits, labels):
             calls.append(1)
-            return F.cross_entropy(current(images[batch]), labels[batch]) * (torch.inf if len(calls) == bad else 1)
+            return F.cross_entropy(logits, labels) * (torch.inf if len(calls) == bad else 1)
 
-        update = UpdateConfig(lr=0.01, epochs=3, batch_size=15, min_steps=1, give_up=1.0, settle=0.0)
-        run = projected_sgd(model, images, labels, loss=loss, names=("4.weight", "13.weight"), project=None,
-                      update=update, generator=torch.Generator().manual_seed(0))  # fmt: skip
-        return run, len(calls)
+        return fitted(device, loss=loss, batch_size=15), len(calls)
 
     (here, calls_here), (there, calls_there) = on_both(work)
     assert (calls_here, calls_there) == (7, 8)
@@ -261,49 +276,31 @@ def test_a_bad_loss_leaves_the_weights_that_it_found():
 # What is long does not wait
 
 
-def test_a_descent_waits_once_more_per_epoch_and_never_per_batch(gpu):
+def test_a_run_waits_once_more_per_epoch_and_never_per_batch(gpu):
+    def count(size, loss=F.cross_entropy):
+        options = {"loss": loss, "names": ("13.weight",), "lr": 1e-4, "epochs": 2, "batch_size": size}
+        return waits(gpu, lambda: fitted(AWAY, **options)).total()
+
+    def read(logits, labels):
+        value = F.cross_entropy(logits, labels)
+        return value * (value.item() >= 0)
+
+    assert count(60) == count(10) == count(2)
+    assert count(10, read) - count(60, read) == 2 * (6 - 1)  # the control: two epochs of six batches or of one
+
+
+def attacked(device, steps):
     case = small()
-    model, images, labels = away(case.model), away(case.images), away(case.labels)
-
-    def run(*, batch_size, read=False):
-        def loss(current, batch):
-            value = F.cross_entropy(current(images[batch]), labels[batch])
-            return value * (value.item() >= 0) if read else value
-
-        update = UpdateConfig(lr=1e-4, epochs=2, batch_size=batch_size, min_steps=1, give_up=1.0, settle=0.0)
-        return lambda: projected_sgd(model, images, labels, loss=loss, names=("13.weight",), project=None,
-                               update=update, generator=torch.Generator().manual_seed(0))  # fmt: skip
-
-    counts = [waits(gpu, run(batch_size=size)).total() for size in (60, 10, 2)]
-    assert counts[0] == counts[1] == counts[2]
-    looked = [waits(gpu, run(batch_size=size, read=True)).total() for size in (60, 10)]
-    assert looked[1] - looked[0] == 2 * (6 - 1)  # the control: two epochs of six batches or of one, all losses read
+    parts = (moved(part, device) for part in (case.model, case.images, torch.arange(60) % 10))
+    return attack(*parts, eps=0.1, config=ProxyConfig(steps=steps), generator=generator_for(0))
 
 
-def test_an_attack_never_waits_for_a_step(gpu):
-    case = small()
-    model, images, targets = away(case.model), away(case.images), (torch.arange(60) % 10).to(AWAY)
-
-    def run(steps):
-        config = ProxyConfig(steps=steps)
-        return lambda: attack(model, images, targets, eps=0.3, config=config, generator=torch.Generator())
-
-    counts = [waits(gpu, run(steps)).total() for steps in (2, 12)]
-    assert counts[0] == counts[1]
-
-
-def test_an_attack_gives_what_the_cpu_gives():
-    case = small()
-    targets, config = torch.arange(60) % 10, ProxyConfig(steps=12)
-
-    def work(device):
-        parts = (moved(part, device) for part in (case.model, case.images, targets))
-        found = attack(*parts, eps=0.1, config=config, generator=generator_for(0))
-        return found.images, found.margins
-
-    here, there = on_both(work)
-    assert all(torch.equal(one, held(other)) for one, other in zip(here, there, strict=True))
-    assert 0 < (here[1] > 0).sum() < 60  # some arrive, others do not
+def test_an_attack_never_waits_for_a_step_and_gives_what_the_cpu_gives(gpu):
+    assert waits(gpu, lambda: attacked(AWAY, 2)).total() == waits(gpu, lambda: attacked(AWAY, 12)).total()
+    here, there = attacked(HOME, 12), attacked(AWAY, 12)
+    assert torch.equal(here.images, held(there.images))
+    assert torch.equal(here.margins, held(there.margins))
+    assert 0 < here.hits.sum() < 60  # some arrive, others do not
 
 
 CHUNKED = {
@@ -357,6 +354,7 @@ def test_training_waits_per_epoch_and_not_per_step(gpu, recipe):
 # Benchmarks and notebooks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", stages.stages_of(AWAY))
 def test_a_stage_of_the_benchmark_runs_on_a_gpu(gpu, own_data, stage):
     here = machine.measure(AWAY, side=32, copied=2**12, repeats=2)
@@ -376,6 +374,7 @@ def smoke(tmp_path_factory, data_folder):
         yield root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_on_a_gpu(gpu, smoke, path):
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]

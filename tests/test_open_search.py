@@ -48,10 +48,6 @@ def place_of(search):
     return PLACE_OF[search.trials[search.best].lr]
 
 
-def places_of(search):
-    return [PLACE_OF[one.lr] for one in search.trials]
-
-
 def window(first, ruined, *, damage=lambda _: 0.1):
     """Rates below ``first`` do not forget, rates from ``ruined`` on make everything infinite."""
 
@@ -77,27 +73,31 @@ def test_rates_are_one_and_three_times_powers_of_ten():
 # ---- Where the search ends
 
 
-@pytest.mark.parametrize("first", [-9, -5, START - 1, START, START + 1, 4])
-def test_the_smallest_rate_that_forgets_is_found_from_wherever_the_search_starts(first):
-    found, ran = searched(window(first, first + 2))
-    assert place_of(found) == first
-    assert {first - 1, first + 1} <= set(ran)  # a gentler one does not forget, a larger one is no better
+@pytest.mark.parametrize(
+    ("first", "ruined", "start", "best", "edge"),
+    [
+        *((first, first + 2, START, first, False) for first in (-9, -5, START - 1, START, START + 1, 4)),
+        *((first, 99, start, first, False) for first in (SMALLEST + 1, LARGEST - 1) for start in PLACES),
+        (-6, -4, 0, -6, False),  # the start is ruined
+        (3, 5, SMALLEST, 3, False),  # the start is far too small
+        (SMALLEST, SMALLEST + 1, START, SMALLEST, True),
+        (-99, 99, START, SMALLEST, True),  # even the smallest rate forgets
+        (LARGEST, 99, START, LARGEST, True),
+        (99, 99, START, None, True),  # nothing ever forgets
+        (99, SMALLEST, START, None, True),  # everything is ruined
+    ],
+)
+def test_the_gentlest_rate_that_forgets_is_found_from_wherever_the_search_starts(first, ruined, start, best, edge):
+    found, ran = searched(window(first, ruined, damage=lambda place: 0.01 * 3.0 ** max(0, place)), start=start)
+    assert (None if found.best is None else place_of(found), found.at_edge) == (best, edge)
+    assert [PLACE_OF[one.lr] for one in found.trials] == sorted(ran)  # smallest first, each of them once
     assert len(ran) == len(set(ran))
-    assert not found.at_edge
-
-
-def test_a_start_that_is_ruined_searches_below_and_never_above_the_first_ruin():
-    found, ran = searched(window(-6, -4), start=0)
-    assert place_of(found) == -6
-    assert max(ran) == 0
-    assert not found.at_edge
-    assert found.trials[-1].forget_accuracy is None  # the ruin is kept in what was tried
-
-
-def test_a_start_far_too_small_climbs_until_something_is_forgotten():
-    found, ran = searched(window(3, 5), start=SMALLEST)
-    assert place_of(found) == 3
-    assert set(ran) == set(range(SMALLEST, 5))
+    if best is None:
+        assert (SMALLEST if ruined == SMALLEST else LARGEST) in ran
+    else:  # a gentler one does not forget, a larger one is no better
+        assert {max(SMALLEST, best - 1), min(LARGEST, best + 1)} <= set(ran)
+    if start >= ruined:
+        assert max(ran) == start  # nothing above the first ruin is tried
 
 
 def test_a_rate_that_is_left_for_a_larger_one_did_more_damage():
@@ -105,92 +105,43 @@ def test_a_rate_that_is_left_for_a_larger_one_did_more_damage():
     found, ran = searched(window(-3, 9, damage=lambda place: falling.get(place, 5.0)))
     assert place_of(found) == 0
     assert 1 in ran
-    flat, _ = searched(window(-3, 9))
-    assert place_of(flat) == -3  # the same rates without a difference: the gentlest
-
-
-def test_where_nothing_ever_forgets_there_is_no_best_and_the_edge_is_said():
-    found, ran = searched(lambda place: trial(place, forgot=False))
-    assert found.best is None
-    assert found.at_edge
-    assert LARGEST in ran
-
-
-def test_where_everything_is_ruined_the_search_goes_down_to_the_smallest():
-    found, ran = searched(lambda place: trial(place, drift=None))
-    assert found.best is None
-    assert found.at_edge
-    assert set(ran) == set(range(SMALLEST, START + 1))
-
-
-def test_the_smallest_rate_alone_is_found_below_ruin():
-    found, _ = searched(window(SMALLEST, SMALLEST + 1))
-    assert place_of(found) == SMALLEST
-    assert found.at_edge
-
-
-def test_where_even_the_smallest_rate_forgets_the_edge_is_said():
-    found, _ = searched(window(-99, 99))
-    assert place_of(found) == SMALLEST
-    assert found.at_edge
-    inside, _ = searched(window(SMALLEST + 1, 99))
-    assert place_of(inside) == SMALLEST + 1
-    assert not inside.at_edge
-
-
-def test_where_the_largest_rate_is_the_best_the_edge_is_said():
-    found, _ = searched(window(LARGEST, 99))
-    assert place_of(found) == LARGEST
-    assert found.at_edge
     better_and_better, ran = searched(window(-2, 99, damage=lambda place: 10.0 ** -(3 * place)))
     assert place_of(better_and_better) == LARGEST == max(ran)
     assert better_and_better.at_edge
-
-
-def test_trials_come_back_smallest_rate_first_each_of_them_once():
-    found, ran = searched(window(-6, -4), start=1)
-    assert places_of(found) == sorted(set(ran))
-    assert len(ran) == len(set(ran))
+    flat, _ = searched(window(-3, 9))
+    assert place_of(flat) == -3  # the same rates without a difference: the gentlest
 
 
 # ---- Which trial is the best
 
 
-def of(*trials):
-    """Search over exactly these trials: steps 0, 1, ...; below nothing forgets, above all is ruined."""
-    found, _ = searched(
-        lambda place: (
-            trials[place] if 0 <= place < len(trials) else trial(place, forgot=False, drift=None if place > 0 else 0.0)
-        ),
-        start=0,
-    )
-    return place_of(found)
+@pytest.mark.parametrize(
+    ("trials", "best"),
+    [
+        # Unseen samples come before damage.
+        ([{"drift": 0.001, "unseen": 0.5}, {"drift": 0.9, "unseen": 0.5 - UNSEEN - 0.01}], 1),
+        ([{"drift": 0.001, "unseen": 0.5}, {"drift": 0.9, "unseen": 0.5 - UNSEEN + 0.01}], 0),
+        # Among those alike in that, damage decides beyond a factor, and else the gentlest is taken.
+        ([{"drift": ALIKE + 0.1}, {"drift": 1.0}], 1),
+        ([{"drift": ALIKE - 0.1}, {"drift": 1.0}], 0),
+        ([{"drift": 0.9}, {"drift": 0.6}, {"drift": 0.5}, {"drift": 0.55}], 0),
+        ([{"drift": 1.3}, {"drift": 0.6}, {"drift": 0.5}, {"drift": 0.55}], 1),
+        # No damage at all is alike to nothing but itself.
+        ([{"drift": 0.0}, {"drift": 0.0}], 0),
+        ([{"drift": 1e-9}, {"drift": 0.0}], 1),
+        # What does not forget is never taken, however little damage it does.
+        ([{"drift": 0.0, "forgot": False}, {"drift": 9.0}, {"drift": 0.0, "forgot": False}], 1),
+    ],
+)
+def test_the_best_trial_forgets_unseen_samples_does_little_damage_and_is_gentle(trials, best):
+    """Trials stand at steps 0, 1, ...; below nothing forgets, above all is ruined."""
 
+    def curve(place):
+        if 0 <= place < len(trials):
+            return trial(place, **trials[place])
+        return trial(place, forgot=False, drift=None if place > 0 else 0.0)
 
-def test_unseen_samples_come_before_damage():
-    careless = trial(0, drift=0.001, unseen=0.5)
-    assert of(careless, trial(1, drift=0.9, unseen=0.5 - UNSEEN - 0.01)) == 1
-    assert of(careless, trial(1, drift=0.9, unseen=0.5 - UNSEEN + 0.01)) == 0
-
-
-def test_among_those_that_forget_unseen_samples_damage_decides_beyond_a_factor():
-    assert of(trial(0, drift=ALIKE + 0.1), trial(1, drift=1.0)) == 1
-    assert of(trial(0, drift=ALIKE - 0.1), trial(1, drift=1.0)) == 0  # alike: the gentler one
-
-
-def test_of_trials_alike_the_gentlest_is_taken_even_if_it_is_not_the_least():
-    assert of(trial(0, drift=0.9), trial(1, drift=0.6), trial(2, drift=0.5), trial(3, drift=0.55)) == 0
-    assert of(trial(0, drift=1.3), trial(1, drift=0.6), trial(2, drift=0.5), trial(3, drift=0.55)) == 1
-
-
-def test_a_trial_that_does_not_forget_is_never_taken_however_little_damage_it_does():
-    found, _ = searched(lambda place: trial(place, forgot=place == 1, drift=0.0 if place != 1 else 9.0), start=0)
-    assert place_of(found) == 1
-
-
-def test_no_damage_at_all_is_alike_to_nothing_but_itself():
-    assert of(trial(0, drift=0.0), trial(1, drift=0.0)) == 0
-    assert of(trial(0, drift=1e-9), trial(1, drift=0.0)) == 1
+    assert place_of(searched(curve, start=0)[0]) == best
 
 
 # ---- Properties over random curves
@@ -249,12 +200,6 @@ def test_on_any_curve_the_search_ends_only_where_both_neighbours_are_no_better(s
     assert ends >= {(True, True), (False, False), (False, True)}  # all three kinds of end were met
 
 
-def test_with_rising_damage_the_start_does_not_matter():
-    for first in range(SMALLEST + 1, LARGEST):
-        curve = window(first, 99, damage=lambda place: 0.01 * 3.0**place)
-        assert {place_of(searched(curve, start=start)[0]) for start in PLACES} == {first}
-
-
 # ---- Which layers
 
 
@@ -263,52 +208,42 @@ def one(layers, drift, *, unseen=0.0, forgot=True):
     return Search((own,), 0 if forgot else None, not forgot)
 
 
-def chosen_of(**searches):
-    asked = []
+D = 10 * HARMLESS
 
-    def search(layers, start):
-        asked.append(layers)
-        assert start == START
-        return searches[layers]
 
-    layers, found, trials = choose(search, layers=tuple(searches), start=START)
+@pytest.mark.parametrize(
+    ("searches", "layers", "asked"),
+    [
+        # Other layers are taken only where they halve the damage of what was taken before.
+        ({"all": one("all", D), "body": one("body", WORTH * D * 0.99)}, "body", 2),
+        ({"all": one("all", D), "body": one("body", WORTH * D * 1.01)}, "all", 2),
+        ({"all": one("all", 1.0), "body": one("body", 0.4), "head": one("head", 0.3)}, "body", 3),
+        ({"all": one("all", 1.0), "body": one("body", 0.4), "head": one("head", 0.19)}, "head", 3),
+        ({"all": one("all", 1.0), "body": one("body", 0.6), "head": one("head", 0.3)}, "head", 3),
+        # Less damage buys no unseen samples.
+        ({"all": one("all", 1.0), "head": one("head", 0.1, unseen=UNSEEN + 0.01)}, "all", 2),
+        ({"all": one("all", 1.0), "head": one("head", 0.1, unseen=UNSEEN - 0.01)}, "head", 2),
+        # Where there is no harm, nothing else is tried.
+        ({"all": one("all", HARMLESS), "body": one("body", 0.0)}, "all", 1),
+        ({"all": one("all", 3 * HARMLESS), "body": one("body", HARMLESS), "head": one("head", 0.0)}, "body", 2),
+        # What forgets replaces what does not, and never the other way round.
+        ({"all": one("all", 0.0, forgot=False), "body": one("body", 9.0), "head": one("head", 8.0)}, "body", 3),
+        ({"all": one("all", 0.0, forgot=False), "body": one("body", 0.0, forgot=False)}, "all", 2),
+        ({"all": one("all", 9.0), "body": one("body", 0.0, forgot=False)}, "all", 2),
+    ],
+)
+def test_other_layers_are_taken_only_where_they_are_clearly_better(searches, layers, asked):
+    starts = []
+
+    def search(name, start):
+        starts.append(start)
+        return searches[name]
+
+    chosen, found, trials = choose(search, layers=tuple(searches), start=START)
+    assert chosen == layers
     assert found is searches[layers]
-    assert trials == [searches[name].trials[0] for name in asked]  # everything that ran is reported
-    return layers, asked
-
-
-def test_other_layers_are_taken_only_where_they_halve_the_damage():
-    damage = 10 * HARMLESS
-    assert chosen_of(all=one("all", damage), body=one("body", WORTH * damage * 0.99))[0] == "body"
-    assert chosen_of(all=one("all", damage), body=one("body", WORTH * damage * 1.01))[0] == "all"
-
-
-def test_each_choice_has_to_halve_the_damage_of_the_one_that_was_taken_before():
-    searches = {"all": one("all", 1.0), "body": one("body", 0.4), "head": one("head", 0.3)}
-    assert chosen_of(**searches)[0] == "body"
-    assert chosen_of(**{**searches, "head": one("head", 0.19)})[0] == "head"
-    assert chosen_of(**{**searches, "body": one("body", 0.6)})[0] == "head"
-
-
-def test_less_damage_buys_no_unseen_samples():
-    assert chosen_of(all=one("all", 1.0), head=one("head", 0.1, unseen=UNSEEN + 0.01))[0] == "all"
-    assert chosen_of(all=one("all", 1.0), head=one("head", 0.1, unseen=UNSEEN - 0.01))[0] == "head"
-
-
-def test_where_all_layers_are_harmless_nothing_else_is_tried():
-    assert chosen_of(all=one("all", HARMLESS), body=one("body", 0.0), head=one("head", 0.0)) == ("all", ["all"])
-    layers, asked = chosen_of(all=one("all", 3 * HARMLESS), body=one("body", HARMLESS), head=one("head", 0.0))
-    assert (layers, asked) == ("body", ["all", "body"])
-
-
-def test_where_all_layers_do_not_forget_any_choice_that_does_is_taken():
-    assert chosen_of(all=one("all", 0.0, forgot=False), body=one("body", 9.0), head=one("head", 8.0))[0] == "body"
-    nothing = {name: one(name, 0.0, forgot=False) for name in ("all", "body", "head")}
-    assert chosen_of(**nothing) == ("all", ["all", "body", "head"])
-
-
-def test_a_choice_that_does_not_forget_never_replaces_one_that_does():
-    assert chosen_of(all=one("all", 9.0), body=one("body", 0.0, forgot=False))[0] == "all"
+    assert starts == [START] * asked
+    assert trials == [one.trials[0] for one in searches.values()][:asked]  # everything that ran is reported
 
 
 def test_the_choices_of_layers_split_the_weights_in_the_order_of_their_use():

@@ -1,7 +1,6 @@
 """The closed form of the label optimum beats every other label, and no label has mass on a forget class."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import reference
@@ -61,17 +60,10 @@ def test_the_closed_form_beats_thousands_of_points_of_the_simplex(beta):
     near = 0.98 * best + 0.02 * far
     for others in (far, near):
         assert (reference.label_objective(others, scores, p, beta=beta) < top).all()
+    wrong = tilted_labels(log_p, -scores, beta=beta)
+    assert (reference.label_objective(wrong, scores, p, beta=beta) < top).all()
     # value of the optimum: the log-partition, so the reference and the closed form agree on the scale too
     torch.testing.assert_close(top, (log_p + beta * scores).logsumexp(1) / beta)
-
-
-def test_a_label_tilted_the_wrong_way_is_no_optimum():
-    log_p, scores = masked(), randn(N, CLASSES)
-    wrong, p = tilted_labels(log_p, -scores, beta=1.0), log_p.exp()
-    right = tilted_labels(log_p, scores, beta=1.0)
-    assert (
-        reference.label_objective(wrong, scores, p, beta=1.0) < reference.label_objective(right, scores, p, beta=1.0)
-    ).all()
 
 
 def test_beta_runs_from_the_second_opinion_to_the_most_helpful_hard_label():
@@ -81,6 +73,8 @@ def test_beta_runs_from_the_second_opinion_to_the_most_helpful_hard_label():
     hard = tilted_labels(log_p, scores, beta=1e4)
     assert [RETAINED[k] for k in helpful.tolist()] == hard.argmax(1).tolist()
     torch.testing.assert_close(hard.amax(1), torch.ones(N, dtype=torch.float64))
+    alone = standardized(randn(1, 2), forget=(0,))  # one sample and one retained class leave nothing to choose
+    assert tilted_labels(torch.tensor([[-torch.inf, 0.0]]).double(), alone, beta=1.0).tolist() == [[0, 1]]
 
 
 # ---- The pieces
@@ -108,11 +102,6 @@ def test_random_labels_are_one_hot_uniform_over_the_retained_classes_and_repeata
     assert not torch.equal(labels, draw(1))
 
 
-def test_second_best_labels_are_the_argmax_without_the_forget_classes():
-    logits = torch.tensor([[0.0, 9.0, 2.0, 8.0, 1.0], [3.0, 0.0, 2.0, 9.0, 1.0]])
-    assert second_best_labels(masked_log_probabilities(logits, forget=FORGET)).argmax(1).tolist() == [2, 0]
-
-
 def test_standardized_scores_are_centered_per_sample_and_have_one_common_scale():
     raw = 1e-5 * randn(N, CLASSES) + randn(N, 1)
     raw[:, list(FORGET)] = 1e6
@@ -122,13 +111,6 @@ def test_standardized_scores_are_centered_per_sample_and_have_one_common_scale()
     centered = raw[:, RETAINED] - raw[:, RETAINED].mean(1, keepdim=True)
     torch.testing.assert_close(found / found[0, 0], centered / centered[0, 0])
     torch.testing.assert_close(standardized(1000 * raw, forget=FORGET)[:, RETAINED], found)
-
-
-def test_one_sample_and_one_retained_class_leave_nothing_to_choose():
-    scores = standardized(randn(1, 2), forget=(0,))
-    assert torch.equal(
-        tilted_labels(torch.tensor([[-torch.inf, 0.0]]).double(), scores, beta=1.0)[0], torch.tensor([0, 1.0]).double()
-    )
 
 
 # ---- The strategies
@@ -197,16 +179,11 @@ def test_no_strategy_puts_mass_on_a_forget_class_or_touches_a_model(setting, str
     reference.assert_same_state(other, reference.state_of(current))
 
 
-@pytest.mark.parametrize("strategy", ["influence", "process"])
-def test_beta_zero_is_the_soft_label(setting, strategy):
-    soft = setting.relabel(strategy="soft")(setting.model)
-    torch.testing.assert_close(soft, setting.log_p().exp())
-    torch.testing.assert_close(setting.relabel(strategy=strategy, beta=0.0)(setting.moved()), soft)
-    assert not torch.allclose(setting.relabel(strategy=strategy)(setting.moved()), soft)
-
-
-def test_second_best_and_random_strategies_are_hard(setting):
-    assert torch.equal(setting.relabel(strategy="second_best")(setting.model), second_best_labels(setting.log_p()))
+def test_labels_without_influence_are_the_masked_answer_its_argmax_or_drawn(setting):
+    torch.testing.assert_close(setting.relabel(strategy="soft")(setting.model), setting.log_p().exp())
+    hard = setting.relabel(strategy="second_best")(setting.model)
+    assert torch.equal(hard, second_best_labels(setting.log_p()))
+    assert torch.equal(hard.argmax(1), setting.log_p().argmax(1))
     drawn = [setting.relabel(strategy="random", seed=seed)(setting.model) for seed in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
@@ -218,6 +195,18 @@ def test_only_the_process_looks_at_the_current_model(setting, strategy):
     relabel = setting.relabel(strategy=strategy)
     first, second = relabel(setting.moved()), relabel(setting.moved())
     assert torch.equal(first, second) == (strategy != "process")
+
+
+@pytest.mark.parametrize("projected", [True, False])
+def test_process_labels_tilt_along_the_projected_drift_of_the_current_model(setting, projected):
+    current, config = setting.moved(), LabelConfig(strategy="process", beta=0.4)
+    gradient = loss_gradient(current, setting.proxies.images, setting.teacher(), names=setting.names)
+    if projected:
+        gradient = {name: setting.projector(name, part) for name, part in gradient.items()}
+    scores = standardized(label_scores(current, setting.images, gradient), forget=FORGET)
+    projector = setting.projector if projected else None
+    found = setting.build(config, proxies=setting.proxies, moments=None, projector=projector)(current)
+    torch.testing.assert_close(found, tilted_labels(setting.log_p(), scores, beta=0.4))
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -240,29 +229,16 @@ def test_fixed_influence_labels_tilt_along_the_solved_direction(setting, solver)
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("projected", [True, False])
-def test_process_labels_tilt_along_the_projected_drift_of_the_current_model(setting, projected):
-    current = setting.moved()
-    gradient = loss_gradient(current, setting.proxies.images, setting.teacher(), names=setting.names)
-    if projected:
-        gradient = {name: setting.projector(name, part) for name, part in gradient.items()}
-    scores = standardized(label_scores(current, setting.images, gradient), forget=FORGET)
-    relabel = setting.build(
-        LabelConfig(strategy="process", beta=0.4), proxies=setting.proxies, moments=None,
-        projector=setting.projector if projected else None,
-    )  # fmt: skip
-    torch.testing.assert_close(relabel(current), tilted_labels(setting.log_p(), scores, beta=0.4))
-
-
-@pytest.mark.parametrize("strategy", ["influence", "process"])
-def test_influence_without_proxies_is_an_error(setting, strategy):
-    with pytest.raises(ValueError, match=f"strategy '{strategy}' measures influence on proxies, but there are none"):
-        setting.build(LabelConfig(strategy=strategy), proxies=None, moments=None, projector=None)
-
-
-def test_kfac_without_moments_is_an_error(setting):
-    config = LabelConfig(strategy="influence", solver="kfac")
-    with pytest.raises(ValueError, match="solver 'kfac' reuses the proxies' input moments, but there are none"):
-        setting.build(config, proxies=setting.proxies, moments=None, projector=None)
-    others = replace(config, solver="identity")
-    assert_labels(setting.build(others, proxies=setting.proxies, moments=None, projector=None)(setting.model))
+@pytest.mark.parametrize(
+    ("options", "has_proxies", "message"),
+    [
+        ({"strategy": "influence"}, False, "strategy 'influence' measures influence on proxies"),
+        ({"strategy": "process"}, False, "strategy 'process' measures influence on proxies"),
+        ({"strategy": "influence", "solver": "kfac"}, True, "solver 'kfac' reuses the proxies' input moments"),
+    ],
+)
+def test_what_a_strategy_lacks_is_named(setting, options, has_proxies, message):
+    with pytest.raises(ValueError, match=message):
+        setting.build(
+            LabelConfig(**options), proxies=setting.proxies if has_proxies else None, moments=None, projector=None
+        )

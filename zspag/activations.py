@@ -12,6 +12,7 @@ Invariant: ``as_blocks(W) @ rows^T`` is the layer's output without bias.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,7 +90,11 @@ class _Watch(TorchFunctionMode):
         elif func is F.multi_head_attention_forward:
             self._see_attention(inspect.signature(func).bind(*args, **kwargs).arguments)
         elif holds_floats(output):
-            self._see_other_use(func, (args, tuple(kwargs.values())))
+            for argument in tensors_in((args, tuple(kwargs.values()))):
+                name = self.names.get(id(argument))
+                if name is not None and argument.dim() > 1:
+                    reason = f"used by {getattr(func, '__name__', func)}, which is no conv or linear layer"
+                    self._refuse(name, reason)
         return output
 
     def _see(self, weight: Any, rows: Tensor, outputs: Outputs | None) -> None:
@@ -110,21 +115,13 @@ class _Watch(TorchFunctionMode):
         weight, groups = bound["weight"], bound.get("groups", 1)
         if id(weight) not in self.names:
             return
-        rows = convolution_rows(
-            bound["input"],
-            weight.shape[2:],
-            stride=bound.get("stride", 1),
-            padding=bound.get("padding", 0),
-            dilation=bound.get("dilation", 1),
-            groups=groups,
-        )
 
         def output_rows(raw: Tensor) -> Tensor:
             batched = raw if raw.dim() == weight.dim() else raw[None]
             positions = batched.flatten(2).transpose(1, 2)  # (B, positions, d_out)
             return positions.reshape(-1, groups, weight.shape[0] // groups).transpose(0, 1)
 
-        self._see(weight, rows, Outputs(output, output_rows))
+        self._see(weight, rows_of_convolution(bound), Outputs(output, output_rows))
 
     def _see_attention(self, call: dict[str, Any]) -> None:
         """Take the rows of the packed input projection and, by a second call, of the output projection."""
@@ -133,7 +130,13 @@ class _Watch(TorchFunctionMode):
             for part, rows in (("q", query), ("k", key), ("v", value)):
                 self._see(call[f"{part}_proj_weight"], rows[None], None)
         else:
-            self._see_packed(call["in_proj_weight"], (query, key, value))
+            # Three blocks of one length: zero rows dilute the mean of a a^T, and the scale restores it.
+            longest = max(len(query), len(key), len(value))
+            padded = [
+                F.pad(part * (longest / len(part)) ** 0.5, (0, 0, 0, longest - len(part)))
+                for part in (query, key, value)
+            ]
+            self._see(call["in_proj_weight"], torch.stack(padded), None)
         for part in ("bias_k", "bias_v"):
             if (name := self.names.get(id(call.get(part)))) is not None:
                 self._refuse(name, "a token that attention appends, which multiplies nothing")
@@ -144,21 +147,6 @@ class _Watch(TorchFunctionMode):
             inner = {**call, "out_proj_weight": identity, "out_proj_bias": None}
             rows = linear_rows(F.multi_head_attention_forward(**inner)[0])
             self._see(out_weight, rows[None], None)
-
-    def _see_packed(self, weight: Any, parts: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Pack query, key and value as three blocks; a shorter one repeats its rows' weight by zero padding."""
-        longest = max(map(len, parts))
-        padded = []
-        for part in parts:
-            scale = (longest / len(part)) ** 0.5  # zero rows dilute the mean of a a^T; this restores it
-            padded.append(F.pad(part * scale, (0, 0, 0, longest - len(part))))
-        self._see(weight, torch.stack(padded), None)
-
-    def _see_other_use(self, func: Callable[..., Any], arguments: Any) -> None:
-        for argument in tensors_in(arguments):
-            name = self.names.get(id(argument))
-            if name is not None and argument.dim() > 1:
-                self._refuse(name, f"used by {getattr(func, '__name__', func)}, which is no conv or linear layer")
 
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -187,6 +175,13 @@ def holds_floats(output: Any) -> bool:
 def linear_rows(inputs: Tensor) -> Tensor:
     """Return what enters a linear layer, any leading dimensions, as shape (R, d)."""
     return inputs.reshape(-1, inputs.shape[-1])
+
+
+def rows_of_convolution(bound: dict[str, Any]) -> Tensor:
+    """Return the rows (groups, R, d) that a convolution multiplies with its weight, from its arguments by name."""
+    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    given = {name: bound.get(name, default) for name, default in options.items()}
+    return convolution_rows(bound["input"], bound["weight"].shape[2:], **given)
 
 
 def convolution_rows(
@@ -225,17 +220,10 @@ def convolution_rows(
     x = x.unflatten(1, (groups, -1))  # (B, groups, C / groups, *positions, *kernel)
     channels, positions, patch = x.shape[2], range(3, 3 + rank), range(3 + rank, 3 + 2 * rank)
     # Two copies take half the time of one: channels, which lie together, are read in runs before they are turned.
-    x = x.permute(1, 0, *positions, *patch, 2).reshape(groups, -1, _product(kernel), channels)
-    return x.transpose(2, 3).reshape(groups, -1, channels * _product(kernel))
+    x = x.permute(1, 0, *positions, *patch, 2).reshape(groups, -1, math.prod(kernel), channels)
+    return x.transpose(2, 3).reshape(groups, -1, channels * math.prod(kernel))
 
 
 def _each(value: Any, rank: int) -> tuple[int, ...]:
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * rank if len(values) == 1 else values
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result

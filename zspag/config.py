@@ -139,8 +139,8 @@ class UpdateConfig:
         lr: Learning rate; None lets ``zspag.calibration`` search it, without edges. Other methods try ``ladder``.
         layers: Weights that move: "all", "body" (all but the last used), "head" (the last used), or "auto", all unless
             another choice does half of the damage on held-out proxies.
-        ladder: Rates that other methods try, and the ZS-PAG of before the calibration: smallest first, a factor of
-            about 3 apart; the first that forgets is taken.
+        ladder: Rates that other methods and ZS-PAG without calibration try: smallest first, a factor of about 3 apart;
+            the first that forgets is taken.
         momentum: Momentum of SGD.
         optimizer: Only "sgd": an adaptive optimizer rescales the projected gradient back into the protected span.
         weight_decay: Only 0: decay moves weights inside the protected span.
@@ -202,7 +202,7 @@ class UpdateConfig:
 
 @dataclass(frozen=True)
 class UnlearnConfig:
-    """All of ZS-PAG; the defaults serve a model nobody has seen before.
+    """All of ZS-PAG; the defaults serve any model.
 
     CHOICE: one setting for every pair of data and net. What must differ from pair to pair is found on the forget set
     while the method runs: the radius by doubling until the attack hits, layers and rate by cross-fitting, the epochs by
@@ -275,7 +275,7 @@ class Ladders:
     """Learning rates of a grid, the same number for every method, placed where the method's useful rates lie.
 
     A projected gradient has lost nearly all of its length, so its useful rates lie two decades above those of a whole
-    one. On one ladder for all, somebody's safe window would be cut off at an end, and the ladder would decide who wins.
+    one. One ladder for all methods would cut off some safe windows, and so decide the comparison.
 
     Attributes:
         low: For updates along whole gradients, smallest rate first, a factor of about 3 apart.

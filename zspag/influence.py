@@ -16,20 +16,17 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from zspag.activations import Outputs, as_blocks, watching
 from zspag.runtime import chunks, frozen, plain_attention
 from zspag.speedups.conv_bn import conv_bn_pairs, fuse_conv_bn
+from zspag.speedups.forward_mode import FastTangents
 
 Direction = dict[str, Tensor]
 
@@ -70,15 +67,27 @@ def loss_gradient(
         names: Parameter names.
         loss: Maps logits and labels to their mean loss.
     """
-    weights = {name: weight.clone().requires_grad_(True) for name, weight in weights_of(model, names).items()}
+    weights = weights_of(model, names)
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+
+    def share(logits: Tensor, q: Tensor) -> Tensor:
+        return loss(logits, q) * (len(q) / len(images))
+
+    _add_gradient_(total, model, images, labels, share)
+    return total
+
+
+def _add_gradient_(
+    total: Direction, model: nn.Module, images: Tensor, others: Tensor, share: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Add the gradients, with respect to the weights in ``total``, of ``share(logits, others)`` over all chunks."""
+    weights = {name: weight.clone().requires_grad_(True) for name, weight in weights_of(model, total).items()}
     with _differentiable(model):
-        for x, q in chunks(images, labels):
-            share = loss(functional_call(model, weights, (x,)), q) * (len(x) / len(images))
-            parts = torch.autograd.grad(share, list(weights.values()), materialize_grads=True)
+        for x, other in chunks(images, others):
+            value = share(functional_call(model, weights, (x,)), other)
+            parts = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
             for name, part in zip(weights, parts, strict=True):
                 total[name] += part
-    return total
 
 
 def logit_derivatives(model: nn.Module, images: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
@@ -94,86 +103,12 @@ def logit_derivatives(model: nn.Module, images: Tensor, direction: Direction) ->
         weights = weights_of(model, direction)
         duals = {name: forward_ad.make_dual(weight, direction[name]) for name, weight in weights.items()}
         moving: dict[Tensor, Tensor] = {parameters[name]: dual for name, dual in duals.items()}
-        with _Tangents(), fuse_conv_bn([pair.called_with(moving) for pair in pairs]):
+        with FastTangents(), fuse_conv_bn([pair.called_with(moving) for pair in pairs]):
             for (x,) in chunks(images):
                 logits, tangents = forward_ad.unpack_dual(functional_call(model, duals, (x,)))
                 parts.append((logits, torch.zeros_like(logits) if tangents is None else tangents))
     logits, tangents = zip(*parts, strict=True)
     return torch.cat(logits), torch.cat(tangents)
-
-
-class _Tangents(TorchFunctionMode):
-    """Forward mode through the layers of a convolutional net; torch knows the rest, and these when one is unusual.
-
-    Torch's rule for batch norm takes the layer apart into a dozen passes over the activations, although in eval mode it
-    is one affine map; its rule for a convolution adds two products out of place; that for max pooling moves channels
-    outermost and back.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        rule = _RULES.get(func)
-        return (func if rule is None else partial(rule, func))(*args, **(kwargs or {}))
-
-
-def _convolution(
-    func: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any
-) -> Tensor:
-    (x, dx), (w, dw) = forward_ad.unpack_dual(input), forward_ad.unpack_dual(weight)
-    if dw is None or (bias is not None and forward_ad.unpack_dual(bias).tangent is not None):
-        return func(input, weight, bias, *rest, **options)
-    tangent = func(x, dw, None, *rest, **options)
-    if dx is not None:
-        tangent += func(dx, w, None, *rest, **options)
-    return forward_ad.make_dual(func(x, w, bias, *rest, **options), tangent)
-
-
-def _batch_norm(
-    func: Callable[..., Tensor],
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    (x, dx), fixed = forward_ad.unpack_dual(input), (running_mean, running_var, weight, bias)
-    moves = any(part is not None and forward_ad.unpack_dual(part).tangent is not None for part in fixed)
-    if dx is None or moves or training or running_mean is None:
-        return func(input, *fixed, training, momentum, eps)
-    outputs = func(x, *fixed, training, momentum, eps)
-    tangent = func(dx, torch.zeros_like(running_mean), running_var, weight, None, training, momentum, eps)
-    return forward_ad.make_dual(outputs, tangent)  # the same map without its constant
-
-
-def _max_pool(
-    func: Callable[..., Tensor],
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    (x, dx), window = forward_ad.unpack_dual(input), (kernel_size, stride, padding, dilation, ceil_mode)
-    if dx is None or return_indices or x.dim() != 4:
-        return func(input, *window, return_indices)
-    outputs, winners = F.max_pool2d_with_indices(x, *window)
-    taken = dx.movedim(1, 3).flatten(1, 2).gather(1, winners.movedim(1, 3).flatten(1, 2))
-    return forward_ad.make_dual(outputs, taken.unflatten(1, outputs.shape[2:]).movedim(3, 1))
-
-
-_RULES: dict[Callable[..., Any], Callable[..., Any]] = {
-    F.conv1d: _convolution,
-    F.conv2d: _convolution,
-    F.conv3d: _convolution,
-    F.batch_norm: _batch_norm,
-    F.max_pool2d: _max_pool,
-}
 
 
 def label_scores(model: nn.Module, images: Tensor, direction: Direction) -> Tensor:
@@ -193,22 +128,13 @@ def gauss_newton_product(
     H_i is the Hessian of the loss in the logits: diag(p) - p p^T for cross-entropy (G is then the Fisher matrix), I for
     half the squared error. G is positive semidefinite by construction; the exact Hessian is not.
     """
-    weights = {name: weight.clone().requires_grad_(True) for name, weight in weights_of(model, direction).items()}
+    logits, u = logit_derivatives(model, images, direction)
+    if not squared_loss:
+        p = logits.softmax(1)
+        u = p * u - p * (p * u).sum(1, keepdim=True)
     product = {name: damping * part for name, part in direction.items()}
-    logits, tangents = logit_derivatives(model, images, direction)
-    curved = tangents if squared_loss else _softmax_hessian(logits, tangents)
-    with _differentiable(model):
-        for x, u in chunks(images, curved):
-            share = (functional_call(model, weights, (x,)) * u).sum() / len(images)
-            parts = torch.autograd.grad(share, list(weights.values()), materialize_grads=True)
-            for name, part in zip(weights, parts, strict=True):
-                product[name] = product[name] + part
+    _add_gradient_(product, model, images, u, lambda logits, u: (logits * u).sum() / len(images))
     return product
-
-
-def _softmax_hessian(logits: Tensor, vectors: Tensor) -> Tensor:
-    p = logits.softmax(1)
-    return p * vectors - p * (p * vectors).sum(1, keepdim=True)
 
 
 def conjugate_gradients(
@@ -243,7 +169,7 @@ def dot(first: Direction, second: Direction) -> float:
 
 
 def inner_product(first: Direction, second: Direction) -> Tensor:
-    """Return the inner product of two directions as a scalar in float64 on their device, which nobody waits for."""
+    """Return the inner product of two directions as a scalar in float64 on their device; it does not wait."""
     products = [(first[name].double() * second[name].double()).sum() for name in first]
     return sum(products[1:], start=products[0])
 
@@ -267,16 +193,16 @@ class Kfac:
 
     def solve(self, direction: Direction, *, damping: float) -> Direction:
         """Return (B (x) A + lambda I)^-1 v, lambda = damping * mean diagonal of B (x) A, per weight and block."""
-        return {name: self._solve_weight(name, part, damping) for name, part in direction.items()}
-
-    def _solve_weight(self, name: str, part: Tensor, damping: float) -> Tensor:
-        a, left = torch.linalg.eigh(self.inputs[name])
-        b, right = torch.linalg.eigh(self.outputs[name])
-        spectrum = b.clamp_min(0)[:, :, None] * a.clamp_min(0)[:, None, :]  # (blocks, o, d)
-        level = damping * spectrum.mean((1, 2), keepdim=True).clamp_min(1e-300)
-        stacked = as_blocks(part.double(), len(a))
-        rotated = right.transpose(1, 2) @ stacked @ left / (spectrum + level)
-        return (right @ rotated @ left.transpose(1, 2)).reshape(part.shape).to(part.dtype)
+        solved = {}
+        for name, part in direction.items():
+            a, left = torch.linalg.eigh(self.inputs[name])
+            b, right = torch.linalg.eigh(self.outputs[name])
+            spectrum = b.clamp_min(0)[:, :, None] * a.clamp_min(0)[:, None, :]  # (blocks, o, d)
+            level = damping * spectrum.mean((1, 2), keepdim=True).clamp_min(1e-300)
+            stacked = as_blocks(part.double(), len(a))
+            rotated = right.transpose(1, 2) @ stacked @ left / (spectrum + level)
+            solved[name] = (right @ rotated @ left.transpose(1, 2)).reshape(part.shape).to(part.dtype)
+        return solved
 
 
 def kfac_factors(

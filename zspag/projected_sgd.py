@@ -7,7 +7,8 @@ Invariant: the model passed in is only read; all work happens on a copy.
 
 import math
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -130,7 +131,7 @@ def projected_sgd(
         ValueError: If ``update.lr`` is None, or ``update.held_out`` leaves nothing to fit.
     """
     if update.lr is None:
-        raise ValueError("descend needs a learning rate: set update.lr, or use the forget-only rule")
+        raise ValueError("projected_sgd needs a learning rate: set update.lr, or use rate_search")
     changed = copied(model)
     parameters = dict(changed.named_parameters())
     flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
@@ -139,10 +140,16 @@ def projected_sgd(
     project = None if project is None else project.like(parameters)
     history: list[Epoch] = []
     diverged = False
-    fitted, held = _parted(len(forget_images), update.held_out, generator)
-    judged_images, judged_labels = forget_images, forget_labels
-    if len(held):
-        judged_images, judged_labels = channels_last(forget_images[held]), forget_labels[held]
+    held, count = math.ceil(update.held_out * len(forget_images)), len(forget_images)
+    if held == count:
+        raise ValueError(
+            f"held_out={update.held_out} of {count} forget samples leaves none to fit: pass more, or held_out=0"
+        )
+    fitted, judged_images, judged_labels = torch.arange(count), forget_images, forget_labels
+    if held:
+        shuffled = torch.randperm(count, generator=generator)
+        fitted, judged_images = shuffled[held:], channels_last(forget_images[shuffled[:held]])
+        judged_labels = forget_labels[shuffled[:held]]
     with evaluating(changed):
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in moving)
@@ -165,19 +172,6 @@ def projected_sgd(
             parameter.requires_grad_(flags[name])
     changed = changed.to(memory_format=torch.contiguous_format)
     return Run(changed, update.lr, tuple(history), diverged)
-
-
-def _parted(count: int, held_out: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return the indices that are fitted and those that are held out.
-
-    Raises:
-        ValueError: If nothing is left to fit.
-    """
-    held = math.ceil(held_out * count)
-    if held == count:
-        raise ValueError(f"held_out={held_out} of {count} forget samples leaves none to fit: pass more, or held_out=0")
-    order = torch.randperm(count, generator=generator) if held else torch.arange(count)
-    return order[held:], order[:held]
 
 
 def _finished(history: Sequence[Epoch], update: UpdateConfig) -> bool:
@@ -203,63 +197,43 @@ def _fit_(
     project: Projector | None,
     update: UpdateConfig,
 ) -> list[float]:
-    """Take a step per batch and return the losses up to the first that is not finite, after which nothing moves.
+    """Take a projected step per batch, and return the losses up to the first that is not finite.
 
-    A GPU that is asked for every loss stands still between two batches. There a bad loss is found out at the end, and
-    the steps after it have length 0; a CPU leaves the loop.
+    From a bad loss on nothing moves. A CPU leaves the loop there. A GPU that is asked for every loss would stand still
+    between two batches: there the later steps have length 0, and the losses are read at the end.
     """
+    assert update.lr is not None
     costs: list[Tensor] = []
     sound = None if batches[0].device.type == "cpu" else torch.ones((), dtype=torch.bool, device=batches[0].device)
     for batch in batches:
-        done: set[str] = set()
-        if project is None:
+        inside = None if project is None else ProjectedInputs(moving, project)
+        with inside or nullcontext():
             value = loss(changed, batch)
-        else:
-            with ProjectedInputs(moving, project) as pass_:
-                value = loss(changed, batch)
-            done = pass_.done
         costs.append(value.detach())
         if sound is not None:
             sound = sound & costs[-1].isfinite()
         elif not math.isfinite(costs[-1]):
             break
-        _step_(moving, velocity, value, project=project, done=done, update=update, sound=sound)
+        gradients = torch.autograd.grad(value, list(moving.values()), allow_unused=True)
+        with torch.no_grad():
+            for (name, parameter), gradient in zip(moving.items(), gradients, strict=True):
+                if gradient is None:
+                    continue
+                if project is not None and inside is not None and name not in inside.done:
+                    gradient = project(name, gradient)
+                velocity[name].mul_(update.momentum).add_(gradient)
+                move = update.lr * velocity[name]
+                parameter.sub_(move if sound is None else torch.where(sound, move, 0))
     read: list[float] = torch.stack(costs).tolist()
     return read[: next((index for index, cost in enumerate(read, 1) if not math.isfinite(cost)), len(read))]
 
 
-def _step_(
-    moving: dict[str, nn.Parameter],
-    velocity: dict[str, Tensor],
-    value: Tensor,
-    *,
-    project: Projector | None,
-    done: Set[str],
-    update: UpdateConfig,
-    sound: Tensor | None,
-) -> None:
-    """Move the parameters in place by one projected step of SGD with momentum; not at all where ``sound`` is false.
-
-    Gradients of the weights in ``done`` come projected.
-    """
-    assert update.lr is not None
-    gradients = torch.autograd.grad(value, list(moving.values()), allow_unused=True)
-    with torch.no_grad():
-        for (name, parameter), gradient in zip(moving.items(), gradients, strict=True):
-            if gradient is None:
-                continue
-            step = gradient if project is None or name in done else project(name, gradient)
-            velocity[name].mul_(update.momentum).add_(step)
-            move = update.lr * velocity[name]
-            parameter.sub_(move if sound is None else torch.where(sound, move, 0))
-
-
 def rate_search(run: Callable[[float], Run], *, update: UpdateConfig) -> RateSearch:
-    """Run at ``update.lr``, or by the forget-only rule at the rates of ``update.ladder``.
+    """Run at ``update.lr``, or search ``update.ladder`` by the forget-only rule.
 
-    The rule takes the smallest rate whose run ends with at most ``forget_accuracy`` on the forget set. No forget-only
-    signal sees retained damage, so the gentlest rate that does the job is the safe choice. ``whole_ladder`` runs the
-    rates above it too, which trade-off curves need.
+    The rule takes the smallest rate whose run ends with at most ``forget_accuracy`` on the forget set. The forget set
+    does not show retained damage, so the gentlest rate that forgets is the safe choice. ``whole_ladder`` also runs the
+    rates above it, which trade-off curves need.
     """
     runs: list[Run] = []
     chosen = None

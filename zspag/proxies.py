@@ -1,11 +1,11 @@
-"""Proxy adversarial data: forget samples pushed into every retained class stand in for the retain data nobody has.
+"""Proxy adversarial data: forget samples pushed into every retained class replace the retain data.
 
 Paper: "proxy adversarial data generation". For a retained class t and a forget sample x, targeted projected gradient
 descent minimizes CE(f(x + delta), t) with ||delta|| <= eps and x + delta in [0, 1].
 
-Two proxies come of every hit. The one with the largest margin lies well inside its class, and bases are made from it.
-The *barely hit* one is the same proxy pulled back towards its source until it only just hits: where a model begins to
-change its answers, it does so there first, so that is where drift is measured.
+Every hit gives two proxies. The one with the largest margin lies well inside its class; bases are made from it. The
+*barely hit* one is the same proxy, pulled back towards its source until it only just hits. A model changes its answers
+there first, so drift is measured there.
 
 Invariant: nothing but the model and forget samples is read, and every proxy is classified as its label.
 """
@@ -41,7 +41,7 @@ class Attacked:
 
     @property
     def hits(self) -> Tensor:
-        """Which images arrived, shape (n,)."""
+        """Which images reached their target, shape (n,)."""
         return self.margins > 0
 
 
@@ -76,11 +76,6 @@ class ProxySet:
     def of_class(self, label: int) -> Tensor:
         """Return the proxies of one class, shape (m / classes, C, H, W)."""
         return self.images[self.labels == label]
-
-    def where(self, chosen: Tensor) -> "ProxySet":
-        """Return those that a mask (m,) chooses."""
-        parts = (self.images[chosen], self.labels[chosen], self.sources[chosen])
-        return ProxySet(*parts, self.hits, self.eps, self.barely[chosen])
 
 
 def margins_of(logits: Tensor, targets: Tensor) -> Tensor:
@@ -124,8 +119,10 @@ def attack(
         of a larger ball hit *less* often than that of a smaller one on nets without batch norm. The gradient is taken
         with respect to the input only; no parameter requires grad while the attack runs.
     """
-    if start is None:
-        start = _start(images, eps=eps, config=config, generator=generator)
+    if start is None and config.random_start:
+        noise = sent(torch.rand(images.shape, generator=generator, dtype=images.dtype), images.device) * 2 - 1
+        start = _into_ball(images + eps * noise, images, eps=eps, norm=config.norm)
+    start = images if start is None else start
     with frozen(model), fuse_conv_bn(conv_bn_pairs(model, images, passes=2 * config.steps)):
         parts, done = [], 0
         for part in chunks(images, start, targets):
@@ -134,13 +131,6 @@ def attack(
             step("attack", done, len(images))
     best, margins = zip(*parts, strict=True)
     return Attacked(torch.cat(best), torch.cat(margins))
-
-
-def _start(images: Tensor, *, eps: float, config: ProxyConfig, generator: torch.Generator) -> Tensor:
-    if not config.random_start:
-        return images.clone()
-    noise = sent(torch.rand(images.shape, generator=generator, dtype=images.dtype), images.device) * 2 - 1
-    return _into_ball(images + eps * noise, images, eps=eps, norm=config.norm)
 
 
 def _attack_chunk(
@@ -163,22 +153,17 @@ def _attack_chunk(
             break
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, targets, reduction="sum"), x)
         length = eps * config.step_share * (1 - done / config.steps)
-        moving = _into_ball(
-            _descended(moving, gradient, length=length, norm=config.norm), origin, eps=eps, norm=config.norm
-        )
+        if config.norm == "linf":  # the steepest step whose root mean square per pixel is ``length``, in both norms
+            moved = torch.sub(moving, gradient.sign(), alpha=length)
+        else:
+            moved = moving - gradient * (length * math.sqrt(gradient[0].numel()) / _lengths(gradient))
+        moving = _into_ball(moved, origin, eps=eps, norm=config.norm)
     return best, highest
 
 
 def _beside(values: Tensor, images: Tensor) -> Tensor:
     """Return one value per image (n,) in a shape that multiplies images."""
     return values.view(-1, *[1] * (images.dim() - 1))
-
-
-def _descended(images: Tensor, gradient: Tensor, *, length: float, norm: str) -> Tensor:
-    """Return the images after a steepest step whose root mean square per pixel is ``length`` in both norms."""
-    if norm == "linf":
-        return torch.sub(images, gradient.sign(), alpha=length)
-    return images - gradient * (length * math.sqrt(gradient[0].numel()) / _lengths(gradient))
 
 
 def _into_ball(moved: Tensor, origin: Tensor, *, eps: float, norm: str) -> Tensor:
@@ -220,9 +205,8 @@ def search_radius(
     """
     radii = [config.eps_start * 2.0**j for j in range(64) if config.eps_start * 2.0**j < config.eps_max]
     steps = max(1, config.steps // 2)
-    half = (
-        math.ceil(config.per_class * config.oversample) * (config.steps + 1) / 2
-    )  # an attack looks once more at its end
+    # An attack looks once more at its end, hence the + 1.
+    half = math.ceil(config.per_class * config.oversample) * (config.steps + 1) / 2
     probes = max(1, min(MOST_PROBES, len(forget_images), int(half / ((steps + 1) * max(1, len(radii))))))
     sources = _draw_sources(len(forget_images), probes, len(retained), generator).to(forget_images.device)
     targets = torch.tensor(retained, device=forget_images.device).repeat_interleave(probes)
@@ -277,7 +261,11 @@ def generate(
     hit = found.hits.view(len(retained), wanted)
     counts = hit.sum(1).tolist()
     hits = {label: count / wanted for label, count in zip(retained, counts, strict=True)}
-    _refuse_missing(hits, eps=eps, config=config)
+    if missing := [label for label, share in hits.items() if share == 0]:
+        raise ValueError(
+            f"no forget sample reached class {', '.join(map(str, missing))} within eps={eps:.4g} (pixels) and"
+            f" steps={config.steps}: raise proxies.eps (or proxies.eps_max), or proxies.steps"
+        )
     equal = min(config.per_class, *counts)
     kept = (hit & (hit.cumsum(1) <= equal)).view(-1).nonzero()[:, 0]
     images, labels, own = found.images[kept], targets[kept], sources[kept]
@@ -314,12 +302,3 @@ def _draw_sources(count: int, wanted: int, classes: int, generator: torch.Genera
     passes = math.ceil(wanted / count)
     own = [torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)]) for _ in range(classes)]
     return torch.cat([order[:wanted] for order in own])
-
-
-def _refuse_missing(hits: dict[int, float], *, eps: float, config: ProxyConfig) -> None:
-    missing = [label for label, share in hits.items() if share == 0]
-    if missing:
-        raise ValueError(
-            f"no forget sample reached class {', '.join(map(str, missing))} within eps={eps:.4g} (pixels) and"
-            f" steps={config.steps}: raise proxies.eps (or proxies.eps_max), or proxies.steps"
-        )

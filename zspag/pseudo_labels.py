@@ -1,8 +1,8 @@
 """Pseudo-labels: what the forget samples are fitted to.
 
 The influence-tilted label maximizes <q, s_i> - (1 / beta) KL(q || p_masked(x_i)) over the simplex without the forget
-classes. The answer is softmax(log p_masked + beta s): beta = 0 is the model's own second opinion, beta -> infinity the
-most helpful hard label.
+classes. The answer is softmax(log p_masked + beta s): beta = 0 is the model's own answer without the forget
+classes, beta -> infinity the most helpful hard label.
 
 Invariant: a pseudo-label is a distribution with no mass on a forget class.
 """
@@ -109,77 +109,50 @@ def pseudo_labeler(
     masked = masked_log_probabilities(logits, forget=forget)
     if config.strategy == "random":
         fixed = random_labels(len(logits), num_classes=logits.shape[1], forget=forget, generator=generator).to(logits)
-    elif config.strategy == "second_best":
-        fixed = second_best_labels(masked)
-    elif config.strategy == "soft":
-        fixed = masked.exp()
-    elif proxies is None:
+        return lambda _current: fixed
+    if config.strategy in ("second_best", "soft"):
+        fixed = masked.exp() if config.strategy == "soft" else second_best_labels(masked)
+        return lambda _current: fixed
+    if proxies is None:
         raise ValueError(f"strategy {config.strategy!r} measures influence on proxies, but there are none")
-    else:
-        teacher = masked_log_probabilities(logits_of(model, proxies.images), forget=forget).exp()
-        if config.strategy == "process":
-            return _process(forget_images, masked, teacher, forget, proxies, projector, names, config)
-        direction = _retraining_direction(model, teacher, proxies, moments, names, config)
-        fixed = _tilt(model, forget_images, masked, direction, forget, config)
+    images = proxies.images
+    teacher = masked_log_probabilities(logits_of(model, images), forget=forget).exp()
+
+    def tilted(current: nn.Module, direction: Direction) -> Tensor:
+        scores = standardized(label_scores(current, forget_images, direction), forget=forget)
+        return tilted_labels(masked, scores, beta=config.beta)
+
+    def relabel(current: nn.Module) -> Tensor:
+        """Tilt by the drift at the current weights: v = P g_r, the estimand of one projected step."""
+        direction = loss_gradient(current, images, teacher, names=names)
+        if projector is not None:
+            direction = {name: projector(name, part) for name, part in direction.items()}
+        return tilted(current, direction)
+
+    if config.strategy == "process":
+        return relabel
+    gradient = loss_gradient(model, images, teacher, names=names)
+    fixed = tilted(model, _retraining_direction(model, gradient, images, moments, config))
     return lambda _current: fixed
 
 
-def _process(
-    images: Tensor,
-    masked: Tensor,
-    teacher: Tensor,
-    forget: Sequence[int],
-    proxies: ProxySet,
-    projector: Projector | None,
-    names: Sequence[str],
-    config: LabelConfig,
-) -> PseudoLabeler:
-    """Tilt by the drift at the current weights: v = P g_r, the estimand of one projected step."""
-
-    def relabel(current: nn.Module) -> Tensor:
-        direction = loss_gradient(current, proxies.images, teacher, names=names)
-        if projector is not None:
-            direction = {name: projector(name, part) for name, part in direction.items()}
-        return _tilt(current, images, masked, direction, forget, config)
-
-    return relabel
-
-
 def _retraining_direction(
-    model: nn.Module,
-    teacher: Tensor,
-    proxies: ProxySet,
-    moments: Moments | None,
-    names: Sequence[str],
-    config: LabelConfig,
+    model: nn.Module, gradient: Direction, images: Tensor, moments: Moments | None, config: LabelConfig
 ) -> Direction:
     """Return v = H^-1 g_r by the configured solver: the estimand of retraining with that label.
 
     Raises:
         ValueError: If the solver is "kfac" and there are no moments.
     """
-    gradient = loss_gradient(model, proxies.images, teacher, names=names)
     if config.solver == "identity":
         return gradient
     if config.solver == "cg":
         return conjugate_gradients(
-            lambda v: gauss_newton_product(model, proxies.images, v, damping=config.damping),
+            lambda v: gauss_newton_product(model, images, v, damping=config.damping),
             gradient,
             iterations=config.cg_iterations,
         )
     if moments is None:
         raise ValueError("solver 'kfac' reuses the proxies' input moments, but there are none")
-    factors = kfac_factors(model, proxies.images, second=moments.second, rows_per_sample=moments.rows_per_sample)
+    factors = kfac_factors(model, images, second=moments.second, rows_per_sample=moments.rows_per_sample)
     return factors.solve(gradient, damping=config.damping)
-
-
-def _tilt(
-    model: nn.Module,
-    images: Tensor,
-    masked: Tensor,
-    direction: Direction,
-    forget: Sequence[int],
-    config: LabelConfig,
-) -> Tensor:
-    scores = standardized(label_scores(model, images, direction), forget=forget)
-    return tilted_labels(masked, scores, beta=config.beta)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from zspag.preflight.surroundings import layout_is_plain
 from zspag.speedups.allocator import keep_freed_memory
 
-# Samples per pass: bounds memory, changes no result. Where nobody has called ``keep_freed_memory``, a pass of 512
+# Samples per pass: bounds memory, changes no result. Without ``keep_freed_memory``, a pass of 512
 # images takes nearly twice as long per image as one of 128 (``zspag.speedups.allocator`` says why).
 CHUNK = 128
 CHUNK_GPU = 1024
@@ -193,7 +193,7 @@ def threads(count: int) -> Generator[None, None, None]:
 
 
 def progress(items: Iterable[Job], *, total: int | None = None, title: str, unit: str = "run") -> "tqdm[Job]":
-    """Wrap ``items`` in a bar with an ETA; silent where nobody watches (notebooks under test, logs)."""
+    """Wrap ``items`` in a bar with an ETA; silent unless a terminal shows it (notebooks under test, logs)."""
     watched = sys.stderr.isatty() or os.environ.get("ZSPAG_PROGRESS") == "1"
     return tqdm(items, total=total, desc=title, unit=unit, disable=not watched, leave=False, dynamic_ncols=True)
 

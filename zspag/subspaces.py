@@ -20,32 +20,24 @@ from zspag.activations import Outputs, as_blocks, watching
 from zspag.config import SubspaceConfig
 from zspag.runtime import chunks
 
-# Products take PIECE numbers at once (8 MB of float32: more leave the cache) and no more than ROWS rows, so that
-# rounding in float32 stays small. Of a moment, STRIP rows are worked on at once: so the product that is added to them
-# stays in the cache, and what symmetry gives is not computed.
+# A product takes PIECE numbers at once (8 MB of float32: more leave the cache), and at most ROWS rows, so that rounding
+# in float32 stays small. It makes STRIP rows of a moment at once, which stay in the cache, on and above the diagonal.
 PIECE = 2**21
 ROWS = 2**12
 STRIP = 256
 NEGLIGIBLE = 1e-9  # of a direction, the share that a soft projector need not take away
+# Up to this size moments are kept class by class; beyond it only their means are (99 classes of a VGG-16 would take
+# 100 GB). It changes no result.
+KEPT_BYTES = 2 * 10**9
 
 
-class SecondMoments(Mapping[str, Tensor]):
-    """E[a a^T] per weight, float64, shape (blocks, d, d), in the order of the weights' first use.
-
-    Of a weight that few rows entered only F is held, and F^T F formed when it is asked for: for a linear layer of 3,136
-    inputs that is a tenth of the memory, and most of the time.
-
-    Args:
-        names: The weights in order.
-        dense: Matrices of those that are held as they are.
-        factors: F of the others.
-    """
+class _Matrices(Mapping[str, Tensor]):
+    """E[a a^T] per weight, in the order of the weights' first use; F^T F is formed when it is asked for."""
 
     def __init__(self, names: Iterable[str], dense: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> None:
-        self.names, self.dense, self.factors = tuple(names), dict(dense), dict(factors)
+        self.names, self.dense, self.factors = tuple(names), dense, factors
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return the matrix of a weight."""
         if name in self.dense:
             return self.dense[name]
         rows = self.factors[name]
@@ -57,16 +49,6 @@ class SecondMoments(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def trace(self, name: str) -> Tensor:
-        """Return the trace of each block, shape (blocks,), without forming a matrix."""
-        if name in self.dense:
-            return self.dense[name].diagonal(dim1=1, dim2=2).sum(1)
-        return self.factors[name].square().sum((1, 2))
-
-    def dimension(self, name: str) -> int:
-        """Return d."""
-        return (self.dense if name in self.dense else self.factors)[name].shape[-1]
-
 
 @dataclass(frozen=True)
 class Moments:
@@ -77,7 +59,8 @@ class Moments:
         rows_per_sample: Per weight, rows (patches, tokens, uses) that one sample contributes.
         unprojectable: Weights without usable rows, by name, with the reason; they must stay frozen.
         factors: Weights that fewer rows than dimensions entered: F with F^T F = E[a a^T], float64, shape
-            (blocks, R, d), R < d. Bases are then cut from F F^T (R x R) and not from d x d.
+            (blocks, R, d), R < d. For a linear layer of 3,136 inputs F takes a tenth of the memory, and bases are cut
+            from F F^T (R x R).
     """
 
     second: Mapping[str, Tensor]
@@ -85,48 +68,85 @@ class Moments:
     unprojectable: dict[str, str]
     factors: dict[str, Tensor] = field(default_factory=dict)
 
+    def held(self, name: str) -> Tensor:
+        """Return F of a weight if there is one, else E[a a^T]."""
+        return self.factors[name] if name in self.factors else self.second[name]
+
     def bytes(self) -> int:
         """Return the memory that the matrices take."""
-        held = self.second.dense if isinstance(self.second, SecondMoments) else self.second
-        return sum(part.numel() * part.element_size() for kind in (held, self.factors) for part in kind.values())
+        return sum(held.numel() * held.element_size() for held in map(self.held, self.second))
 
     def trace(self, name: str) -> Tensor:
         """Return tr E[a a^T] of each block of a weight, shape (blocks,)."""
-        if isinstance(self.second, SecondMoments):
-            return self.second.trace(name)
+        if name in self.factors:
+            return self.factors[name].square().sum((1, 2))
         return self.second[name].diagonal(dim1=1, dim2=2).sum(1)
 
     def dimension(self, name: str) -> int:
         """Return the dimension d of the rows that enter a weight."""
-        return self.second.dimension(name) if isinstance(self.second, SecondMoments) else self.second[name].shape[-1]
+        return self.held(name).shape[-1]
 
 
-class MomentAccumulator:
+class _Sums:
+    """Sums of a a^T per weight; rows are kept as they are while they are fewer than their dimensions."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.few: dict[str, list[Tensor]] = {}
+
+    def add_rows(self, name: str, rows: Tensor) -> None:
+        """Keep a copy of rows (blocks, R, d) in float64, or multiply all that are too many to be kept."""
+        kept = self.few.pop(name, [])
+        if name not in self.sums and sum(part.shape[1] for part in (*kept, rows)) < rows.shape[2]:
+            self.few[name] = [*kept, rows.to(torch.float64, copy=True)]  # the model may write over its own rows
+            return
+        for part in (*kept, rows):
+            self.multiply(name, part)
+
+    def multiply(self, name: str, rows: Tensor) -> None:
+        """Add a a^T over rows (blocks, R, d)."""
+        self.add_matrix(name, rows.transpose(1, 2) @ rows)
+
+    def add_matrix(self, name: str, matrix: Tensor) -> None:
+        """Add a matrix (blocks, d, d), which belongs to the sum from then on."""
+        if name in self.sums:
+            self.sums[name] += matrix
+        else:
+            self.sums[name] = matrix
+
+    def means(self, counts: Mapping[str, int]) -> tuple[_Matrices, dict[str, Tensor]]:
+        """Return ``second`` and ``factors`` of the weights in ``counts``; the sums become the means, without a copy."""
+        dense = {name: self.sums[name].div_(count) for name, count in counts.items() if name in self.sums}
+        factors = {name: torch.cat(self.few[name], 1) / counts[name] ** 0.5 for name in counts if name in self.few}
+        return _Matrices(counts, dense, factors), factors
+
+
+class MomentAccumulator(_Sums):
     """Adds up a a^T over pieces of rows: products in the rows' precision, sums in float64.
 
-    Memory does not depend on how many rows pass. R rows of width d cost R d^2 multiply-adds in one product; what stands
-    on and above the diagonal, in strips of s rows, R d^2 (1/2 + s / 2d), and the rest is mirrored once.
+    Memory does not depend on how many rows pass. R rows of width d cost R d^2 multiply-adds in one product; in strips
+    of s rows on and above the diagonal they cost R d^2 (1/2 + s / 2d).
+
+    Args:
+        precision: The least that a product has.
 
     Note:
         CHOICE: products in float32, which take half the time of float64 on a CPU and up to 1/64 on a GPU. Their error
-        is some 1e-7 of the largest entry, whatever the number of rows; ``make bench`` measures it, and what the bases
-        lose by it. Rows in float64 are multiplied in float64, those in half precision in float32: ``precision`` is the
-        least that a product has.
+        is some 1e-7 of the largest entry, whatever the number of rows; ``make bench`` measures it.
     """
 
     def __init__(self, precision: torch.dtype = torch.float32) -> None:
+        super().__init__()
         self.precision = precision
-        self.sums: dict[str, Tensor] = {}  # complete on and above the diagonal
         self.counts: dict[str, int] = {}
-        self.few = _FewRows()
 
     def add(self, name: str, rows: Tensor, _outputs: Outputs | None = None) -> None:
         """Add rows of shape (blocks, R, d) entering the weight ``name``; outputs are not needed here."""
         self.counts[name] = self.counts.get(name, 0) + rows.shape[1]
-        for many in self.few.add(name, rows):
-            self._multiply(name, many)
+        self.add_rows(name, rows)
 
-    def _multiply(self, name: str, rows: Tensor) -> None:
+    def multiply(self, name: str, rows: Tensor) -> None:
+        """Add a a^T over rows (blocks, R, d), on and above the diagonal only."""
         blocks, _, d = rows.shape
         if name not in self.sums:
             self.sums[name] = torch.zeros(blocks, d, d, dtype=torch.float64, device=rows.device)
@@ -138,54 +158,18 @@ class MomentAccumulator:
                     self.sums[name][:, start : start + STRIP, start:] += strip @ piece[:, :, start:]
 
     def moments(self, *, samples: int, unprojectable: dict[str, str]) -> Moments:
-        """Return the means over all rows so far and start anew; ``samples`` is the number of images that were passed.
-
-        The sums become the means, for a second copy of all layers would take as much memory again.
-        """
-        sums, counts, few = self.sums, self.counts, self.few.rows()
-        self.sums, self.counts, self.few = {}, {}, _FewRows()
-        names = [name for name in counts if name not in unprojectable]
-        dense = {name: _mean_(sums[name], counts[name]) for name in names if name in sums}
-        factors = {name: few[name] / counts[name] ** 0.5 for name in names if name not in sums}
-        rows_per_sample = {name: counts[name] / samples for name in names}
-        return Moments(SecondMoments(names, dense, factors), rows_per_sample, dict(unprojectable), factors)
-
-
-def _mean_(total: Tensor, count: int) -> Tensor:
-    """Divide sums (blocks, d, d) by ``count`` and write what stands above the diagonal below it."""
-    total /= count
-    for start in range(0, total.shape[-1], STRIP):
-        here, after = slice(start, start + STRIP), slice(start + STRIP, None)
-        corner = total[:, here, here]
-        corner.copy_(corner.triu() + corner.triu(1).transpose(1, 2))
-        total[:, after, here] = total[:, here, after].transpose(1, 2)
-    return total
-
-
-class _FewRows:
-    """Keeps the rows of each weight as long as they are fewer than its dimensions: never more than one d x d."""
-
-    def __init__(self) -> None:
-        self.parts: dict[str, list[Tensor] | None] = {}
-
-    def add(self, name: str, rows: Tensor) -> list[Tensor]:
-        """Keep a copy of rows (blocks, R, d) in float64 and return none, or return all that are too many to be kept."""
-        kept = self.parts.setdefault(name, [])
-        if kept is None:
-            return [rows]
-        if sum(part.shape[1] for part in (*kept, rows)) >= rows.shape[2]:
-            return [*self.give_up(name), rows]
-        kept.append(rows.to(torch.float64, copy=True))  # the model may write over its own rows
-        return []
-
-    def give_up(self, name: str) -> list[Tensor]:
-        """Keep no rows of a weight from now on, and return those that were."""
-        kept, self.parts[name] = self.parts.get(name), None
-        return kept or []
-
-    def rows(self) -> dict[str, Tensor]:
-        """Return the rows of each weight that got few."""
-        return {name: torch.cat(parts, dim=1) for name, parts in self.parts.items() if parts}
+        """Return the means over all rows so far and start anew; ``samples`` is the number of images that passed."""
+        counts = {name: count for name, count in self.counts.items() if name not in unprojectable}
+        second, factors = self.means(counts)
+        for total in second.dense.values():
+            for start in range(0, total.shape[-1], STRIP):  # what stands above the diagonal is written below it
+                here, after = slice(start, start + STRIP), slice(start + STRIP, None)
+                corner = total[:, here, here]
+                corner.copy_(corner.triu() + corner.triu(1).transpose(1, 2))
+                total[:, after, here] = total[:, here, after].transpose(1, 2)
+        self.sums, self.few, self.counts = {}, {}, {}
+        rows_per_sample = {name: count / samples for name, count in counts.items()}
+        return Moments(second, rows_per_sample, dict(unprojectable), factors)
 
 
 @torch.no_grad()
@@ -204,14 +188,9 @@ def second_moments(model: nn.Module, images: Tensor, *, precision: torch.dtype =
     return accumulator.moments(samples=len(images), unprojectable=unprojectable)
 
 
-# Up to this size moments are kept class by class; beyond it only their means are (99 classes of a VGG-16 would take
-# 100 GB). It changes no result.
-KEPT_BYTES = 2 * 10**9
-
-
 @dataclass(frozen=True)
 class ClassMoments:
-    """Moments of several classes, folded into their means one class after the other; iterates over the classes.
+    """Moments of several classes and their means; iterates over the classes.
 
     Attributes:
         pooled: Mean of the trace-normalized moments, from which subspaces are cut.
@@ -246,6 +225,39 @@ class ClassMoments:
         return self.per_class
 
 
+class _RunningMean(_Sums):
+    """Mean of moments; every part may be forgotten once it is added."""
+
+    first: Moments | None = None
+    count = 0
+
+    def add(self, part: Moments, *, by_trace: bool = False, scale: float = 1.0) -> None:
+        """Add moments times ``scale``, divided by their trace if asked."""
+        self.first = self.first or replace(part, second=dict.fromkeys(part.second, torch.empty(0)), factors={})
+        self.count += 1
+        for name in self.first.second:
+            trace = part.trace(name)
+            weight = 1 / trace.clamp_min(torch.finfo(trace.dtype).tiny) if by_trace else torch.full_like(trace, scale)
+            weight = weight[:, None, None]
+            if name in part.factors:
+                self.add_rows(name, part.factors[name] * weight.sqrt())
+                continue
+            for rows in self.few.pop(name, ()):
+                self.multiply(name, rows)
+            self.add_matrix(name, part.second[name] * weight)
+
+    def mean(self) -> Moments:
+        """Return the mean; to be called once.
+
+        Raises:
+            ValueError: If nothing was added.
+        """
+        if self.first is None:
+            raise ValueError("no moments to combine: pass at least one retained class")
+        second, factors = self.means(dict.fromkeys(self.first.second, self.count))
+        return replace(self.first, second=second, factors=factors)
+
+
 def accumulate(parts: Iterable[Moments], *, classes: int, merge_at: float | None = None) -> ClassMoments:
     """Take moments class by class, so that no more than one class is held beside the means.
 
@@ -257,77 +269,44 @@ def accumulate(parts: Iterable[Moments], *, classes: int, merge_at: float | None
     Raises:
         ValueError: If there are no classes.
     """
-    pool, average, ballot = _RunningMean(_by_trace), _RunningMean(_equally), _RunningMean(_equally)
+    pool, average, ballot = _RunningMean(), _RunningMean(), _RunningMean()
     kept: list[Moments] = []
     for part in parts:
-        pool.add(part)
+        pool.add(part, by_trace=True)
         average.add(part)
         if merge_at is not None:
             ballot.add(_vote(part, energy=merge_at))
         if classes * part.bytes() <= KEPT_BYTES:
             kept.append(part)
         del part  # or it would stay until the next one is there
-    return ClassMoments(
-        pool.mean(),
-        average.mean(),
-        classes,
-        tuple(kept) if len(kept) == classes else None,
-        None if merge_at is None else (merge_at, ballot.mean()),
-    )
-
-
-class _RunningMean:
-    """Adds up moments, each by its own weight; every part may be forgotten once it is added."""
-
-    def __init__(self, weight: Callable[[Moments, str], Tensor]) -> None:
-        self.weight, self.count = weight, 0
-        self.sums: dict[str, Tensor] = {}
-        self.few = _FewRows()
-        self.first: Moments | None = None
-
-    def add(self, part: Moments) -> None:
-        self.first = self.first or replace(part, second=dict.fromkeys(part.second, torch.empty(0)), factors={})
-        for name in self.first.second:
-            weight, factor = self.weight(part, name)[:, None, None], part.factors.get(name)
-            many = self.few.give_up(name) if factor is None else self.few.add(name, factor * weight.sqrt())
-            for rows in many:
-                self._add(name, rows.transpose(1, 2) @ rows)
-            if factor is None:
-                self._add(name, part.second[name] * weight)
-        self.count += 1
-
-    def _add(self, name: str, second: Tensor) -> None:
-        if name in self.sums:
-            self.sums[name] += second
-        else:
-            self.sums[name] = second
-
-    def mean(self) -> Moments:
-        if self.first is None:
-            raise ValueError("no moments to combine: pass at least one retained class")
-        dense = {name: total / self.count for name, total in self.sums.items()}
-        factors = {name: rows / self.count**0.5 for name, rows in self.few.rows().items()}
-        return replace(self.first, second=SecondMoments(self.first.second, dense, factors), factors=factors)
+    per_class = tuple(kept) if len(kept) == classes else None
+    votes = None if merge_at is None else (merge_at, ballot.mean())
+    return ClassMoments(pool.mean(), average.mean(), classes, per_class, votes)
 
 
 def weighted_mean(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
     """Return the mean of moments by weight: weighted by samples, these are the moments of all samples together."""
-    running = _RunningMean(_equally)
+    running = _RunningMean()
     for part, weight in zip(parts, weights, strict=True):
-        share = weight * len(parts) / sum(weights)
-        running.weight = lambda one, name, share=share: share * _equally(one, name)  # type: ignore[misc]
-        running.add(part)
+        running.add(part, scale=weight * len(parts) / sum(weights))
     return running.mean()
 
 
 def pooled(moments: Iterable[Moments]) -> Moments:
     """Return the mean of the trace-normalized moments: a class counts once however large its activations are."""
-    return moments.pooled if isinstance(moments, ClassMoments) else _mean(moments, _by_trace)
+    return moments.pooled if isinstance(moments, ClassMoments) else _mean(moments, by_trace=True)
 
 
 def averaged(moments: Iterable[Moments]) -> Moments:
     """Return the plain mean of the moments, whose size per layer the curvature needs."""
-    return moments.averaged if isinstance(moments, ClassMoments) else _mean(moments, _equally)
+    return moments.averaged if isinstance(moments, ClassMoments) else _mean(moments)
+
+
+def _mean(moments: Iterable[Moments], *, by_trace: bool = False) -> Moments:
+    running = _RunningMean()
+    for part in moments:
+        running.add(part, by_trace=by_trace)
+    return running.mean()
 
 
 @dataclass(frozen=True)
@@ -382,20 +361,19 @@ def by_energy(moments: Moments, *, energy: float) -> Subspace:
 
     A block that only zeros enter (a dead channel of a depthwise convolution) has nothing to protect: its rank is 0.
     """
-    return _cut(
+
+    def basis(name: str, block: int, trace: Tensor) -> Tensor:
+        if not bool(trace > 0):
+            return torch.zeros(moments.dimension(name), 0, dtype=torch.float64, device=trace.device)
+        values, leading = _decomposed(moments, name, block)
+        return leading(energy_rank(values, energy=energy))
+
+    return _subspace(
         {
-            name: [_by_energy(moments, name, block, energy=energy) for block in range(len(second))]
-            for name, second in moments.second.items()
+            name: [basis(name, block, trace) for block, trace in enumerate(moments.trace(name))]
+            for name in moments.second
         }
     )
-
-
-def _by_energy(moments: Moments, name: str, block: int, *, energy: float) -> tuple[Tensor, int]:
-    if not bool(moments.trace(name)[block] > 0):
-        return torch.zeros(moments.dimension(name), 0, dtype=torch.float64, device=moments.trace(name).device), 0
-    values, leading = _decomposed(moments, name, block)
-    rank = energy_rank(values, energy=energy)
-    return leading(rank), rank
 
 
 def _decomposed(moments: Moments, name: str, block: int, *, least: int = 0) -> tuple[Tensor, Callable[[int], Tensor]]:
@@ -415,15 +393,13 @@ def _decomposed(moments: Moments, name: str, block: int, *, least: int = 0) -> t
 
 
 def by_rank(moments: Moments, *, ranks: Mapping[str, Sequence[int]]) -> Subspace:
-    """Keep the given number of leading eigenvectors per weight and block: what controls of equal rank need."""
+    """Keep the given number of leading eigenvectors per weight and block: what controls of equal rank need.
 
-    def leading(name: str, block: int, rank: int) -> Tensor:
-        # Of more directions than there are rows, the rest comes from the null space.
-        return _decomposed(moments, name, block, least=rank)[1](rank)
-
-    return _cut(
+    Of more directions than there are rows, the rest comes from the null space.
+    """
+    return _subspace(
         {
-            name: [(leading(name, block, rank), rank) for block, rank in enumerate(ranks[name])]
+            name: [_decomposed(moments, name, block, least=rank)[1](rank) for block, rank in enumerate(ranks[name])]
             for name in moments.second
         }
     )
@@ -435,8 +411,19 @@ def random_like(subspace: Subspace, *, generator: torch.Generator) -> Subspace:
     for name, basis in subspace.bases.items():
         blocks, d, _ = basis.shape
         noise = torch.randn(blocks, d, d, generator=generator, dtype=torch.float64).to(basis.device)
-        drawn[name] = [(torch.linalg.qr(noise[i]).Q, rank) for i, rank in enumerate(subspace.ranks[name])]
-    return _cut(drawn)
+        drawn[name] = [torch.linalg.qr(noise[i]).Q[:, :rank] for i, rank in enumerate(subspace.ranks[name])]
+    return _subspace(drawn)
+
+
+def _subspace(bases: Mapping[str, list[Tensor]]) -> Subspace:
+    ranks = {name: tuple(basis.shape[1] for basis in blocks) for name, blocks in bases.items()}
+    return Subspace({name: _stack(blocks) for name, blocks in bases.items()}, ranks)
+
+
+def _stack(columns: list[Tensor]) -> Tensor:
+    """Stack bases (d, k_i) as (blocks, d, k_max), zero columns behind the shorter ones (they project nothing)."""
+    widest = max(part.shape[1] for part in columns)
+    return torch.stack([nn.functional.pad(part, (0, widest - part.shape[1])) for part in columns])
 
 
 def merged(moments: Iterable[Moments], *, energy: float, merge_energy: float) -> Subspace:
@@ -448,10 +435,7 @@ def merged(moments: Iterable[Moments], *, energy: float, merge_energy: float) ->
     """
     if isinstance(moments, ClassMoments) and moments.votes is not None and moments.votes[0] == energy:
         return by_energy(moments.votes[1], energy=merge_energy)
-    ballot = _RunningMean(_equally)
-    for part in moments:
-        ballot.add(_vote(part, energy=energy))
-    return by_energy(ballot.mean(), energy=merge_energy)
+    return by_energy(_mean(_vote(part, energy=energy) for part in moments), energy=merge_energy)
 
 
 def _vote(part: Moments, *, energy: float) -> Moments:
@@ -464,8 +448,13 @@ def _vote(part: Moments, *, energy: float) -> Moments:
     )
 
 
-def combine(moments: Iterable[Moments], *, config: SubspaceConfig) -> Subspace:
-    """Return the subspace of all retained classes by ``config.combine``: "merge" or "pool"."""
+def combine(moments: Iterable[Moments] | Moments, *, config: SubspaceConfig) -> Subspace:
+    """Return the subspace of all retained classes by ``config.combine``: "merge" or "pool".
+
+    Moments that were pooled already are cut as they are, for their single classes are gone.
+    """
+    if isinstance(moments, Moments):
+        return by_energy(moments, energy=config.energy)
     if config.combine == "merge":
         return merged(moments, energy=config.energy, merge_energy=config.merge_energy)
     return by_energy(pooled(moments), energy=config.energy)
@@ -502,10 +491,11 @@ class Projector:
         """Return sum ||P a||^2 over rows (blocks, n, d) that enter the weight ``name``, in float64."""
         form, matrix = self.factors[name]
         inside = rows @ matrix
-        if not self.idempotent and form != "times":
-            inside = inside @ matrix.transpose(1, 2)
-            inside = inside if form == "keep" else rows - inside
-        return energy_of(rows) - energy_of(inside) if self.idempotent and form == "remove" else energy_of(inside)
+        if form != "remove":
+            return energy_of(inside)
+        if self.idempotent:
+            return energy_of(rows) - energy_of(inside)
+        return energy_of(rows - inside @ matrix.transpose(1, 2))
 
     def like(self, weights: Mapping[str, Tensor]) -> "Projector":
         """Return the projector with its matrices in the precision and on the device of the weights.
@@ -529,7 +519,8 @@ def hard_projector(subspace: Subspace) -> Projector:
         if max(ranks) <= d / 2:
             factors[name] = ("remove", basis)
         else:
-            factors[name] = ("keep", _stack([_complement(basis[i, :, :k]) for i, k in enumerate(ranks)]))
+            whole = [torch.linalg.qr(basis[i, :, :k], mode="complete").Q for i, k in enumerate(ranks)]
+            factors[name] = ("keep", _stack([vectors[:, k:] for vectors, k in zip(whole, ranks, strict=True)]))
     return Projector(factors, idempotent=True)
 
 
@@ -560,10 +551,11 @@ def soft_projector(moments: Moments, *, damping: float) -> Projector:
     return Projector(factors)
 
 
-def projector(moments: Iterable[Moments], *, config: SubspaceConfig) -> Projector:
-    """Return the projector of all retained classes by ``config.kind``: "hard" or "soft"."""
+def projector(moments: Iterable[Moments] | Moments, *, config: SubspaceConfig) -> Projector:
+    """Return the projector of all retained classes, or of pooled moments, by ``config.kind``: "hard" or "soft"."""
     if config.kind == "soft":
-        return soft_projector(pooled(moments), damping=config.damping)
+        whole = moments if isinstance(moments, Moments) else pooled(moments)
+        return soft_projector(whole, damping=config.damping)
     return hard_projector(combine(moments, config=config))
 
 
@@ -586,37 +578,3 @@ def principal_angles(first: Tensor, second: Tensor) -> Tensor:
     cosines = torch.linalg.svdvals(first.T @ second).clamp(max=1)
     sines = torch.linalg.svdvals(second - first @ (first.T @ second)).flip(0).clamp(max=1)
     return torch.where(cosines**2 > 0.5, sines.asin(), cosines.acos())
-
-
-def _by_trace(part: Moments, name: str) -> Tensor:
-    trace = part.trace(name)
-    return 1 / trace.clamp_min(torch.finfo(trace.dtype).tiny)
-
-
-def _equally(part: Moments, name: str) -> Tensor:
-    return torch.ones_like(part.trace(name))
-
-
-def _mean(moments: Iterable[Moments], weight: Callable[[Moments, str], Tensor]) -> Moments:
-    running = _RunningMean(weight)
-    for part in moments:
-        running.add(part)
-    return running.mean()
-
-
-def _complement(basis: Tensor) -> Tensor:
-    """Return an orthonormal basis (d, d - k) of the complement of the columns of ``basis`` (d, k)."""
-    return torch.linalg.qr(basis, mode="complete").Q[:, basis.shape[1] :]
-
-
-def _cut(chosen: dict[str, list[tuple[Tensor, int]]]) -> Subspace:
-    return Subspace(
-        {name: _stack([vectors[:, :rank] for vectors, rank in blocks]) for name, blocks in chosen.items()},
-        {name: tuple(rank for _, rank in blocks) for name, blocks in chosen.items()},
-    )
-
-
-def _stack(columns: list[Tensor]) -> Tensor:
-    """Stack bases (d, k_i) as (blocks, d, k_max), zero columns behind the shorter ones (they project nothing)."""
-    widest = max(part.shape[1] for part in columns)
-    return torch.stack([nn.functional.pad(part, (0, widest - part.shape[1])) for part in columns])

@@ -1,8 +1,8 @@
 """Views of the forget samples: shifted, mirrored or noisy copies that the model still recognizes.
 
-Twenty images are not a class. Fitted to their views as well, a model forgets more of the images that nobody has. Which
-kinds of view keep the class depends on the data (a mirrored 3 is no 3), so the model itself decides: a kind is used
-where it answers nearly all such views as it does the images.
+Twenty images are not a class. A model that is fitted to their views, too, forgets more of the images that were not
+given. Which kinds of view keep the class depends on the data: a mirrored 3 is no 3. So the model decides. A kind is
+used if the model answers nearly all such views as it answers the images.
 
 Invariant: the images themselves come first, unchanged; nothing but them and the model is read.
 """
@@ -44,18 +44,24 @@ def make_views(model: nn.Module, images: Tensor, *, least: int, generator: torch
     """Add views of all images until there are about ``least``.
 
     Args:
-        model: The original; it says which kinds of view keep the class, and which views.
+        model: The original.
         images: Shape (n, C, H, W), values in [0, 1].
         least: Images and views wanted; with as many images or more there are no views.
         generator: CPU generator of the changes.
 
     Returns:
-        At most ``n * ceil(least / n)`` images; the n images alone where no kind of view is recognized. A view to which
-        the model gives another answer than to its image is left out.
+        At most ``n * ceil(least / n)`` images; the n images alone where no kind of view is recognized. A view that
+        the model answers differently from its image is left out.
     """
     answers, own = logits_of(model, images).argmax(1), torch.arange(len(images))
     copies = math.ceil(least / len(images)) - 1
-    kinds = _recognized_kinds(model, images, answers, generator=generator) if copies > 0 else {}
+
+    def recognized(change: Change) -> bool:
+        rounds = math.ceil(ASKED / len(images))
+        same = [logits_of(model, change(images, generator)).argmax(1) == answers for _ in range(rounds)]
+        return torch.cat(same).double().mean().item() >= 1 - LOST
+
+    kinds = {name: used for name, (asked, used) in KINDS.items() if copies > 0 and recognized(asked)}
     parts, sources = [images], [own]
     for _ in range(copies if kinds else 0):
         view = images
@@ -65,21 +71,6 @@ def make_views(model: nn.Module, images: Tensor, *, least: int, generator: torch
         parts.append(view[alike])
         sources.append(own[alike.cpu()])
     return Views(torch.cat(parts), torch.cat(sources), tuple(kinds))
-
-
-def _recognized_kinds(
-    model: nn.Module, images: Tensor, answers: Tensor, *, generator: torch.Generator
-) -> dict[str, Change]:
-    """Return the kinds of view of which the model answers at most a share of ``LOST`` differently."""
-    rounds = math.ceil(ASKED / len(images))
-
-    def alike(change: Change) -> float:
-        same = [logits_of(model, change(images, generator)).argmax(1) == answers for _ in range(rounds)]
-        return torch.cat(same).double().mean().item()
-
-    asked = {"shift": shifted, "mirror": mirrored, "noise": noisy}
-    used = {"shift": shifted, "mirror": sometimes_mirrored, "noise": noisy}
-    return {name: used[name] for name, change in asked.items() if alike(change) >= 1 - LOST}
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -106,3 +97,11 @@ def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
     """Add Gaussian noise of deviation ``NOISE`` and stay in [0, 1]."""
     noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
     return (images + NOISE * sent(noise, images.device)).clamp(0, 1)
+
+
+# Per kind, the change of which the model is asked, and the one that is used.
+KINDS: dict[str, tuple[Change, Change]] = {
+    "shift": (shifted, shifted),
+    "mirror": (mirrored, sometimes_mirrored),
+    "noise": (noisy, noisy),
+}

@@ -24,8 +24,9 @@ from benchmarks.external import rows
 from benchmarks.external.arms import SEED, Outcome
 from benchmarks.external.old import finite, synchronize
 from benchmarks.external.originals import Original, on, runs
-from zspag.calibration.cross_fitting import Calibration, Fold, calibrate, free_shares, make_folds
+from zspag.calibration.cross_fitting import Calibration, calibrate, free_shares
 from zspag.calibration.open_search import LARGEST, Search, rate_at
+from zspag.calibration.trials import Fold, make_folds
 from zspag.config import Ladders, ProxyConfig, UnlearnConfig, UpdateConfig
 from zspag.heads.closed_row import original_row_closed
 from zspag.lab.by_name import unlearn_by

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zspag.calibration.cross_fitting import held_out_damage, make_folds
 from zspag.calibration.open_search import LARGEST, SMALLEST, least_bad, rate_at, search_rate
+from zspag.calibration.trials import held_out_damage, make_folds
 from zspag.config import UnlearnConfig
 from zspag.lab.methods import METHODS, Problem
 from zspag.outcome import Trial
@@ -98,7 +98,7 @@ def _cross_fitted(
     goal: float,
     config: UnlearnConfig,
 ) -> Callable[[float], Trial]:
-    """Return a function that tries a rate as ``cross_fitting.attempt`` does, on the images themselves."""
+    """Return a function that tries a rate as ``trials.attempt`` does, on the images themselves."""
     folds = make_folds(model, statistics, labels, subspace=config.subspace)
     halves = [(statistics.half_of[: len(images)] == half).nonzero()[:, 0].to(images.device) for half in (0, 1)]
 

@@ -1,7 +1,7 @@
 """The search for layers and rate: which trials are run, and which one is taken.
 
-A gentler rate than the chosen one was tried and did not forget, or did more damage; so was a larger one, and it was no
-better. Only where the range itself ends does the search end at an edge, and says so.
+A gentler rate than the chosen one was tried, and did not forget or did more damage. A larger one was tried, too, and
+was no better. Only the ends of the whole range can end the search earlier; ``at_edge`` then says so.
 
 Invariant: the search sees trials, and nothing else.
 """

@@ -3,12 +3,12 @@
 In eval mode a batch norm is one affine map per channel, y = s (W x + b - mean) + beta with s = gamma / sqrt(var + eps):
 W may be scaled instead of every activation. Forward and backward then save a pass over the activations per layer each,
 a tenth to a third of an attack's time. The scaled weight stays a function of W, so all gradients are those of the plain
-model, up to rounding; an update gains a few per cent on larger nets and loses them on small ones, and does without.
+model, up to rounding. Updates do without: they gain a few per cent on larger nets and lose as much on small ones.
 
-Pairs are found by looking: a pass of one image shows which convolution's output enters a batch norm and nothing else.
-To look takes as long as ten images' passes, which the work ahead has to earn.
+A pass of one image shows which convolution's output enters a batch norm and nothing else. To look takes as long as the
+passes of ten images, so nothing is folded when little work is ahead.
 
-Invariant: a model whose folded logits differ from its own is not folded, and nothing of it is ever changed.
+Invariant: a model whose folded logits differ from its own is not folded, and the model is never changed.
 """
 
 import math
@@ -61,7 +61,7 @@ def conv_bn_pairs(model: nn.Module, images: Tensor, *, passes: float = math.inf)
     Args:
         model: Not changed; hooks on it see one pass, and a second one if there are pairs.
         images: Shape (n, C, H, W); the first one is passed.
-        passes: How often all images are going to be passed, a derivative counting as one more; for few nobody looks.
+        passes: How often all images are going to be passed, a derivative counting as one more; few are not worth it.
 
     Returns:
         Pairs in the order of use; none if the folded model's logits are not the plain one's.
@@ -95,7 +95,7 @@ def fuse_conv_bn(pairs: Sequence[Pair]) -> Generator[None, None, None]:
 
 
 class _Uses(TorchFunctionMode):
-    """Sees who makes and who uses every tensor of a pass."""
+    """Records which calls make and use every tensor of a pass."""
 
     def __init__(self, own: Set[int]) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from zspag.activations import CONVOLUTION_ARGUMENTS, CONVOLUTIONS, bind, convolution_rows, linear_rows, tensors_in
+from zspag.activations import CONVOLUTION_ARGUMENTS, CONVOLUTIONS, bind, linear_rows, rows_of_convolution, tensors_in
 from zspag.subspaces import Projector
 
 
@@ -59,13 +59,13 @@ class ProjectedInputs(TorchFunctionMode):
             bound = bind(names, args, kwargs)
             name = self.names.get(id(bound["weight"]))
             if name is not None and id(bound["input"]) not in self.names:
-                weight, given = bound["weight"], bound["input"]
+                weight, given = bound["weight"], bound["input"].detach()
                 constant = weight.detach()
                 output: Tensor = func(**(bound | {"weight": constant}))
                 batched = func is F.linear or output.dim() == weight.dim()
                 if batched and 2 * output.numel() < weight.shape[0] ** 2:  # R rows, R = output.numel() / d_out
                     self.cheap.add(name)
-                    rows = linear_rows(given.detach()) if func is F.linear else _patches(bound)
+                    rows = linear_rows(given) if func is F.linear else rows_of_convolution(bound | {"input": given})[0]
                     change = (weight - constant).flatten(1)
                     moved = F.linear(self.project(name, rows), change)
                     return output + _like_output(moved, output, channels_at=-1 if func is F.linear else 1)
@@ -74,18 +74,6 @@ class ProjectedInputs(TorchFunctionMode):
                 if (name := self.names.get(id(tensor))) is not None:
                     self.otherwise.add(name)
         return func(*args, **kwargs)
-
-
-def _patches(bound: Mapping[str, Any]) -> Tensor:
-    """Return the rows (R, d) that a convolution without groups multiplies with its weight."""
-    return convolution_rows(
-        bound["input"].detach(),
-        bound["weight"].shape[2:],
-        stride=bound.get("stride", 1),
-        padding=bound.get("padding", 0),
-        dilation=bound.get("dilation", 1),
-        groups=1,
-    )[0]
 
 
 def _like_output(rows: Tensor, output: Tensor, *, channels_at: int) -> Tensor:
