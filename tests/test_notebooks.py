@@ -14,8 +14,13 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from zspag.report.reproduce.pages import MACHINE_PATH, MAX_BYTES, output_texts
-from zspag.report.reproduce.parameters import find_notebooks, literal_parameters
+from zspag.report.reproduce.notebooks import (
+    MACHINE_PATH,
+    MAX_BYTES,
+    find_notebooks,
+    literal_parameters,
+    output_texts,
+)
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
