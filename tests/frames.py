@@ -22,12 +22,20 @@ def grid(method, ladder, *, classes=(3, 5), seeds=(0,), read=0):
     chosen = next((lr for lr, point in ladder.items() if point[0] <= 0.01), list(ladder)[-1])
     return [
         {
-            "method": method, "forget": forget, "seed": seed, "lr": lr, "chosen": lr == chosen, "acc_forget": point[0],
-            "acc_retain": 0.9 - point[1], "over_unlearning": point[1], "drift": point[2], "gap": 0.1,
+            "method": method,
+            "forget": forget,
+            "seed": seed,
+            "lr": lr,
+            "chosen": lr == chosen,
+            "acc_forget": point[0],
+            "acc_retain": 0.9 - point[1],
+            "over_unlearning": point[1],
+            "drift": point[2],
+            "gap": 0.1,
             "retain_samples_read": read,
         }
         for forget, seed, (lr, point) in product(classes, seeds, ladder.items())
-    ]  # fmt: skip
+    ]
 
 
 REFERENCE = {"acc_forget": 0.0, "acc_retain": 0.9, "over_unlearning": 0.0, "drift": 0.0, "gap": 0.2}
@@ -38,9 +46,14 @@ REFERENCES = [
 
 
 FURTHER = {
-    "acc_forget_train": 0.0, "agreement_forget": 0.5, "agreement_retain": 0.9, "js_forget": 0.2, "js_retain": 0.01,
-    "epochs": 4.0, "seconds": 2.0,
-}  # fmt: skip
+    "acc_forget_train": 0.0,
+    "agreement_forget": 0.5,
+    "agreement_retain": 0.9,
+    "js_forget": 0.2,
+    "js_retain": 0.01,
+    "epochs": 4.0,
+    "seconds": 2.0,
+}
 
 
 def whole_frame():

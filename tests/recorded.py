@@ -40,11 +40,21 @@ def half(folder, half_name, *, added):
     """Rows of half a test set: labels by influence have ``added`` to every measure, and all others nothing."""
     own = (BEST_LABELS, FROZEN)
     rows = [
-        {"method": name, "forget": forget, "seed": 0, "lr": 1.0, "chosen": True, "acc_forget": 0.0,
-         "over_unlearning": change, "drift": 0.5 + change, "nll_retain": 0.5 + change}
-        for name in (*RIVALS, *own) for forget in (0, 3, 7)
+        {
+            "method": name,
+            "forget": forget,
+            "seed": 0,
+            "lr": 1.0,
+            "chosen": True,
+            "acc_forget": 0.0,
+            "over_unlearning": change,
+            "drift": 0.5 + change,
+            "nll_retain": 0.5 + change,
+        }
+        for name in (*RIVALS, *own)
+        for forget in (0, 3, 7)
         for change in [added * (1 + forget / 100) if name in own else 0.0]
-    ]  # fmt: skip
+    ]
     titles = {name: f"<{name}>" for name in (*RIVALS, *own)}
     write(folder, C3_FILES[half_name], config={"retrained": False}, rows=rows, test_half=half_name, titles=titles)
 
@@ -53,9 +63,11 @@ def everything(folder):
     """Write results in which every claim holds."""
     layers = {"proxies": [1.2, 2.0], "forget samples": [0.4, 0.1], "noise": [0.9, 0.9], "random": [1.0, 1.0]}
     write(
-        folder, "03_capture", numbers={"capture_of_oracle_proxies": 0.98},
+        folder,
+        "03_capture",
+        numbers={"capture_of_oracle_proxies": 0.98},
         panels=[{"title": "capture", "series": {}}, {"title": "selectivity", "series": layers}],
-    )  # fmt: skip
+    )
     sweep(folder)
     half(folder, "first", added=-0.1)
     half(folder, "second", added=-0.1)

@@ -13,7 +13,7 @@ from torch import nn
 
 from zspag.lab import checkpoints
 from zspag.lab.checkpoints import CorruptCheckpoint, Store, load, save
-from zspag.report.provenance import read_header, read_record
+from zspag.report.provenance import read_record, safetensors_metadata
 
 RECORD = {"commit": None, "config": {"lr": 0.1}, "seed": 3}
 KEY = {"seed": 0, "train": {"lr": 0.1, "epochs": 4}, "classes": [0, 2]}
@@ -226,4 +226,4 @@ def test_explain_passes_over_damaged_and_foreign_files(tmp_path):
 
 def test_the_key_stands_in_the_header(tmp_path):
     path = Store(tmp_path).put("original", KEY, {"weight": torch.ones(2)}, RECORD)
-    assert json.loads(read_header(path)["__metadata__"]["key"]) == KEY
+    assert json.loads(safetensors_metadata(path)["key"]) == KEY

@@ -23,36 +23,24 @@ from zspag.report.files import (
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
-    path = tmp_path / "deep" / "result.txt"
-    with replacing(path) as temporary:
-        temporary.write_text("first")
-        assert not path.exists()
-    with replacing(path) as temporary:
-        temporary.write_text("second")
-        assert path.read_text() == "first"
-    assert path.read_text() == "second"
+    path = tmp_path / "deep" / "figure.png"
+    for before, after in ((None, "first"), ("first", "second")):
+        with replacing(path) as temporary:
+            temporary.write_text(after)
+            assert temporary.parent == path.parent  # a rename across file systems would not be atomic
+            assert temporary.suffix == ".png"  # matplotlib and Pillow choose the format by it
+            assert (path.read_text() if path.exists() else None) == before
+        assert path.read_text() == after
 
 
 def test_a_failing_writer_leaves_the_old_file_and_no_rest(tmp_path):
     path = tmp_path / "result.txt"
     path.write_text("old")
-
-    def half():
-        with replacing(path) as temporary:
-            temporary.write_text("ha")
-            raise RuntimeError("no space left")
-
-    with pytest.raises(RuntimeError, match="no space left"):
-        half()
+    with pytest.raises(RuntimeError, match="no space left"), replacing(path) as temporary:
+        temporary.write_text("ha")
+        raise RuntimeError("no space left")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["result.txt"]
-
-
-def test_the_temporary_file_lies_beside_its_target_and_keeps_the_suffix(tmp_path):
-    with replacing(tmp_path / "figure.png") as temporary:
-        assert temporary.parent == tmp_path  # a rename across file systems would not be atomic
-        assert temporary.suffix == ".png"  # matplotlib chooses the format by it
-        assert temporary.name.startswith(".")
 
 
 def test_files_are_for_everybody_that_the_umask_admits(tmp_path):
@@ -64,28 +52,44 @@ def test_files_are_for_everybody_that_the_umask_admits(tmp_path):
     assert stat.S_IMODE((tmp_path / "result.json").stat().st_mode) == 0o640
 
 
-def test_json_comes_back_equal_and_readable(tmp_path):
-    value = {"name": "Größe", "numbers": {"acc": [0.125, 1e-9]}, "none": None}
-    write_json(tmp_path / "a.json", value)
-    assert read_json(tmp_path / "a.json") == value
-    assert "Größe" in (tmp_path / "a.json").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("value", [{}, [], 3, "x", None, [[]], [{}], {"a": []}, {"a": {"b": [1, [2, "x"], {"c": []}]}}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        [],
+        3,
+        "Größe",
+        None,
+        [[]],
+        [{}],
+        {"a": []},
+        {"numbers": [0.125, 1e-9], "none": None},
+        {"a": {"b": [1, [2, "x"], {"c": []}]}},
+    ],
+)
 def test_json_of_every_shape_comes_back_equal(tmp_path, value):
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value
 
 
-def test_a_list_of_numbers_stands_on_one_line_and_what_is_nested_on_lines_of_its_own(tmp_path):
-    write_json(tmp_path / "a.json", {"column": [1, None, "x"], "both": [[1], {"deep": (2,)}]})
-    assert (tmp_path / "a.json").read_text().splitlines() == [
-        "{", ' "column": [1, null, "x"],', ' "both": [', "  [1],", "  {", '   "deep": [2]', "  }", " ]", "}",
-    ]  # fmt: skip
+def test_json_is_for_people_a_list_of_numbers_stands_on_one_line(tmp_path):
+    write_json(tmp_path / "a.json", {"column": [1, None, "ö"], "both": [[1], {"deep": (2,)}]})
+    expected = """
+{
+ "column": [1, null, "ö"],
+ "both": [
+  [1],
+  {
+   "deep": [2]
+  }
+ ]
+}
+"""
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == expected.lstrip()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_json_refuses_what_json_cannot_say_and_keeps_the_old_file(tmp_path, value):
+def test_json_refuses_nan_and_infinity_and_keeps_the_old_file(tmp_path, value):
     path = tmp_path / "a.json"
     write_json(path, [1.0])
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -110,18 +114,11 @@ def test_numbers_of_every_library_become_plain_and_short():
         "loss": torch.tensor(2 / 3, requires_grad=True),
         3: (1234567.8, None, "word", False),
     }
+    expected = {"third": 0.333333, "count": 7, "flag": True, "matrix": [[1, 2, 3]], "loss": 0.666667}
     found = plain(value, "data")
-    assert found == {
-        "third": 0.333333,
-        "count": 7,
-        "flag": True,
-        "matrix": [[1, 2, 3]],
-        "loss": 0.666667,
-        "3": [1234570.0, None, "word", False],
-    }
+    assert found == expected | {"3": [1234570.0, None, "word", False]}
     assert json.loads(json.dumps(found)) == found
-    assert type(found["flag"]) is bool
-    assert type(found["count"]) is int
+    assert (type(found["flag"]), type(found["count"])) == (bool, int)
 
 
 @pytest.mark.parametrize(
@@ -138,9 +135,6 @@ def test_what_json_cannot_hold_is_refused_with_its_path(value, error, message):
         plain(value, "data")
 
 
-# Where files go
-
-
 def test_the_root_is_the_checkout_unless_the_environment_names_another(monkeypatch, tmp_path):
     assert (repository_root() / "zspag" / "report" / "files.py").is_file()
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
@@ -153,7 +147,7 @@ def test_the_root_of_an_installed_package_is_the_current_folder(monkeypatch, tmp
     assert (repository_root(), own_root()) == (tmp_path, None)
 
 
-def test_a_checkout_is_told_by_the_name_in_the_file_above_the_package(tmp_path):
+def test_a_checkout_is_known_by_the_name_in_the_pyproject_above_the_package(tmp_path):
     for name in ("ours", "theirs", "site-packages"):
         (tmp_path / name).mkdir()
     (tmp_path / "ours" / "pyproject.toml").write_text('[project]\nname = "zspag"\n')
@@ -164,8 +158,7 @@ def test_a_checkout_is_told_by_the_name_in_the_file_above_the_package(tmp_path):
 
 def test_a_path_is_shown_from_the_current_folder_or_as_it_is(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert shown(tmp_path / "runs" / "a.json") == "runs/a.json"
-    assert shown("runs/a.json") == "runs/a.json"
+    assert shown(tmp_path / "runs" / "a.json") == shown("runs/a.json") == "runs/a.json"
     assert shown(tmp_path.parent / "a.json") == str(tmp_path.parent / "a.json")
 
 

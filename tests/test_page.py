@@ -1,7 +1,7 @@
 """A page writes numbers first, draws from their file, and seals only what is there."""
 
 import base64
-import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import torch
 
 from zspag.profiles import PROFILES
 from zspag.report import files, plots
-from zspag.report.page import Page, Picture, repository_root, resolve_profile, sha256
+from zspag.report.page import Page, resolve_profile, sha256
 
 
 @pytest.fixture
@@ -20,14 +20,15 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Replace the drawing, so that what a page hands over can be seen; the list holds the contents it was given."""
+    """Replace the drawing; the list holds the contents that the page handed over."""
     contents = []
 
-    def render(content, path, **_):
+    def save(content, path):
         contents.append(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"png of " + content["name"].encode())
 
-    monkeypatch.setattr(plots, "render", render)
+    monkeypatch.setattr(plots, "save", save)
     monkeypatch.setattr(plots, "inches_wide", lambda path: 7.5)
     return contents
 
@@ -40,13 +41,6 @@ def test_profile_is_the_parameter_then_the_environment_then_digits(monkeypatch):
     assert resolve_profile("cpu").name == "cpu"
     with pytest.raises(ValueError, match=r"no profile 'large'; choose one of .*digits.*smoke"):
         resolve_profile("large")
-
-
-def test_root_is_the_repository_unless_the_environment_names_another(monkeypatch, tmp_path):
-    monkeypatch.delenv("ZSPAG_ROOT", raising=False)
-    assert (repository_root() / "zspag" / "report" / "page.py").is_file()
-    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    assert repository_root() == tmp_path
 
 
 def test_figure_is_drawn_from_the_file_that_holds_its_numbers(root, drawn):
@@ -71,19 +65,13 @@ def test_figure_is_drawn_from_the_file_that_holds_its_numbers(root, drawn):
     assert base64.b64decode(bundle["image/png"]) == (root / "figures/smoke/02_budget.png").read_bytes()
     assert bundle["text/plain"] == "<figure 02_budget>"  # no path: pages are committed
     assert metadata["image/png"]["width"] == 720
-    assert isinstance(shown, Picture)
 
 
-def test_figure_that_cannot_be_drawn_leaves_no_file_and_is_not_sealed(root, drawn, monkeypatch):
-    def broken(content, path, **_):
-        path.write_bytes(b"half")
-        raise RuntimeError("no ink")
-
-    monkeypatch.setattr(sys.modules["zspag.report.plots"], "render", broken)
+def test_figure_that_cannot_be_drawn_is_not_sealed(root):
     page = Page("02_proxies", "smoke")
-    with pytest.raises(RuntimeError, match="no ink"):
-        page.figure("02_budget", "curve", {}, caption="Rate.")
-    assert list((root / "figures/smoke").iterdir()) == []
+    with pytest.raises(ValueError, match="02_budget: there is no kind of panel 'pie'"):
+        page.figure("02_budget", "pie", {}, caption="Rate.")
+    assert not list(root.glob("figures/smoke/*"))
     assert page.seal().startswith("02_proxies: 0 figures, 0 results")
 
 
@@ -94,22 +82,26 @@ def test_finding_that_does_not_hold_stops_every_profile_but_a_trial(root):
     Page("04_labels", "paper-trial").expect(1 > 2)
 
 
-def test_rows_are_kept_until_a_cell_or_the_package_or_the_profile_changes(root, monkeypatch):
-    computed, cells, code = [], ["a = 1"], ["one"]
-    monkeypatch.setattr("zspag.report.page._cells_so_far", lambda: list(cells))
-    monkeypatch.setattr("zspag.report.provenance.code_hash", lambda names: [*names, *code])
+def test_rows_are_kept_until_whatever_made_them_changes(root, monkeypatch):
+    computed, shell = [], SimpleNamespace(user_ns={"In": ["a = 1"]})
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
 
-    def rows(profile="smoke"):
-        return Page("04_labels", profile, data_sha256="d").kept("steps", lambda: (computed.append(1), [{"x": 0.1}])[1])
+    def computed_again(profile="smoke", data="d"):
+        before = len(computed)
+        rows = Page("04_labels", profile, data_sha256=data).kept("steps", lambda: (computed.append(1), [{"x": 0.1}])[1])
+        assert rows == [{"x": 0.1}]
+        return len(computed) > before
 
-    assert rows() == rows() == [{"x": 0.1}]
-    assert len(computed) == 1
-    cells[0] = "a = 2"
-    rows()
-    code[0] = "two"
-    rows()
-    rows("digits")
-    assert len(computed) == 4
+    assert [computed_again(), computed_again()] == [True, False]
+    shell.user_ns["In"].append("a = 2")
+    assert [computed_again(), computed_again()] == [True, False]
+    assert [computed_again("digits"), computed_again(data="e"), computed_again()] == [True, True, False]
+    seen = []
+    monkeypatch.setattr("zspag.report.provenance.closure_hash", lambda names: seen.extend(names) or "edited")
+    assert computed_again()
+    assert {"zspag.report.page", "zspag.config"} <= set(seen)  # all that is loaded, and by it all that it imports
+    monkeypatch.setattr("zspag.report.page._device_and_threads", lambda profile: ("cuda", 1))
+    assert [computed_again(), computed_again()] == [True, False]
 
 
 def test_recorded_result_is_drawn_again_outside_the_profiles_own_figures(root, drawn):

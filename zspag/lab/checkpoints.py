@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from zspag.report.files import replacing
-from zspag.report.provenance import KEY, differences, digest, read_header
+from zspag.report.provenance import KEY, differences, digest, safetensors_metadata
 
 Tensors = dict[str, Tensor]
 
@@ -176,7 +176,7 @@ class Store:
             if path.name.startswith("."):
                 continue  # what a killed writer left behind
             try:
-                keys.append(json.loads(read_header(path)["__metadata__"]["key"]))
+                keys.append(json.loads(safetensors_metadata(path)["key"]))
             except (struct.error, ValueError, KeyError, TypeError):
                 continue  # damaged: `get` says so, an explanation need not
         return keys

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, temporary file, fsync, rename; and JSON that people can read.
+"""Where files lie, how they are written (whole or not at all), and JSON that people can read.
 
 Invariant: no reader ever sees half of a file, whenever the writer is killed.
 """
@@ -17,28 +17,23 @@ from typing import Any
 def repository_root() -> Path:
     """Return the folder that holds runs/, results/, figures/ and data/.
 
-    It is what the environment variable ``ZSPAG_ROOT`` names; without it the checkout that the package lies in; and the
-    current folder where the package was installed, for nothing is ever written beside installed packages.
+    It is the folder that ``ZSPAG_ROOT`` names, else the checkout of the package, else (for an installed package) the
+    current folder.
     """
     return own_root() or Path.cwd()
 
 
 def own_root() -> Path | None:
-    """Return ``ZSPAG_ROOT`` or the checkout; None where the root is whatever folder a command was started in.
-
-    Such a folder may belong to another project, so what git says of it is not about this package.
-    """
+    """Return ``ZSPAG_ROOT`` or the checkout, else None: the current folder may belong to another project."""
     named = os.environ.get("ZSPAG_ROOT")
     return Path(named) if named else checkout_above(Path(__file__).parents[1])
 
 
 @cache
 def checkout_above(package: Path) -> Path | None:
-    """Return the folder above ``package`` if it is a checkout (or an unpacked source archive), else None.
+    """Return the folder above ``package`` if it is a checkout or an unpacked source archive of zspag, else None.
 
-    Args:
-        package: Folder of a package called zspag. Its name is looked for in pyproject.toml, since a package may also be
-            installed beside the pyproject.toml of somebody else (``pip install --target .``).
+    The pyproject.toml must name zspag: with ``pip install --target .`` the package lies beside that of another project.
     """
     try:
         project = (package.parent / "pyproject.toml").read_text(encoding="utf-8")
@@ -53,17 +48,14 @@ def data_root() -> Path:
 
 
 def shown(path: str | Path) -> str:
-    """Return a path as the reader can use it: from the current folder if it lies inside, else as it is."""
+    """Return a path for messages: relative if it lies in the current folder, else as it is."""
     path, here = Path(path), Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 @contextmanager
 def replacing(path: str | Path) -> Generator[Path, None, None]:
-    """Yield a temporary path beside ``path``; on success it is synced and renamed over ``path``, on failure removed.
-
-    A reader sees the old file or the whole new one, never a half, whenever the process is killed.
-    """
+    """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, on failure removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -85,9 +77,10 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as readable JSON, atomically; NaN and infinities are refused, for JSON has no word for them.
+    """Write ``value`` as readable JSON, atomically; a list of numbers or words stands on one line.
 
-    A list of numbers or words stands on one line: a column of thousands is neither long nor unreadable then.
+    Raises:
+        ValueError: If a number is NaN or infinite; the old file stays.
     """
     text = _readable(value, "\n") + "\n"
     with replacing(path) as temporary:

@@ -149,27 +149,35 @@ class Page:
             raise AssertionError(f"a finding of {self.name} does not hold in the {self.profile.name} profile")
 
     def kept(self, name: str, compute: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Return rows that take long to compute, from the notebook's own cache if nothing before them has changed.
+        """Return rows that take long to compute, from a file in runs/ if nothing that made them has changed.
 
         Args:
             name: Name of the rows within this notebook.
             compute: Makes the rows, of what JSON holds.
 
         Returns:
-            The rows. They are computed again when any cell that ran so far, any file of the package, the profile or the
-            data is another than when they were kept.
+            The rows. They are computed again when the cells that ran so far, the code that they have loaded, the
+            profile, the data, torch, the device or the threads are not those of the file.
         """
-        key = provenance.digest(
-            [_cells_so_far(), provenance.code_hash(["zspag"]), config.to_dict(self.profile), self.data_sha256]
-        )
-        path = self._runs("kept") / f"{self.name}-{name}-{key[:16]}.json"
+        from IPython import get_ipython
+
+        shell = get_ipython()
+        key = {
+            "cells": [] if shell is None else list(shell.user_ns["In"]),
+            "code": provenance.closure_hash(loaded for loaded in sys.modules if loaded.startswith("zspag.")),
+            "profile": config.to_dict(self.profile),
+            "data": self.data_sha256,
+            "torch": provenance.installed("torch"),
+            "device and threads": _device_and_threads(self.profile),
+        }
+        path = self._runs("kept") / f"{self.name}-{name}-{provenance.digest(key)[:16]}.json"
         if not path.is_file():
             files.write_json(path, list(compute()))
         rows: list[dict[str, Any]] = files.read_json(path)
         return rows
 
     def recorded(self, profile: str, name: str) -> tuple[dict[str, Any], Picture]:
-        """Return a committed result of a larger profile, and its figure, drawn from it and named after that profile.
+        """Return a committed result of a larger profile, and its figure, drawn from it now.
 
         Raises:
             FileNotFoundError: If nothing of this name is recorded.
@@ -196,24 +204,29 @@ class Page:
             raise FileNotFoundError(
                 f"{self.name} declared {', '.join(missing)}, which is not there; run its cell again"
             )
-        record = self._record(seed=None)
-        device_memory = _device_memory_mib()
+        record, torch = self._record(seed=None), sys.modules.get("torch")
+        gpu_bytes = torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else None
         seal = {
             "schema": SCHEMA,
             "notebook": self.name,
             "profile": self.profile.name,
             "outputs": {path.relative_to(self._root).as_posix(): sha256(path) for path in paths},
             "seconds": plain(time.time() - self._started, "seconds"),
-            "peak_memory_mib": _peak_memory_mib(),
-            "peak_device_memory_mib": device_memory,
+            "peak_memory_mib": {
+                "self": round(peak_bytes() / _MIB, 1),
+                # Of the largest finished child process; on Linux an upper bound.
+                "largest_child": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * RSS_UNIT / _MIB, 1),
+            },
+            "peak_device_memory_mib": None if gpu_bytes is None else round(gpu_bytes / _MIB, 1),
             "device": record["device"],
             "threads": record["threads"],
             "provenance": record,
         }
         files.write_json(self._runs("seals") / f"{self.name}.json", seal)
         figures = sum(len(group) > 1 for group in self._outputs.values())
-        counts = f"{_count(figures, 'figure')}, {_count(len(self._outputs) - figures, 'result')}"
-        return f"{self.name}: {counts}, {seal['seconds']:.0f} s"
+        counts = ((figures, "figure"), (len(self._outputs) - figures, "result"))
+        made = ", ".join(f"{count} {thing}{'' if count == 1 else 's'}" for count, thing in counts)
+        return f"{self.name}: {made}, {seal['seconds']:.0f} s"
 
     def _runs(self, folder: str) -> Path:
         return self._root / "runs" / self.profile.name / folder
@@ -271,34 +284,9 @@ def _checked_numbers(numbers: Mapping[str, tuple[Any, float | None]]) -> dict[st
     return checked
 
 
-def _cells_so_far() -> list[str]:
-    """Return the source of every cell this kernel has run, the running one included; none outside IPython."""
-    from IPython import get_ipython
-
-    shell = get_ipython()
-    return [] if shell is None else list(shell.user_ns["In"])
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
 def _device_and_threads(profile: config.Profile) -> tuple[str, int]:
     """Ask torch if this process has loaded it; a page without torch computed on the CPU."""
     torch = sys.modules.get("torch")
     if torch is None:
         return "cpu", profile.threads
     return ("cuda" if torch.cuda.is_available() else "cpu"), torch.get_num_threads()
-
-
-def _device_memory_mib() -> float | None:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return round(torch.cuda.max_memory_allocated() / _MIB, 1)
-
-
-def _peak_memory_mib() -> dict[str, float]:
-    """Peak resident memory of this process and of its largest finished child (an upper bound on Linux), in MiB."""
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * RSS_UNIT
-    return {"self": round(peak_bytes() / _MIB, 1), "largest_child": round(child / _MIB, 1)}

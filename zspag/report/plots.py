@@ -10,14 +10,12 @@ told apart by colour *and* by marker or hatch, which survives a black-and-white 
 import io
 import itertools
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.ticker
 import numpy as np
-import PIL
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,8 +27,6 @@ from zspag.report import files, provenance
 Panel = dict[str, Any]
 
 DPI = 140
-UNSEEN = ("rows", "made")  # parts of ``data`` that nobody draws
-_SHOWN = "zspag-shown"  # text chunk that tells what a PNG shows
 # seaborn's colour-blind palette; a name listed below has the same colour in every figure, whatever stands beside it.
 _COLOURS = sns.color_palette("colorblind", 10).as_hex()
 _MARKERS = "osD^vP*X<>"
@@ -100,64 +96,23 @@ _KNOWN = {name: colour for name, (colour, _) in _METHODS.items()} | {
 }
 
 
-def render(result: dict[str, Any], path: Path, *, known: Path | None = None) -> None:
-    """Write the figure of a result file as PNG, its provenance in the file's text chunk.
+def save(result: dict[str, Any], target: Path) -> None:
+    """Draw the figure of a result file as a PNG, atomically, its provenance in the file's text chunk.
 
     Args:
         result: Content of a result file: ``draw``, ``data``, ``profile`` and ``provenance`` are used.
-        path: Where the PNG goes.
-        known: A PNG that may show the same already; its pixels are taken then, for drawing takes a second.
+        target: Where the PNG goes. It has 256 colours: a third of the bytes, and lines, bars and letters look the same.
 
     Raises:
         ValueError: If ``draw`` names no kind of panel.
     """
-    if result["draw"] not in KINDS:
-        raise ValueError(
-            f"{result['name']}: there is no kind of panel {result['draw']!r}; kinds are {', '.join(KINDS)}"
-        )
-    shown, chunks = _fingerprint(result), PngInfo()
-    pixels = _pixels_of(known, shown) or _rasterized(draw(result))
-    for name, text in (provenance.png_metadata(result["provenance"]) | {_SHOWN: shown}).items():
+    drawn, chunks = io.BytesIO(), PngInfo()
+    draw(result).savefig(drawn, format="png", dpi=DPI)
+    for name, text in provenance.png_metadata(result["provenance"]).items():
         chunks.add_text(name, text)
-    pixels.save(path, format="PNG", optimize=True, dpi=(DPI, DPI), pnginfo=chunks)
-
-
-def _fingerprint(result: dict[str, Any]) -> str:
-    """Return what tells two pictures apart: what is drawn, and what draws it."""
-    drawn = {part: value for part, value in result["data"].items() if part not in UNSEEN}
-    return provenance.digest([result["draw"], drawn, _footer(result), *_drawing_code()])
-
-
-@lru_cache(maxsize=1)
-def _drawing_code() -> tuple[str, ...]:
-    return provenance.code_hash([__name__]), mpl.__version__, sns.__version__, PIL.__version__
-
-
-def _pixels_of(known: Path | None, shown: str) -> Image.Image | None:
-    """Return the pixels of a PNG that shows this; None where there is none, or it is damaged."""
-    try:
-        with Image.open(known or "") as picture:
-            picture.load()
-            return picture if picture.info.get(_SHOWN) == shown else None
-    except (OSError, SyntaxError, ValueError):  # all that Pillow raises on files that are no pictures
-        return None
-
-
-def _rasterized(figure: Figure) -> Image.Image:
-    """Return a figure in 256 colours: a third of the bytes of a full PNG, and lines, bars, letters look the same."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
-    with Image.open(drawn) as full:
-        return full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-
-
-def save(result: dict[str, Any], target: Path) -> None:
-    """Draw the figure of a result file as ``target``, a PNG.
-
-    A picture that shows the same already keeps its pixels and gets the new provenance.
-    """
-    with files.replacing(target) as temporary:
-        render(result, temporary, known=target)
+    with Image.open(drawn) as full, files.replacing(target) as temporary:
+        pixels = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        pixels.save(temporary, format="PNG", optimize=True, dpi=(DPI, DPI), pnginfo=chunks)
 
 
 def inches_wide(path: Path) -> float:
@@ -167,7 +122,15 @@ def inches_wide(path: Path) -> float:
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Return the figure of a result file, all panels on one grid, the profile named in the footer."""
+    """Return the figure of a result file, all panels on one grid, the profile named in the footer.
+
+    Raises:
+        ValueError: If ``draw`` names no kind of panel.
+    """
+    if result["draw"] not in KINDS:
+        raise ValueError(
+            f"{result['name']}: there is no kind of panel {result['draw']!r}; kinds are {', '.join(KINDS)}"
+        )
     panels, kind = result["data"]["panels"], KINDS[result["draw"]]
     columns = min(result["data"].get("columns", 2), len(panels))
     rows = -(-len(panels) // columns)

@@ -7,44 +7,35 @@ machine but its system and architecture.
 import ast
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import platform
-import struct
 import subprocess
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from zspag.report.files import own_root, read_json, repository_root
+from zspag.report.files import own_root, read_json
 
 KEY = "zspag"
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "papermill", "zspag")
-TRAINING_CODE = (
-    "zspag.lab.models.building",
-    "zspag.lab.models.layers",
-    "zspag.lab.training",
-)  # and the architecture's own module
-# Modules that draw, drive or show; what they do is in no number.
-SHOWING = tuple(
-    f"zspag.{name}"
-    for name in (
-        "__main__",
-        "outcome_plot",
-        "preflight.progress",
-        "lab.cluster",
-        "report.plots",
-        "report.readme",
-        "report.reproduce",
-        "report.reproducible",
-    )
+# Modules that draw, drive or show: no number depends on them.
+SHOWING = (
+    "zspag.__main__",
+    "zspag.outcome_plot",
+    "zspag.preflight.progress",
+    "zspag.lab.cluster",
+    "zspag.report.plots",
+    "zspag.report.readme",
+    "zspag.report.reproduce",
+    "zspag.report.reproducible",
 )
-GENERATED = ("figures", "results", "README.md")  # what a run itself rewrites does not make the code that ran dirty
+GENERATED = ("figures", "results", "README.md")  # a run rewrites these itself: the code that ran is not dirty by them
 
 
 def record(
@@ -63,10 +54,10 @@ def record(
     Returns:
         A dictionary of JSON values; ``commit`` and ``dirty`` are None outside a git checkout.
     """
-    commit, dirty = _commit()
+    changes = git("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in GENERATED))
     return {
-        "commit": commit,
-        "dirty": dirty,
+        "commit": git("rev-parse", "--verify", "--quiet", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
         "config": json.loads(_canonical(config)),
         "config_sha256": digest(config),
         "seed": seed,
@@ -128,49 +119,35 @@ def code_hash(module_names: Iterable[str]) -> str:
     """Return one SHA-256 (hex) over the syntax trees of modules; comments, layout and docstrings do not count.
 
     Args:
-        module_names: Full names such as "zspag.proxies", in any order. A package counts with all its files.
-
-    Returns:
-        The hash; no module is imported for it.
+        module_names: Full names such as "zspag.proxies", in any order; a package counts with its ``__init__`` alone.
 
     Raises:
         ValueError: If a name has no source file.
     """
-    sources = []
-    for name in sorted(set(module_names)):
-        origin = _source_of(name)
-        sources.append([name, normalized(origin.read_text(encoding="utf-8"))])
-        if origin.name == "__init__.py":
-            inside = {path.relative_to(origin.parent).as_posix(): path for path in origin.parent.rglob("*.py")}
-            del inside[origin.name]
-            sources += [
-                [f"{name}/{place}", normalized(path.read_text(encoding="utf-8"))]
-                for place, path in sorted(inside.items())
-            ]
-    return digest(sources)
+    return digest([[name, _read(name)[0]] for name in sorted(set(module_names))])
 
 
 def closure_hash(module_names: Iterable[str], *, without: Iterable[str] = ()) -> str:
-    """Return one SHA-256 (hex) over the syntax trees of modules and of all that they import: what keys of caches hold.
+    """Return the ``code_hash`` of modules and of all that they import: what keys of caches hold.
 
     Args:
-        module_names: As for ``code_hash``; a package counts with its ``__init__`` alone.
+        module_names: As for ``code_hash``.
         without: As for ``import_closure``.
 
     Raises:
         ValueError: If a name has no source file.
     """
-    return digest([[name, _read(name)[0]] for name in import_closure(module_names, without=without)])
+    return code_hash(import_closure(module_names, without=without))
 
 
 def import_closure(module_names: Iterable[str], *, without: Iterable[str] = ()) -> list[str]:
     """Return modules and all modules of their own packages that they import, directly or not, sorted.
 
-    Imports are read in the source, those inside functions and under ``TYPE_CHECKING`` too; nothing is imported for it.
+    The imports are read in the source, also those inside functions and under ``TYPE_CHECKING``. No module is run.
 
     Args:
         module_names: Full names such as "zspag.proxies".
-        without: Modules that are left out, with what only they import. ``SHOWING`` always is, and so is the package
+        without: Modules to leave out, with what only they import. ``SHOWING`` is always left out, and so is the package
             itself, whose ``__init__`` names everything.
 
     Raises:
@@ -189,41 +166,33 @@ def import_closure(module_names: Iterable[str], *, without: Iterable[str] = ()) 
     return sorted(found)
 
 
-def _read(name: str) -> tuple[str, tuple[str, ...]]:
-    """Return a module's normalized source and what it may import."""
-    path = _source_of(name)
+def _read(name: str) -> tuple[str, set[str]]:
+    """Return a module's normalized source and the names that it may import as modules.
+
+    Raises:
+        ValueError: If the module has no source file.
+    """
+    path = _file_of(name)
+    if path is None:
+        raise ValueError(f"{name} is not a module with source code, so its code cannot be hashed")
     state = path.stat()
     return _parsed(path, state.st_mtime_ns, state.st_size)
 
 
 @cache
-def _parsed(path: Path, _changed: int, _size: int) -> tuple[str, tuple[str, ...]]:
+def _parsed(path: Path, _changed: int, _size: int) -> tuple[str, set[str]]:
     source = path.read_text(encoding="utf-8")
-    return normalized(source), tuple(_imported(ast.parse(source)))
-
-
-def _imported(tree: ast.Module) -> Iterator[str]:
-    """Yield every name that may be a module of those that a module imports: of ``from a import b`` both a and a.b."""
-    for node in ast.walk(tree):
+    imported = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def _source_of(name: str) -> Path:
-    """Return the file of a module, without importing anything.
-
-    Raises:
-        ValueError: If it has no source file.
-    """
-    if (path := _file_of(name)) is None:
-        raise ValueError(f"{name} is not a module with source code, so its code cannot be hashed")
-    return path
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:  # of `from a import b`, both a and a.b
+            imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return normalized(source), imported
 
 
 def _file_of(name: str) -> Path | None:
+    """Return the source file of a module without importing it."""
     top, _, rest = name.partition(".")
     spec = importlib.util.find_spec(top)
     if spec is None or spec.origin is None:
@@ -254,38 +223,27 @@ def installed(package: str) -> str | None:
         return None
 
 
-def _commit() -> tuple[str | None, bool | None]:
-    changes = git("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in GENERATED))
-    return git("rev-parse", "--verify", "--quiet", "HEAD"), None if changes is None else bool(changes)
-
-
 def git(*arguments: str) -> str | None:
-    """Return what git says in the repository; None where it fails, or where this is no checkout of its own."""
+    """Return what git says in the repository; None where it fails, or where this is no checkout of its own.
+
+    An installed package may lie inside the checkout of another project, whose commit says nothing about it.
+    """
     root = own_root()
     if root is None:
-        return None  # an installed package: the current folder may be a checkout, but of something else
-    root = root.resolve()
-    top = _git(root, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root:
-        return None  # installed somewhere inside another project's checkout: its commit says nothing about us
-    return _git(root, *arguments)
-
-
-def git_is_installed() -> bool:
-    """Tell whether there is a git to ask, whatever it says of this folder."""
-    return _git(repository_root().resolve(), "--version") is not None
-
-
-def _git(root: Path, *arguments: str) -> str | None:
+        return None
     # Inside a git hook GIT_DIR and its kin point at whatever repository runs the hook.
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(root.resolve()), *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=True)
+        return done.stdout.strip()
+
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, env=plain, timeout=30, check=True
-        )
+        own = Path(ask("rev-parse", "--show-toplevel")).resolve() == root.resolve()
+        return ask(*arguments) if own else None
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
 
 
 def png_metadata(record: dict[str, Any]) -> dict[str, str]:
@@ -306,14 +264,20 @@ def read_record(path: str | Path) -> dict[str, Any]:
         ValueError: If the kind of file is unknown, the file is damaged, or it carries no record.
     """
     path = Path(path)
-    if path.suffix not in _READERS:
-        raise ValueError(f"{path} is none of the files that carry provenance: {', '.join(sorted(_READERS))}")
     try:
-        found = _READERS[path.suffix](path)
+        match path.suffix:
+            case ".json":
+                found = read_json(path)["provenance"]
+            case ".ipynb":
+                found = read_json(path)["metadata"][KEY]["provenance"]
+            case ".png":
+                found = json.loads(_png_texts(path)[KEY])
+            case ".safetensors":
+                found = json.loads(safetensors_metadata(path)[KEY])
+            case _:
+                raise ValueError(f"{path} carries no provenance: only .ipynb, .json, .png and .safetensors files do")
     except (KeyError, TypeError):
         found = None
-    except (struct.error, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); make it again") from error
     if not isinstance(found, dict):
         raise ValueError(
             f"{path} carries no provenance: it was not written by zspag, or another program saved it since"
@@ -321,50 +285,31 @@ def read_record(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def _from_png(path: Path) -> Any:
-    chunks = path.read_bytes()
-    if chunks[:8] != b"\x89PNG\r\n\x1a\n":
-        raise ValueError(f"{path} is not a PNG file, whatever its name says; make it again")
-    offset = 8
-    while offset < len(chunks):
-        length, kind = struct.unpack_from(">I4s", chunks, offset)
-        if offset + 12 + length > len(chunks):
-            raise ValueError(f"{path} is damaged (it ends within a chunk); make it again")
-        body = chunks[offset + 8 : offset + 8 + length]
-        if kind in (b"tEXt", b"iTXt") and body.split(b"\0", 1)[0] == KEY.encode():
-            return json.loads(_png_text(kind, body))
-        offset += 12 + length
-    return None
+def _png_texts(path: Path) -> dict[Any, Any]:
+    from PIL import Image
+
+    content = io.BytesIO(path.read_bytes())
+    try:
+        with Image.open(content, formats=["PNG"]) as picture:
+            picture.load()
+            return picture.info
+    except (OSError, SyntaxError, ValueError) as error:  # all that Pillow raises on what is no whole PNG
+        raise ValueError(f"{path} is not a whole PNG file ({error}); make it again") from error
 
 
-def _png_text(kind: bytes, body: bytes) -> str:
-    text = body.split(b"\0", 1)[1]
-    if kind == b"tEXt":
-        return text.decode("latin-1")
-    packed, text = text[0], text[2:].split(b"\0", 2)[2]  # flag, method, language, translated keyword
-    return (zlib.decompress(text) if packed else text).decode("utf-8")
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Return the JSON header of a .safetensors file, without reading its tensors.
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a .safetensors file, without reading its tensors.
 
     Raises:
-        ValueError: If the file ends within its header.
+        ValueError: If the file is damaged; the message names it.
     """
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > path.stat().st_size - 8:
-            raise ValueError(f"{path} is damaged (it ends within its header); make it again")
-        header: dict[str, Any] = json.loads(file.read(length).decode("utf-8"))
-    return header
+    from safetensors import SafetensorError, safe_open
 
-
-_READERS: dict[str, Callable[[Path], Any]] = {
-    ".json": lambda path: read_json(path)["provenance"],
-    ".ipynb": lambda path: read_json(path)["metadata"][KEY]["provenance"],
-    ".png": _from_png,
-    ".safetensors": lambda path: json.loads(read_header(path)["__metadata__"][KEY]),
-}
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); make it again") from error
 
 
 def describe(record: dict[str, Any]) -> str:

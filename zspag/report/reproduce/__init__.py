@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from zspag.report import files
 from zspag.report.files import repository_root
 from zspag.report.page import resolve_profile
 from zspag.report.reproduce.execution import KERNEL, KernelMissing, NotebookFailed, execute, own_kernel
-from zspag.report.reproduce.pages import write_back as write_pages_back
-from zspag.report.reproduce.parameters import check_parameters, find_notebooks, parse_parameters
+from zspag.report.reproduce.notebooks import check_parameters, find_notebooks, parse_parameters
+from zspag.report.reproduce.notebooks import write_back as write_pages_back
 from zspag.report.reproduce.progress import Clock, duration
 from zspag.report.reproduce.report import TIMES, Report, compare, read_fresh, read_recorded
 from zspag.report.reproduce.report import record as record_results
@@ -70,55 +71,41 @@ def reproduce(
         raise ValueError(f"results with {', '.join(given)} changed are not the profile's: they cannot be recorded")
     chosen = find_notebooks(notebooks, only)
     check_parameters(chosen, {"profile": profile, **given})
-    cold = not _has_cache(root / "runs" / profile)
-    clock = Clock(_expected([path.stem for path in chosen], root=root, profile=profile), say=say)
+    runs, results = root / "runs" / profile, root / "results" / profile
+    cold = not any(path.is_file() for cache in ("checkpoints", "grid") for path in (runs / cache).rglob("*"))
+    clock = Clock(_expected_seconds([path.stem for path in chosen], runs, results), say=say)
     seals: dict[str, dict[str, Any]] = {}
     with own_kernel(kernel_name):
         for path in chosen:
             with clock.running(path.stem):
-                seals[path.stem] = execute(
+                seal = execute(
                     path, profile=profile, parameters=given, cell_timeout=cell_timeout, kernel_name=kernel_name
                 )
-            say(f"      {_made(seals[path.stem])}")
-    report = _report(seals, only=only, profile=profile, root=root)
+            figures, memory = sum(name.endswith(".png") for name in seal["outputs"]), seal["peak_memory_mib"]["self"]
+            say(f"      {figures} figures, {duration(seal['seconds'])}, {memory:.0f} MiB")
+            seals[path.stem] = seal
+    recorded = {name: one for name, one in read_recorded(results).items() if only is None or name[:2] in only}
+    report = compare(recorded, read_fresh(seals.values(), root), profile=profile)
+    files.write_json(runs / "report.json", {"schema": 1, **asdict(report)})
     if record:
         written = record_results(seals, profile=profile, root=root, cold=cold)
-        say(f"recorded {len(written)} files in {files.shown(root / 'results' / profile)}")
+        say(f"recorded {len(written)} files in {files.shown(results)}")
     if write_back:
-        write_pages_back((root / "runs" / profile / "executed" / path.name for path in chosen), notebooks)
+        write_pages_back((runs / "executed" / path.name for path in chosen), notebooks)
         say(f"wrote {len(chosen)} executed notebooks back")
     return report
 
 
-def _made(seal: Mapping[str, Any]) -> str:
-    figures = sum(name.endswith(".png") for name in seal["outputs"])
-    memory = seal["peak_memory_mib"]["self"]
-    return f"{figures} figures, {duration(seal['seconds'])}, {memory:.0f} MiB"
-
-
-def _has_cache(runs: Path) -> bool:
-    return any(path.is_file() for folder in ("checkpoints", "grid") for path in (runs / folder).rglob("*"))
-
-
-def _expected(names: Sequence[str], *, root: Path, profile: str) -> dict[str, float | None]:
-    """Return the seconds of each notebook in its last run here, else in the recorded one, else None."""
-    table = root / "results" / profile / TIMES
+def _expected_seconds(names: Sequence[str], runs: Path, results: Path) -> dict[str, float | None]:
+    """Return what each notebook took in its last run here, else in the recorded run, else None."""
+    table = results / TIMES
     recorded = files.read_json(table)["notebooks"] if table.is_file() else {}
     expected: dict[str, float | None] = {}
     for name in names:
-        seal = root / "runs" / profile / "seals" / f"{name}.json"
+        seal = runs / "seals" / f"{name}.json"
         known = files.read_json(seal) if seal.is_file() else recorded.get(name, {})
         expected[name] = known.get("seconds")
     return expected
-
-
-def _report(seals: Mapping[str, Mapping[str, Any]], *, only: Sequence[str] | None, profile: str, root: Path) -> Report:
-    recorded = read_recorded(root / "results" / profile)
-    if only is not None:
-        recorded = {name: content for name, content in recorded.items() if name[:2] in only}
-    report = compare(recorded, read_fresh(seals.values(), root), profile=profile)
-    files.write_json(root / "runs" / profile / "report.json", report.to_dict())
-    return report
 
 
 def redraw(*, profile: str | None = None) -> list[Path]:

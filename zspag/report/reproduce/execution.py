@@ -6,7 +6,6 @@ the contents it names. papermill alone calls ``sys.exit(0)`` a success and a cel
 """
 
 import importlib.util
-import json
 import os
 import re
 import sys
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 KERNEL = "python3"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_ADDED = ("injected-parameters", "papermill-error-cell-tag")  # cells of papermill, not of the notebook
+_ADDED = {"injected-parameters", "papermill-error-cell-tag"}  # cells of papermill, not of the notebook
 _LAST_LINES = 8
 _CLOCK_SLACK = 2.0  # seconds: file systems round modification times
 
@@ -55,61 +54,46 @@ def own_kernel(name: str) -> Generator[None, None, None]:
     """
     if importlib.util.find_spec("ipykernel") is None:
         raise KernelMissing(f"{Path(sys.executable).name} has no ipykernel: pip install 'zspag[notebooks]'")
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    package = Path(__file__).parents[3]
+    # Installed packages are importable as they are; PYTHONPATH would put them before the standard library.
+    first = [] if package.name == "site-packages" else [str(package)]
     with tempfile.TemporaryDirectory(prefix="zspag-kernel-", ignore_cleanup_errors=True) as folder:
         kernel = {
             "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
             "display_name": "Python 3",
             "language": "python",
             "env": {
-                "PYTHONPATH": _package_first(),
+                "PYTHONPATH": _joined(*first, os.environ.get("PYTHONPATH")),
                 "IPYTHONDIR": str(Path(folder) / "ipython"),
                 "ZSPAG_ROOT": str(repository_root().resolve()),
             },
         }
-        specification = Path(folder) / "kernels" / KERNEL / "kernel.json"
-        specification.parent.mkdir(parents=True)
-        specification.write_text(json.dumps(kernel), encoding="utf-8")
-        private = {"JUPYTER_PATH": _before(folder, "JUPYTER_PATH"), "JUPYTER_RUNTIME_DIR": str(Path(folder) / "run")}
-        with _environment(private):
-            _require_kernel(name)
+        files.write_json(Path(folder) / "kernels" / KERNEL / "kernel.json", kernel)
+        places = {
+            "JUPYTER_PATH": _joined(folder, os.environ.get("JUPYTER_PATH")),
+            "JUPYTER_RUNTIME_DIR": str(Path(folder) / "run"),
+        }
+        before = {variable: os.environ.get(variable) for variable in places}
+        os.environ.update(places)
+        try:
+            KernelSpecManager().get_kernel_spec(name)
             yield
+        except NoSuchKernel as error:
+            raise KernelMissing(
+                f"there is no Jupyter kernel called {name!r}: use {KERNEL!r}, which is always this interpreter, or"
+                f" install one with python -m ipykernel install --user --name {name}"
+            ) from error
+        finally:
+            for variable, value in before.items():
+                del os.environ[variable]
+                if value is not None:
+                    os.environ[variable] = value
 
 
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Generator[None, None, None]:
-    found = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in found.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _package_first() -> str:
-    parent = Path(__file__).parents[3]
-    if parent.name == "site-packages":  # importable as it is, and PYTHONPATH would put it before the standard library
-        return os.environ.get("PYTHONPATH", "")
-    return _before(str(parent), "PYTHONPATH")
-
-
-def _before(first: str, variable: str) -> str:
-    return os.pathsep.join(part for part in (first, os.environ.get(variable)) if part)
-
-
-def _require_kernel(name: str) -> None:
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-
-    try:
-        KernelSpecManager().get_kernel_spec(name)
-    except NoSuchKernel as error:
-        raise KernelMissing(
-            f"there is no Jupyter kernel called {name!r}: use {KERNEL!r}, which is always this interpreter, or install"
-            f" one with python -m ipykernel install --user --name {name}"
-        ) from error
+def _joined(*paths: str | None) -> str:
+    return os.pathsep.join(path for path in paths if path)
 
 
 def execute(
@@ -130,7 +114,8 @@ def execute(
     Raises:
         NotebookFailed: If anything is missing from a success.
     """
-    import nbformat  # late: the better part of a second that `zspag --help` does not need
+    import nbformat  # late, both: redrawing recorded figures and `zspag --help` need no Jupyter
+    import papermill
 
     source, runs = source.resolve(), repository_root().resolve() / "runs" / profile
     seal = runs / "seals" / f"{source.stem}.json"
@@ -138,12 +123,30 @@ def execute(
     failed, working = target.with_suffix(".failed.ipynb"), target.with_name(f".{source.stem}.running.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
     seal.unlink(missing_ok=True)  # a seal that is there afterwards is of this run
-    started = time.time()
+    started, error = time.time(), None
     try:
-        error = _papermill(source, working, {"profile": profile, **parameters}, cell_timeout, kernel_name)
+        try:
+            papermill.execute_notebook(
+                *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, working)),  # it formats paths
+                {"profile": profile, **parameters},
+                kernel_name=kernel_name,
+                language="python",  # a notebook written by a program may not say so
+                cwd=str(source.parent),
+                progress_bar=False,
+                # Not interrupt_on_timeout: it waits without end for a cell that ignores the interrupt.
+                execution_timeout=cell_timeout or None,
+                shutdown_kernel="immediate",  # takes the worker processes along, without a traceback of the kernel's
+                iopub_timeout=30,
+                coalesce_streams=True,
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+            )
+        except Exception as caught:  # noqa: BLE001  a failing cell, a timeout, a dead kernel, a full disk: no common base
+            error = caught
         notebook = nbformat.read(working if working.exists() else source, as_version=4)
-        trouble = _trouble_in_cells(notebook, error, cell_timeout) or _trouble_in_seal(seal, started)
-        if trouble:
+        trouble = _trouble_in_cells(notebook, error, cell_timeout)
+        if trouble is None and (wrong := _trouble_in_seal(seal, started)) is not None:
+            trouble = f"after its last cell:\n  it {wrong}"
+        if trouble is not None:
             with files.replacing(failed) as temporary:
                 nbformat.write(notebook, temporary)
             raise NotebookFailed(f"{source.stem} failed {trouble}\nexecuted copy: {files.shown(failed)}") from error
@@ -157,97 +160,54 @@ def execute(
     return content
 
 
-def _papermill(
-    source: Path, working: Path, parameters: Mapping[str, Any], cell_timeout: int, kernel_name: str
-) -> Exception | None:
-    import papermill  # late: redrawing recorded figures needs no Jupyter
-
-    try:
-        papermill.execute_notebook(
-            _literal(source),
-            _literal(working),
-            dict(parameters),
-            kernel_name=kernel_name,
-            language="python",  # a notebook written by a program may not say so
-            cwd=str(source.parent),
-            progress_bar=False,
-            # Not interrupt_on_timeout: it waits without end for a cell that ignores the interrupt.
-            execution_timeout=cell_timeout or None,
-            shutdown_kernel="immediate",  # takes the worker processes along and prints no traceback of the kernel's own
-            iopub_timeout=30,
-            coalesce_streams=True,
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-        )
-    except Exception as error:  # noqa: BLE001  a failing cell, a timeout, a dead kernel and a full disk share no base
-        return error
-    return None
-
-
-def _literal(path: Path) -> str:
-    """Protect braces: papermill runs every path through ``str.format``."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
 def _trouble_in_cells(notebook: "NotebookNode", error: Exception | None, cell_timeout: int) -> str | None:
     """Return what went wrong while cells ran, from "in cell ..." on, or None."""
-    own = [cell for cell in notebook.cells if not set(_ADDED) & set(cell.metadata.get("tags", []))]
-    code = [
-        (number, cell) for number, cell in enumerate(own, start=1) if cell.cell_type == "code" and cell.source.strip()
-    ]
-    for number, cell in code:
-        for output in cell.outputs:
-            if output.output_type == "error" and not _is_timeout(error):
-                return _at(number, len(own), cell) + _error_lines(output)
-    # After a dead kernel papermill calls every cell completed; a start time is written only as a cell starts.
-    begun = [(number, cell) for number, cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+    own = [cell for cell in notebook.cells if not _ADDED & set(cell.metadata.get("tags", []))]
+    code = {
+        f"in cell {number} of {len(own)}: {cell.source.strip().splitlines()[0]}": cell
+        for number, cell in enumerate(own, start=1)
+        if cell.cell_type == "code" and cell.source.strip()
+    }
+    if not isinstance(error, TimeoutError):  # a cell stopped by the timeout may also show a KeyboardInterrupt
+        for place, cell in code.items():
+            for output in cell.outputs:
+                if output.output_type == "error":
+                    return _lines(place, *output.get("traceback", []), message=f"{output.ename}: {output.evalue}")
     if error is not None:
-        place = _at(begun[-1][0], len(own), begun[-1][1]) if begun else "before its first cell:\n"
-        return place + _reason(error, cell_timeout)
-    for number, cell in code:
-        if cell.execution_count is None:
-            return _at(number, len(own), cell) + "  the cell never ran, though papermill reports no error"
-    return None
+        # After a dead kernel papermill calls every cell completed; a start time is written only as a cell starts.
+        begun = [place for place, cell in code.items() if cell.metadata.get("papermill", {}).get("start_time")]
+        place = begun[-1] if begun else "before its first cell:"
+        if isinstance(error, TimeoutError):
+            reason = f"the cell was still running after {cell_timeout} s; allow more with --cell-timeout (0: any time)"
+        elif type(error).__name__ == "DeadKernelError":
+            reason = "the kernel died: it was killed (often for want of memory) or crashed in native code"
+        else:
+            return _lines(place, f"{type(error).__name__}: {error}")
+        return _lines(place, reason)
+    never = [place for place, cell in code.items() if cell.execution_count is None]
+    return _lines(never[0], "the cell never ran, though papermill reports no error") if never else None
 
 
-def _is_timeout(error: Exception | None) -> bool:
-    return isinstance(error, TimeoutError)  # a cell stopped by the timeout may also show a KeyboardInterrupt
-
-
-def _at(number: int, count: int, cell: "NotebookNode") -> str:
-    return f"in cell {number} of {count}: {cell.source.strip().splitlines()[0]}\n"
-
-
-def _error_lines(output: "NotebookNode") -> str:
-    trace = _ANSI.sub("", "\n".join(output.get("traceback", []))).splitlines()
-    last = [line for line in trace if line.strip()][-_LAST_LINES:]
-    message = f"{output.ename}: {output.evalue}".rstrip(": ")
-    if not last or message.splitlines()[0] not in "\n".join(last):
-        last.append(message)
-    return "\n".join(f"  {line}" for line in last)
-
-
-def _reason(error: Exception, cell_timeout: int) -> str:
-    if _is_timeout(error):
-        return f"  the cell was still running after {cell_timeout} s; allow more with --cell-timeout (0: any time)"
-    if type(error).__name__ == "DeadKernelError":
-        return "  the kernel died: it was killed (often for want of memory) or crashed in native code"
-    lines = _ANSI.sub("", f"{type(error).__name__}: {error}").splitlines()
-    return "\n".join(f"  {line}" for line in lines[-_LAST_LINES:])
+def _lines(place: str, *texts: str, message: str = "") -> str:
+    """Return a place and, indented, the last lines of texts; ``message`` is added where they do not contain it."""
+    lines = [line for line in _ANSI.sub("", "\n".join(texts)).splitlines() if line.strip()][-_LAST_LINES:]
+    message = message.rstrip(": ")
+    if message and message.splitlines()[0] not in "\n".join(lines):
+        lines.append(message)
+    return "\n".join([place, *(f"  {line}" for line in lines)])
 
 
 def _trouble_in_seal(seal: Path, started: float) -> str | None:
     """Return what is wrong with the declared outputs, or None."""
     if not seal.is_file():
-        return (
-            f"after its last cell:\n  it wrote no seal ({files.shown(seal)}); its last code cell must call page.seal()"
-        )
+        return f"wrote no seal ({files.shown(seal)}); its last code cell must call page.seal()"
     root = repository_root().resolve()
     for name, digest in files.read_json(seal)["outputs"].items():
         path = root / name
         if not path.is_file():
-            return f"after its last cell:\n  it declared {name}, which is not there"
+            return f"declared {name}, which is not there"
         if path.stat().st_mtime < started - _CLOCK_SLACK:
-            return f"after its last cell:\n  it declared {name}, which is older than this run"
+            return f"declared {name}, which is older than this run"
         if sha256(path) != digest:
-            return f"after its last cell:\n  it declared {name}, which has changed since its seal"
+            return f"declared {name}, which has changed since its seal"
     return None

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-UNKNOWN = 60.0  # seconds assumed for a notebook nobody has timed yet; only the bar depends on it
+UNKNOWN = 60.0  # seconds that the bar assumes for a notebook without a known time
 
 
 def duration(seconds: float) -> str:
@@ -30,7 +30,7 @@ def duration(seconds: float) -> str:
 
 
 class Clock:
-    """A progress bar over notebooks, silent on a terminal that nobody watches.
+    """A progress bar over notebooks; where the error stream is no terminal, only the lines.
 
     Args:
         expected: Seconds each notebook is expected to take, in order; None where nobody knows.
@@ -39,9 +39,8 @@ class Clock:
 
     def __init__(self, expected: Mapping[str, float | None], *, say: Callable[[str], None]) -> None:
         self._left = dict(expected)
-        self._count = len(self._left)
+        self._count = len(expected)
         self._say = say
-        self._watched = sys.stderr.isatty()
 
     @contextmanager
     def running(self, name: str) -> Generator[None, None, None]:
@@ -64,7 +63,7 @@ class Clock:
         started = time.monotonic()
         later = sum(seconds or UNKNOWN for seconds in self._left.values())
         shape = "{desc} |{bar}| {n:.0f}/{total:.0f} s{postfix}"
-        with tqdm(total=expected, desc=name, bar_format=shape, disable=not self._watched, leave=False) as bar:
+        with tqdm(total=expected, desc=name, bar_format=shape, disable=not sys.stderr.isatty(), leave=False) as bar:
             while not over.wait(1.0):
                 bar.n = min(time.monotonic() - started, expected)
                 bar.set_postfix_str(f"about {duration(expected - bar.n + later)} left")

@@ -6,14 +6,20 @@ Invariant: a recorded number that was not computed again counts as a disagreemen
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zspag.report import files
 
 TIMES = "time_and_memory.json"
-_ENVIRONMENT = ("threads", "device", "platform", "data_sha256", "config_sha256")
+_ENVIRONMENT = {  # parts of a record that may explain other numbers, and their names for the reader
+    "threads": "threads",
+    "device": "device",
+    "platform": "platform",
+    "data_sha256": "data set",
+    "config_sha256": "configuration",
+}
 _PACKAGES = ("torch", "numpy", "python")
 _SLACK = 1e-9  # relative; both sides are rounded to 6 digits, so this only absorbs binary representation
 
@@ -57,10 +63,6 @@ class Report:
     unrecorded: tuple[str, ...] = ()
     environment: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain JSON values."""
-        return {"schema": 1, **asdict(self)}
-
     def __str__(self) -> str:
         if not self.numbers and not self.values:
             return f"There are no recorded results of profile {self.profile} to compare with (--record keeps these)."
@@ -94,14 +96,19 @@ def compare(recorded: Mapping[str, Any], fresh: Mapping[str, Any], *, profile: s
                 continue
             numbers += 1
             now = new["numbers"].get(key, (None, None))[0]
-            if now is not None and _within(now, value, tolerance):
+            if now is not None and math.isclose(now, value, rel_tol=_SLACK, abs_tol=tolerance * (1 + _SLACK)):
                 agreed += 1
             else:
                 disagreements.append(Disagreement(name, key, value, now, tolerance))
         before, after = dict(_leaves(old["data"])), dict(_leaves(new["data"]))
         values += len(before)
         identical += sum(key in after and after[key] == value for key, value in before.items())
-    shared = [(old["provenance"], fresh[name]["provenance"]) for name, old in recorded.items() if name in fresh]
+    environment = {
+        line
+        for name, old in recorded.items()
+        if name in fresh
+        for line in _differences(old["provenance"], fresh[name]["provenance"])
+    }
     return Report(
         profile=profile,
         numbers=numbers,
@@ -110,12 +117,8 @@ def compare(recorded: Mapping[str, Any], fresh: Mapping[str, Any], *, profile: s
         identical=identical,
         disagreements=tuple(disagreements),
         unrecorded=tuple(sorted(set(fresh) - set(recorded))),
-        environment=tuple(sorted(set(_differences(shared)))),
+        environment=tuple(sorted(environment)),
     )
-
-
-def _within(now: float, recorded: float, tolerance: float) -> bool:
-    return math.isclose(now, recorded, rel_tol=_SLACK, abs_tol=tolerance * (1 + _SLACK))
 
 
 def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
@@ -129,25 +132,19 @@ def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         yield where, value
 
 
-def _differences(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Iterator[str]:
-    for old, new in pairs:
-        for key in _ENVIRONMENT:
-            if old.get(key) != new.get(key):
-                yield f"{_words(key)}: recorded {_short(old.get(key))}, now {_short(new.get(key))}"
-        for package in _PACKAGES:
-            before, after = old.get("versions", {}).get(package), new.get("versions", {}).get(package)
-            if before != after:
-                yield f"{package}: recorded {before}, now {after}"
-
-
-def _words(key: str) -> str:
-    return {"config_sha256": "configuration", "data_sha256": "data set"}.get(key, key)
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what differs between the environments of two records, in words."""
+    for key, title in _ENVIRONMENT.items():
+        if old.get(key) != new.get(key):
+            yield f"{title}: recorded {_short(old.get(key))}, now {_short(new.get(key))}"
+    for package in _PACKAGES:
+        before, after = old.get("versions", {}).get(package), new.get("versions", {}).get(package)
+        if before != after:
+            yield f"{package}: recorded {before}, now {after}"
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(map(str, value.values()))
-    return value[:12] if isinstance(value, str) else str(value)
+    return " ".join(value.values()) if isinstance(value, Mapping) else str(value)[:12]
 
 
 def read_recorded(folder: Path) -> dict[str, dict[str, Any]]:
@@ -183,21 +180,12 @@ def record(seals: Mapping[str, Mapping[str, Any]], *, profile: str, root: Path, 
             (folder / f"{name}.json").unlink()
     table = folder / TIMES
     before = files.read_json(table)["notebooks"] if table.is_file() else {}
-    costs = {name: _cost(seal, cold=cold) for name, seal in seals.items()}
-    kept = {name: cost for name, cost in before.items() if name[:2] not in numbers}
-    files.write_json(
-        table,
-        {"schema": 1, "profile": profile, "cores": os.cpu_count(), "notebooks": dict(sorted((kept | costs).items()))},
-    )
+    costs = {name: cost for name, cost in before.items() if name[:2] not in numbers}
+    for name, seal in seals.items():
+        made = seal["provenance"]
+        keys = ("seconds", "peak_memory_mib", "peak_device_memory_mib", "device", "threads")
+        costs[name] = {key: seal[key] for key in keys}
+        costs[name] |= {"cold": cold, "versions": made["versions"], "started": made["started"]}
+    content = {"schema": 1, "profile": profile, "cores": os.cpu_count(), "notebooks": dict(sorted(costs.items()))}
+    files.write_json(table, content)
     return [*(folder / f"{name}.json" for name in fresh), table]
-
-
-def _cost(seal: Mapping[str, Any], *, cold: bool) -> dict[str, Any]:
-    keys = ("seconds", "peak_memory_mib", "peak_device_memory_mib", "device", "threads")
-    versions = seal["provenance"]["versions"]
-    return {
-        **{key: seal[key] for key in keys},
-        "cold": cold,
-        "versions": versions,
-        "started": seal["provenance"]["started"],
-    }
