@@ -54,7 +54,7 @@ def test_interval_of_paired_differences_is_that_of_scipy_over_classes():
     low, high = stats.t.interval(0.95, 2, np.mean(gaps), stats.sem(gaps))
     gap = paired(frame, ("drift",), baseline="zs_pag")["a"]["drift"]
     assert gap["mean"] == pytest.approx(np.mean(gaps))
-    assert gap["half"] == pytest.approx((high - low) / 2, rel=1e-3)
+    assert gap["half"] == pytest.approx((high - low) / 2, rel=1e-9)
     assert (gap["lower"], gap["pairs"]) == (1, 6)
 
 

@@ -63,7 +63,7 @@ def verdict(path: Path) -> str:
 def _records(path: Path) -> list[dict[str, Any]]:
     """Return the record of a file, and those of methods that were swept at another time, each but once."""
     own = provenance.read_record(path)
-    parts = files.read_json(path).get("data", {}).get("made", {}) if path.suffix == ".json" else {}
+    parts = files.read_json(path).get("made", {}) if path.suffix == ".json" else {}
     records = [own, *(own | part for part in parts.values())]
     when = ("started", "seconds")
     return list(
