@@ -12,8 +12,9 @@ from zspag.lab.audit import bench as benches
 from zspag.lab.audit import record, recovery, running
 from zspag.lab.audit.measures import MEASURES
 from zspag.lab.evaluation import Masked, accuracy
-from zspag.lab.experiment import TITLES, Case, RunsFailed, references_of
+from zspag.lab.experiment import Case, RunsFailed, references_of
 from zspag.lab.relearning import RATE, SHARE
+from zspag.report import audit as report
 from zspag.runtime import logits_of
 
 pytestmark = pytest.mark.usefixtures("own_data")
@@ -89,24 +90,6 @@ def test_the_original_is_back_at_once_and_the_retrained_network_late(finished):
     assert index["original"] == 0
 
 
-def test_arrivals_that_did_not_happen_carry_a_plus_sign():
-    back = pd.DataFrame(
-        [
-            {"method": "zs_pag", "forget": forget, "seed": 0, "lr": 0.1, "share": 0.5, "step": step, "reached": reached,
-             "acc_retain": 0.5, "samples": 64 * step}
-            for forget, step, reached in ((1, 4, True), (2, 8, False))
-        ]
-        + [
-            {"method": "retrained", "forget": forget, "seed": 0, "lr": 0.1, "share": 0.5, "step": 16, "reached": True,
-             "acc_retain": 0.9, "samples": 1024}
-            for forget in (1, 2)
-        ]
-    )  # fmt: skip
-    table = audit.arrival_table(back, TITLES)
-    assert table.loc["ZS-PAG", "50 % back at 0.1"] == "6+ steps (384 images), AIN 0.375, retained 50 %"
-    assert table.loc["retrained", "50 % back at 0.1"] == "16 steps (1024 images), AIN 1.000, retained 90 %"
-
-
 def test_a_second_audit_computes_nothing_and_another_number_of_steps_is_another_audit(finished, monkeypatch):
     root, rows = finished
     monkeypatch.setenv("ZSPAG_ROOT", str(root))
@@ -149,10 +132,10 @@ def test_a_published_audit_is_read_back_as_it_was_found(finished, monkeypatch):
     monkeypatch.setattr(record, "audit", lambda _profile, seeds: rows)
     lines = list(audit.publish(PROFILE, record=True))
     assert lines[0].startswith("Membership, AUC of the attack on all four scores: ZS-PAG")
-    ((title, (content, found)),) = audit.recorded(root / "results").items()
+    ((title, (content, found)),) = report.recorded(root / "results").items()
     assert title == f"{PROFILE.dataset}, 3, 2 seeds"
-    assert content["data"]["markdown"].startswith("| question | retrained |")
+    assert content.measurements["markdown"].startswith("| question | retrained |")
     expected = audit.findings(rows)
     assert set(found) == set(expected)
     pd.testing.assert_frame_equal(found["arrivals"], expected["arrivals"], check_dtype=False)
-    assert (root / "figures" / PROFILE.name / f"{content['name']}.png").is_file()
+    assert (root / "figures" / PROFILE.name / f"{content.name}.png").is_file()

@@ -6,20 +6,19 @@ from itertools import product
 import pandas as pd
 import pytest
 
-from zspag.lab import audit
-from zspag.lab.audit.verdicts import PROBE, QUESTIONS
-from zspag.lab.experiment import TITLES
-from zspag.report import files, plots
-
-STAGES = 2
+from zspag.lab import audit as lab
+from zspag.lab import experiment, relearning
+from zspag.report import audit, files, plots
+from zspag.report.audit.verdicts import MEMBERSHIP, PROBE, QUESTIONS
 
 
 def numbers(method, values, column="known"):
     """One row per class and seed from ``{class: (number per seed)}``."""
     return [
         {"method": method, "forget": forget, "seed": seed, column: value}
-        for forget, several in values.items() for seed, value in enumerate(several)
-    ]  # fmt: skip
+        for forget, several in values.items()
+        for seed, value in enumerate(several)
+    ]
 
 
 # Comparison
@@ -87,42 +86,48 @@ def test_where_a_method_was_ruined_nothing_is_compared_and_a_missing_yardstick_i
 def made(*, seeds=(0, 1), classes=(1, 4, 6), ruined=()):
     """Rows of an audit by hand: ZS-PAG gives the class away to a probe, and to nobody else."""
     rows = []
-    for method, forget, seed in product(audit.SUBJECTS, classes, seeds):
+    for method, forget, seed in product(audit.TITLES, classes, seeds):
         place = {"method": method, "forget": forget, "seed": seed}
         if method in ruined:
             rows.append({"measure": "ruined"} | place)
-            continue
-        knows = method in ("original", "masked")
-        wobble = 0.01 * seed
-        rows += [{"measure": "membership", "attack": attack, "auc": (0.8 if knows else 0.5) + wobble} | place
-                 for attack in ("loss", "confidence", "entropy", "modified_entropy", "regression")]  # fmt: skip
-        rows += [{"measure": "distance", "split": split, "agreement": 0.9, "js": 0.1, "zrf": 0.5} | place
-                 for split in ("forget_train", "forget_test", "retain_test")]  # fmt: skip
-        known = 0.3 if method == "retrained" else 0.7
-        rows += [{"measure": "probes", "probe": "linear", "stage": f"layer{depth}", "depth": depth,
-                  "known": known - 0.1 * (depth == 0) + wobble} | place for depth in range(STAGES)]  # fmt: skip
-        rows.append(
-            {"measure": "probes", "probe": "class means", "stage": "layer1", "depth": 1, "known": known} | place
-        )
-        rows += [{"measure": "likeness", "stage": f"layer{depth}", "depth": depth, "cka": 0.5} | place
-                 for depth in range(STAGES)]  # fmt: skip
-        back = {
-            "acc_forget": 0.9 if knows else 0.2,
-            "acc_retain": 0.9,
-            "acc_forget_before": float(method == "original"),
-        }
-        rows.append({"measure": "restored"} | back | place)
-        late = 20 if method == "retrained" else 4
-        rows += [
-            {"measure": "relearning", "shown": shown, "lr": lr, "step": step, "samples": 64 * step, "acc_retain": 0.9,
-             "acc_forget": float(method == "original" or (shown == "the class" and step >= late))} | place
-            for shown, lr, step in product(("the class", "other classes"), (3e-4, 1e-2), (0, 4, 20))
-        ]  # fmt: skip
-        rows.append({"measure": "streisand", "entropy": 0.4 + wobble, "entropy_ks": 0.2, "label_distance": 0.1,
-                     "forget_mass": 0.0} | place)  # fmt: skip
-        rows += [{"measure": "residual", "moved": moved, "radius": radius, "known": 0.1} | place
-                 for moved, radius in product(("at random", "by attack"), (4 / 255, 8 / 255))]  # fmt: skip
+        else:
+            rows += [row | place for row in measures(method, 0.01 * seed)]
     return pd.DataFrame(rows)
+
+
+def measures(method, wobble):
+    knows, late = method in ("original", "masked"), 20 if method == "retrained" else 4
+    known = 0.3 if method == "retrained" else 0.7
+    for attack in ("loss", "confidence", "entropy", "modified_entropy", "regression"):
+        yield {"measure": "membership", "attack": attack, "auc": (0.8 if knows else 0.5) + wobble}
+    for split in ("forget_train", "forget_test", "retain_test"):
+        yield {"measure": "distance", "split": split, "agreement": 0.9, "js": 0.1, "zrf": 0.5}
+    for depth in range(2):
+        stage = {"stage": f"layer{depth}", "depth": depth}
+        yield {"measure": "probes", "probe": "linear", "known": known - 0.1 * (depth == 0) + wobble} | stage
+        yield {"measure": "likeness", "cka": 0.5} | stage
+    yield {"measure": "probes", "probe": "class means", "known": known} | stage
+    before = {"acc_forget_before": float(method == "original"), "acc_retain": 0.9}
+    yield {"measure": "restored", "acc_forget": 0.9 if knows else 0.2} | before
+    for shown, lr, step in product(("the class", "other classes"), (3e-4, 1e-2), (0, 4, 20)):
+        back = float(method == "original" or (shown == "the class" and step >= late))
+        curve = {"shown": shown, "lr": lr, "step": step, "samples": 64 * step}
+        yield {"measure": "relearning", "acc_retain": 0.9, "acc_forget": back} | curve
+    distances = {"entropy_ks": 0.2, "label_distance": 0.1, "forget_mass": 0.0}
+    yield {"measure": "streisand", "entropy": 0.4 + wobble} | distances
+    for moved, radius in product(("at random", "by attack"), (4 / 255, 8 / 255)):
+        yield {"measure": "residual", "moved": moved, "radius": radius, "known": 0.1}
+
+
+def test_titles_rates_and_shares_are_those_of_the_laboratory():
+    assert audit.TITLES.items() <= experiment.TITLES.items()
+    assert tuple(audit.TITLES) == lab.SUBJECTS
+    assert (audit.RATE, audit.SHARE) == (relearning.RATE, relearning.SHARE)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return audit.findings(made())
 
 
 def test_findings_come_back_from_a_file_as_they_went_in():
@@ -141,7 +146,7 @@ def test_mean_curves_average_seeds_per_class_first():
     assert curves["acc_forget"].to_numpy() == pytest.approx((0.1 + 0.4 + 0.6) / 3)
     assert curves["acc_forget_low"].to_numpy() == pytest.approx(0.1)
     assert curves["acc_forget_high"].to_numpy() == pytest.approx(0.6)
-    assert len(curves) == len(audit.SUBJECTS) * 2 * 2 * 3
+    assert len(curves) == len(audit.TITLES) * 2 * 2 * 3
 
 
 def test_a_mean_curve_ends_where_the_first_of_its_curves_does():
@@ -155,31 +160,97 @@ def test_a_mean_curve_ends_where_the_first_of_its_curves_does():
 # Panels
 
 
-PANELS = {
-    audit.membership_panels: "bars", audit.distance_panels: "bars", audit.restored_panels: "bars",
-    audit.trace_panels: "bars", audit.probe_panels: "curves", audit.relearning_panels: "curves",
-    audit.recovery_panels: "curves", audit.residual_panels: "curves", audit.spread_panels: "curves",
-}  # fmt: skip
+BARS = (audit.membership_panels, audit.distance_panels, audit.restored_panels, audit.trace_panels)
+CURVES = (
+    audit.probe_panels,
+    audit.relearning_panels,
+    audit.recovery_panels,
+    audit.residual_panels,
+    audit.spread_panels,
+)
 
 
-@pytest.mark.parametrize("panels", PANELS, ids=lambda function: function.__name__)
-@pytest.mark.parametrize("classes", [(1,), (1, 4, 6)])
-def test_every_panel_shows_every_network_but_a_ruined_one_and_can_be_drawn(panels, classes):
-    found = audit.findings(made(classes=classes, ruined=("delete",)))
-    made_panels = panels(found, title="digits")
-    shown = ("original", "retrained", "zs_pag") if panels is audit.spread_panels else audit.SUBJECTS
-    for panel in made_panels:
-        assert set(panel["series"]) == {TITLES[name] for name in shown if name != "delete"}
-        assert bool(panel.get("errors")) == (len(classes) > 2 and PANELS[panels] == "bars")
-    result = {"draw": PANELS[panels], "data": {"panels": made_panels}, "profile": "digits", "provenance": {}}
-    assert len(plots.draw(result).axes) >= len(made_panels)
+@pytest.fixture(scope="module", params=[(1,), (1, 4, 6)], ids=len)
+def ruined(request):
+    """Classes, and what was found of them where one network was ruined."""
+    return request.param, audit.findings(made(classes=request.param, ruined=("delete",)))
 
 
-def test_bars_are_means_over_classes():
-    (panel,) = audit.restored_panels(audit.findings(made()), title="digits")
+@pytest.mark.parametrize("panels", [*BARS, *CURVES], ids=lambda function: function.__name__)
+def test_every_panel_shows_every_network_but_a_ruined_one_and_can_be_drawn(panels, ruined):
+    classes, found = ruined
+    drawn = panels(found, title="digits")
+    shown = ("original", "retrained", "zs_pag") if panels is audit.spread_panels else audit.TITLES
+    for panel in drawn:
+        assert set(panel["series"]) == {audit.TITLES[name] for name in shown if name != "delete"}
+        assert bool(panel.get("errors")) == (len(classes) > 2 and panels in BARS)
+    kind = "bars" if panels in BARS else "curves"
+    result = {"draw": kind, "data": {"panels": drawn}, "profile": "digits", "provenance": {}}
+    assert len(plots.draw(result).axes) >= len(drawn)
+
+
+def test_bars_are_means_over_classes(found):
+    (panel,) = audit.restored_panels(found, title="digits")
     assert panel["groups"] == ["its own answer", "nearest class mean", "linear probe", "original's head"]
     assert panel["series"]["masked original"] == pytest.approx([0, 70, 70.5, 90])
     assert panel["series"]["retrained"] == pytest.approx([0, 30, 30.5, 20])
+
+
+def test_rates_of_relearning_are_chosen_by_number(found):
+    every, one = (audit.relearning_panels(found, title="x", rates=rates) for rates in (None, [1e-2]))
+    assert (len(every), one) == (4, [panel for panel in every if panel["title"] == "x: rate 0.01"])
+
+
+# Relearning
+
+
+def back(method, *arrived):
+    """Arrivals of a network by hand: class, seed, step, whether it was reached."""
+    place = {"method": method, "lr": 0.1, "share": 0.5, "acc_retain": 0.5}
+    return [
+        place | {"forget": forget, "seed": seed, "step": step, "reached": reached, "samples": 64 * step}
+        for forget, seed, step, reached in arrived
+    ]
+
+
+def test_the_index_averages_seeds_per_class_and_classes_last():
+    rows = back("zs_pag", (1, 0, 2, True), (1, 1, 4, True), (2, 0, 10, True), (2, 1, 10, True))
+    target = back("retrained", (1, 0, 4, True), (1, 1, 8, True), (2, 0, 20, True), (2, 1, 60, True))
+    index = audit.anamnesis(pd.DataFrame(rows + target), lr=0.1, share=0.5)
+    assert index == {"zs_pag": pytest.approx((3 / 6 + 10 / 40) / 2), "retrained": 1}
+    at_once = back("retrained", (1, 0, 0, True), (1, 1, 0, True), *[(2, seed, 20, True) for seed in (0, 1)])
+    assert audit.anamnesis(pd.DataFrame(rows + at_once), lr=0.1, share=0.5)["zs_pag"] == 0.5  # class 1 has no index
+
+
+def test_the_index_leaves_out_a_class_in_which_a_network_was_ruined_and_refuses_a_missing_seed():
+    target = back("retrained", (1, 0, 4, True), (1, 1, 4, True), (2, 0, 4, True), (2, 1, 4, True))
+    whole = back("zs_pag", (1, 0, 2, True), (1, 1, 2, True))
+    assert audit.anamnesis(pd.DataFrame(target + whole), lr=0.1, share=0.5)["zs_pag"] == 0.5
+    for rows in (target + whole[:1], whole + target[1:]):
+        with pytest.raises(ValueError, match="the same classes and seeds"):
+            audit.anamnesis(pd.DataFrame(rows), lr=0.1, share=0.5)
+
+
+def test_arrivals_that_did_not_happen_carry_a_plus_sign():
+    rows = back("zs_pag", (1, 0, 4, True), (2, 0, 8, False)) + back("retrained", (1, 0, 16, True), (2, 0, 16, True))
+    table = audit.arrival_table(pd.DataFrame(rows), audit.TITLES)
+    assert table.loc["ZS-PAG", "50 % back at 0.1"] == "6+ steps (384 images), AIN 0.375, retained 50 %"
+    assert table.loc["retrained", "50 % back at 0.1"] == "16 steps (1024 images), AIN 1.000, retained 50 %"
+
+
+def test_a_class_is_back_at_a_share_of_what_the_original_recognizes():
+    rows = pd.DataFrame(
+        [
+            {"method": method, "forget": 1, "seed": 0, "shown": shown, "lr": 0.1, "step": step, "acc_forget": known}
+            for method, curve in {"original": (0.8, 0.9), "zs_pag": (0.39, 0.4)}.items()
+            for shown in ("the class", "other classes")
+            for step, known in enumerate(curve)
+        ]
+    )
+    found = audit.arrivals(rows).set_index(["method", "share"])
+    assert found.loc[("original", 0.5), ["step", "reached"]].tolist() == [0, True]
+    assert found.loc[("zs_pag", 0.5), ["step", "reached"]].tolist() == [1, True]
+    assert found.loc[("zs_pag", 0.9), ["step", "reached"]].tolist() == [1, False]  # counting stopped
 
 
 # Words
@@ -187,34 +258,31 @@ def test_bars_are_means_over_classes():
 
 def test_the_table_says_what_is_within_the_spread_and_by_how_much_it_differs():
     table = audit.verdict_table(audit.findings(made(ruined=("delete",))), methods=("masked", "zs_pag", "delete"))
-    assert list(table.index) == list(QUESTIONS)
-    membership = table.iloc[0]
-    assert membership["ZS-PAG"] == "0.505 (+0.000), within"
-    assert membership["masked original"] == "0.805 (+0.300), beyond"
-    assert table.loc[PROBE, "ZS-PAG"] == "70.5 % (+40.0), beyond"
-    assert table.loc[PROBE, "two retrained differ by"] == "1.0 %"
+    assert list(table.index) == [question.text for question in QUESTIONS]
+    assert table.loc[MEMBERSHIP.text, "ZS-PAG"] == "0.505 (+0.000), within"
+    assert table.loc[MEMBERSHIP.text, "masked original"] == "0.805 (+0.300), beyond"
+    assert table.loc[PROBE.text, "ZS-PAG"] == "70.5 % (+40.0), beyond"
+    assert table.loc[PROBE.text, "two retrained differ by"] == "1.0 %"
     assert "DELETE" not in table
 
 
-def test_sentences_follow_the_numbers():
-    lines = audit.verdicts(audit.findings(made()), method="zs_pag")
-    assert lines[0] == (
+def test_sentences_follow_the_numbers(found):
+    membership, probe, restored, relearned = audit.verdicts(found, method="zs_pag")
+    assert membership == (
         "Membership, AUC of the attack on all four scores: ZS-PAG 0.505, retrained 0.505 (+0.000); they differ by"
         " 0.000, two retrained networks by 0.010: within the retrained networks' own spread."
     )
-    assert lines[1].endswith("(+40.0); they differ by 40.0 %, two retrained networks by 1.0 %: beyond the retrained"
-                             " networks' own spread.")  # fmt: skip
-    assert "masked original 90.0 %, ZS-PAG 20.0 %, retrained 20.0 %" in lines[2]
-    assert lines[3].endswith("masked original 4 (AIN 0.200), ZS-PAG 4 (AIN 0.200), retrained 20 (AIN 1.000).")
-    assert audit.verdicts(audit.findings(made(ruined=("zs_pag",))), method="zs_pag") == [
-        "ZS-PAG was ruined in every class and seed: there is nothing to audit."
-    ]
+    assert "(+40.0); they differ by 40.0 %, two retrained networks by 1.0 %: beyond the retrained" in probe
+    assert "masked original 90.0 %, ZS-PAG 20.0 %, retrained 20.0 %" in restored
+    assert "masked original 4 (AIN 0.200), ZS-PAG 4 (AIN 0.200), retrained 20 (AIN 1.000)" in relearned
+    (only,) = audit.verdicts(audit.findings(made(ruined=("zs_pag",))), method="zs_pag")
+    assert only.startswith("ZS-PAG was ruined in every class and seed")
 
 
 def test_where_the_original_passes_the_measure_is_said_to_be_blind():
     rows = made()
-    rows.loc[(rows["measure"] == "membership") & (rows["seed"] == 0), "auc"] = 0.5
-    rows.loc[(rows["measure"] == "membership") & (rows["seed"] == 1), "auc"] = 0.51
+    membership = rows["measure"] == "membership"
+    rows.loc[membership, "auc"] = 0.5 + 0.01 * rows.loc[membership, "seed"]
     first, probe, *_ = audit.verdicts(audit.findings(rows), method="zs_pag")
     assert first.endswith("So is the original, which knows the class: this measure cannot judge here.")
     assert "cannot judge" not in probe

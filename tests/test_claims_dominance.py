@@ -10,7 +10,7 @@ from zspag.report.claims import comparison, comparison_table, dominated, verdict
 from zspag.report.tables import by_rule
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def whole():
     return whole_frame()
 

@@ -8,20 +8,28 @@ import pytest
 
 from tests import recorded
 from zspag.__main__ import main
-from zspag.report import claims, readme
+from zspag.report import claims, results
 from zspag.report.files import read_json, write_json
+from zspag.report.results import Result
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="module")
+def accepted(tmp_path_factory):
+    root = tmp_path_factory.mktemp("accepted")
+    recorded.everything(root / "results" / "digits")
+    write_json(root / "results" / "commands.json", {})
+    (root / "results" / "digits" / "checkpoints").mkdir()
+    (root / "results" / "digits" / "checkpoints" / "a.safetensors").write_bytes(b"weights")
+    claims.accept(root / "results")
+    return root
+
+
 @pytest.fixture
-def root(tmp_path, monkeypatch):
+def root(accepted, tmp_path, monkeypatch):
     """A repository whose results were accepted."""
-    recorded.everything(tmp_path / "results" / "digits")
-    write_json(tmp_path / "results" / "commands.json", {})
-    (tmp_path / "results" / "digits" / "checkpoints").mkdir()
-    (tmp_path / "results" / "digits" / "checkpoints" / "a.safetensors").write_bytes(b"weights")
-    claims.accept(tmp_path / "results")
+    shutil.copytree(accepted / "results", tmp_path / "results")
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
     return tmp_path
 
@@ -65,16 +73,15 @@ def test_damage_is_named_and_no_verdict_is_given(root, capsys, kind):
     name, damage, message = DAMAGE[kind]
     damage(root / "results" / name)
     code, out, err = judged(capsys, "--profile", "digits")
-    assert code == 1
-    assert out == "profile digits: no verdict, for its files cannot be trusted\n\n"
+    assert (code, out) == (1, "profile digits: no verdict, for its files cannot be trusted\n\n")
     assert err.startswith(f"zspag claims: {name}")
     assert message in err
 
 
 def test_damage_to_another_profile_does_not_count(root, capsys):
-    recorded.everything(root / "results" / "cpu")
+    recorded.write(root / "results" / "cpu", "03_other")
     claims.accept(root / "results")
-    edit(root / "results" / "cpu" / "03_capture.json")
+    cut(root / "results" / "cpu" / "03_other.json")
     assert judged(capsys, "--profile", "digits")[0] == 0
     assert judged(capsys)[0] == 1
 
@@ -86,37 +93,42 @@ def test_profile_that_is_gone_as_a_whole_is_missed(root, capsys):
     assert "digits/03_capture.json is missing" in err
 
 
-def test_edit_with_new_sums_is_found_where_numbers_follow_from_rows(root, capsys):
-    recorded.change(
-        root / "results/digits", recorded.SWEEP, lambda c: c["numbers"].update({"safe window zs_pag": [99, None]})
-    )
-    claims.accept(root / "results")
-    code, _, err = judged(capsys)
-    assert code == 1
-    assert err == (f"zspag claims: {recorded.SWEEP}.json: safe window zs_pag is recorded as 99, but its rows give 10\n")
+NUMBERS = {"cat seed 0 acc_forget": 0.01, "cat seed 0 over_unlearning": -0.002, "cat seed 0 seconds": 5.0}
 
 
-def run(**changes):
+def run(folder, **changes):
     row = {"class_name": "cat", "seed": 0, "seconds": {"total": 5.0}}
     row["scores"] = {"unlearned": {"acc_forget": 0.01, "over_unlearning": -0.002}}
-    numbers = {"cat seed 0 acc_forget": 0.01, "cat seed 0 over_unlearning": -0.002, "cat seed 0 seconds": 5.0}
-    return {"numbers": numbers | changes, "rows": [row]}
+    recorded.write(folder, "run_cat", {"rows": [row]}, numbers=NUMBERS | changes)
 
 
-@pytest.mark.parametrize("name", run()["numbers"])
-def test_numbers_of_a_run_follow_from_its_rows(root, capsys, name):
-    recorded.write(root / "results/digits", "run_cat", **run())
-    claims.accept(root / "results")
-    assert judged(capsys)[0] == 0
-    recorded.write(root / "results/digits", "run_cat", **run(**{name: 0.3}))
+def test_numbers_that_follow_from_their_rows_are_no_trouble(root):
+    run(root / "runs" / "digits" / "results")
+    assert claims.audit(root, profile="digits", fresh=True)[1] == []
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_a_run_follow_from_its_rows(root, name):
+    run(root / "runs" / "digits" / "results", **{name: 0.3})
+    _, (trouble,) = claims.audit(root, profile="digits", fresh=True)
+    assert f"run_cat.json: {name} is recorded as 0.3, but" in trouble
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_edit_with_new_sums_is_found_where_numbers_follow_from_rows(root, capsys, lost):
+    def spoil(content):
+        del content["numbers"]["safe window zs_pag"]
+        if not lost:
+            content["numbers"]["safe window zs_pag"] = [99, None]
+
+    recorded.change(root / "results/digits", recorded.SWEEP, spoil)
     claims.accept(root / "results")
     code, _, err = judged(capsys)
     assert code == 1
-    assert f"{name} is recorded as 0.3, but" in err
+    assert f"safe window zs_pag is recorded as {'nan' if lost else 99}, but its rows give 10\n" in err
 
 
 def test_claim_that_held_and_falls_is_an_error_and_one_that_never_held_is_a_result(root, capsys):
-    (root / "runs" / "digits").mkdir(parents=True)
     fresh = root / "runs" / "digits" / "results"
     shutil.copytree(root / "results" / "digits", fresh)
     assert judged(capsys, "--profile", "digits", "--fresh")[0] == 0
@@ -133,7 +145,7 @@ def test_claim_that_held_and_falls_is_an_error_and_one_that_never_held_is_a_resu
 def test_fresh_results_that_are_no_json_or_are_not_there_are_named(root, capsys):
     code, _, err = judged(capsys, "--profile", "smoke", "--fresh")
     assert (code, err) == (1, f"zspag claims: there is no result in {root}/runs/smoke/results\n")
-    recorded.everything(root / "runs" / "smoke" / "results")
+    recorded.write(root / "runs" / "smoke" / "results", "05_cost")
     cut(root / "runs" / "smoke" / "results" / "05_cost.json")
     code, _, err = judged(capsys, "--profile", "smoke", "--fresh")
     assert code == 1
@@ -154,18 +166,31 @@ def test_sums_are_those_that_everybody_can_check(root):
     assert subprocess.run(check, cwd=root / "results", check=False, capture_output=True).returncode == 1
 
 
+# Result files
+
+
+def test_a_result_comes_back_from_its_file_and_one_of_another_schema_is_refused(tmp_path):
+    made = {"config": {"dataset": "digits"}}
+    numbers, data = {"ratio": [1.5, 0.1]}, {"panels": [{"title": "one"}]}
+    result = Result(name="a", profile="digits", numbers=numbers, measurements={"x": [1]}, data=data, provenance=made)
+    write_json(tmp_path / "a.json", result.to_dict())
+    again = results.read(tmp_path / "a.json")
+    assert again == result
+    assert (again.number("ratio"), again.config) == (1.5, {"dataset": "digits"})
+    with pytest.raises(AttributeError):
+        again.name = "b"
+    with pytest.raises(ValueError, match="a has schema 1, not 2; make it again"):
+        Result.from_dict(result.to_dict() | {"schema": 1})
+
+
 # What is committed
 
 
-def test_committed_results_are_accepted_and_no_claim_that_held_has_fallen():
-    for profile in claims.profiles(ROOT / "results"):
-        _, troubles = claims.audit(ROOT, profile=profile, fresh=False)
-        assert troubles == [], "look at what changed, then run `make readme`"
-
-
-def test_committed_verdicts_are_those_of_the_committed_results():
+def test_committed_results_are_accepted_and_their_verdicts_are_the_committed_ones():
     found = read_json(ROOT / "results" / "claims.json")["verdicts"]
-    assert {"digits", "cpu"} <= found.keys()
+    assert found.keys() == {*claims.profiles(ROOT / "results")} >= {"digits", "cpu"}
     for profile, words in found.items():
-        assert words == {one.claim: one.word for one in claims.judge(ROOT / "results" / profile, profile=profile)}
-        assert f"Profile `{profile}`" in readme.verdicts(ROOT / "results")
+        shown, troubles = claims.audit(ROOT, profile=profile, fresh=False)
+        assert troubles == [], "look at what changed, then run `make readme`"
+        for claim, word in words.items():
+            assert any(line.startswith(f"{claim} {word}: ") for line in shown)

@@ -1,11 +1,14 @@
 """The verdicts: every claim holds on results made for it, falls by each single number, and needs a measurement."""
 
+import shutil
+
 import pytest
 
 from tests import recorded
+from tests.frames import grid
 from zspag.profiles import PROFILES
 from zspag.report.claims import Check, Verdict, judge, lines, table
-from zspag.report.claims.checks import LIMITS, Limits
+from zspag.report.claims.verdicts import LIMITS, Limits
 
 CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C6")
 
@@ -14,10 +17,20 @@ def words(folder, profile="digits"):
     return {verdict.claim: verdict.word for verdict in judge(folder, profile=profile)}
 
 
+def checks(folder, claim):
+    return next(verdict.checks for verdict in judge(folder, profile="digits") if verdict.claim == claim)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("everything") / "digits"
+    recorded.everything(folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    recorded.everything(tmp_path / "digits")
-    return tmp_path / "digits"
+def folder(everything, tmp_path):
+    return shutil.copytree(everything, tmp_path / "digits")
 
 
 def test_every_claim_holds_where_everything_was_made_for_it(folder):
@@ -32,27 +45,26 @@ def number(name, value):
     return lambda content: content["numbers"].update({name: [value, None]})
 
 
-def series(panel, name, values):
-    return lambda content: content["data"]["panels"][panel]["series"].update({name: values})
+def measured(key, **values):
+    return lambda content: content["measurements"][key].update(values)
 
 
 def worse(rival):
-    return lambda content: content["data"]["against"][rival]["js_retain"].update(mean=-0.0005)
+    return lambda content: content["measurements"]["against"][rival]["js_retain"].update(mean=-0.0005)
 
 
 SPOILT = {
     "capture": ("C1", "03_capture", number("capture_of_oracle_proxies", 0.96)),
-    "selectivity of one layer": ("C1", "03_capture", series(1, "noise", [1.3, 0.9])),
+    "selectivity of one layer": ("C1", "03_capture", measured("selectivity", noise=[1.3, 0.9])),
     "against soft labels": ("C3", "04_verdict", worse("soft")),
     "against random labels": ("C3", "04_verdict", worse("random")),
-    "retained accuracy": ("C3", "04_verdict", lambda content: content["data"]["over_unlearning"].update(mean=0.002)),
-    "bound below what it bounds": ("C4", "01_bound", series(0, "bound", [0.09, 19.0, 0.0])),
-    "slack": ("C4", "01_bound", series(0, "bound", [0.1, 20.1, 0.0])),
+    "retained accuracy": ("C3", "04_verdict", measured("over_unlearning", mean=0.002)),
+    "bound below what it bounds": ("C4", "01_bound", measured("proxies", bound=[0.09, 19.0, 0.0])),
+    "slack": ("C4", "01_bound", measured("proxies", bound=[0.1, 20.1, 0.0])),
     "first order too small": ("C4", "01_first_order", number("ratio", 0.6)),
     "first order too large": ("C4", "01_first_order", number("ratio", 1.4)),
-    "exposed share": ("C4", "01_proxy_bound", series(0, "retain data, measured", [0.11, 0.1])),
-    "dominated": ("C5", "05_comparison", number("methods that dominate ZS-PAG", 1)),
-    "cost": ("C6", "05_cost", number("seconds proxies", 0.6)),
+    "exposed share": ("C4", "01_proxy_bound", measured("T3", measured=[0.11, 0.1])),
+    "cost": ("C6", "05_cost", measured("seconds", proxies=0.6)),
 }
 
 
@@ -61,6 +73,14 @@ def test_every_claim_falls_by_each_single_number_and_no_other_claim_does(folder,
     claim, name, spoil = SPOILT[fault]
     recorded.change(folder, name, spoil)
     assert words(folder) == dict.fromkeys(CLAIMS, "yes") | {claim: "no"}
+
+
+def test_titles_legends_and_captions_decide_nothing(folder):
+    before = judge(folder, profile="digits")
+    panels = [{"title": "selectivity", "series": {"proxies": [0.0], "noise": [9.0]}}]
+    for path in folder.glob("*.json"):
+        recorded.change(folder, path.stem, lambda content: content.update(data={"panels": panels}, caption="T3"))
+    assert judge(folder, profile="digits") == before
 
 
 @pytest.mark.parametrize(
@@ -78,23 +98,28 @@ def test_claims_about_a_grid_fall_with_its_rows(folder, claims, options):
 
 def test_window_of_a_single_rate_is_not_wider_than_none(folder):
     one = {0.1: (0.0, 0.0, 0.001), 0.3: (0.0, 0.02, 0.001), 1.0: (0.0, 0.02, 0.001)}
-    recorded.change(
-        folder,
-        recorded.SWEEP,
-        lambda content: content["data"].update(
-            rows=[row for row in content["data"]["rows"] if row["method"] != "zs_pag"] + recorded.grid("zs_pag", one)
-        ),
-    )
-    (verdict,) = [verdict for verdict in judge(folder, profile="digits") if verdict.claim == "C2"]
-    assert [check.word for check in verdict.checks] == ["no", "yes"]
-    assert verdict.checks[0].found == "1 against 0"
+
+    def narrow(content):
+        kept = [row for row in content["measurements"]["rows"] if row["method"] != "zs_pag"]
+        content["measurements"]["rows"] = kept + grid("zs_pag", one)
+
+    recorded.change(folder, recorded.SWEEP, narrow)
+    wide, drift = checks(folder, "C2")
+    assert (wide.word, wide.found, drift.word) == ("no", "1 against 0", "yes")
 
 
-def test_sweep_in_which_another_method_is_better_in_everything_dominates(folder):
-    assert words(folder)["C5"] == "yes"
-    better = {0.01: (0.0, 0.0, 0.0), 1.0: (0.0, 0.0, 0.0)}
-    rows = [row | {"gap": 0.01} for row in recorded.grid("head_only", better)]
-    recorded.change(folder, recorded.SWEEP, lambda content: content["data"]["rows"].extend(rows))
+def test_dominance_and_cost_are_judged_on_the_sweep_and_without_one_on_notebook_05(folder):
+    better = grid("head_only", {0.01: (0.0, 0.0, 0.0), 1.0: (0.0, 0.0, 0.0)})
+    recorded.sweep(folder, further=[row | {"gap": 0.01} for row in better])
+    assert words(folder)["C5"] == "no"
+    seconds = {"proxies": 1.0, "subspaces": 0.0, "update": 1.0, "retraining": 1.0}
+    recorded.change(folder, recorded.SWEEP, lambda content: content["measurements"].update(seconds=seconds))
+    assert [check.file for claim in ("C5", "C6") for check in checks(folder, claim)] == [recorded.SWEEP] * 2
+    assert words(folder)["C6"] == "no"
+    (folder / f"{recorded.SWEEP}.json").unlink()
+    assert [check.file for claim in ("C5", "C6") for check in checks(folder, claim)] == ["05_comparison", "05_cost"]
+    assert (words(folder)["C5"], words(folder)["C6"]) == ("yes", "yes")
+    recorded.change(folder, "05_comparison", lambda content: content["measurements"].update(dominated_by=["masked"]))
     assert words(folder)["C5"] == "no"
 
 
@@ -114,18 +139,16 @@ def test_sweep_that_was_cut_down_is_judged_beside_the_whole_one(folder):
     cut = {"forget_samples": 7, "name": "digits"}
     narrow = {0.1: (0.0, 0.0, 0.03), 0.3: (0.0, 0.0, 0.03), 1.0: (0.0, 0.0, 0.03)}
     recorded.sweep(folder, "sweep_digits_digits_7", config=cut, unprojected=narrow)
-    (verdict,) = [verdict for verdict in judge(folder, profile="digits") if verdict.claim == "C2"]
-    assert [(one.file, one.word) for one in verdict.checks if one.subject.startswith("safe window")] == [
-        (recorded.SWEEP, "yes"), ("sweep_digits_digits_7", "no"),
-    ]  # fmt: skip
+    windows = checks(folder, "C2")[::2]
+    assert {one.file: one.word for one in windows} == {recorded.SWEEP: "yes", "sweep_digits_digits_7": "no"}
 
 
 def test_rows_may_be_kept_by_column_as_well(folder):
     before = judge(folder, profile="digits")
 
     def by_column(content):
-        rows = content["data"]["rows"]
-        content["data"]["rows"] = {name: [row.get(name) for row in rows] for name in rows[-1]}
+        rows = content["measurements"]["rows"]
+        content["measurements"]["rows"] = {name: [row.get(name) for row in rows] for name in rows[-1]}
 
     recorded.change(folder, recorded.SWEEP, by_column)
     assert judge(folder, profile="digits") == before
@@ -140,11 +163,8 @@ def test_limits_are_a_table_by_profile(folder):
 
 def test_claim_holds_only_if_every_check_does():
     good, bad = (Check("size", "at least 1", "2", holds, "file") for holds in (True, False))
-    assert [Verdict("C9", "it is", checks).word for checks in ((), (good,), (good, bad))] == [
-        "not measured",
-        "yes",
-        "no",
-    ]
+    found = [Verdict("C9", "it is", some).word for some in ((), (good,), (good, bad))]
+    assert found == ["not measured", "yes", "no"]
 
 
 def test_both_ways_of_showing_name_claim_number_and_file():

@@ -20,10 +20,12 @@ def row(axis, value, forget, drift, **others):
 FAILED = {"axis": "a", "value": 3, "forget": 2, "seed": 0, "failed": "no sample reached class 4"}
 FRAME = pd.DataFrame(
     [
-        row("a", 2, 1, 0.2), row("a", 2, 2, 0.4), row("a", 1, 1, 50.0, reached=False), row("a", 1, 2, 0.01),
-        row("a", 3, 1, 0.3), FAILED, row("b", "word", 1, 0.6),
+        *(row("a", 2, 1, 0.2), row("a", 2, 2, 0.4)),
+        *(row("a", 1, 1, 50.0, reached=False), row("a", 1, 2, 0.01)),
+        *(row("a", 3, 1, 0.3), FAILED),
+        row("b", "word", 1, 0.6),
     ]
-)  # fmt: skip
+)
 
 
 def test_means_keep_the_order_of_the_axis_and_average_over_cases():
@@ -42,9 +44,8 @@ def test_a_value_at_which_one_case_failed_has_no_mean():
 
 def test_curves_leave_it_out_and_span_the_cases():
     forget, _, drift = curve_panels(FRAME, {"a": "one"}, options={"xlabel": "a"})
-    assert forget["series"]["one"] == {
-        "x": [2, 1], "y": pytest.approx([15, 15]), "low": pytest.approx([10, 10]), "high": pytest.approx([20, 20]),
-    }  # fmt: skip
+    points = {"x": [2, 1], "y": [15, 15], "low": [10, 10], "high": [20, 20]}
+    assert forget["series"]["one"] == {name: pytest.approx(values) for name, values in points.items()}
     assert drift["series"]["one"]["high"] == pytest.approx([0.4, 3])  # a ruined model is cut, not dropped
     assert (forget["xlabel"], forget["ylabel"], drift["ylog"]) == ("a", "forget accuracy (%)", True)
 

@@ -51,7 +51,7 @@ def test_figure_is_drawn_from_the_file_that_holds_its_numbers(root, drawn):
 
     saved = files.read_json(root / "runs/smoke/results/02_budget.json")
     assert {key: saved[key] for key in ("schema", "name", "profile", "draw", "caption", "numbers", "data")} == {
-        "schema": 1,
+        "schema": 2,
         "name": "02_budget",
         "profile": "smoke",
         "draw": "curve",

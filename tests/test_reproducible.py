@@ -59,11 +59,11 @@ def record(profile=PROFILES["digits"], **changes):
     return made | changes
 
 
-def result(root, name="05_ladder", own=None, **data):
+def result(root, name="05_ladder", own=None, made=None):
     path = root / "results" / "digits" / f"{name}.json"
     content = {"schema": 1, "name": name, "profile": "digits", "draw": "bars", "numbers": {"a": [1.0, None]}}
     panel = {"groups": ["a"], "series": {"b": [1.0]}}
-    write_json(path, content | {"data": {"panels": [panel]} | data, "provenance": own or record()})
+    write_json(path, content | {"data": {"panels": [panel]}, "made": made or {}, "provenance": own or record()})
     return path
 
 

@@ -86,8 +86,19 @@ def result_of(root, folder="results"):
 
 def test_run_writes_a_result_by_the_schema(root):
     result = result_of(root)
-    assert set(result) == {"schema", "name", "profile", "draw", "caption", "numbers", "data", "provenance"}
-    assert (result["schema"], result["name"], result["profile"]) == (1, "run_digits_digits_3", "tiny")
+    assert set(result) == {
+        "schema",
+        "name",
+        "profile",
+        "draw",
+        "caption",
+        "numbers",
+        "measurements",
+        "data",
+        "provenance",
+        "made",
+    }
+    assert (result["schema"], result["name"], result["profile"]) == (2, "run_digits_digits_3", "tiny")
     assert result == files.read_json(root / "runs" / "tiny" / "results" / "run_digits_digits_3.json")
     assert result["provenance"] == provenance.read_record(root / "results" / "tiny" / "run_digits_digits_3.json")
     assert result["provenance"]["config"]["classes"] == [FORGET]
@@ -95,7 +106,7 @@ def test_run_writes_a_result_by_the_schema(root):
 
 
 def test_run_read_no_retain_sample_and_says_so(root, finished):
-    (row,) = result_of(root)["data"]["rows"]
+    (row,) = result_of(root)["measurements"]["rows"]
     assert row["retain_samples_read"] == 0
     assert row["forget_samples"] == int((read_digits().train.labels == FORGET).sum())
     assert "0 retain samples read" in finished[1][0]
@@ -103,7 +114,7 @@ def test_run_read_no_retain_sample_and_says_so(root, finished):
 
 def test_run_forgets_and_its_headline_numbers_are_its_rows(root):
     result = result_of(root)
-    (row,) = result["data"]["rows"]
+    (row,) = result["measurements"]["rows"]
     scores = row["scores"]
     assert scores["original"]["acc_forget"] > 0.9
     assert scores["unlearned"]["acc_forget"] < 0.2
@@ -114,7 +125,7 @@ def test_run_forgets_and_its_headline_numbers_are_its_rows(root):
 
 
 def test_run_says_where_the_pixels_came_from(root):
-    assert result_of(root)["data"]["data_source"] == "scikit-learn's own copy"
+    assert result_of(root)["measurements"]["data_source"] == "scikit-learn's own copy"
 
 
 def test_run_draws_a_figure_that_carries_the_same_record(root):
@@ -147,7 +158,7 @@ def test_run_from_recorded_models_trains_nothing_and_finds_the_same(root, tmp_pa
     with pytest.raises(TypeError, match="NoneType"):
         list(runs.run(PROFILE, record=False))
     lines = list(runs.run(replace(PROFILE, recorded_models=True), record=True))
-    (before,), (after,) = result_of(root)["data"]["rows"], result_of(tmp_path)["data"]["rows"]
+    (before,), (after,) = result_of(root)["measurements"]["rows"], result_of(tmp_path)["measurements"]["rows"]
     assert {name for name in before if before[name] != after[name]} == {"seconds"}
     assert lines[-1].startswith(f"left {target / 'retrained-digits-digits-seed0-without3.safetensors'} as it")
 

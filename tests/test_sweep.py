@@ -30,7 +30,7 @@ def result_of(root, folder="results/tiny"):
 
 
 def rows_of(result):
-    columns = result["data"]["rows"]
+    columns = result["measurements"]["rows"]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -53,7 +53,7 @@ def test_result_holds_every_row_and_its_curves(finished):
 
 
 def test_result_answers_every_question_with_a_table_and_has_no_floor_with_one_seed(finished):
-    data = result_of(finished[0])["data"]
+    data = result_of(finished[0])["measurements"]
     assert all(table.startswith("| method | ") for table in data["tables"].values())
     assert "masked original" in data["tables"]["Who is dominated?"]
     assert (data["noise"], data["verdicts"], data["seconds"]) == ([], [], {})  # nothing to say about an absent ZS-PAG
@@ -63,7 +63,7 @@ def test_sweep_of_zs_pag_says_whether_it_is_dominated_and_what_retraining_costs(
     shutil.copytree(finished[0] / "runs", tmp_path / "runs")
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
     list(sweep.sweep(PROFILE, ("zs_pag", "delete"), record=False))
-    data = result_of(tmp_path, "runs/tiny/results")["data"]
+    data = result_of(tmp_path, "runs/tiny/results")["measurements"]
     assert "ZS-PAG is dominated by " in data["verdicts"][0]
     assert "relearning (AIN)" in data["verdicts"][0]
     assert data["seconds"]["retraining"] > 0
@@ -79,7 +79,7 @@ def test_many_methods_are_drawn_eight_at_a_time_beside_the_first(monkeypatch):
 
 
 def test_result_names_the_classes_and_where_the_pixels_came_from(finished):
-    data = result_of(finished[0])["data"]
+    data = result_of(finished[0])["measurements"]
     assert (data["class_names"], data["data_source"]) == (["3"], "scikit-learn's own copy")
 
 
@@ -109,7 +109,10 @@ def test_second_sweep_computes_nothing_and_records_only_if_asked(finished, tmp_p
     lines = list(sweep.sweep(PROFILE, NAMES, record=False))
     assert len(lines) == 4
     assert not (tmp_path / "results").exists()
-    assert result_of(tmp_path, "runs/tiny/results")["data"]["rows"] == result_of(finished[0])["data"]["rows"]
+    assert (
+        result_of(tmp_path, "runs/tiny/results")["measurements"]["rows"]
+        == result_of(finished[0])["measurements"]["rows"]
+    )
 
 
 def test_sweep_from_recorded_models_trains_nothing(finished, tmp_path, monkeypatch):
@@ -133,21 +136,21 @@ def grown_root(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
     (tmp_path / "runs").symlink_to(finished[0] / "runs")
     list(sweep.sweep(PROFILE, NAMES[:1], record=True))
-    assert set(result_of(tmp_path)["data"]["rows"]["method"]) == {*experiment.REFERENCES, NAMES[0]}
+    assert set(result_of(tmp_path)["measurements"]["rows"]["method"]) == {*experiment.REFERENCES, NAMES[0]}
 
 
 def test_a_recorded_sweep_grows_by_the_methods_that_are_swept_later(finished, tmp_path, monkeypatch):
     grown_root(finished, tmp_path, monkeypatch)
-    first = result_of(tmp_path)["data"]
+    first = result_of(tmp_path)
     monkeypatch.setattr(provenance, "_commit", lambda: ("another", False))
     lines = list(sweep.sweep(PROFILE, NAMES[1:], record=True))
     assert f"joined what is recorded of {METHODS[NAMES[0]].title}" in lines
-    grown, whole = result_of(tmp_path)["data"], result_of(finished[0])["data"]
-    assert rows_of({"data": grown}) == rows_of({"data": whole})
+    grown, whole = result_of(tmp_path), result_of(finished[0])
+    assert rows_of(grown) == rows_of(whole)
     assert grown["made"][NAMES[0]] == first["made"][NAMES[0]]
     assert grown["made"][NAMES[1]]["commit"] == "another" != grown["made"][NAMES[0]]["commit"]
     for part in ("markdown", "tables", "titles"):
-        assert grown[part] == whole[part], part
+        assert grown["measurements"][part] == whole["measurements"][part], part
 
 
 @pytest.mark.parametrize("change", [{"ladders": Ladders((0.003,), (0.1,), (0.3,))}, {"retrained": False}])
@@ -155,7 +158,7 @@ def test_a_recorded_sweep_of_another_configuration_is_replaced(finished, tmp_pat
     grown_root(finished, tmp_path, monkeypatch)
     lines = list(sweep.sweep(replace(PROFILE, **change), NAMES[1:], record=True))
     assert not any(line.startswith("joined") for line in lines)
-    assert set(result_of(tmp_path)["data"]["made"]) == {NAMES[1]}
+    assert set(result_of(tmp_path)["made"]) == {NAMES[1]}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def test_a_recorded_sweep_of_other_data_or_of_options_that_are_gone_is_replaced(
     content["provenance"] |= change
     files.write_json(path, content)
     list(sweep.sweep(PROFILE, NAMES[1:], record=True))
-    assert set(result_of(tmp_path)["data"]["made"]) == {NAMES[1]}
+    assert set(result_of(tmp_path)["made"]) == {NAMES[1]}
 
 
 def test_a_sweep_of_a_half_says_so_in_name_caption_and_rows_and_leaves_the_whole_alone(finished, tmp_path, monkeypatch):
@@ -182,15 +185,15 @@ def test_a_sweep_of_a_half_says_so_in_name_caption_and_rows_and_leaves_the_whole
     assert f"wrote {tmp_path}/results/tiny/{name}.json" in lines
     result = files.read_json(tmp_path / "results" / "tiny" / f"{name}.json")
     assert result["caption"].endswith("judged on the second half of the test set.")
-    assert result["data"]["test_half"] == "second"
-    assert set(result["data"]["rows"]["gap"]) == {None}
-    assert "not measured" in result["data"]["markdown"]
-    assert result["data"]["titles"]["delete"] == "DELETE"
+    assert result["measurements"]["test_half"] == "second"
+    assert set(result["measurements"]["rows"]["gap"]) == {None}
+    assert "not measured" in result["measurements"]["markdown"]
+    assert result["measurements"]["titles"]["delete"] == "DELETE"
     whole = result_of(finished[0])
-    assert whole["data"]["test_half"] is None
+    assert whole["measurements"]["test_half"] is None
     assert "half" not in whole["caption"]
-    assert None not in whole["data"]["rows"]["gap"]
-    assert "not measured" not in whole["data"]["markdown"]
+    assert None not in whole["measurements"]["rows"]["gap"]
+    assert "not measured" not in whole["measurements"]["markdown"]
 
 
 def test_a_sweep_of_several_seeds_without_retrained_models_has_no_noise_floor(tmp_path, monkeypatch):
@@ -199,6 +202,6 @@ def test_a_sweep_of_several_seeds_without_retrained_models_has_no_noise_floor(tm
     found = {}
     for retrained in (False, True):
         list(sweep.sweep(replace(profile, retrained=retrained), ("delete",), record=True))
-        found[retrained] = result_of(tmp_path)["data"]["noise"]
+        found[retrained] = result_of(tmp_path)["measurements"]["noise"]
     assert found[False] == []
     assert len(found[True]) == 1

@@ -71,7 +71,7 @@ OTHERS = [("svhn", "alexnet"), ("facescrub", "vgg16"), ("cifar100", "vit")]
 def test_each_data_set_and_architecture_of_the_paper_is_trained_forgets_and_is_judged(dataset, arch, place):
     done = zspag(place, "run", "--profile", "paper-trial", "--dataset", dataset, "--arch", arch)
     assert done.returncode == 0, done.stdout + done.stderr
-    (row,) = read_json(place / f"runs/paper-trial/results/run_{dataset}_{arch}_class03.json")["data"]["rows"]
+    (row,) = read_json(place / f"runs/paper-trial/results/run_{dataset}_{arch}_class03.json")["measurements"]["rows"]
     assert row["retain_samples_read"] == 0
     assert set(row["scores"]) == {"original", "masked", "retrained", "unlearned"}
     assert len(row["free_dimension"]) + len(row["frozen"]) > 4

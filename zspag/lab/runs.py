@@ -22,6 +22,7 @@ from zspag.lab.data.loading import NAMED
 from zspag.lab.evaluation import masked_parts, per_class_accuracy, score
 from zspag.lab.experiment import Case
 from zspag.report import files, plots, provenance
+from zspag.report.results import Result
 from zspag.runtime import pick_device, pool_map, threads
 from zspag.unlearning import Unlearned, zero_shot_unlearn
 
@@ -99,19 +100,19 @@ def run(profile: Profile, *, record: bool) -> Iterator[str]:
             yield _record_checkpoint(*job)
 
 
-def publish(result: dict[str, Any], *, record: bool) -> Iterator[str]:
+def publish(result: Result, *, record: bool) -> Iterator[str]:
     """Write a result file to ``runs/`` (and to ``results/`` if it is to be kept) and draw its figure.
 
     Yields:
         Lines for the reader.
     """
-    root, name, profile = files.repository_root(), result["name"], result["profile"]
+    root, name, profile = files.repository_root(), result.name, result.profile
     folders = [root / "runs" / profile / "results"] + ([root / "results" / profile] if record else [])
     for folder in folders:
-        files.write_json(folder / f"{name}.json", result)
+        files.write_json(folder / f"{name}.json", result.to_dict())
         yield f"wrote {files.shown(folder / name)}.json"
     figure = root / "figures" / profile / f"{name}.png"
-    plots.save(result, figure)
+    plots.save(result.to_dict(), figure)
     yield f"wrote {files.shown(figure)}"
 
 
@@ -206,7 +207,7 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started: float) -> dict[str, Any]:
+def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started: float) -> Result:
     """Return a result file: the rows, headline numbers, and the figure's panels (one per class)."""
     numbers: dict[str, list[float | None]] = {}
     for row in rows:
@@ -226,21 +227,15 @@ def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started
         }
         for row in rows
     ]
-    return {
-        "schema": 1,
-        "name": name,
-        "profile": profile.name,
-        "draw": "bars",
-        "caption": "Test accuracy per class before and after forgetting one class.",
-        "numbers": numbers,
-        "data": {
-            "panels": panels,
-            "columns": 1,
-            "size": [9, 3.2],
-            "rows": list(rows),
-            "data_source": experiment.data_of(profile).data_source,
-        },
-        "provenance": provenance.record(
+    return Result(
+        name=name,
+        profile=profile.name,
+        draw="bars",
+        caption="Test accuracy per class before and after forgetting one class.",
+        numbers=numbers,
+        data={"panels": panels, "columns": 1, "size": [9, 3.2]},
+        measurements={"rows": list(rows), "data_source": experiment.data_of(profile).data_source},
+        provenance=provenance.record(
             config=to_dict(profile),
             seed=profile.seeds[0],
             data_sha256=experiment.data_of(profile).sha256,
@@ -248,7 +243,7 @@ def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started
             threads=profile.workers * profile.threads,
             started=started,
         ),
-    }
+    )
 
 
 def _record_checkpoint(profile: Profile, seed: int, without: int | None) -> str:

@@ -11,7 +11,7 @@ each method by which commit, when and with which versions its rows were made.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ import pandas as pd
 
 from zspag.config import Profile, from_dict
 from zspag.lab import cluster, experiment, runs
-from zspag.report import claims, files, tables
+from zspag.report import claims, files, results, tables
+from zspag.report.results import Result
 
 ROW = 8  # methods beside the first one in a row of panels
 
@@ -66,27 +67,27 @@ def _sorted(frame: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     )
 
 
-def _recorded(path: Path, profile: Profile, data_sha256: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _recorded(path: Path, profile: Profile, data_sha256: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
     """Return the rows of a recorded result and, per method, how they were made; nothing if it answers another question.
 
     An option that is younger than the file had its default then; a file with one that is gone answers another question.
     """
     if not path.is_file():
         return pd.DataFrame(), {}
-    content = files.read_json(path)
-    record = content["provenance"]
     try:
+        content = results.read(path)
+        record = content.provenance
         recorded = replace(from_dict(Profile, record["config"]), workers=profile.workers)  # they change no number
     except (TypeError, ValueError):
         return pd.DataFrame(), {}  # an option of then that there is no longer
     if (recorded, record["data_sha256"]) != (profile, data_sha256):
         return pd.DataFrame(), {}
-    rows = pd.DataFrame(content["data"]["rows"])
+    rows = pd.DataFrame(content.measurements["rows"])
     methods = [name for name in rows["method"].unique() if name not in experiment.REFERENCES]
-    return rows, content["data"].get("made") or dict.fromkeys(methods, _without_config(record))
+    return rows, content.made or dict.fromkeys(methods, _without_config(record))
 
 
-def _without_config(record: dict[str, Any]) -> dict[str, Any]:
+def _without_config(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("config", "platform")}
 
 
@@ -97,7 +98,7 @@ def _result(
     frame: pd.DataFrame,
     made: dict[str, Any],
     made_by: dict[str, Any],
-) -> dict[str, Any]:
+) -> Result:
     """Return a result file: the curves, all tables, what the safe windows are worth in numbers, and every row."""
     ruled, best = tables.by_rule(frame), tables.in_hindsight(frame)
     noise = experiment.retraining_noise(profile) if profile.retrained and len(profile.seeds) > 1 else pd.DataFrame()
@@ -112,16 +113,15 @@ def _result(
     drift = {f"drift in hindsight {method}": tables.over_classes(best, "drift")[method]["mean"] for method in methods}
     data = experiment.data_of(profile)
     finite = frame.replace([math.inf, -math.inf], math.nan)  # what diverged has no number in a file
-    return {
-        "schema": 3,
-        "name": name,
-        "profile": profile.name,
-        "draw": "curves",
-        "caption": "Forget accuracy, over-unlearning and drift over the learning rate"
+    return Result(
+        name=name,
+        profile=profile.name,
+        draw="curves",
+        caption="Forget accuracy, over-unlearning and drift over the learning rate"
         + (f", judged on the {profile.test_half} half of the test set." if profile.test_half else "."),
-        "numbers": {name: [value, None] for name, value in (factors | drift).items()},
-        "data": _panels(frame, methods)
-        | {
+        numbers={name: [value, None] for name, value in (factors | drift).items()},
+        data=_panels(frame, methods),
+        measurements={
             "markdown": tables.markdown(tables.main_table(ruled, frame, experiment.TITLES)),
             "hindsight": tables.markdown(tables.main_table(best, frame, experiment.TITLES)),
             "tables": {question: tables.markdown(table) for question, table in shown.items()},
@@ -129,14 +129,14 @@ def _result(
             "noise": noise.to_dict("records"),
             "seconds": seconds,
             "rows": files.plain(tables.columns(finite), "rows"),
-            "made": made,
             "data_source": data.data_source,
             "test_half": profile.test_half,
             "titles": {name: experiment.TITLES[name] for name in (*experiment.REFERENCES, *methods)},
             "class_names": [data.classes[forget] for forget in profile.classes],
         },
-        "provenance": made_by,
-    }
+        provenance=made_by,
+        made=made,
+    )
 
 
 def _panels(frame: pd.DataFrame, methods: Sequence[str]) -> dict[str, Any]:

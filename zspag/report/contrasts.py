@@ -23,14 +23,12 @@ _AXES: dict[str, tuple[str, float, tuple[float, float], bool]] = {
     "eps": ("radius of the rule (pixels)", 1, (0, 1.05), False),
 }
 OUTCOME = ("acc_forget", "over_unlearning", "drift")
-# A class of digits has 36 test images; of these one or two may still be recognized.
-FORGOTTEN = 0.05
+FORGOTTEN = 0.05  # a class of digits has 36 test images; of these one or two may still be recognized
 
 
 def means(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
     """Return one line per value of an axis, in its order: means over cases, "reached" by all, "failed" in any."""
-    own = frame[frame["axis"] == axis]
-    groups = own.groupby("value", sort=False)
+    groups = frame[frame["axis"] == axis].groupby("value", sort=False)
     table = groups[list(COLUMNS)].agg(lambda values: values.mean(skipna=False))
     failed = groups["failed"].agg(lambda reasons: bool((reasons != "").any()))
     reached = groups["reached"].agg(lambda flags: bool(flags.eq(True).all()))
@@ -43,7 +41,7 @@ def forgotten(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def ends(table: pd.DataFrame) -> tuple[Any, Any, float]:
-    """Return the first and the last value that ran, and how many times the drift of the last the first one has.
+    """Return the first and the last value that ran, and the drift of the first over that of the last.
 
     Where nothing ran, all three are NaN.
     """
@@ -54,25 +52,23 @@ def ends(table: pd.DataFrame) -> tuple[Any, Any, float]:
 
 
 def verdict(table: pd.DataFrame, *, own: Any) -> str:
-    """Say in half a sentence which values forget, what the gentlest of them is, and how the profile's own compares.
+    """Return half a sentence: how many values forget, which drifts least, and how the profile's own compares.
 
     Args:
         table: Lines of ``means``.
         own: The profile's value; a value that the axis lacks is not compared.
     """
-    good = forgotten(table)
-    count = f"{len(good)} of {len(table)} values forget"
-    if good.empty:
-        return count
-    gentlest, roughest = good["drift"].idxmin(), good["drift"].idxmax()
-    said = f"{count}, with a drift from {good['drift'][gentlest]:.4f} ({word(gentlest)}) to "
-    said += f"{good['drift'][roughest]:.4f} nats ({word(roughest)})"
-    if own in good.index:
-        times = good["drift"][own] / good["drift"][gentlest]
-        said += f"; the profile's own value, {word(own)}, drifts {times:.1f} times the least"
+    drift = forgotten(table)["drift"]
+    text = f"{len(drift)} of {len(table)} values forget"
+    if drift.empty:
+        return text
+    least, most = drift.idxmin(), drift.idxmax()
+    text += f", with a drift from {drift[least]:.4f} ({word(least)}) to {drift[most]:.4f} nats ({word(most)})"
+    if own in drift.index:
+        text += f"; the profile's own value, {word(own)}, drifts {drift[own] / drift[least]:.1f} times the least"
     elif own in table.index:
-        said += f"; the profile's own value, {word(own)}, is not among them"
-    return said
+        text += f"; the profile's own value, {word(own)}, is not among them"
+    return text
 
 
 def word(value: Any) -> str:
@@ -97,22 +93,25 @@ def curve_panels(
         x: Column that holds the place on the axis.
         options: Options that all panels share, such as ``xlabel``.
     """
-    return [_panel(column) | {"series": _series(frame, titles, column, x)} | dict(options) for column in columns]
+    return [
+        _panel(column)
+        | {"series": {title: _points(frame, axis, column, x) for axis, title in titles.items()}}
+        | dict(options)
+        for column in columns
+    ]
 
 
 def bar_panels(
     frame: pd.DataFrame, titles: Mapping[str, str], *, columns: Sequence[str] = OUTCOME, options: Mapping[str, Any]
 ) -> list[Panel]:
-    """Return one panel per column for ``plots.bars``: mean over cases, whiskers half the distance between extremes."""
+    """Return one panel per column for ``plots.bars``: means over cases, 0 where an axis lacks a value of another."""
     panels = []
     for column in columns:
         found = {title: _points(frame, axis, column, "value") for axis, title in titles.items()}
-        groups = list(dict.fromkeys(value for points in found.values() for value in points["x"]))
-        heights = {
-            title: [dict(zip(points["x"], points["y"], strict=True)).get(group, 0) for group in groups]
-            for title, points in found.items()
-        }
-        panels.append(_panel(column) | {"groups": groups, "series": heights} | dict(options))
+        heights = {title: dict(zip(points["x"], points["y"], strict=True)) for title, points in found.items()}
+        groups = list(dict.fromkeys(value for bars in heights.values() for value in bars))
+        series = {title: [bars.get(group, 0) for group in groups] for title, bars in heights.items()}
+        panels.append(_panel(column) | {"groups": groups, "series": series} | dict(options))
     return panels
 
 
@@ -121,20 +120,16 @@ def _panel(column: str) -> Panel:
     return {"ylabel": label, "ylim": list(limits), "ylog": logarithmic}
 
 
-def _series(frame: pd.DataFrame, titles: Mapping[str, str], column: str, x: str) -> Panel:
-    return {title: _points(frame, axis, column, x) for axis, title in titles.items()}
-
-
 def _points(frame: pd.DataFrame, axis: str, column: str, x: str) -> dict[str, list[Any]]:
     own = frame[frame["axis"] == axis]
-    broken = set(own.loc[own["failed"] != "", "value"])
-    _, factor, (low, high), _ = _AXES[column]
+    _, factor, limits, _ = _AXES[column]
     points: dict[str, list[Any]] = {"x": [], "y": [], "low": [], "high": []}
     for value, rows in own.groupby("value", sort=False):
-        if value in broken:
+        if (rows["failed"] != "").any():
             continue
         scaled = factor * rows[column].astype(float)
         points["x"].append(value if x == "value" else float(rows[x].mean()))
-        for name, number in (("y", scaled.mean()), ("low", scaled.min()), ("high", scaled.max())):
-            points[name].append(float(min(max(number, low), high)))
+        shown = pd.Series({"y": scaled.mean(), "low": scaled.min(), "high": scaled.max()}).clip(*limits)
+        for name, number in shown.items():
+            points[str(name)].append(float(number))
     return points

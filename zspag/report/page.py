@@ -20,6 +20,7 @@ from zspag import config
 from zspag.profiles import PROFILES
 from zspag.report import files, provenance
 from zspag.report.files import plain, repository_root
+from zspag.report.results import Result
 from zspag.speedups.allocator import RSS_UNIT, keep_freed_memory, peak_bytes
 
 SCHEMA = 1
@@ -102,6 +103,7 @@ class Page:
         data: Mapping[str, Any],
         *,
         caption: str,
+        measurements: Mapping[str, Any] | None = None,
         numbers: Mapping[str, tuple[Any, float | None]] | None = None,
         seed: int | None = None,
     ) -> Picture:
@@ -112,6 +114,7 @@ class Page:
             draw: Name of a function of ``zspag.report.plots``.
             data: The plotted numbers, whatever ``draw`` expects.
             caption: One or two sentences that say what is seen.
+            measurements: What claims and tables read, by key.
             numbers: Headline numbers as ``{name: (value, tolerance)}``; the reproduction report compares them.
                 A tolerance of None marks a number that differs from run to run, such as a time.
             seed: Seed behind the numbers, if there is one.
@@ -121,7 +124,8 @@ class Page:
         """
         from zspag.report import plots  # late: matplotlib takes a second, and a page without figures does not need it
 
-        saved = self._save(name, draw=draw, data=data, caption=caption, numbers=numbers, seed=seed)
+        shown = {"draw": draw, "data": plain(data, "data"), "caption": caption}
+        saved = self._save(name, shown, measurements or {}, numbers=numbers, seed=seed)
         content = files.read_json(saved)
         target = self._root / "figures" / self.profile.name / f"{name}.png"
         plots.save(content, target)
@@ -131,13 +135,13 @@ class Page:
     def result(
         self,
         name: str,
-        data: Mapping[str, Any],
+        measurements: Mapping[str, Any],
         *,
         numbers: Mapping[str, tuple[Any, float | None]] | None = None,
         seed: int | None = None,
     ) -> None:
         """Write numbers that no figure shows; arguments as in ``figure``."""
-        self._outputs[name] = (self._save(name, draw=None, data=data, caption="", numbers=numbers, seed=seed),)
+        self._outputs[name] = (self._save(name, {}, measurements, numbers=numbers, seed=seed),)
 
     def expect(self, finding: object) -> None:
         """Assert a finding: something that a trained network shows, and that one trained on a trial's share need not.
@@ -245,27 +249,24 @@ class Page:
     def _save(
         self,
         name: str,
+        shown: Mapping[str, Any],
+        measurements: Mapping[str, Any],
         *,
-        draw: str | None,
-        data: Mapping[str, Any],
-        caption: str,
         numbers: Mapping[str, tuple[Any, float | None]] | None,
         seed: int | None,
     ) -> Path:
         if not _NAME.fullmatch(name) or name[:2] != self.name[:2]:
             raise ValueError(f"results of {self.name} are called {self.name[:2]}_..., got {name!r}")
         path = self._runs("results") / f"{name}.json"
-        content = {
-            "schema": SCHEMA,
-            "name": name,
-            "profile": self.profile.name,
-            "draw": draw,
-            "caption": caption,
-            "numbers": _checked_numbers(numbers or {}),
-            "data": plain(data, "data"),
-            "provenance": self._record(seed=seed),
-        }
-        files.write_json(path, content)
+        result = Result(
+            name=name,
+            profile=self.profile.name,
+            provenance=self._record(seed=seed),
+            measurements=plain(measurements, "measurements"),
+            numbers=_checked_numbers(numbers or {}),
+            **shown,
+        )
+        files.write_json(path, result.to_dict())
         return path
 
 

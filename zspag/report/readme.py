@@ -9,19 +9,30 @@ Invariant: no number is typed; a block without its files says that it was not me
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import pandas as pd
 
 from zspag.profiles import PAPER_DATA, PAPER_NETS
-from zspag.report import claims, files, tables
+from zspag.report import claims, files, results, tables
+from zspag.report.results import Result
 
 MANY = 200  # forget images from which on unseen ones are held to a bar
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[a-z0-9_]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 NOT_YET = "_not yet measured_\n"
+CHAPTERS = {
+    "00_quickstart": "What happens to a model that is made to forget a class?",
+    "01_theory": "Why does projecting an update keep what is retained, and how far does the guarantee reach?",
+    "02_proxy_generation": "What stands in for the retain data nobody has?",
+    "03_subspace_construction": "Which directions are protected, and are they the right ones?",
+    "04_pseudo_labeling": "What should a forgotten image become, and does the influence of a label matter?",
+    "05_experiments": "Does it hold for every class and seed, and would something simpler have done?",
+    "06_ablations": "Which of its many choices matter, and where does it break?",
+    "07_audit": "Is the class gone, or only silent, and which requests fail?",
+}
 
 
 def render(text: str, root: Path) -> str:
@@ -44,39 +55,28 @@ def _read(path: Path) -> dict[str, Any] | None:
     return files.read_json(path) if path.is_file() else None
 
 
-def chapters(results: Path) -> str:
+def _grid(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    return tables.markdown(pd.DataFrame(lines, columns=list(header)).set_index(header[0])) + "\n"
+
+
+def chapters(folder: Path) -> str:
     """Return the table of notebooks: title, what it answers, seconds and memory of the recorded run."""
-    found = _read(results / "digits" / "time_and_memory.json")
-    lines = ["| chapter | answers | seconds | peak memory |", "| --- | --- | --- | --- |"]
+    costs = (_read(folder / "digits" / "time_and_memory.json") or {}).get("notebooks", {})
+    lines = []
     for name, question in CHAPTERS.items():
-        cost = (found or {}).get("notebooks", {}).get(name)
         spent = ["not yet measured", ""]
-        if cost is not None:
-            memory = cost["peak_memory_mib"]
-            spent = [f"{cost['seconds']:.0f}", f"{max(memory.values()) / 1024:.1f} GiB per process"]
-        lines.append(f"| [{name}](notebooks/{name}.ipynb) | {question} | {' | '.join(spent)} |")
-    if found is not None:
-        total = sum(cost["seconds"] for cost in found["notebooks"].values())
-        lines.append(f"| all | | {total:.0f} | |")
-    return "\n".join(lines) + "\n"
+        if (cost := costs.get(name)) is not None:
+            memory = max(cost["peak_memory_mib"].values()) / 1024
+            spent = [f"{cost['seconds']:.0f}", f"{memory:.1f} GiB per process"]
+        lines.append([f"[{name}](notebooks/{name}.ipynb)", question, *spent])
+    if costs:
+        lines.append(["all", "", f"{sum(cost['seconds'] for cost in costs.values()):.0f}", ""])
+    return _grid(["chapter", "answers", "seconds", "peak memory"], lines)
 
 
-CHAPTERS = {
-    "00_quickstart": "What happens to a model that is made to forget a class?",
-    "01_theory": "Why does projecting an update keep what is retained, and how far does the guarantee reach?",
-    "02_proxy_generation": "What stands in for the retain data nobody has?",
-    "03_subspace_construction": "Which directions are protected, and are they the right ones?",
-    "04_pseudo_labeling": "What should a forgotten image become, and does the influence of a label matter?",
-    "05_experiments": "Does it hold for every class and seed, and would something simpler have done?",
-    "06_ablations": "Which of its many choices matter, and where does it break?",
-    "07_audit": "Is the class gone, or only silent, and which requests fail?",
-}
-
-
-def commands(results: Path) -> str:
+def commands(folder: Path) -> str:
     """Return how long the README's commands took in a fresh clone, as ``make fresh-clone`` timed them."""
-    found = _read(results / "commands.json")
-    if found is None:
+    if (found := _read(folder / "commands.json")) is None:
         return NOT_YET
     minutes = {name: f"{spent / 60:.1f} minutes" for name, spent in found["seconds"].items()}
     return (
@@ -88,203 +88,183 @@ def commands(results: Path) -> str:
 
 
 def _table(name: str) -> Callable[[Path], str]:
-    def block(results: Path) -> str:
-        found = _read(results / "digits" / f"{name}.json")
-        return NOT_YET if found is None else found["data"]["markdown"] + "\n"
+    def block(folder: Path) -> str:
+        found = _digits(folder, name)
+        return NOT_YET if found is None else found.measurements["markdown"] + "\n"
 
     return block
 
 
-def headline(results: Path) -> str:
+def _digits(folder: Path, name: str) -> Result | None:
+    path = folder / "digits" / f"{name}.json"
+    return results.read(path) if path.is_file() else None
+
+
+def headline(folder: Path) -> str:
     """Return the digits headline in one sentence per number."""
-    found, hindsight = _read(results / "digits" / "05_headline.json"), _read(results / "digits" / "05_hindsight.json")
-    ladder, capture = _read(results / "digits" / "05_ladder.json"), _read(results / "digits" / "03_capture.json")
+    found, hindsight, ladder = (_digits(folder, name) for name in ("05_headline", "05_hindsight", "05_ladder"))
     if found is None or hindsight is None or ladder is None:
         return NOT_YET
-    points = {name: 100 * value for name, (value, _) in found["numbers"].items()}
-    safe = {name.removeprefix("safe rates "): int(value) for name, (value, _) in ladder["numbers"].items()}
-    classes, seeds = len(found["data"]["classes"]), len(found["data"]["seeds"])
+    points = {name: 100 * value for name, (value, _) in found.numbers.items()}
+    safe, unprojected = (ladder.number(f"safe rates {name}") for name in ("zs_pag", "unprojected"))
+    classes, seeds = len(found.measurements["classes"]), len(found.measurements["seeds"])
+    ceiling = ": where accuracy is at its ceiling, the projection does not widen the window (but see CIFAR-10)."
     lines = [
         f"* {classes} classes x {seeds} seeds, layers and rate chosen on forget images alone: forget accuracy"
         f" {points['acc_forget']:.2f} %, over-unlearning {points['over_unlearning']:+.2f} points against the masked"
         " original, negative meaning better (without class 3, the class of the trials:"
         f" {points['acc_forget without class 3']:.2f} %, {points['over_unlearning without class 3']:+.2f}).",
-        f"* Safe learning rates on a ladder of seven, a factor of about 3 apart: {safe['zs_pag']} with the projection,"
-        f" {safe['unprojected']} with the same labels without it"
-        + (
-            "."
-            if safe["zs_pag"] > safe["unprojected"]
-            else ": where accuracy is at its ceiling, the projection does not widen the window (but see CIFAR-10)."
-        ),
+        f"* Safe learning rates on a ladder of seven, a factor of about 3 apart: {safe:.0f} with the projection,"
+        f" {unprojected:.0f} with the same labels without it{'.' if safe > unprojected else ceiling}",
         "* Drift on retained images at each arm's best rate in hindsight:"
-        f" {hindsight['numbers']['drift ratio'][0]:.2f} of the unprojected run's.",
+        f" {hindsight.number('drift ratio'):.2f} of the unprojected run's.",
     ]
-    if capture is not None:
+    if (capture := _digits(folder, "03_capture")) is not None:
         kinds = ("proxies", "forget", "noise", "random")
-        share = {kind: capture["numbers"][f"capture_of_oracle_{kind}"][0] for kind in kinds}
-        choosy = {kind: capture["numbers"][f"head_selectivity_{kind}"][0] for kind in kinds}
-        lines += [
-            "* Subspaces of equal rank, capture of the true retain moment as a share of the oracle's, worst layer: "
-            + ", ".join(f"{kind} {value:.3f}" for kind, value in share.items())
-            + "; selectivity in the head: "
-            + ", ".join(f"{kind} {value:.2f}" for kind, value in choosy.items())
-            + ".",
-        ]
-    if (compared := _read(results / "digits" / "05_comparison.json")) is not None:
-        lines.append(f"* {compared['data']['sentence']}")
+        shares = [f"{kind} {capture.number(f'capture_of_oracle_{kind}'):.3f}" for kind in kinds]
+        selective = [f"{kind} {capture.number(f'head_selectivity_{kind}'):.2f}" for kind in kinds]
+        lines.append(
+            "* Subspaces of equal rank, capture of the true retain moment as a share of the oracle's, worst layer:"
+            f" {', '.join(shares)}; selectivity in the head: {', '.join(selective)}."
+        )
+    if (compared := _digits(folder, "05_comparison")) is not None:
+        lines.append(f"* {compared.measurements['sentence']}")
     return "\n".join(lines) + "\n"
 
 
-def runs(results: Path) -> str:
+def runs(folder: Path) -> str:
     """Return one line per recorded ``zspag run``: scores, rate, time, and the retain samples read (last)."""
     header = "data, net|class|seed|forget % before|after|retain %|masked|retrained|drift|rate|seconds (threads)|read"
     lines = []
-    for path in sorted(results.glob("*/run_*.json")):
-        found = files.read_json(path)
-        for row in found["data"]["rows"]:
+    for path in sorted(folder.glob("*/run_*.json")):
+        found = results.read(path)
+        share = found.config["unlearn"]["update"].get("held_out", 0.0)
+        setting = _setting(found) + (f" ({100 * share:g} % held out)" if share else "")
+        for row in found.measurements["rows"]:
             score = row["scores"]
             forgot = [f"{100 * score[name]['acc_forget']:.1f}" for name in ("original", "unlearned")]
             kept = [f"{100 * score[name]['acc_retain']:.2f}" for name in ("unlearned", "masked", "retrained")]
             cost = [f"{row['lr']:g}", f"{row['seconds']['total']:.0f} ({row['threads']})", row["retain_samples_read"]]
-            place = [_setting(found) + _held_out(found), row["class_name"], row["seed"]]
-            lines.append([*place, *forgot, *kept, f"{score['unlearned']['drift']:.4f}", *cost])
-    if not lines:
-        return NOT_YET
-    table = [header.split("|"), ["---"] * len(lines[0]), *lines]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in table) + "\n"
+            drift = f"{score['unlearned']['drift']:.4f}"
+            lines.append([setting, row["class_name"], row["seed"], *forgot, *kept, drift, *cost])
+    return _grid(header.split("|"), lines) if lines else NOT_YET
 
 
-def _held_out(found: dict[str, Any]) -> str:
-    """Say which share of the forget set was held out, where a run departed from the defaults so."""
-    share = found["provenance"]["config"]["unlearn"]["update"].get("held_out", 0.0)
-    return f" ({100 * share:g} % held out)" if share else ""
+def _setting(found: Result) -> str:
+    """Return data set, where its pixels came from (older audits do not know), and net."""
+    source = found.measurements.get("data_source")
+    data = Path(found.config["dataset"]).name + (f" ({source})" if source else "")
+    return f"{data}, {Path(found.config['arch']).name}"
 
 
-def _setting(found: dict[str, Any]) -> str:
-    """Return data set and net; results on pixels that were coded with loss say so, older files do not know."""
-    config = found["provenance"]["config"]
-    lossy = re.search(r"([\w -]+) \(lossy\)", found["data"].get("data_source", ""))
-    return f"{Path(config['dataset']).name}{f' ({lossy[1].strip()})' if lossy else ''}, {Path(config['arch']).name}"
-
-
-def pairs(results: Path) -> str:
+def pairs(folder: Path) -> str:
     """Return the table of the paper's sixteen pairs: what the profile "paper" measured, and what nobody has yet."""
-    measured: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for path in sorted(results.glob("paper/run_*.json")):
-        found = files.read_json(path)
-        config = found["provenance"]["config"]
-        measured.setdefault((Path(config["dataset"]).name, config["arch"]), []).extend(found["data"]["rows"])
-    lines = [["", *PAPER_NETS], ["---"] * (len(PAPER_NETS) + 1)]
-    lines += [[data, *(_pair(measured.get((data, arch), [])) for arch in PAPER_NETS)] for data in PAPER_DATA]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    scores: dict[tuple[str, str], list[Mapping[str, float]]] = {}
+    for path in sorted(folder.glob("paper/run_*.json")):
+        found = results.read(path)
+        place = (Path(found.config["dataset"]).name, found.config["arch"])
+        scores.setdefault(place, []).extend(row["scores"]["unlearned"] for row in found.measurements["rows"])
+
+    def cell(pair: tuple[str, str]) -> str:
+        if pair not in scores:
+            return "not yet measured"
+        forget, lost = (100 * fmean(score[key] for score in scores[pair]) for key in ("acc_forget", "over_unlearning"))
+        return f"{forget:.1f} / {lost:+.2f} ({len(scores[pair])})"
+
+    return _grid(["", *PAPER_NETS], [[data, *(cell((data, arch)) for arch in PAPER_NETS)] for data in PAPER_DATA])
 
 
-def _pair(rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return "not yet measured"
-    scores = [row["scores"]["unlearned"] for row in rows]
-    forget, lost = (100 * sum(one[key] for one in scores) / len(rows) for key in ("acc_forget", "over_unlearning"))
-    return f"{forget:.1f} / {lost:+.2f} ({len(rows)})"
-
-
-def recorded_sweeps(results: Path) -> dict[tuple[str, str, str, str], Path]:
+def recorded_sweeps(folder: Path) -> dict[tuple[str, str, str, str], Path]:
     """Return the sweep that counts for every profile, data set, architecture and size (see ``claims.sweeps``).
 
     Args:
-        results: The folder that holds one folder per profile.
+        folder: The folder that holds one folder per profile.
     """
     found: dict[tuple[str, str, str, str], Path] = {}
-    for folder in sorted(results.glob("*/")):
-        contents = {path.stem: files.read_json(path) for path in sorted(folder.glob("sweep_*.json"))}
-        names = claims.sweeps(contents)
-        found |= {(folder.name, *key): folder / f"{name}.json" for key, name in names.items()}
+    for profile in sorted(folder.glob("*/")):
+        counting = claims.sweeps(map(results.read, sorted(profile.glob("sweep_*.json"))))
+        found |= {(profile.name, *key): profile / f"{sweep.name}.json" for key, sweep in counting.items()}
     return found
 
 
-def sweeps(results: Path) -> str:
+def sweeps(folder: Path) -> str:
     """Return the tables of every recorded ``zspag sweep``, every method at the rate that the forget-only rule takes.
 
     Sweeps of one profile, data set, architecture and size have one table: see ``recorded_sweeps``.
     """
-    tables = []
-    for (*_, cut), path in recorded_sweeps(results).items():
-        found = files.read_json(path)
-        names = ", ".join(found["data"].get("class_names") or found["name"].rpartition("_")[2].split("-"))
-        seeds = pd.DataFrame(found["data"]["rows"])["seed"].nunique()
-        shown = " (a demonstration)" * found["provenance"]["config"].get("demonstration", False)
-        title = f"{_setting(found)}{shown}, {names}, {seeds} seed{'s' * (seeds > 1)}{f' ({cut})' * bool(cut)}:"
-        tables.append(f"{title}\n\n{found['data']['markdown']}\n{_labels(found.get('numbers', {}))}{_verdict(found)}")
-    return "\n".join(tables) or NOT_YET
-
-
-def _verdict(found: dict[str, Any]) -> str:
-    """Return claim C5 on the rows of a sweep, sentence and table, where the file has them."""
-    compared = found["data"].get("tables", {}).get("Who is dominated?")
-    return "\n" + "\n\n".join([*found["data"]["verdicts"], compared]) + "\n" if compared else ""
-
-
-def _labels(numbers: dict[str, list[float]]) -> str:
-    """Say whether labels by influence drifted less than soft ones (claim C3), where a sweep ran both."""
-    found = {name.removeprefix("drift in hindsight "): value for name, (value, _) in numbers.items()}
-    drift = [found.get("process_labels"), found.get("zs_pag")]  # with or without calibration, both alike
-    if drift[0] is None or drift[1] is None:
-        return ""
-    verdict = "less, as claim C3 has it" if drift[0] < drift[1] else "no less, against claim C3"
-    return (
-        f"\nAt its best rate ZS-PAG drifts {drift[0]:.4f} nats with labels that follow their influence, {drift[1]:.4f}"
-        f" with soft ones (beta = 0, the default): influence drifts {verdict}.\n"
-    )
-
-
-def audits(results: Path) -> str:
-    """Return every recorded ``zspag audit``: what it says of ZS-PAG, and its table."""
     parts = []
-    for path in sorted(results.glob("*/audit_*.json")):
-        found = files.read_json(path)
-        data, config = found["data"], found["provenance"]["config"]
-        seeds = len(data["seeds"])
-        shown = " (a demonstration)" * config.get("demonstration", False)
-        cut = f" ({claims.cut_down(config)})" if claims.cut_down(config) else ""
-        title = f"{_setting(found)}{shown}, {', '.join(data['class_names'])}, {seeds} seed{'s' * (seeds > 1)}{cut}:"
-        parts.append("\n".join([title, "", *(f"* {line}" for line in data["verdicts"]), "", data["markdown"], ""]))
+    for path in recorded_sweeps(folder).values():
+        found = results.read(path)
+        measured = found.measurements
+        seeds = pd.DataFrame(measured["rows"])["seed"].nunique()
+        parts.append(f"{_title(found, seeds)}\n\n{measured['markdown']}\n{_labels(found)}")
+        if compared := measured.get("tables", {}).get("Who is dominated?"):
+            parts[-1] += "\n" + "\n\n".join([*measured["verdicts"], compared]) + "\n"
     return "\n".join(parts) or NOT_YET
 
 
-def c3(results: Path) -> str:
+def _title(found: Result, seeds: int) -> str:
+    """Return what a sweep or audit is about."""
+    shown = " (a demonstration)" if found.config.get("demonstration", False) else ""
+    cut = f" ({left_out})" if (left_out := claims.cut_down(found.config)) else ""
+    classes = ", ".join(found.measurements["class_names"])
+    return f"{_setting(found)}{shown}, {classes}, {seeds} seed{'s' * (seeds > 1)}{cut}:"
+
+
+def _labels(found: Result) -> str:
+    """Say whether labels by influence drifted less than soft ones (claim C3), where a sweep ran both."""
+    own, soft = (f"drift in hindsight {name}" for name in ("process_labels", "zs_pag"))
+    if own not in found.numbers or soft not in found.numbers:
+        return ""
+    less = found.number(own) < found.number(soft)
+    return (
+        f"\nAt its best rate ZS-PAG drifts {found.number(own):.4f} nats with labels that follow their influence,"
+        f" {found.number(soft):.4f} with soft ones (beta = 0, the default): influence drifts"
+        f" {'less, as claim C3 has it' if less else 'no less, against claim C3'}.\n"
+    )
+
+
+def audits(folder: Path) -> str:
+    """Return every recorded ``zspag audit``: what it says of ZS-PAG, and its table."""
+    parts = []
+    for path in sorted(folder.glob("*/audit_*.json")):
+        found = results.read(path)
+        title, said = _title(found, len(found.measurements["seeds"])), found.measurements["verdicts"]
+        parts.append("\n".join([title, "", *(f"* {line}" for line in said), "", found.measurements["markdown"], ""]))
+    return "\n".join(parts) or NOT_YET
+
+
+def c3(folder: Path) -> str:
     """Return claim C3: labels against soft ones on the half they were chosen on and on the other, and the verdict."""
-    found = {half: _read(results / "cpu" / f"{name}.json") for half, name in claims.C3_FILES.items()}
-    if found["first"] is None or found["second"] is None:
+    paths = {half: folder / "cpu" / f"{name}.json" for half, name in claims.C3_FILES.items()}
+    if not all(path.is_file() for path in paths.values()):
         return NOT_YET
-    data = {half: one["data"] for half, one in found.items() if one is not None}
-    halves = {half: pd.DataFrame(one["rows"]) for half, one in data.items()}
-    titles = data["first"]["titles"] | data["second"]["titles"]
+    measured = {half: results.read(path).measurements for half, path in paths.items()}
+    halves = {half: pd.DataFrame(one["rows"]) for half, one in measured.items()}
+    titles = measured["first"]["titles"] | measured["second"]["titles"]
     table = tables.markdown(claims.label_table(halves, baseline="zs_pag", titles=titles))
     return f"{table}\n\n{claims.label_verdict(halves, titles=titles)}\n"
 
 
-def verdicts(results: Path) -> str:
+def verdicts(folder: Path) -> str:
     """Return the verdict on every claim, one table per profile of which anything is recorded."""
     shown = [
-        f"Profile `{profile}`:\n\n{claims.table(claims.judge(results / profile, profile=profile))}\n"
-        for profile in claims.profiles(results)
+        f"Profile `{profile}`:\n\n{claims.table(claims.judge(folder / profile, profile=profile))}\n"
+        for profile in claims.profiles(folder)
     ]
     return "\n".join(shown) or NOT_YET
 
 
-def older(results: Path) -> str:
+def older(folder: Path) -> str:
     """Say which records were made before layers and rate were chosen on held-out halves, and what that method was.
 
     A file of that time knows no views.
     """
-    kinds = ("run_", "sweep_", "audit_")
-    old = dict.fromkeys(
-        path.parent.name
-        for path in sorted(results.glob("*/*.json"))
-        if path.name.startswith(kinds) and "views" not in files.read_json(path)["provenance"]["config"]["unlearn"]
-    )
+    paths = sorted(path for kind in ("run", "sweep", "audit") for path in folder.glob(f"*/{kind}_*.json"))
+    old = dict.fromkeys(path.parent.name for path in paths if "views" not in results.read(path).config["unlearn"])
     if not old:
         return "Every run, sweep and audit on record was made by the defaults of today.\n"
-    named = " and ".join(f"`results/{folder}`" for folder in old)
+    named = " and ".join(f"`results/{profile}`" for profile in old)
     return (
         f"**Older defaults.** Every run, sweep and audit in {named} was made before there was a calibration: *ZS-PAG*"
         " there moves all layers,\nfits the forget images alone, takes proxies that only just arrive and the smallest"
@@ -293,10 +273,10 @@ def older(results: Path) -> str:
     )
 
 
-def bench(results: Path) -> str:
+def bench(folder: Path) -> str:
     """Return the recorded benchmarks: a table per device, and the machine it was measured on."""
     parts = []
-    for path in sorted(results.glob("bench/*.json")):
+    for path in sorted(folder.glob("bench/*.json")):
         found = files.read_json(path)
         if "found" not in found["data"]:
             continue  # curves, which are drawn
@@ -310,19 +290,19 @@ def bench(results: Path) -> str:
     return "\n".join(parts) or NOT_YET
 
 
-def external(results: Path) -> str:
+def external(folder: Path) -> str:
     """Return what the defaults did on nets of other people's shapes, open models, in a sentence each."""
-    found = _read(results / "external" / "zoo.json")
-    rows = [row for row in (found or {}).get("rows", []) if row["arm"] == "zs_pag"]
-    judged = [row for row in rows if row["measures"] is not None]
+    rows = (_read(folder / "external" / "zoo.json") or {}).get("rows", [])
+    own = [row for row in rows if row["arm"] == "zs_pag"]
+    judged = [row for row in own if row["measures"] is not None]
     if not judged:
         return NOT_YET
     lost = [row["measures"]["lost_points"] for row in judged]
     many = [row["measures"]["forget_unseen"] for row in judged if row["samples"] >= MANY]
     few = [row["measures"]["forget_unseen"] for row in judged if row["samples"] < MANY]
     return (
-        f"* {len(rows)} runs on {len({row['net'] for row in rows})} nets, defaults only,"
-        f" {len(rows) - len(judged)} of them failed.\n"
+        f"* {len(own)} runs on {len({row['net'] for row in own})} nets, defaults only,"
+        f" {len(own) - len(judged)} of them failed.\n"
         f"* Retained accuracy lost against the masked original: {median(lost):.2f} points in the median,"
         f" {max(lost):.2f} at worst.\n"
         f"* Unseen images of the class still recognized, at worst: {max(many, default=0):.1%} with {MANY} forget images"

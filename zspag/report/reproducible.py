@@ -52,7 +52,7 @@ def verdict(path: Path) -> str:
         ValueError: If the file carries no record; see ``provenance.read_record``.
     """
     own = provenance.read_record(path)
-    later = files.read_json(path).get("data", {}).get("made", {}) if path.suffix == ".json" else {}
+    later = files.read_json(path).get("made", {}) if path.suffix == ".json" else {}
     records = [own, *(own | part for part in later.values())]  # methods that joined a sweep later have their own
     parts = (_configuration, _code, _data, _environment, _figure)
     findings = dict.fromkeys(finding for part in parts for record in records for finding in part(path, record))

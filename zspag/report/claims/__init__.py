@@ -6,14 +6,12 @@ need more than a limit, ``records`` says whether the files are those that were r
 Invariant: nothing here sees a model, and nothing is chosen by looking at the rows that a verdict is about.
 """
 
-from zspag.report.claims.checks import Check, Verdict, lines, table
 from zspag.report.claims.dominance import COMPARED, comparison, comparison_table, dominated, verdict
 from zspag.report.claims.evidence import cut_down, sweeps
 from zspag.report.claims.labels import BEST_LABELS, C3_FILES, C3_MEASURES, FROZEN, RIVALS, label_table, label_verdict
-from zspag.report.claims.ranking import improves, ranked
 from zspag.report.claims.records import accept, audit, profiles
-from zspag.report.claims.verdicts import judge
-from zspag.report.tables import paired
+from zspag.report.claims.verdicts import Check, Verdict, judge, lines, table
+from zspag.report.tables import improves, paired, ranked
 
 __all__ = [
     "BEST_LABELS",

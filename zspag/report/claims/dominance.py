@@ -7,11 +7,10 @@ Invariant: nothing here sees a model; without a number nothing is compared.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
-from zspag.report.tables import over_classes, safe_rates, window
+from zspag.report.tables import nats, over_classes, safe_rates, window
 
 # What methods are compared on (claim C5), and which way is better: -1 lower, 1 higher.
 COMPARED = {"gap": -1, "drift": -1, "safe window": 1, "AIN": 1}
@@ -22,14 +21,15 @@ def comparison(rows: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         rows: One row per method, class and seed, from ``by_rule``. AIN is ``relearn_steps`` over those of the retrained
-            model of the same class and seed; it is left out where the rows do not have it for every method.
+            model of the same class and seed, which must be above 0; it is left out unless every method has it for every
+            class and seed.
         frame: The whole grid, for the safe window.
 
     Returns:
         Columns of ``COMPARED``, indexed by method. Gap is a fraction, drift in nats, the safe window a factor.
 
     Note:
-        CHOICE: the masked original has no learning rate to miss, so its window is infinite; a method with rates of
+        CHOICE: the masked original has no learning rate to choose, so its window is infinite; a method with rates of
         which none is safe has a window of 0.
     """
     most = rows.groupby("method", sort=False)["retain_samples_read"].max().fillna(0)
@@ -39,36 +39,26 @@ def comparison(rows: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     columns["safe window"] = {
         method: math.inf if method == "masked" else window(safe_rates(frame, method)) for method in methods
     }
-    relearned = _relearning(rows)
-    if all(math.isfinite(relearned.get(method, math.nan)) for method in methods):
-        columns["AIN"] = {method: relearned[method] for method in methods}
+    if "relearn_steps" in rows:
+        case = ["forget", "seed"]
+        target = rows[rows["method"] == "retrained"].set_index(case)["relearn_steps"].astype(float).rename("_target")
+        joined = rows.join(target.where(target > 0), on=case)
+        index = joined.assign(AIN=joined["relearn_steps"].astype(float) / joined["_target"])
+        if index.loc[index["method"].isin(methods), "AIN"].notna().all():
+            found = over_classes(index, "AIN")
+            columns["AIN"] = {method: found[method]["mean"] for method in methods}
     return pd.DataFrame(columns, index=pd.Index(methods, name="method"))
-
-
-def _relearning(rows: pd.DataFrame) -> dict[str, float]:
-    """Return AIN of the methods that have it for every class and seed, seeds averaged per class.
-
-    A retrained model that needs no step gives none.
-    """
-    if "relearn_steps" not in rows:
-        return {}
-    key = ["forget", "seed"]
-    retrained = rows[rows["method"] == "retrained"].set_index(key)["relearn_steps"].astype(float).rename("_retrained")
-    joined = rows.join(retrained.where(retrained > 0), on=key)
-    ratio = joined.assign(AIN=joined["relearn_steps"].astype(float) / joined["_retrained"])
-    complete = ratio["AIN"].notna().groupby(ratio["method"]).all()
-    return {method: values["mean"] for method, values in over_classes(ratio, "AIN").items() if complete[method]}
 
 
 def dominated(summary: pd.DataFrame) -> dict[str, list[str]]:
     """Return, per method, who dominates it: at least as good on all that is compared, and better on one (Pareto).
 
     Args:
-        summary: From ``comparison``; columns of ``COMPARED`` count, others do not. Numbers that agree to nine decimals
-            are equal, whatever the order in which they were summed.
+        summary: From ``comparison``; other columns than those of ``COMPARED`` do not count. Numbers that agree to nine
+            decimals are equal, because sums depend on their order.
 
     Raises:
-        ValueError: If a number is missing, for nothing can be compared with it.
+        ValueError: If a number is missing, because nothing can be compared with it.
 
     Example:
         >>> both = pd.DataFrame({"gap": [0.1, 0.2], "drift": [0.0, 0.0]}, index=["near", "far"])
@@ -81,35 +71,27 @@ def dominated(summary: pd.DataFrame) -> dict[str, list[str]]:
         raise ValueError(
             f"{', '.join(missing)}: a number of {', '.join(columns)} is missing, so nothing can be compared"
         )
-    return {
-        str(name): [
-            str(other) for other, rival in scores.iterrows() if bool((rival >= own).all()) and bool((rival > own).any())
-        ]
-        for name, own in scores.iterrows()
-    }
+    better = {name: (scores >= own).all(axis=1) & (scores > own).any(axis=1) for name, own in scores.iterrows()}
+    return {str(name): [str(other) for other in scores.index[rivals]] for name, rivals in better.items()}
 
 
 def comparison_table(summary: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
     """Return the comparison as a reader sees it, with the verdict: who dominates a method, if anybody does."""
-    beaten = dominated(summary)
-    lines: list[dict[str, Any]] = []
-    for name, row in summary.iterrows():
-        line = {
-            "method": titles.get(str(name), str(name)),
-            **({"gap (points)": f"{100 * row['gap']:.2f}"} if "gap" in summary else {}),
-            "drift (nats)": f"{row['drift']:.4f}" if row["drift"] < 99 else "> 99",
-            "safe window (factor)": f"{row['safe window']:.0f}" if math.isfinite(row["safe window"]) else "no rate",
-        }
-        if "AIN" in summary:
-            line["AIN"] = f"{row['AIN']:.3f}"
-        lines.append(line | {"dominated by": _named(beaten[str(name)], titles) or "nobody"})
-    return pd.DataFrame(lines).set_index("method")
+    shown = {
+        "gap": ("gap (points)", lambda gap: f"{100 * gap:.2f}"),
+        "drift": ("drift (nats)", nats),
+        "safe window": ("safe window (factor)", lambda factor: f"{factor:.0f}" if math.isfinite(factor) else "no rate"),
+        "AIN": ("AIN", lambda index: f"{index:.3f}"),
+    }
+    table = pd.DataFrame({text: summary[name].map(view) for name, (text, view) in shown.items() if name in summary})
+    table["dominated by"] = [_named(better, titles) or "nobody" for better in dominated(summary).values()]
+    return table.rename(index=dict(titles)).rename_axis("method")
 
 
 def _named(methods: Sequence[str], titles: Mapping[str, str]) -> str:
     """List up to three titles, which may hold commas, and count the rest."""
-    first = [titles.get(name, name) for name in methods[:3]]
-    return "; ".join([*first, *([f"{len(methods) - 3} more"] if len(methods) > 3 else [])])
+    more = [f"{len(methods) - 3} more"] if len(methods) > 3 else []
+    return "; ".join([*(titles.get(name, name) for name in methods[:3]), *more])
 
 
 def verdict(summary: pd.DataFrame, titles: Mapping[str, str], method: str) -> str:
@@ -119,7 +101,9 @@ def verdict(summary: pd.DataFrame, titles: Mapping[str, str], method: str) -> st
     lacking = [words[name] for name in COMPARED if name not in summary]
     left_out = f" ({' and '.join(lacking)} not measured in these rows)" if lacking else ""
     by = dominated(summary)[method]
-    rivals = len(summary) - 1
-    count = f"{len(by) or 'none'} of the {rivals} other forget-only methods, the masked original included"
-    said = f"is dominated by {count}" + (f": {_named(by, titles)}" if by else "")
-    return f"On {', '.join(first)} and {last} together{left_out}, {titles.get(method, method)} {said}."
+    count = f"{len(by) or 'none'} of the {len(summary) - 1} other forget-only methods, the masked original included"
+    names = f": {_named(by, titles)}" if by else ""
+    return (
+        f"On {', '.join(first)} and {last} together{left_out}, {titles.get(method, method)} is dominated by"
+        f" {count}{names}."
+    )

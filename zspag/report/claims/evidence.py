@@ -3,7 +3,7 @@
 Invariant: files are only read, and which of several sweeps counts does not depend on what they say.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from zspag.profiles import PROFILES
-from zspag.report import files
+from zspag.report import results
 from zspag.report.claims.labels import C3_FILES
+from zspag.report.results import Result
 
 
 @dataclass(frozen=True)
@@ -20,65 +21,68 @@ class Evidence:
     """The recorded results of one profile.
 
     Attributes:
-        contents: Content of every result file, by its name without the ending.
-        grids: Rows of the sweeps that count (see ``sweeps``), by the same name.
-        halves: Rows of the grids of claim C3, by the half of the test set that judged; empty unless both are there.
+        folder: Where they lie, such as ``results/digits``; it may be missing.
+        sweeps: The sweeps that count (see ``sweeps``), by name.
     """
 
-    contents: Mapping[str, dict[str, Any]]
-    grids: Mapping[str, pd.DataFrame]
-    halves: Mapping[str, pd.DataFrame]
+    folder: Path
+    sweeps: Mapping[str, Result]
 
-    def titles(self, name: str) -> dict[str, str]:
-        """Return the readable names of a sweep's methods; older files have none."""
-        found: dict[str, str] = self.contents[name]["data"].get("titles", {})
-        return found
+    def result(self, name: str) -> Result | None:
+        """Return one result, or None if it is not recorded."""
+        path = self.folder / f"{name}.json"
+        return results.read(path) if path.is_file() else None
+
+    def grids(self, *methods: str) -> dict[str, pd.DataFrame]:
+        """Return the rows of the sweeps that ran all of these methods, by name."""
+        found = {name: grid(sweep) for name, sweep in self.sweeps.items()}
+        return {name: frame for name, frame in found.items() if set(methods) <= set(frame["method"])}
+
+    def halves(self) -> dict[str, Result]:
+        """Return the sweeps of claim C3 by the half of the test set that judged; nothing unless both are there."""
+        found = {half: self.result(name) for half, name in C3_FILES.items()}
+        there = {half: sweep for half, sweep in found.items() if sweep is not None}
+        return there if len(there) == len(found) else {}
 
 
 def read(folder: Path) -> Evidence:
-    """Read every result of a folder such as ``results/digits``; one that does not exist holds none.
+    """Read the sweeps of a folder such as ``results/digits``; one that does not exist holds nothing.
 
     Raises:
         ValueError: If a file is not JSON; the message names it.
     """
-    contents = {path.stem: files.read_json(path) for path in sorted(folder.glob("*.json"))}
-    halves = {half: grid(contents[name]) for half, name in C3_FILES.items() if name in contents}
-    return Evidence(
-        contents=contents,
-        grids={name: grid(contents[name]) for name in sweeps(contents).values()},
-        halves=halves if len(halves) == len(C3_FILES) else {},
-    )
+    counting = sweeps(map(results.read, sorted(folder.glob("sweep_*.json"))))
+    return Evidence(folder, {sweep.name: sweep for sweep in counting.values()})
 
 
-def grid(content: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the rows of a sweep's result file."""
-    return pd.DataFrame(content["data"]["rows"])
+def grid(sweep: Result) -> pd.DataFrame:
+    """Return the rows of a sweep."""
+    return pd.DataFrame(sweep.measurements["rows"])
 
 
-def sweeps(contents: Mapping[str, dict[str, Any]]) -> dict[tuple[str, str, str], str]:
-    """Return the name of the sweep that counts for every data set, architecture and size (see ``cut_down``).
+def sweeps(found: Iterable[Result]) -> dict[tuple[str, str, str], Result]:
+    """Return the sweep that counts for every data set, architecture and size (see ``cut_down``).
 
-    Where several are recorded, it is the one of the newest schema; of these the one of most methods, then the youngest.
-    Those without retrained models, made for claim C3 alone, are none.
+    Of several it is the one of most methods, then the youngest. Those without retrained models were made for claim C3
+    alone and do not count.
 
     Args:
-        contents: Content of the result files of one profile, by name; what is no sweep is passed over.
+        found: All sweeps of one profile.
     """
-    best: dict[tuple[str, str, str], tuple[tuple[int, int, str], str]] = {}
-    for name, content in contents.items():
-        made = content.get("provenance", {})
-        if not name.startswith("sweep_") or not made["config"].get("retrained", True):
+    best: dict[tuple[str, str, str], tuple[tuple[int, str], Result]] = {}
+    for sweep in found:
+        if not sweep.config.get("retrained", True):
             continue
-        config = made["config"]
+        config = sweep.config
         key = (Path(config["dataset"]).name, Path(config["arch"]).name, cut_down(config))
-        rank = (content["schema"], grid(content)["method"].nunique(), made["started"])
+        rank = (grid(sweep)["method"].nunique(), sweep.provenance["started"])
         if key not in best or rank > best[key][0]:
-            best[key] = (rank, name)
-    return {key: name for key, (_, name) in best.items()}
+            best[key] = (rank, sweep)
+    return {key: sweep for key, (_, sweep) in best.items()}
 
 
-def cut_down(config: dict[str, Any]) -> str:
-    """Say what of its profile's size a recorded configuration leaves out; nothing if it was run as it is.
+def cut_down(config: Mapping[str, Any]) -> str:
+    """Return what of its profile's size a recorded configuration leaves out, in words; nothing if it was run whole.
 
     Args:
         config: A profile as a dictionary; options that are younger than the record may be missing.

@@ -1,7 +1,7 @@
 """Claim C3: do labels that follow their influence improve on others?
 
 One formula was chosen on one half of CIFAR-10's test images and is judged on the other. The sentences are composed from
-what ``ranked`` says, whichever way it falls.
+what ``ranked`` returns, whatever the outcome.
 
 Invariant: nothing is chosen by looking at the rows that a verdict is about.
 """
@@ -10,8 +10,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from zspag.report.claims.ranking import improves, ranked
-from zspag.report.tables import REFERENCES, by_rule, over_classes, paired
+from zspag.report.tables import REFERENCES, by_rule, improves, over_classes, paired, ranked
 
 # What labels are compared by (claim C3): name and unit, factor, digits; less is better in all three.
 C3_MEASURES: dict[str, tuple[str, float, int]] = {
@@ -31,7 +30,7 @@ BEST_LABELS = "balanced_labels"
 FROZEN = "distilled"
 
 
-def label_table(halves: dict[str, pd.DataFrame], *, baseline: str, titles: dict[str, str]) -> pd.DataFrame:
+def label_table(halves: Mapping[str, pd.DataFrame], *, baseline: str, titles: Mapping[str, str]) -> pd.DataFrame:
     """Return the table of claim C3: every method minus the baseline, on the half it was chosen on and on the other.
 
     Args:
@@ -43,29 +42,27 @@ def label_table(halves: dict[str, pd.DataFrame], *, baseline: str, titles: dict[
         One line per method: its forget accuracy on test images in %, then the differences as "mean ± half-width (pairs
         that are lower of all pairs)". A method that was run on one half only has empty cells for the other.
     """
-    lines: dict[str, dict[str, str]] = {}
+    cells: dict[str, dict[str, str]] = {}
     for half, frame in halves.items():
         ruled = judged(frame)
-        gaps = paired(ruled, tuple(C3_MEASURES), baseline=baseline)
-        known = over_classes(ruled, "acc_forget")
-        for method, measures in gaps.items():
-            line = lines.setdefault(titles.get(method, method), {})
-            line[f"{half}: forget %"] = f"{100 * known[method]['mean']:.2f}"
-            for column, (text, factor, digits) in C3_MEASURES.items():
-                gap = measures[column]
-                cell = f"{factor * gap['mean']:+.{digits}f} ± {factor * gap['half']:.{digits}f}"
-                share = f" ({gap['lower']} of {gap['pairs']})"
-                line[f"{half}: {text}"] = cell + share
-    shown = ["forget %", *(text for text, *_ in C3_MEASURES.values())]
-    columns = [f"{half}: {text}" for half in halves for text in shown]
-    return pd.DataFrame.from_dict(lines, orient="index", columns=columns).fillna("").rename_axis("labels")
+        gaps, known = paired(ruled, tuple(C3_MEASURES), baseline=baseline), over_classes(ruled, "acc_forget")
+        names = {method: titles.get(method, method) for method in gaps}
+        cells[f"{half}: forget %"] = {name: f"{100 * known[m]['mean']:.2f}" for m, name in names.items()}
+        for column, (text, factor, digits) in C3_MEASURES.items():
+            cells[f"{half}: {text}"] = {
+                names[method]: f"{factor * gap[column]['mean']:+.{digits}f} ± {factor * gap[column]['half']:.{digits}f}"
+                f" ({gap[column]['lower']} of {gap[column]['pairs']})"
+                for method, gap in gaps.items()
+            }
+    lines = dict.fromkeys(name for column in cells.values() for name in column)
+    return pd.DataFrame(cells, index=pd.Index(list(lines), name="labels")).fillna("")
 
 
-def label_verdict(halves: Mapping[str, pd.DataFrame], *, titles: dict[str, str]) -> str:
+def label_verdict(halves: Mapping[str, pd.DataFrame], *, titles: Mapping[str, str]) -> str:
     """Return the verdict on claim C3 in sentences composed from the rows of the half that confirms.
 
     The claim is about labels that follow their influence, so ``BEST_LABELS`` decide it. ``FROZEN`` is what did best of
-    all that was tried on the first half, and is judged by the same measures. Both are told again for the classes that
+    all that was tried on the first half, and is judged by the same measures. Both are judged again on the classes that
     the first half did not use, where there are at least two.
 
     Args:
@@ -74,24 +71,22 @@ def label_verdict(halves: Mapping[str, pd.DataFrame], *, titles: dict[str, str])
         titles: Readable names of the methods.
     """
     ruled = judged(halves["second"])
-    cases = ruled[["forget", "seed"]].drop_duplicates()
-    rates = ", ".join(f"{rate:g}" for rate in sorted(ruled["lr"].unique()))
-    words = {method: _words(against_rivals(ruled, method)) for method in (BEST_LABELS, FROZEN)}
-    lost = over_classes(ruled, "over_unlearning")
+    seeds, rates = ruled["seed"].nunique(), ", ".join(f"{rate:g}" for rate in sorted(ruled["lr"].unique()))
+    words, lost = _words(ruled), over_classes(ruled, "over_unlearning")
+    against = {method: _sentence(words[method], titles) for method in words}
     holds = set(words[BEST_LABELS].values()) == {"better"} and ranked(lost[BEST_LABELS]) != "worse"
-    fresh = f"{cases['seed'].nunique()} fresh original{'s' * (cases['seed'].nunique() > 1)}"
-    said = (
+    verdict = (
         f"Claim C3 is **{'supported' if holds else 'not supported'}**. On the half of the test set that nothing was"
-        f" chosen on ({cases['forget'].nunique()} classes, {fresh}, learning rates: {rates}), the best labels by"
-        f" influence of the first half ({titles[BEST_LABELS]}) are {_told(words[BEST_LABELS], titles)};"
-        f" {_kept(lost[BEST_LABELS])}. What did best of all on the first half and was frozen ({titles[FROZEN]}) is"
-        f" {_told(words[FROZEN], titles)}; {_kept(lost[FROZEN])}."
+        f" chosen on ({ruled['forget'].nunique()} classes, {seeds} fresh original{'s' * (seeds > 1)}, learning rates:"
+        f" {rates}), the best labels by influence of the first half ({titles[BEST_LABELS]}) are {against[BEST_LABELS]};"
+        f" {_retained(lost[BEST_LABELS])}. What did best of all on the first half and was frozen ({titles[FROZEN]}) is"
+        f" {against[FROZEN]}; {_retained(lost[FROZEN])}."
     )
     new = ruled[~ruled["forget"].isin(halves["first"]["forget"])]
     if new["forget"].nunique() < 2:
-        return said
-    again = " and ".join(f"{titles[name]} {_told(_words(against_rivals(new, name)), titles)}" for name in words)
-    return f"{said} On the {new['forget'].nunique()} classes that the first half did not use: {again}."
+        return verdict
+    again = " and ".join(f"{titles[name]} {_sentence(found, titles)}" for name, found in _words(new).items())
+    return f"{verdict} On the {new['forget'].nunique()} classes that the first half did not use: {again}."
 
 
 def judged(half: pd.DataFrame) -> pd.DataFrame:
@@ -108,19 +103,22 @@ def against_rivals(ruled: pd.DataFrame, method: str) -> dict[str, dict[str, dict
     }
 
 
-def _words(against: Mapping[str, dict[str, dict[str, float]]]) -> dict[str, str]:
-    return {rival: improves(gaps) for rival, gaps in against.items()}
+def _words(ruled: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Return, for the labels and for what was frozen, "better", "worse" or "not distinguishable" per rival."""
+    return {
+        method: {rival: improves(gaps) for rival, gaps in against_rivals(ruled, method).items()}
+        for method in (BEST_LABELS, FROZEN)
+    }
 
 
-def _told(words: Mapping[str, str], titles: Mapping[str, str]) -> str:
+def _sentence(words: Mapping[str, str], titles: Mapping[str, str]) -> str:
     link = {"better": "than", "worse": "than", "not distinguishable": "from"}
     return "; ".join(f"{word} {link[word]} {titles[rival]}" for rival, word in words.items())
 
 
-def _kept(lost: dict[str, float]) -> str:
-    """Say how retained accuracy compares with that of the masked original."""
-    meant = {"better": "a gain", "worse": "a loss beyond the interval", "not distinguishable": "within the interval"}
+def _retained(lost: Mapping[str, float]) -> str:
+    meaning = {"better": "a gain", "worse": "a loss beyond the interval", "not distinguishable": "within the interval"}
     return (
         f"against the masked original the loss of retained accuracy is {100 * lost['mean']:+.2f} ±"
-        f" {100 * lost['half']:.2f} points, {meant[ranked(lost)]}"
+        f" {100 * lost['half']:.2f} points, {meaning[ranked(lost)]}"
     )

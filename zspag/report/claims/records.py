@@ -8,40 +8,35 @@ Invariant: an edit, a file cut short, one that is missing and one that nobody ac
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from zspag.report import files
-from zspag.report.claims.checks import NO, YES, lines
 from zspag.report.claims.evidence import grid
-from zspag.report.claims.verdicts import judge
-from zspag.report.tables import in_hindsight, over_classes, safe_rates, window
+from zspag.report.claims.verdicts import NO, YES, judge, lines
+from zspag.report.results import Result
+from zspag.report.tables import REFERENCES, in_hindsight, over_classes, safe_rates, window
 
 SUMS, VERDICTS = "SHA256SUMS", "claims.json"
 NO_PROFILE = {"bench", "external"}  # times of the package's parts, and other people's nets: no claim stands on them
 AGREE = 1e-4  # relative: rows of a sweep are kept with six digits, its numbers with all
 
 
-def profiles(results: Path) -> list[str]:
-    """Return the profiles of which anything is recorded, or was when the results were accepted."""
-    return sorted(_folders(results) | {*_verdicts(results)})
+def profiles(folder: Path) -> list[str]:
+    """Return the profiles of which anything is recorded in ``results/``, or was when it was accepted."""
+    return sorted({path.parent.name for path in folder.glob("*/*.json")} - NO_PROFILE | {*_accepted(folder)})
 
 
-def _folders(results: Path) -> set[str]:
-    return {path.parent.name for path in results.glob("*/*.json")} - NO_PROFILE
-
-
-def accept(results: Path) -> None:
-    """Write the verdicts and the checksums of everything that is recorded now."""
-    names = sorted(_folders(results))
+def accept(folder: Path) -> None:
+    """Write the verdicts and the checksums of everything that is recorded in ``results/`` now."""
+    names = sorted({path.parent.name for path in folder.glob("*/*.json")} - NO_PROFILE)
     verdicts = {
-        profile: {verdict.claim: verdict.word for verdict in judge(results / profile, profile=profile)}
+        profile: {verdict.claim: verdict.word for verdict in judge(folder / profile, profile=profile)}
         for profile in names
     }
-    files.write_json(results / VERDICTS, {"schema": 1, "verdicts": verdicts})
-    with files.replacing(results / SUMS) as temporary:
-        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in _digests(results).items()))
+    files.write_json(folder / VERDICTS, {"schema": 1, "verdicts": verdicts})
+    with files.replacing(folder / SUMS) as temporary:
+        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in _digests(folder).items()))
 
 
 def audit(root: Path, *, profile: str, fresh: bool) -> tuple[list[str], list[str]]:
@@ -56,49 +51,45 @@ def audit(root: Path, *, profile: str, fresh: bool) -> tuple[list[str], list[str
         Lines for the reader, without a verdict where a file cannot be trusted; and what is wrong, if anything: files
         that are not as accepted, numbers that do not follow from their rows, claims that held and do not any more.
     """
-    results = root / "results"
-    folder = root / "runs" / profile / "results" if fresh else results / profile
-    troubles = ([] if fresh else list(_changed(results, profile))) or list(_unsupported(folder))
+    recorded = root / "results"
+    folder = root / "runs" / profile / "results" if fresh else recorded / profile
+    troubles = ([] if fresh else list(_changed(recorded, profile))) or list(_unsupported(folder))
     if not troubles and not any(folder.glob("*.json")):
         troubles = [f"there is no result in {files.shown(folder)}"]
     if troubles:
         return [f"profile {profile}: no verdict, for its files cannot be trusted"], troubles
     verdicts = judge(folder, profile=profile)
-    held = _verdicts(results).get(profile, {})
+    held = _accepted(recorded).get(profile, {})
     fallen = [one.claim for one in verdicts if one.word == NO and held.get(one.claim) == YES]
     return [f"profile {profile}", *lines(verdicts)], [
         f"{claim} held when the results were accepted, and does not hold any more" for claim in fallen
     ]
 
 
-def _verdicts(results: Path) -> dict[str, dict[str, str]]:
+def _accepted(folder: Path) -> dict[str, dict[str, str]]:
     """Return the verdicts of the time when the results were accepted, by profile and claim."""
     try:
-        found: dict[str, dict[str, str]] = files.read_json(results / VERDICTS)["verdicts"]
+        found: dict[str, dict[str, str]] = files.read_json(folder / VERDICTS)["verdicts"]
     except (FileNotFoundError, ValueError):
         return {}  # the checksums say what is wrong with it
     return found
 
 
-def _digests(results: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file by its path; unfinished ones, which begin with a dot, and the sums are none."""
-    found = {path.relative_to(results).as_posix(): path for path in sorted(results.rglob("*")) if path.is_file()}
-    return {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in found.items()
-        if name != SUMS and not path.name.startswith(".")
-    }
+def _digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file by its path, but of the sums and of unfinished files, which begin with a dot."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != "." and path.name != SUMS]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def _changed(results: Path, profile: str) -> Iterator[str]:
-    if not (results / SUMS).is_file():
-        yield f"{SUMS} is missing from {results.name}, so nothing can be verified; `make readme` writes it"
+def _changed(folder: Path, profile: str) -> Iterator[str]:
+    if not (folder / SUMS).is_file():
+        yield f"{SUMS} is missing from {folder.name}, so nothing can be verified; `make readme` writes it"
         return
-    entries = (results / SUMS).read_text(encoding="utf-8").splitlines()
+    entries = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     accepted = {name: digest for digest, _, name in (entry.partition("  ") for entry in entries)}
-    now = _digests(results)
+    now = _digests(folder)
     for name in sorted({*accepted, *now}):
-        if "/" in name and not name.startswith(f"{profile}/"):
+        if "/" in name and Path(name).parts[0] != profile:
             continue
         if name not in now:
             yield f"{name} is missing, although it was recorded"
@@ -109,33 +100,37 @@ def _changed(results: Path, profile: str) -> Iterator[str]:
 
 
 def _unsupported(folder: Path) -> Iterator[str]:
+    # Every file that cannot be read, and every headline number of a run or sweep that its rows do not give.
+    headlines = {
+        **dict.fromkeys(folder.glob("run_*.json"), _of_a_run),
+        **dict.fromkeys(folder.glob("sweep_*.json"), _of_a_sweep),
+    }
     for path in sorted(folder.glob("*.json")):
         try:
             content = files.read_json(path)
         except ValueError as error:
             yield str(error)
             continue
-        for name, value in _headline(path.stem, content):
-            recorded = float(content["numbers"].get(name, [math.nan])[0])
+        if path not in headlines:
+            continue
+        result = Result.from_dict(content)
+        for name, value in headlines[path](result):
+            recorded = result.number(name) if name in result.numbers else math.nan
             if not math.isclose(recorded, value, rel_tol=AGREE, abs_tol=1e-9):
                 yield f"{path.name}: {name} is recorded as {recorded:g}, but its rows give {value:g}"
 
 
-def _headline(stem: str, content: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    # What a file says at its head, computed again from its rows, where it has any.
-    if stem.startswith("run_"):
-        for row in content["data"]["rows"]:
-            tag = f"{row['class_name']} seed {row['seed']}"
-            yield from (
-                (f"{tag} {name}", row["scores"]["unlearned"][name]) for name in ("acc_forget", "over_unlearning")
-            )
-            yield f"{tag} seconds", row["seconds"]["total"]
-    if stem.startswith("sweep_"):
-        rows = grid(content)
-        drift = over_classes(in_hindsight(rows), "drift")
-        for name in content["numbers"]:
-            kind, _, method = name.rpartition(" ")
-            if kind == "safe window":
-                yield name, window(safe_rates(rows, method))
-            elif kind == "drift in hindsight":
-                yield name, drift[method]["mean"]
+def _of_a_run(result: Result) -> Iterator[tuple[str, float]]:
+    for row in result.measurements["rows"]:
+        tag = f"{row['class_name']} seed {row['seed']}"
+        yield f"{tag} acc_forget", row["scores"]["unlearned"]["acc_forget"]
+        yield f"{tag} over_unlearning", row["scores"]["unlearned"]["over_unlearning"]
+        yield f"{tag} seconds", row["seconds"]["total"]
+
+
+def _of_a_sweep(result: Result) -> Iterator[tuple[str, float]]:
+    rows = grid(result)
+    drift = over_classes(in_hindsight(rows), "drift")
+    for method in drift.keys() - {*REFERENCES}:
+        yield f"safe window {method}", window(safe_rates(rows, method))
+        yield f"drift in hindsight {method}", drift[method]["mean"]

@@ -100,7 +100,7 @@ def compare(recorded: Mapping[str, Any], fresh: Mapping[str, Any], *, profile: s
                 agreed += 1
             else:
                 disagreements.append(Disagreement(name, key, value, now, tolerance))
-        before, after = dict(_leaves(old["data"])), dict(_leaves(new["data"]))
+        before, after = (dict(_leaves([one["data"], one.get("measurements", {})])) for one in (old, new))
         values += len(before)
         identical += sum(key in after and after[key] == value for key, value in before.items())
     environment = {

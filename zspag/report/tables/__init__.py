@@ -3,19 +3,28 @@
 Invariant: nothing here sees a model or imports torch.
 """
 
-from zspag.report.tables.answers import distance_table, every_table, forgetting_table, main_table, prediction_table
+from zspag.report.tables.answers import (
+    cost_table,
+    distance_table,
+    every_table,
+    forgetting_table,
+    main_table,
+    prediction_table,
+    preparation,
+)
 from zspag.report.tables.averages import (
     REFERENCES,
     SAFE_FORGET,
     SAFE_RETAIN,
     by_rule,
+    improves,
     in_hindsight,
     over_classes,
     paired,
+    ranked,
 )
 from zspag.report.tables.benchmarks import benchmarks, number
-from zspag.report.tables.cells import columns, markdown
-from zspag.report.tables.costs import cost_table, preparation
+from zspag.report.tables.cells import columns, markdown, nats
 from zspag.report.tables.curves import (
     curve,
     ladder_panels,
@@ -38,15 +47,18 @@ __all__ = [
     "distance_table",
     "every_table",
     "forgetting_table",
+    "improves",
     "in_hindsight",
     "ladder_panels",
     "main_table",
     "markdown",
+    "nats",
     "number",
     "over_classes",
     "paired",
     "prediction_table",
     "preparation",
+    "ranked",
     "safe_rates",
     "tradeoff_panels",
     "undecided_rates",

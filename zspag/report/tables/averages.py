@@ -1,53 +1,21 @@
-"""Averages over a grid, as the protocol fixes them: which run counts, means and intervals, paired differences.
+"""Averages over a grid: which run counts, means and intervals, paired differences, and who is better.
 
-Protocol: seeds are averaged per class; intervals are t intervals over classes (classes - 1 degrees of freedom); sample
-standard deviations with ddof 1. Rates follow the forget-only rule; a second look takes each run's best rate in
+Protocol: seeds are averaged per class; intervals are 95 % t intervals over classes (classes - 1 degrees of freedom);
+sample standard deviations have ddof 1. Rates follow the forget-only rule; a second look takes each run's best rate in
 hindsight.
 
-Invariant: nothing here sees a model.
+Invariant: nothing here sees a model, and nothing is better within its interval.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from scipy.special import stdtrit  # scipy.stats.t.ppf without the second that importing scipy.stats takes
 
 SAFE_FORGET = 0.01  # acc_forget at or below this is forgotten (evaluation.md, safe window)
 SAFE_RETAIN = 0.005  # over-unlearning at or below this is safe
 REFERENCES = ("original", "masked", "retrained")
-# Two-sided 97.5 % points of Student's t for 1..30 degrees of freedom; a table keeps scipy out of a reader's way.
-_T975 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-    2.120,
-    2.110,
-    2.101,
-    2.093,
-    2.086,
-    2.080,
-    2.074,
-    2.069,
-    2.064,
-    2.060,
-    2.056,
-    2.052,
-    2.048,
-    2.045,
-    2.042,
-)
 
 
 def by_rule(frame: pd.DataFrame) -> pd.DataFrame:
@@ -56,12 +24,11 @@ def by_rule(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_hindsight(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per method, class and seed: the run that loses least.
+    """Return one row per method, class and seed: the run that loses least. It reads test data: an oracle's choice.
 
-    A run loses what acc_forget exceeds 1 % by, plus its over-unlearning; ties go to the smaller drift, and losses that
-    agree to nine decimals are a tie, whatever the order in which they were summed. (To ask for 1 % first would take a
-    ruined model before one that still knows one of 36 test images.) This reads test data: an oracle's choice, which
-    shows that no competitor was starved.
+    A run loses what acc_forget exceeds 1 % by, plus its over-unlearning. (To ask for 1 % first would prefer a ruined
+    model to one that still knows one of 36 test images.) Losses that agree to nine decimals are a tie, because sums
+    depend on their order; ties go to the smaller drift.
     """
     lost = ((frame["acc_forget"] - SAFE_FORGET).clip(lower=0) + frame["over_unlearning"]).round(9)
     ordered = frame.assign(_lost=lost).sort_values(["_lost", "drift"], kind="stable")
@@ -69,22 +36,23 @@ def in_hindsight(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_classes(rows: pd.DataFrame, column: str) -> dict[str, dict[str, float]]:
-    """Return, per method, mean, t interval half-width and standard deviation over classes of a column.
+    """Return, per method, mean, interval half-width ("half"), deviation ("sd") and number of classes of a column.
 
-    With one class the interval and the deviation are 0: there is no spread to report.
+    With one class half-width and deviation are 0: there is no spread to report.
     """
     answer = {}
     per_class = rows.groupby(["method", "forget"], sort=False)[column].mean()
     for method, values in per_class.groupby("method", sort=False):
-        count = len(values)
-        deviation = float(values.std(ddof=1)) if count > 1 else 0.0
-        half = _T975[min(count - 1, len(_T975)) - 1] * deviation / math.sqrt(count) if count > 1 else 0.0
+        count, half, deviation = len(values), 0.0, 0.0
+        if count > 1:
+            deviation = float(values.std(ddof=1))
+            half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
         answer[str(method)] = {"mean": float(values.mean()), "half": half, "sd": deviation, "classes": count}
     return answer
 
 
 def paired(rows: pd.DataFrame, columns: Sequence[str], *, baseline: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Return every method's differences to a baseline, per class and seed, averaged as the protocol has it.
+    """Return every method's differences to a baseline within each class and seed, averaged as the protocol has it.
 
     Classes differ much more than methods do; a difference within one class and seed is free of that.
 
@@ -112,3 +80,28 @@ def paired(rows: pd.DataFrame, columns: Sequence[str], *, baseline: str) -> dict
             counts = {"lower": int((gaps[method] < 0).sum()), "pairs": len(gaps)}
             answer.setdefault(method, {})[column] = mean | counts
     return answer
+
+
+def ranked(gap: Mapping[str, float]) -> str:
+    """Return "better" or "worse" where a paired difference (less is better) is beyond its interval.
+
+    Example:
+        >>> ranked({"mean": -2.0, "half": 1.0, "classes": 3}), ranked({"mean": -1.0, "half": 2.0, "classes": 3})
+        ('better', 'not distinguishable')
+    """
+    if gap["classes"] < 2 or abs(gap["mean"]) <= gap["half"]:
+        return "not distinguishable"
+    return "better" if gap["mean"] < 0 else "worse"
+
+
+def improves(gaps: Mapping[str, Mapping[str, float]]) -> str:
+    """Return "better" where a method is better in one of the paired measures and worse in none.
+
+    Args:
+        gaps: Per measure (less is better) a paired difference, as in ``paired``.
+
+    Returns:
+        "better", "worse" (in at least one measure), or "not distinguishable".
+    """
+    words = {ranked(gap) for gap in gaps.values()}
+    return "worse" if "worse" in words else "better" if "better" in words else "not distinguishable"

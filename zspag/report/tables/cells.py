@@ -1,4 +1,4 @@
-"""Cells and lines of a table: how a mean with its spread is written.
+"""How numbers are written in a table.
 
 Invariant: a number is rounded here and nowhere before.
 """
@@ -18,46 +18,52 @@ def spread_table(
     factor: float,
     digits: int,
 ) -> pd.DataFrame:
-    """Return a table of one line per method.
+    """Return a table with one line per method.
 
     Args:
         rows: Rows of the methods, in whose order the lines come.
         titles: Readable names of the methods.
-        columns: Per column what ``over_classes`` says of every method.
+        columns: Per column what ``over_classes`` returns.
         factor: What the numbers are multiplied with, such as 100 for %.
         digits: Digits behind the point.
     """
-    lines = [
-        {"method": titles.get(method, method)}
-        | {name: spread(values[method], factor=factor, digits=digits) for name, values in columns.items()}
-        for method in dict.fromkeys(rows["method"])
-    ]
-    return pd.DataFrame(lines).set_index("method")
+    methods = list(dict.fromkeys(rows["method"]))
+    cells = {
+        name: [spread(values[method], factor=factor, digits=digits) for method in methods]
+        for name, values in columns.items()
+    }
+    return pd.DataFrame(cells, index=lines_of(methods, titles))
 
 
-def spread(value: dict[str, float], *, factor: float, digits: int) -> str:
-    """Return a cell: "mean ± half-width of the interval (sample standard deviation)"."""
+def lines_of(methods: list[str], titles: Mapping[str, str]) -> "pd.Index[str]":
+    """Return the first column of a table: the readable name of each method."""
+    return pd.Index([titles.get(method, method) for method in methods], name="method")
+
+
+def spread(value: Mapping[str, float], *, factor: float, digits: int) -> str:
+    """Return a cell: "mean ± half-width of the interval (sample standard deviation)"; of one class the mean alone."""
     # Adding 0 turns a -0.00 into 0.00.
     mean, half, deviation = (f"{round(factor * value[key], digits) + 0.0:.{digits}f}" for key in ("mean", "half", "sd"))
-    return f"{mean} ± {half} ({deviation})" if value["classes"] > 1 else mean  # one class has no spread to report
+    return f"{mean} ± {half} ({deviation})" if value["classes"] > 1 else mean
 
 
-def percent(value: dict[str, float]) -> str:
+def percent(value: Mapping[str, float]) -> str:
     """Return a fraction as a cell in %: "mean ± half-width of the interval"."""
     if math.isnan(value["mean"]):
         return "not measured"
     return f"{100 * value['mean']:.2f} ± {100 * value['half']:.2f}"
 
 
+def nats(drift: float) -> str:
+    """Return a drift as a cell; that of a ruined model has no digits."""
+    return f"{drift:.4f}" if drift < 99 else "> 99"
+
+
 def markdown(table: pd.DataFrame) -> str:
     """Return a table as GitHub markdown, its index as first column."""
     header = [table.index.name or "", *map(str, table.columns)]
-    lines = [
-        header,
-        ["---"] * len(header),
-        *([str(name), *map(str, row)] for name, row in zip(table.index, table.values, strict=True)),
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    body = [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy(dtype=object), strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *body])
 
 
 def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:

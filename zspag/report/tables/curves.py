@@ -19,10 +19,10 @@ def curve(frame: pd.DataFrame, method: str, column: str) -> dict[str, list[float
     points: dict[str, list[float]] = {"x": [], "y": [], "low": [], "high": []}
     for lr, rows in own.groupby("lr"):
         here = over_classes(rows, column)[method]
-        for key, value in zip(
-            points, (lr, here["mean"], here["mean"] - here["half"], here["mean"] + here["half"]), strict=True
-        ):
-            points[key].append(float(value))
+        points["x"].append(float(lr))
+        points["y"].append(here["mean"])
+        points["low"].append(here["mean"] - here["half"])
+        points["high"].append(here["mean"] + here["half"])
     return points
 
 
@@ -34,11 +34,11 @@ def safe_rates(frame: pd.DataFrame, method: str) -> list[float]:
     own = frame[(frame["method"] == method) & frame["lr"].notna()]
     per_class = own.groupby(["lr", "forget"])[["acc_forget", "over_unlearning"]].mean()
     means = per_class.groupby("lr").mean()
+    safe = (means["acc_forget"] <= SAFE_FORGET) & (means["over_unlearning"] <= SAFE_RETAIN)
     best: list[float] = []
     current: list[float] = []
-    for lr, row in means.iterrows():
-        safe = row["acc_forget"] <= SAFE_FORGET and row["over_unlearning"] <= SAFE_RETAIN
-        current = [*current, float(lr)] if safe else []
+    for lr, holds in safe.items():
+        current = [*current, float(lr)] if holds else []
         best = max(best, current, key=len)
     return best
 
@@ -46,17 +46,17 @@ def safe_rates(frame: pd.DataFrame, method: str) -> list[float]:
 def undecided_rates(frame: pd.DataFrame, method: str) -> list[float]:
     """Return the rates whose 95 % intervals over classes leave open whether they are safe.
 
-    On another processor sums are rounded otherwise, and nets that were trained there are other nets: where a mean is
-    this near to a threshold, either answer may come out.
+    Another processor rounds sums differently, so nets trained there differ: near a threshold either answer may come
+    out.
     """
-    own = frame[(frame["method"] == method) & frame["lr"].notna()]
-    bounds = {"acc_forget": SAFE_FORGET, "over_unlearning": SAFE_RETAIN}
+    ends = {name: curve(frame, method, name) for name in ("acc_forget", "over_unlearning")}
+    forget, retain = ends["acc_forget"], ends["over_unlearning"]
     undecided = []
-    for lr, rows in own.groupby("lr"):
-        found = [(over_classes(rows, column)[method], bound) for column, bound in bounds.items()]
-        clear = all(one["mean"] + one["half"] <= bound for one, bound in found)
-        spoilt = any(one["mean"] - one["half"] > bound for one, bound in found)
-        undecided += [] if clear or spoilt else [float(lr)]
+    for index, lr in enumerate(forget["x"]):
+        clear = forget["high"][index] <= SAFE_FORGET and retain["high"][index] <= SAFE_RETAIN
+        spoilt = forget["low"][index] > SAFE_FORGET or retain["low"][index] > SAFE_RETAIN
+        if not (clear or spoilt):
+            undecided.append(lr)
     return undecided
 
 
@@ -66,20 +66,21 @@ def window(rates: Sequence[float]) -> float:
 
 
 def window_text(frame: pd.DataFrame, method: str) -> str:
-    """Return a safe window in words; an end that is also the ladder's is marked, for nobody looked beyond it."""
-    rates, tried = safe_rates(frame, method), sorted(frame.loc[frame["method"] == method, "lr"].dropna().unique())
+    """Return a safe window in words; ≤ or ≥ marks an end that is also the ladder's, because nobody looked beyond it."""
+    rates, tried = safe_rates(frame, method), frame.loc[frame["method"] == method, "lr"]
     if not rates:
         return "none"
-    low, high = f"{rates[0]:g}", f"{rates[-1]:g}"
-    low = f"\u2264 {low}" if rates[0] == tried[0] else low
-    high = f"\u2265 {high}" if rates[-1] == tried[-1] else high
-    return f"{max(low, high)} only" if len(rates) == 1 else f"{low} – {high}"  # "≤" and "≥" sort behind digits
+    low = "≤ " if rates[0] == tried.min() else ""
+    high = "≥ " if rates[-1] == tried.max() else ""
+    if len(rates) == 1:
+        return f"{high or low}{rates[0]:g} only"
+    return f"{low}{rates[0]:g} – {high}{rates[-1]:g}"
 
 
-def ladder_panels(frame: pd.DataFrame, methods: Sequence[str], titles: dict[str, str]) -> dict[str, Any]:
+def ladder_panels(frame: pd.DataFrame, methods: Sequence[str], titles: Mapping[str, str]) -> Panel:
     """Return the three panels of learning-rate curves for ``plots.curves``: forgetting, over-unlearning, drift.
 
-    Of one or two classes no interval is drawn: that of two is 13 standard errors wide and hides every curve.
+    With one or two classes no interval is drawn: that of two is 13 standard errors wide and hides every curve.
     """
     drawn = ("y", "low", "high") if frame["forget"].nunique() > 2 else ("y",)
     axes: dict[str, tuple[str, int, dict[str, float], Panel]] = {
@@ -92,17 +93,14 @@ def ladder_panels(frame: pd.DataFrame, methods: Sequence[str], titles: dict[str,
         series: Panel = {}
         for method in methods:
             points = curve(frame, method, column)
-            series[titles[method]] = {"x": points["x"]} | {
-                key: [factor * value for value in points[key]] for key in drawn
-            }
+            heights = {key: [factor * value for value in points[key]] for key in drawn}
+            series[titles[method]] = {"x": points["x"]} | heights
         shared = {"series": series, "xlabel": "learning rate", "ylabel": label, "xlog": True, "lines": lines}
         panels.append(shared | extra)
     return {"panels": panels, "columns": 3, "size": [4.3, 3.9]}
 
 
-def tradeoff_panels(
-    frame: pd.DataFrame, methods: Sequence[str], titles: Mapping[str, str], *, close: Panel
-) -> dict[str, Any]:
+def tradeoff_panels(frame: pd.DataFrame, methods: Sequence[str], titles: Mapping[str, str], *, close: Panel) -> Panel:
     """Return two panels for ``plots.curves``: retained over forget accuracy along each method's ladder.
 
     Args:

@@ -1,10 +1,11 @@
-"""How a number of a method stands to the retrained network's, beside what two retrained networks differ by.
+"""How a number of a method compares with the retrained network's, beside what two retrained networks differ by.
 
 Invariant: nothing here sees a model; only numbers of the same class and seed are compared.
 """
 
 import itertools
 from dataclasses import dataclass
+from statistics import fmean
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ from zspag.report.tables import over_classes
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a number of a method stands to the retrained network's, class by class and seed by seed.
+    """How a number of a method compares with the retrained network's, class by class and seed by seed.
 
     Attributes:
         mean: Of the method, over classes.
@@ -39,8 +40,8 @@ class Comparison:
     def within(self) -> bool | None:
         """Whether the method could be another retrained network; None where nobody knows what those differ by.
 
-        It could not where it lies further away than they do, the whole interval of ``excess`` above 0, or always to
-        the same side, the interval of ``difference`` without 0 and the difference larger than ``floor``.
+        It could not in two cases: it lies further away than they do (the whole interval of ``excess`` is above 0), or
+        always to the same side (the interval of ``difference`` excludes 0, and it is larger than ``floor``).
         """
         if self.excess is None or self.floor is None:
             return None
@@ -53,7 +54,7 @@ def compared(rows: pd.DataFrame, column: str, *, method: str) -> Comparison:
     """Compare a number of a method with that of the retrained networks.
 
     Args:
-        rows: One row per method, class and seed; where the method has none, for it was ruined, nothing is.
+        rows: One row per method, class and seed; a case in which the method was ruined has none and is left out.
         column: The number.
         method: Name of the method.
 
@@ -64,28 +65,28 @@ def compared(rows: pd.DataFrame, column: str, *, method: str) -> Comparison:
     wide = wide.dropna(subset=[method])
     if wide["retrained"].isna().any():
         raise ValueError(f"{column} of {method} cannot be compared: the retrained network lacks some class and seed")
-    gaps = wide[method] - wide["retrained"]
-    floors = {forget: _between_seeds(own.tolist()) for forget, own in wide["retrained"].groupby("forget")}
-    distance, difference = gaps.abs().groupby("forget").mean(), _mean_over_classes(gaps.groupby("forget").mean())
-    floor = None if None in floors.values() else pd.Series(floors, dtype=float)
-    excess = None if floor is None else _mean_over_classes(distance - floor)
+    gaps = (wide[method] - wide["retrained"]).rename("value").reset_index().assign(method="difference")
+    distances = gaps.assign(method="distance", value=gaps["value"].abs())
+    numbers = over_classes(pd.concat([gaps, distances]), "value")
+    means = wide.groupby("forget").mean().mean()
+    floor, excess, excess_half = None, None, 0.0
+    if (wide.groupby("forget").size() > 1).all():
+        pairs = (
+            wide["retrained"]
+            .groupby("forget")
+            .agg(lambda values: fmean(abs(first - second) for first, second in itertools.combinations(values, 2)))
+        )
+        floor = float(pairs.mean())
+        beyond = distances.groupby("forget")["value"].mean() - pairs
+        over = over_classes(beyond.rename("value").reset_index().assign(method="excess"), "value")["excess"]
+        excess, excess_half = over["mean"], over["half"]
     return Comparison(
-        mean=float(wide[method].groupby("forget").mean().mean()),
-        retrained=float(wide["retrained"].groupby("forget").mean().mean()),
-        difference=difference["mean"],
-        half=difference["half"],
-        distance=float(distance.mean()),
-        floor=None if floor is None else float(floor.mean()),
-        excess=None if excess is None else excess["mean"],
-        excess_half=0.0 if excess is None else excess["half"],
+        mean=float(means[method]),
+        retrained=float(means["retrained"]),
+        difference=numbers["difference"]["mean"],
+        half=numbers["difference"]["half"],
+        distance=numbers["distance"]["mean"],
+        floor=floor,
+        excess=excess,
+        excess_half=excess_half,
     )
-
-
-def _between_seeds(values: list[float]) -> float | None:
-    pairs = [abs(first - second) for first, second in itertools.combinations(values, 2)]
-    return sum(pairs) / len(pairs) if pairs else None
-
-
-def _mean_over_classes(per_class: "pd.Series[float]") -> dict[str, float]:
-    frame = per_class.rename("value").rename_axis("forget").reset_index().assign(method="own")
-    return over_classes(frame, "value")["own"]

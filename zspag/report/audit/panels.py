@@ -3,12 +3,12 @@
 Invariant: nothing here sees a model. A network that was ruined everywhere has no bar and no curve.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from zspag.lab.audit.findings import Findings
-from zspag.lab.experiment import TITLES
+from zspag.report.audit.findings import TITLES, Findings
 from zspag.report.tables import over_classes
 
 Panel = dict[str, Any]
@@ -26,69 +26,81 @@ RULER = ("original", "retrained", "zs_pag")  # both ends of it and what is measu
 
 def membership_panels(found: Findings, *, title: str) -> list[Panel]:
     """Return AUC per attack and network; the dashed line is a blind attack."""
-    return [
-        _bars(found["membership"], "attack", "auc", names=ATTACKS)
-        | {"title": title, "xlabel": "score the attack looks at", "ylabel": "AUC of the attack"}
-        | {"lines": {"blind": 0.5}, "ylim": [0, 1.05]}
-    ]
+    bars = _bars(found["membership"], "attack", "auc", names=ATTACKS)
+    labels = {"title": title, "xlabel": "score the attack looks at", "ylabel": "AUC of the attack"}
+    return [bars | labels | {"lines": {"blind": 0.5}, "ylim": [0, 1.05]}]
 
 
 def distance_panels(found: Findings, *, title: str) -> list[Panel]:
     """Return agreement with the retrained network, Jensen-Shannon divergence, and ZRF, per split and network."""
-    rows = found["distance"]
     shown: dict[str, tuple[str, float, Panel]] = {
         "agreement": ("agreement with the retrained network (%)", 100, PERCENT),
         "js": ("JS divergence to it (nats)", 1, {"ylim": [0, 0.75]}),
         "zrf": ("ZRF", 1, {"ylim": [0, 1.05]}),
     }
     return [
-        _bars(rows, "split", column, names=SPLITS, factor=factor) | {"title": title, "ylabel": label} | limits
+        _bars(found["distance"], "split", column, names=SPLITS, factor=factor)
+        | {"title": title, "ylabel": label}
+        | limits
         for column, (label, factor, limits) in shown.items()
     ]
 
 
 def probe_panels(found: Findings, *, title: str) -> list[Panel]:
     """Return recall of the forget class by a linear probe, and CKA to the retrained network, over the stages."""
-    probes, likeness = found["probes"], found["likeness"]
+    probes, likeness = found["probes"], found["likeness"].dropna(subset=["cka"])
     shared = {"title": title, "xlabel": "weighted layer whose input is probed (the last one: the head)"}
+    recall = _curves(probes[probes["probe"] == "linear"], "depth", "known", factor=100)
     return [
+        shared | {"series": recall, "ylabel": "forget class, linear probe (%)"} | PERCENT,
         shared
-        | {"series": _curves(probes[probes["probe"] == "linear"], "depth", "known", factor=100)}
-        | {"ylabel": "forget class, linear probe (%)"}
-        | PERCENT,
-        shared
-        | {"series": _curves(likeness.dropna(subset=["cka"]), "depth", "cka")}
-        | {"ylabel": "CKA to the retrained network", "ylim": [0, 1.05]},
+        | {"series": _curves(likeness, "depth", "cka"), "ylabel": "CKA to the retrained network", "ylim": [0, 1.05]},
     ]
 
 
 def restored_panels(found: Findings, *, title: str) -> list[Panel]:
     """Return what recognizes the forget class: the network, two probes of its features, the original's head on them."""
-    rows = pd.concat(
-        [
-            found["restored"].assign(asked="its own answer", known=found["restored"]["acc_forget_before"]),
-            _last(found["probes"], "class means").assign(asked="nearest class mean"),
-            _last(found["probes"], "linear").assign(asked="linear probe"),
-            found["restored"].assign(asked="original's head", known=found["restored"]["acc_forget"]),
-        ],
-        ignore_index=True,
-    )
-    names = {name: name for name in rows["asked"].unique()}
-    return [
-        _bars(rows, "asked", "known", names=names, factor=100)
-        | {"title": title, "ylabel": "forget class recognized (%)"}
-        | PERCENT
-    ]
+    restored = found["restored"]
+    asked = {
+        "its own answer": restored.assign(known=restored["acc_forget_before"]),
+        "nearest class mean": _last(found["probes"], "class means"),
+        "linear probe": _last(found["probes"], "linear"),
+        "original's head": restored.assign(known=restored["acc_forget"]),
+    }
+    rows = pd.concat([part.assign(asked=name) for name, part in asked.items()], ignore_index=True)
+    bars = _bars(rows, "asked", "known", names={name: name for name in asked}, factor=100)
+    return [bars | {"title": title, "ylabel": "forget class recognized (%)"} | PERCENT]
 
 
-def relearning_panels(found: Findings, *, title: str) -> list[Panel]:
-    """Return forget accuracy, then retained accuracy, over the steps: a panel per rate at which the class is shown."""
-    return _training_panels(found, "the class", title=title)
+def relearning_panels(found: Findings, *, title: str, rates: Sequence[float] | None = None) -> list[Panel]:
+    """Return forget accuracy, then retained accuracy, over the steps of training on the class: a panel per rate.
+
+    Args:
+        found: Of ``findings``.
+        title: What the audit is about.
+        rates: Which learning rates; all of them by default.
+    """
+    curves = found["curves"][found["curves"]["shown"] == "the class"]
+    return _training_panels(curves if rates is None else curves[curves["lr"].isin(rates)], title=title)
 
 
 def recovery_panels(found: Findings, *, title: str) -> list[Panel]:
-    """Return forget accuracy, then retained accuracy, over the steps: a panel per rate at which others are shown."""
-    return _training_panels(found, "other classes", title=title)
+    """Return forget accuracy, then retained accuracy, over the steps of training on other classes: a panel per rate."""
+    return _training_panels(found["curves"][found["curves"]["shown"] == "other classes"], title=title)
+
+
+def _training_panels(curves: pd.DataFrame, *, title: str) -> list[Panel]:
+    rows = curves.assign(place=curves["step"].clip(lower=0.5))  # a logarithmic axis has no 0: the untouched network
+    panels = []
+    for column, label in {"acc_forget": "forget accuracy (%)", "acc_retain": "retained accuracy (%)"}.items():
+        for lr, part in rows.groupby("lr", sort=False):
+            series = {
+                TITLES[method]: {"x": own["place"].tolist(), "y": (100 * own[column]).tolist()}
+                for method, own in part.groupby("method", sort=False)
+            }
+            axes = {"xlabel": "steps (leftmost: none)", "ylabel": label, "xlog": True}
+            panels.append({"title": f"{title}: rate {lr:g}"} | axes | {"series": series} | PERCENT | {"plain": True})
+    return panels
 
 
 def trace_panels(found: Findings, *, title: str) -> list[Panel]:
@@ -99,19 +111,16 @@ def trace_panels(found: Findings, *, title: str) -> list[Panel]:
         "forget_mass": "probability of the class",
     }
     rows = found["streisand"].melt(["method", "forget", "seed"], list(kinds), var_name="kind")
-    return [
-        _bars(rows, "kind", "value", names=kinds)
-        | {"title": title, "ylabel": "distance to the retrained network; probability", "ylim": [0, 1.05]}
-    ]
+    labels = {"title": title, "ylabel": "distance to the retrained network; probability", "ylim": [0, 1.05]}
+    return [_bars(rows, "kind", "value", names=kinds) | labels]
 
 
 def residual_panels(found: Findings, *, title: str) -> list[Panel]:
     """Return the share of moved forget images that is recognized, over the radius, per kind of move."""
     rows = found["residual"].assign(pixels=found["residual"]["radius"] * 255)
+    axes = {"xlabel": "radius (255ths of the pixel range)", "ylabel": "forget images recognized (%)", "xlog": True}
     return [
-        {"title": f"{title}: moved {moved}", "series": _curves(own, "pixels", "known", factor=100)}
-        | {"xlabel": "radius (255ths of the pixel range)", "ylabel": "forget images recognized (%)", "xlog": True}
-        | PERCENT
+        {"title": f"{title}: moved {moved}", "series": _curves(own, "pixels", "known", factor=100)} | axes | PERCENT
         for moved, own in rows.groupby("moved", sort=False)
     ]
 
@@ -123,28 +132,14 @@ def spread_panels(found: Findings, *, title: str) -> list[Panel]:
         "AUC of the attack on all four scores": (attacks[attacks["attack"] == "regression"], "auc", 1),
         "forget class, linear probe (%)": (_last(found["probes"], "linear"), "known", 100),
     }
-    return [
-        {"title": title, "xlabel": "forgotten class", "ylabel": label, "series": _seeds(rows, column, factor=factor)}
-        for label, (rows, column, factor) in shown.items()
-    ]
-
-
-def _training_panels(found: Findings, shown: str, *, title: str) -> list[Panel]:
-    rows = found["curves"][found["curves"]["shown"] == shown]
-    rows = rows.assign(place=rows["step"].clip(lower=0.5))  # a logarithmic axis has no 0: the untouched network
-    kinds = {"acc_forget": "forget accuracy (%)", "acc_retain": "retained accuracy (%)"}
-    return [
-        {"title": f"{title}: rate {lr:g}", "xlabel": "steps (leftmost: none)", "ylabel": label, "xlog": True}
-        | {"series": {TITLES[method]: _line(own, column) for method, own in part.groupby("method", sort=False)}}
-        | PERCENT
-        | {"plain": True}
-        for column, label in kinds.items()
-        for lr, part in rows.groupby("lr", sort=False)
-    ]
-
-
-def _line(rows: pd.DataFrame, column: str) -> dict[str, list[float]]:
-    return {"x": rows["place"].tolist(), "y": (100 * rows[column]).tolist()}
+    panels = []
+    for label, (rows, column, factor) in shown.items():
+        few = rows[rows["method"].isin(RULER)].assign(shown=factor * rows[column])
+        series = {
+            TITLES[method]: _banded(own.groupby("forget")["shown"]) for method, own in few.groupby("method", sort=False)
+        }
+        panels.append({"title": title, "xlabel": "forgotten class", "ylabel": label, "series": series})
+    return panels
 
 
 def _last(probes: pd.DataFrame, probe: str) -> pd.DataFrame:
@@ -152,15 +147,15 @@ def _last(probes: pd.DataFrame, probe: str) -> pd.DataFrame:
     return probes[(probes["probe"] == probe) & (probes["depth"] == probes["depth"].max())]
 
 
-def _bars(rows: pd.DataFrame, by: str, column: str, *, names: dict[str, str], factor: float = 1) -> Panel:
+def _bars(rows: pd.DataFrame, by: str, column: str, *, names: Mapping[str, str], factor: float = 1) -> Panel:
     """Group by ``by``; a network's bar is its mean over classes, with the interval where three classes or more are."""
     several = rows["forget"].nunique() > 2  # the interval of two classes is 13 standard errors wide
+    means = [over_classes(rows[rows[by] == group], column) for group in names]
     panel: Panel = {"groups": list(names.values()), "series": {}, "errors": {}}
-    for method, own in rows.groupby("method", sort=False):
-        means = [over_classes(own[own[by] == group], column)[str(method)] for group in names]
-        panel["series"][TITLES[str(method)]] = [factor * mean["mean"] for mean in means]
+    for method in rows["method"].unique():
+        panel["series"][TITLES[method]] = [factor * mean[method]["mean"] for mean in means]
         if several:
-            panel["errors"][TITLES[str(method)]] = [factor * mean["half"] for mean in means]
+            panel["errors"][TITLES[method]] = [factor * mean[method]["half"] for mean in means]
     return panel
 
 
@@ -169,14 +164,6 @@ def _curves(rows: pd.DataFrame, x: str, column: str, *, factor: float = 1) -> Pa
     per_class = rows.groupby(["method", x, "forget"], sort=False)[column].mean() * factor
     methods = per_class.groupby("method", sort=False)
     return {TITLES[str(method)]: _banded(own.groupby(x, sort=False)) for method, own in methods}
-
-
-def _seeds(rows: pd.DataFrame, column: str, *, factor: float) -> Panel:
-    """Return a curve per network over the classes: mean over seeds, the band spans them."""
-    return {
-        TITLES[str(method)]: _banded((own.set_index("forget")[column] * factor).groupby("forget"))
-        for method, own in rows[rows["method"].isin(RULER)].groupby("method", sort=False)
-    }
 
 
 def _banded(groups: Any) -> dict[str, list[float]]:

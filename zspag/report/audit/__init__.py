@@ -1,0 +1,64 @@
+"""What an audit found, from its rows: panels, tables and sentences. ``zspag.lab.audit`` makes the rows.
+
+Invariant: nothing here sees a model or imports torch.
+"""
+
+from zspag.report.audit.comparison import Comparison, compared
+from zspag.report.audit.findings import (
+    RATE,
+    SHARE,
+    SHARES,
+    TITLES,
+    Findings,
+    anamnesis,
+    arrival_table,
+    arrivals,
+    findings,
+    mean_curves,
+    measured,
+    packed,
+    recorded,
+    unpacked,
+)
+from zspag.report.audit.panels import (
+    distance_panels,
+    membership_panels,
+    probe_panels,
+    recovery_panels,
+    relearning_panels,
+    residual_panels,
+    restored_panels,
+    spread_panels,
+    trace_panels,
+)
+from zspag.report.audit.verdicts import verdict_table, verdicts
+
+__all__ = [
+    "RATE",
+    "SHARE",
+    "SHARES",
+    "TITLES",
+    "Comparison",
+    "Findings",
+    "anamnesis",
+    "arrival_table",
+    "arrivals",
+    "compared",
+    "distance_panels",
+    "findings",
+    "mean_curves",
+    "measured",
+    "membership_panels",
+    "packed",
+    "probe_panels",
+    "recorded",
+    "recovery_panels",
+    "relearning_panels",
+    "residual_panels",
+    "restored_panels",
+    "spread_panels",
+    "trace_panels",
+    "unpacked",
+    "verdict_table",
+    "verdicts",
+]

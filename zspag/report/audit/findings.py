@@ -1,0 +1,156 @@
+"""What an audit found: its rows by measure, training curves as means, and how soon a class came back.
+
+Invariant: nothing here sees a model; a file gives back the findings that went in.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from zspag.report import results
+from zspag.report.results import Result
+from zspag.report.tables import columns
+
+Findings = dict[str, pd.DataFrame]
+TITLES = {  # the networks of an audit, as in every table of the laboratory
+    "original": "original",
+    "masked": "masked original",
+    "retrained": "retrained",
+    "zs_pag": "ZS-PAG",
+    "delete": "DELETE",
+    "head_only": "head only",
+}
+RATE = 3e-4  # the learning rate that sentences and the figure of a record speak of: the one of ``relearn_steps``
+SHARES = (0.5, 0.9)  # of the original's forget accuracy: when a class counts as back
+SHARE = SHARES[0]
+_ACCURACIES = ("acc_forget", "acc_retain")
+
+
+def measured(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Return the rows of one measure, with its columns."""
+    return rows[rows["measure"] == measure].dropna(axis=1, how="all").reset_index(drop=True)
+
+
+def findings(rows: pd.DataFrame) -> Findings:
+    """Return the rows of ``lab.audit.audit`` as a frame per measure.
+
+    Training curves are many rows. Instead of "relearning" there are "curves" (of ``mean_curves``) and "arrivals".
+    """
+    found = {str(measure): measured(rows, str(measure)) for measure in rows["measure"].unique()}
+    curves = found.pop("relearning")
+    return found | {"curves": mean_curves(curves), "arrivals": arrivals(curves)}
+
+
+def packed(found: Findings) -> dict[str, dict[str, list[Any]]]:
+    """Return findings as a file keeps them: by measure and column, None where a row has nothing."""
+    return {name: columns(frame) for name, frame in found.items()}
+
+
+def unpacked(kept: Mapping[str, Mapping[str, list[Any]]]) -> Findings:
+    """Return findings from what ``packed`` made of them."""
+    return {name: pd.DataFrame(dict(columns)) for name, columns in kept.items()}
+
+
+def recorded(folder: Path) -> dict[str, tuple[Result, Findings]]:
+    """Return every recorded audit and its findings, by a title such as "digits, 10 classes, 3 seeds".
+
+    Args:
+        folder: The folder that holds one folder per profile.
+    """
+    found = {}
+    for path in sorted(folder.glob("*/audit_*.json")):
+        result = results.read(path)
+        seeds, classes = len(result.measurements["seeds"]), result.measurements["class_names"]
+        named = f"{len(classes)} classes" if len(classes) > 3 else ", ".join(classes)
+        title = f"{Path(result.config['dataset']).name}, {named}, {seeds} seed{'s' * (seeds > 1)}"
+        found[title] = result, unpacked(result.measurements["rows"])
+    return found
+
+
+def mean_curves(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return training curves as means over classes, seeds averaged per class first.
+
+    Args:
+        rows: Of the measure "relearning".
+
+    Returns:
+        Per method, kind of images shown, rate and step: samples, acc_forget and acc_retain, and for both accuracies
+        the least and the largest class, such as "acc_forget_low". A mean ends where the first of its curves does.
+    """
+    curve, place = ["method", "shown", "lr"], ["method", "shown", "lr", "step"]
+    ends = rows.groupby([*curve, "forget", "seed"])["step"].transform("max")
+    rows = rows[rows["step"] <= ends.groupby([rows[name] for name in curve]).transform("min")]
+    per_class = rows.groupby([*place, "forget"], sort=False)[["samples", *_ACCURACIES]].mean()
+    groups = per_class.groupby(place, sort=False)
+    means = groups.mean()
+    for name in _ACCURACIES:
+        means[f"{name}_low"], means[f"{name}_high"] = groups[name].min(), groups[name].max()
+    return means.reset_index()
+
+
+def arrivals(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return how soon the class was back where it was shown again, per network, class, seed, rate and share.
+
+    Args:
+        rows: Of the measure "relearning".
+
+    Returns:
+        Per rate and each of ``SHARES`` the first row of a curve at or above that share of the original's accuracy, with
+        "share" and "reached"; the last row, not reached, where there is none: it tells how many steps did not suffice.
+    """
+    curves, found = rows[rows["shown"] == "the class"], []
+    untouched = curves[(curves["method"] == "original") & (curves["step"] == 0)].drop_duplicates(["forget", "seed"])
+    level = untouched.set_index(["forget", "seed"])["acc_forget"]
+    for (_, forget, seed, _), curve in curves.groupby(["method", "forget", "seed", "lr"], sort=False):
+        for share in SHARES:
+            above = curve[curve["acc_forget"] >= share * level[forget, seed]]
+            row = curve.iloc[-1] if above.empty else above.iloc[0]
+            found.append(row.to_dict() | {"share": share, "reached": not above.empty})
+    return pd.DataFrame(found)
+
+
+def anamnesis(back: pd.DataFrame, *, lr: float, share: float) -> dict[str, float]:
+    """Return AIN per network: its steps over the retrained network's, seeds averaged per class, mean over classes.
+
+    The anamnesis index is that of Chundawat et al., "Zero-Shot Machine Unlearning", IEEE TIFS 2023.
+
+    Args:
+        back: Of ``arrivals``.
+        lr: Learning rate.
+        share: Share of the original's forget accuracy.
+
+    Returns:
+        Networks by name; classes of which the retrained network needed no step are left out. Where counting stopped
+        before the retrained network arrived, an index is an upper bound.
+
+    Raises:
+        ValueError: If a network lacks a seed that the retrained one has, or the other way round.
+    """
+    part = back[(back["lr"] == lr) & (back["share"] == share)]
+    wide = part.pivot(index=["forget", "seed"], columns="method", values="step").astype(float)
+    ruined = wide.isna().groupby("forget").transform("all")  # a class of which a network has no seed at all
+    if (wide.isna() & ~ruined).any(axis=None) or ruined["retrained"].any():
+        raise ValueError("a network and the retrained one must be compared on the same classes and seeds")
+    steps = wide.groupby("forget").mean()
+    index = steps.div(steps["retrained"].where(steps["retrained"] > 0), axis=0)
+    return {str(method): float(index[method].mean()) for method in part["method"].unique()}
+
+
+def arrival_table(back: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """Return what ``arrivals`` found as a reader sees it: steps, AIN and retained accuracy per rate and share.
+
+    Returns:
+        One line per network and a column per rate and share, such as "12 steps (768 images), AIN 0.050, retained 97 %":
+        means over classes and seeds. A plus sign says that some had not arrived when counting stopped.
+    """
+    lines: dict[str, dict[str, str]] = {}
+    for (lr, share), part in back.groupby(["lr", "share"], sort=False):
+        index = anamnesis(back, lr=lr, share=share)
+        for method, own in part.groupby("method", sort=False):
+            more = "" if own["reached"].all() else "+"
+            steps = f"{own['step'].mean():.0f}{more} steps ({own['samples'].mean():.0f} images)"
+            rest = f"AIN {index[str(method)]:.3f}, retained {100 * own['acc_retain'].mean():.0f} %"
+            lines.setdefault(titles[str(method)], {})[f"{100 * share:g} % back at {lr:g}"] = f"{steps}, {rest}"
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("network")
