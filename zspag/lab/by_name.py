@@ -1,4 +1,4 @@
-"""All methods behind one door: ``unlearn_by`` runs any forget-only method by its name, on the same forget data.
+"""All methods by their names: ``unlearn_by`` runs any forget-only method on the same forget data.
 
 ``zspag methods`` lists the names, what each method reads and where it comes from.
 

@@ -91,7 +91,7 @@ def odds_against(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def l2ul_adv(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Climb the forget loss, and hold on to what the original saw in targeted copies of the forget samples.
+    """Maximize the forget loss, and fit adversarial copies of the forget samples to their retained target classes.
 
     Reference: Cha, Cho, Hwang, Lee, Moon and Lee, "Learning to Unlearn", AAAI 2024 ("ADV").
 
@@ -199,8 +199,8 @@ def amun(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     Note:
         DIFFERS: the forget samples with their own labels, which the published method keeps beside the examples, stay
-        out: there single samples shall look unseen, here a class shall go. A change into another forget class is no
-        flip. Rates, epochs and batches are those of all methods (published: .01, momentum .9).
+        out: there, single samples are to look unseen; here, a whole class is to be forgotten. A change into another
+        forget class is no flip. Rates, epochs and batches are those of all methods (published: .01, momentum .9).
     """
     images, labels = nearest_adversarial(problem.model, problem.forget_images, forget=problem.forget_classes)
 
@@ -254,7 +254,7 @@ def _pushed_away(model: nn.Module, origin: Tensor, classes: Tensor, *, radius: f
 
 
 def aru(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Pull forget samples away from the original's answer, towards adversarial stand-ins that keep a retained label.
+    """Move forget samples away from the original's answer, towards adversarial stand-ins with a retained label.
 
     The nearest relative of proxies, without a subspace and without a projection. A stand-in is the forget sample pushed
     towards the class the original likes best among the retained ones. The loss is a triplet on logits (anchor: the

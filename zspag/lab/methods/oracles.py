@@ -1,7 +1,7 @@
 """Oracles, which read retain data: what a method could do that had them.
 
-Three train: fine-tuning, the null space of the retain data, a teacher to keep or flee. Two edit weights once, by their
-importance for the retain data: Fisher forgetting and selective dampening. The edits have no loop: a rate of the ladder
+Three train: fine-tuning, UNSC and SCRUB. Two edit the weights once, by their importance for the retain data: Fisher
+forgetting and selective dampening. The edits have no loop: a rate of the ladder
 is the strength of the edit, and its run is one epoch long.
 
 Invariant: steps and epochs of the three are those of every other method; a step may look at retain samples in place of
@@ -56,7 +56,7 @@ _HELD = 2**28
 
 
 def fine_tune(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Go on training with cross-entropy on the retain set alone, and hope that the rest is forgotten on the way.
+    """Train further on the retain set alone, with cross-entropy; nothing asks for forgetting.
 
     Reference: the weakest baseline of Golatkar et al., CVPR 2020, and of most papers since.
 
@@ -124,7 +124,7 @@ def merged_retain_subspace(model: nn.Module, retain_images: Tensor, retain_label
 
 
 def scrub(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Flee the original on the forget set and stay with it, and with the labels, on the retain set, in turns.
+    """Move away from the original on the forget set; stay close to it and to the labels on the retain set; in turns.
 
     Max steps climb KL(original || current) on forget samples, min steps descend ``SCRUB_DIVERGENCE`` times the same on
     retain samples plus ``SCRUB_CROSS_ENTROPY`` times their cross-entropy. Each epoch goes through the forget set in its
@@ -138,7 +138,7 @@ def scrub(problem: Problem, config: UnlearnConfig) -> RateSearch:
         ``RETAIN_PER_EPOCH`` retain samples are read. The temperature is 1, as in the paper's formula; the published
         code softens both distributions at 4. The divergence that max steps climb has no upper bound, and without one
         every rate that forgot ended at infinity; a sample past log K stops counting. At the original the divergence has
-        no slope, so the first max steps stand still; in the published code batch statistics and decay move the net.
+        no slope, so the first max steps change nothing; in the published code batch statistics and decay move the net.
     """
     forget_images, retain_images = problem.forget_images, problem.retain_images
     steps = _steps(len(forget_images), config.update)

@@ -30,9 +30,10 @@ def salun(problem: Problem, config: UnlearnConfig) -> RateSearch:
     Reference: Fan, Liu, Zhang, Wong, Wei and Liu, "SalUn", ICLR 2024.
 
     Note:
-        DIFFERS: the published method goes on with the retain set, which nobody has here. Its code multiplies gradients
-        by the mask and leaves the rest to an optimizer with weight decay, which moves masked weights after all, and it
-        may draw a sample's own class; neither is copied. Rates, epochs and batches are those of all methods.
+        DIFFERS: the published method then trains on the retain set, which is not given here. Its code multiplies
+        gradients by the mask and leaves the rest to an optimizer with weight decay, which moves masked weights after
+        all, and it may draw a sample's own class; neither is copied. Rates, epochs and batches are those of all
+        methods.
     """
     images, classes, forget = problem.forget_images, problem.num_classes, problem.forget_classes
     mask = saliency_mask(problem.model, images, problem.forget_labels, share=SALIENT_SHARE)
@@ -60,7 +61,7 @@ def saliency_mask(model: nn.Module, images: Tensor, labels: Tensor, *, share: fl
 
 
 def jit(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Flatten the net around the forget samples: bring its answer to a sample close to those to noisy copies of it.
+    """Make the net's answer to a forget sample similar to its answers to noisy copies of the sample.
 
     The loss is the mean over copies of ||f(x) - f(x + e)|| / ||e||, without a gradient through f(x + e).
 
@@ -68,8 +69,8 @@ def jit(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     Note:
         The published code never zeroes its gradients, so that each step repeats those of all batches before it. Here a
-        step sees its own batch alone. A step that brings f(x) closer to where f(x + e) was moves f(x + e) too, so that
-        the loss may grow without end: the rates between too little and ruin are few. DIFFERS: sigma counts pixels in
+        step sees its own batch alone. A step that brings f(x) closer to where f(x + e) was moves f(x + e) too. So the
+        loss may grow without end, and few rates lie between no effect and divergence. DIFFERS: sigma counts pixels in
         [0, 1], not normalized ones, and copies may leave that range; as many epochs as every method instead of one.
     """
 

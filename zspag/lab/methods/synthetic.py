@@ -39,9 +39,9 @@ LATENT, CHANNELS = 64, 32  # size of the maker of images
 
 
 def min_max_noise(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Fine-tune on noise images alone: of a forget class such as maximize its loss, of a retained class minimize it.
+    """Fine-tune on noise images alone: those of a forget class maximize its loss, the others minimize theirs.
 
-    To fit the class to images that look nothing like it overwrites what the net knows of it.
+    Images that look nothing like the forget class get its label, which overwrites what the net knows of the class.
 
     Reference:
         Chundawat et al., "Zero-Shot Machine Unlearning", IEEE TIFS 2023 (error-minimizing and error-maximizing noise);
@@ -163,7 +163,7 @@ def sampled_features(means: Tensor, residuals: Tensor, classes: Tensor, *, gener
 
 
 def gkt(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Train a fresh student on pseudo-images, with those gated out that the original gives to a forget class.
+    """Train a fresh student on generated images, without those that the original gives to a forget class.
 
     A maker of images takes one step towards images on which student and original disagree (KL), then the student takes
     ten to agree on new ones (KL and the distance of attention maps). Both are trained by Adam; the ladder's rates are
@@ -173,11 +173,11 @@ def gkt(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     Note:
         DIFFERS: two rounds an epoch of 32 images, some hundred student steps instead of thousands, so that a ladder
-        takes seconds. The student's weights are drawn with mean and deviation of the original's tensors, since nobody's
-        model tells how it was initialized; norm statistics are the original's and stay. Attention maps are those of
-        convolutions. A fresh student recognizes nothing, so that no run stops early; for the same reason the smallest
-        rate counts as having forgotten, however little it has learned. And a class that the maker of images hardly
-        shows is not learned, gated or not.
+        takes seconds. The student's weights are drawn with mean and deviation of the original's tensors, since a
+        trained model does not tell how it was initialized; norm statistics are the original's and stay. Attention maps
+        are those of convolutions. A fresh student recognizes nothing. So no run stops early, and the smallest rate
+        counts as having forgotten, however little it has learned. A class that the maker of images hardly shows is not
+        learned, with or without the gate.
     """
     return rate_search(lambda lr: _transfer(problem, lr=lr, epochs=config.update.epochs), update=config.update)
 

@@ -21,11 +21,11 @@ from zspag.runtime import generator_for, logits_of, sent
 
 
 def gradient_ascent(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Climb the cross-entropy of the forget samples.
+    """Maximize the cross-entropy of the forget samples.
 
     Note:
-        DIFFERS: published code lets the loss run to infinity within a few steps. A sample whose loss passes log K, that
-        of a uniform guess, has been forgotten and stops counting.
+        DIFFERS: in published code the loss becomes infinite within a few steps. Here a sample stops counting once its
+        loss passes log K, that of a uniform guess.
     """
 
     def loss(current: nn.Module, batch: Tensor, _drawing: torch.Generator) -> Tensor:
