@@ -11,10 +11,10 @@ from laboratory import FORGET, LADDER, TINY, caught_losses, changed_names, probl
 from reference import assert_same_state, state_of
 
 import zspag.lab.data
-from zspag.config import Ladders, UnlearnConfig
+from zspag.config import LabelConfig, Ladders, UnlearnConfig
 from zspag.lab import experiment
 from zspag.lab.experiment import Case, RetainDataRead, run_method
-from zspag.lab.methods import FAMILIES, METHODS, Method, Problem, listing, method, oracles, targets
+from zspag.lab.methods import FAMILIES, METHODS, Method, Problem, labels, listing, method, oracles, projected, targets
 from zspag.profiles import PROFILES
 from zspag.runtime import channels_last, generator_for, logits_of, seed_of
 from zspag.subspaces import combine
@@ -31,19 +31,16 @@ ORACLES = ("oracle_subspace", "fine_tune", "unsc", "scrub", "fisher_forgetting",
 KEEPS = ("fine_tune",)  # nothing tells it to forget, and on digits it does not; see test_baselines_oracles.py
 UNPROJECTED = ("unprojected", "rehearsal")
 HEAD = ("head_only", "head_sampling")
-PROJECTED = {  # all others move every parameter, but for "mu_mis" and "unsc"
-    "zs_pag_fixed", *CALIBRATED, "forget_subspace", "noise_subspace", "random_subspace", "oracle_subspace",
-    "worst_class_labels", "balanced_labels", "lookahead_labels", "bilevel_labels", "noise_labels", "distilled",
-}  # fmt: skip
+PROJECTED = {*projected.METHODS, *labels.METHODS} - {"unprojected"}  # all others move all, but "mu_mis" and "unsc"
 
 # Variants of "zs_pag" run its own code with other labels; see test_baselines_projected.py.
 EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in CALIBRATED[1:] else name for name in METHODS]
 
 
-def go(name, *, ladder=None, labels=None, update=None, **changes):
+def go(name, *, ladder=None, strategy=None, update=None, **changes):
     """Run a method of the table over a ladder, as the grid does; ``changes`` are fields of the small problem."""
     config = small().config
-    config = replace(config, labels=labels or config.labels)
+    config = replace(config, labels=LabelConfig(strategy=strategy) if strategy else config.labels)
     options = {"ladder": ladder or RATES.get(name, LADDER)} | (update or {})
     config = replace(config, update=replace(config.update, **options))
     return METHODS[name].run(problem(oracle=METHODS[name].oracle, **changes), config)

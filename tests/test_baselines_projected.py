@@ -8,7 +8,7 @@ from laboratory import FORGET, changed_names, problem, small
 from test_baselines import assert_same_weights, differ, free_weights, go, own_subspace, weights
 
 from zspag.calibration import cross_fitting
-from zspag.config import LabelConfig, UpdateConfig
+from zspag.config import UpdateConfig
 from zspag.lab.evaluation import captured
 from zspag.lab.methods import METHODS, forget_subspace, noise_subspace, retain_subspace
 from zspag.runtime import generator_for
@@ -38,9 +38,9 @@ def test_a_calibrated_method_moves_the_layers_that_were_chosen_at_every_rate(lay
 )
 def test_label_variants_are_zs_pag_with_another_strategy(name, strategy):
     options = {"ladder": (0.3,), "update": {"layers": "all", "lr": 0.3}}
-    variant, own = go(name, **options), go("zs_pag", labels=LabelConfig(strategy=strategy), **options)
+    variant, own = go(name, **options), go("zs_pag", strategy=strategy, **options)
     assert_same_weights(variant.kept, own.kept)
-    assert differ(variant.kept, go("zs_pag", labels=LabelConfig(strategy="soft"), **options).kept)
+    assert differ(variant.kept, go("zs_pag", strategy="soft", **options).kept)
 
 
 def test_curvature_gets_moments_in_their_own_size(monkeypatch):

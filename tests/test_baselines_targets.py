@@ -11,7 +11,6 @@ from reference import assert_same_state, state_of
 from test_baselines import assert_same_weights, differ, go, losses
 from torch import nn
 
-from zspag.config import LabelConfig
 from zspag.lab.methods import sensitivity
 from zspag.lab.methods.targets import Expanded, distilled_from_masked
 from zspag.lab.models import build
@@ -69,7 +68,7 @@ def test_delete_fits_the_masked_original_unprojected(monkeypatch):
 
 
 def test_delete_on_the_same_weights_is_zs_pag_with_soft_labels_unprojected():
-    case, options = small(), {"ladder": (0.03,), "labels": LabelConfig(strategy="soft")}
+    case, options = small(), {"ladder": (0.03,), "strategy": "soft"}
     config = replace(case.config, update=replace(case.config.update, lr=0.03))
     (own,) = distilled_from_masked(problem(), config, names=case.statistics.names).runs
     assert_same_weights(own, go("unprojected", **options).runs[0])

@@ -257,7 +257,7 @@ def aru(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Move forget samples away from the original's answer, towards adversarial stand-ins with a retained label.
 
     The nearest relative of proxies, without a subspace and without a projection. A stand-in is the forget sample pushed
-    towards the class the original likes best among the retained ones. The loss is a triplet on logits (anchor: the
+    towards the retained class that the original finds most likely. The loss is a triplet on logits (anchor: the
     forget sample, positive: its stand-in, negative: the original's answer to the sample) plus cross-entropy on the
     stand-ins.
 

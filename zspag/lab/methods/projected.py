@@ -61,7 +61,7 @@ def influence_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
 
 def second_best_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """ZS-PAG with the class that the original likes best among the retained ones (strategy "second_best")."""
+    """ZS-PAG with the retained class that the original finds most likely (strategy "second_best")."""
     return _with_labels(problem, config, "second_best")
 
 
