@@ -14,7 +14,9 @@ from zspag.lab.data.sources import read_digits
 from zspag.lab.methods import Problem, method
 from zspag.lab.models import build
 from zspag.lab.training import train
+from zspag.outcome import Epoch
 from zspag.profiles import PROFILES
+from zspag.projected_sgd import Run
 from zspag.proxy_statistics import ProxyStatistics, prepare
 from zspag.runtime import generator_for
 
@@ -85,11 +87,16 @@ def changed_names(before: nn.Module, after: nn.Module) -> set[str]:
 
 
 def caught_losses(monkeypatch, run):
-    """Call ``run``, a method of the table, and return what it hands to the loop at two rates: loss and options."""
+    """Call ``run``, a method of the table, and return what it hands to the loop at every rate: loss and options."""
     caught = []
-    monkeypatch.setattr(method, "projected_sgd", lambda *_, loss, **options: caught.append((loss, options)))
-    monkeypatch.setattr(method, "rate_search", lambda run, **_: [run(0.1), run(0.2)])
-    run()
+
+    def keep(model, *_, loss, update, **options):
+        caught.append((loss, options | {"update": update}))
+        return Run(model, update.lr, (Epoch(0.0, 1.0, 0.0),), diverged=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(method, "projected_sgd", keep)
+        run()
     return caught
 
 

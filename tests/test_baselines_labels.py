@@ -2,14 +2,18 @@
 
 import copy
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
-from laboratory import FORGET, problem, small
+from laboratory import FORGET, caught_losses, problem, small
+from reference import Attending
+from test_baselines import go as run_method
 from torch import nn
 
-from zspag.influence import dot, loss_gradient, soft_cross_entropy
+from zspag.influence import inner_product, loss_gradient, soft_cross_entropy
 from zspag.lab.methods import METHODS, labels
+from zspag.outcome import Epoch
 from zspag.projected_sgd import Run
 from zspag.proxies import ProxySet
 from zspag.pseudo_labels import masked_log_probabilities
@@ -21,11 +25,15 @@ N, M, K, WIDTH = 7, 9, 4, 5
 LR, STEPS = 0.7, 3
 
 
-def go(name, *, lr=0.3):
-    case = small()
-    config = replace(case.config, update=replace(case.config.update, ladder=(lr,), epochs=2, settle=0.0))
-    (run,) = METHODS[name].run(problem(), config).runs
+def go(name):
+    """All weights after two epochs at one rate."""
+    (run,) = run_method(name, ladder=(0.3,), update={"epochs": 2, "settle": 0.0}).runs
     return torch.cat([part.flatten() for part in run.model.state_dict().values()])
+
+
+@cache
+def plain():
+    return go("zs_pag_fixed")  # as the strategies are: all layers, no views
 
 
 @pytest.fixture
@@ -35,8 +43,10 @@ def tiny():
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, WIDTH), nn.Tanh(), nn.Linear(WIDTH, K)).double().eval()
     images, seen = (torch.rand(count, 1, 2, 3, dtype=torch.float64) for count in (N, M))
     proxies = ProxySet(seen, torch.arange(M) % 3, torch.arange(M), {0: 1.0, 1: 1.0, 2: 1.0}, 0.1, barely=seen)
-    bases = {"1.weight": torch.linalg.qr(torch.randn(1, 6, 2, dtype=torch.float64)).Q,
-             "3.weight": torch.linalg.qr(torch.randn(1, WIDTH, 1, dtype=torch.float64)).Q}  # fmt: skip
+    bases = {
+        "1.weight": torch.linalg.qr(torch.randn(1, 6, 2, dtype=torch.float64)).Q,
+        "3.weight": torch.linalg.qr(torch.randn(1, WIDTH, 1, dtype=torch.float64)).Q,
+    }
     project = Projector({name: ("remove", basis) for name, basis in bases.items()})
     masked, teacher = (masked_log_probabilities(logits_of(model, x), forget=(3,)) for x in (images, seen))
     return model, labels.Setting(images, (3,), masked, proxies, teacher.exp(), project, tuple(bases), beta=0.5)
@@ -50,13 +60,34 @@ def moved(model, by=0.4):
     return other
 
 
+def labels_of(monkeypatch, name, setting, current, *, generator=None, simulated=None):
+    """Return the labels that a method makes of ``current``, without running it; ``simulated`` is its look ahead."""
+    made = []
+
+    def keep(_problem, config, labeler, *, lr, start=None, **_options):
+        if start is not None:
+            assert (config.update.epochs, config.update.settle) == (labels.LOOKAHEAD_EPOCHS, 0)
+            return simulated
+        made.append(labeler(current))
+        return Run(current, lr, (Epoch(0.0, 1.0, 0.0),), diverged=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(labels.Setting, "of", lambda *_: setting)
+        patch.setattr(labels, "fit", keep)
+        METHODS[name].run(problem(generator=generator or generator_for(0)), small().config)
+    assert torch.equal(*made)  # at both rates
+    return made[0]
+
+
 def slow_scores(model, setting, direction):
     """One gradient per sample and class."""
-    one_hot = torch.eye(K, dtype=torch.float64)
-    return torch.tensor(
-        [[dot(direction, loss_gradient(model, setting.images[i : i + 1], one_hot[k : k + 1], names=setting.names))
-          for k in range(K)] for i in range(N)], dtype=torch.float64,
-    )  # fmt: skip
+    scores = torch.empty(N, K, dtype=torch.float64)
+    for i in range(N):
+        for k in range(K):
+            one_hot = torch.eye(K, dtype=torch.float64)[k : k + 1]
+            gradient = loss_gradient(model, setting.images[i : i + 1], one_hot, names=setting.names)
+            scores[i, k] = inner_product(direction, gradient)
+    return scores
 
 
 def slow_tilt(model, setting, direction):
@@ -65,45 +96,36 @@ def slow_tilt(model, setting, direction):
     return (setting.masked + setting.beta * centered / centered[:, :3].std(correction=0)).softmax(1)
 
 
-def slow_class_gradient(model, setting, label):
-    own = setting.proxies.labels == label
+def slow_gradient(model, setting, own):
     whole = loss_gradient(model, setting.proxies.images[own], setting.teacher[own], names=setting.names)
     return {name: setting.project(name, part) for name, part in whole.items()}
+
+
+def slow_class_gradient(model, setting, label):
+    return slow_gradient(model, setting, setting.proxies.labels == label)
 
 
 # The whole method
 
 
-@pytest.mark.parametrize("name", TILTS)
-def test_without_a_tilt_every_strategy_is_zs_pag(name, monkeypatch):
-    own = go("zs_pag_fixed")  # as these are: all layers, no views
-    assert (go(name) - own).abs().max() > 1e-4
-    monkeypatch.setattr(labels, "BETA", 0.0)
-    torch.testing.assert_close(go(name), own, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", [*TILTS, "distilled"])
+def test_every_strategy_is_zs_pag_without_its_tilt_or_term_and_its_labels_are_distributions(name, monkeypatch):
+    seen, real = [], labels.fit
 
+    def spy(given, config, labeler, **options):
+        seen.append(labeler(given.model))
+        return real(given, config, labeler, **options)
 
-def test_distilled_without_its_term_is_zs_pag(monkeypatch):
-    own = go("zs_pag_fixed")
-    assert (go("distilled") - own).abs().max() > 1e-4
-    monkeypatch.setattr(labels, "DISTILLED_WEIGHT", 0.0)
-    torch.testing.assert_close(go("distilled"), own, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", TILTS)
-def test_labels_are_distributions_without_the_forget_class(name, monkeypatch):
-    seen, real = [], labels.fit_labels
-
-    def spy(model, *args, relabel, **options):
-        seen.append(relabel(model))
-        return real(model, *args, relabel=relabel, **options)
-
-    monkeypatch.setattr(labels, "fit_labels", spy)
-    go(name)
+    with monkeypatch.context() as patch:
+        patch.setattr(labels, "fit", spy)
+        assert (go(name) - plain()).abs().max() > 1e-4
+    assert bool(seen) == (name in TILTS)
     for given in seen:
         torch.testing.assert_close(given.sum(1), torch.ones(len(given)))
         assert given.min() >= 0
         assert given[:, FORGET].max() == 0
-    assert seen
+    monkeypatch.setattr(labels, "BETA" if name in TILTS else "DISTILLED_WEIGHT", 0.0)
+    torch.testing.assert_close(go(name), plain(), rtol=1e-4, atol=1e-5)
 
 
 # Drift by class
@@ -143,55 +165,48 @@ def test_balanced_classes_weigh_the_same_however_long_their_gradients_are(tiny, 
     found = labels.balanced_classes(other, setting)
     torch.testing.assert_close(found, slow_tilt(other, setting, total))
 
-    real = labels.class_gradient
+    real = labels.drift_gradient
     monkeypatch.setattr(
-        labels, "class_gradient",
+        labels,
+        "drift_gradient",
         lambda *args: {name: 10.0 ** args[2] * value for name, value in real(*args).items()},
-    )  # fmt: skip
+    )
     torch.testing.assert_close(labels.balanced_classes(other, setting), found)
-    plain = {name: sum(labels.class_gradient(other, setting, c)[name] for c in range(3)) for name in setting.names}
-    assert (labels.tilted(other, setting, plain) - found).abs().max() > 1e-3  # unbalanced, the longest one wins
+    summed = {name: sum(labels.drift_gradient(other, setting, c)[name] for c in range(3)) for name in setting.names}
+    assert (labels.tilted(other, setting, summed) - found).abs().max() > 1e-3  # unbalanced, the longest one wins
 
 
 # Looking ahead
 
 
-def test_look_ahead_takes_the_drift_where_the_simulated_run_ends_and_the_scores_where_the_model_is(tiny):
+def test_look_ahead_takes_the_drift_where_the_simulated_run_ends_and_the_scores_where_the_model_is(tiny, monkeypatch):
     model, setting = tiny
     end = moved(model)
-    gradient = loss_gradient(end, setting.proxies.images, setting.teacher, names=setting.names)
-    direction = {name: setting.project(name, part) for name, part in gradient.items()}
-    found = labels.look_ahead(model, setting, lambda _current: Run(end, LR, (), diverged=False))
-    torch.testing.assert_close(found, slow_tilt(model, setting, direction))
-    assert (found - slow_tilt(end, setting, direction)).abs().max() > 1e-3
-
-
-def test_look_ahead_falls_back_on_the_present_where_the_simulated_run_diverges(tiny):
-    model, setting = tiny
-    end = moved(model)
-    now = labels.look_ahead(model, setting, lambda current: Run(current, LR, (), diverged=False))
-    lost = labels.look_ahead(model, setting, lambda _current: Run(end, LR, (), diverged=True))
-    kept = labels.look_ahead(model, setting, lambda _current: Run(end, LR, (), diverged=False))
-    assert torch.equal(lost, now)
-    assert not torch.allclose(kept, now)
+    found, lost = (
+        labels_of(monkeypatch, "lookahead_labels", setting, model, simulated=Run(end, LR, (), diverged=diverged))
+        for diverged in (False, True)
+    )
+    ahead, now = (slow_gradient(at, setting, slice(None)) for at in (end, model))
+    torch.testing.assert_close(found, slow_tilt(model, setting, ahead))
+    assert (found - slow_tilt(end, setting, ahead)).abs().max() > 1e-3
+    torch.testing.assert_close(lost, slow_tilt(model, setting, now))  # the present, where the simulated run diverges
+    assert not torch.allclose(found, lost)
 
 
 def test_simulated_epoch_leaves_the_run_alone(monkeypatch):
     """Labels that ignore what was simulated give ZS-PAG, so nothing of the simulation leaks into the run."""
-    monkeypatch.setattr(
-        labels, "look_ahead", lambda current, setting, simulate: simulate(current) and setting.masked.exp()
-    )
-    assert torch.equal(go("lookahead_labels"), go("zs_pag_fixed"))
+    monkeypatch.setattr(labels, "tilted", lambda _current, setting, _direction: setting.masked.exp())
+    assert torch.equal(go("lookahead_labels"), plain())
 
 
-# By lot
+# At random
 
 
-def test_labels_by_lot_are_as_far_from_soft_ones_as_those_by_influence_and_differ_with_the_seed(tiny):
+def test_random_tilts_are_as_far_from_soft_labels_as_those_by_influence_and_differ_with_the_seed(tiny, monkeypatch):
     model, setting = tiny
     other = moved(model)
     one, two, again = (
-        labels._by_lot(labels.Attempt(setting, model, LR, seed, lambda current: None))(other) for seed in (1, 2, 1)
+        labels_of(monkeypatch, "noise_labels", setting, other, generator=generator_for(seed)) for seed in (1, 2, 1)
     )
     assert torch.equal(one, again)
     assert not torch.allclose(one, two)
@@ -280,18 +295,10 @@ def test_bilevel_stops_where_the_steps_diverge(tiny):
 
 def test_bilevel_differentiates_twice_through_attention(tiny):
     _, setting = tiny
-
-    class Attending(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.mix, self.head = nn.MultiheadAttention(3, 1, batch_first=True), nn.Linear(3, K)
-
-        def forward(self, images):
-            tokens = images.flatten(1, 2)
-            return self.head(self.mix(tokens, tokens, tokens, need_weights=False)[0].mean(1))
-
-    model, names = Attending().double().eval(), ("mix.in_proj_weight", "head.weight")
-    project = Projector({name: ("remove", torch.eye(3, dtype=torch.float64)[None, :, :1]) for name in names})
+    torch.manual_seed(0)
+    model = Attending(channels=1, classes=K).double().eval()
+    names = ("attention.in_proj_weight", "head.weight")
+    project = Projector({name: ("remove", torch.eye(4, dtype=torch.float64)[None, :, :1]) for name in names})
     setting = replace(setting, project=project, names=names)
     slope = slope_of(model, setting, setting.masked.exp(), steps=2)
     assert torch.isfinite(slope).all()
@@ -304,21 +311,12 @@ def test_bilevel_differentiates_twice_through_attention(tiny):
 def test_distilled_adds_the_mean_over_as_many_proxies_to_the_mean_over_the_batch(tiny, monkeypatch):
     model, setting = tiny
     batch, soft = torch.tensor([5, 0, 2]), setting.masked.exp()
-    loss = labels._with_proxies(setting, soft, generator_for("proxies"), 2.5)
-    beside = torch.randint(M, (3,), generator=generator_for("proxies"))
+    monkeypatch.setattr(labels.Setting, "of", lambda *_: setting)
+    monkeypatch.setattr(labels, "DISTILLED_WEIGHT", 2.5)
+    caught = caught_losses(monkeypatch, lambda: run_method("distilled", ladder=(0.1, 0.2)))
+    beside = torch.randint(M, (3,), generator=generator_for(problem().seed, "loss"))  # the same at every rate
     alone = soft_cross_entropy(model(setting.images[batch]), soft[batch]).item()
     kept = soft_cross_entropy(model(setting.proxies.images[beside]), setting.teacher[beside]).item()
-    assert loss(model, batch).item() == pytest.approx(alone + 2.5 * kept)
+    assert [loss(model, batch).item() for loss, _ in caught] == pytest.approx([alone + 2.5 * kept] * 2)
     assert kept > 0.1
-
-
-def test_distilled_is_projected_and_every_rate_draws_the_same_proxies(monkeypatch):
-    seen, real = [], labels._with_proxies
-    monkeypatch.setattr(labels, "_with_proxies", lambda *args: seen.append(args[2].get_state()) or real(*args))
-    caught = []
-    monkeypatch.setattr(labels, "projected_sgd", lambda *_, **options: caught.append(options))
-    monkeypatch.setattr(labels, "rate_search", lambda run, **_: [run(0.1), run(0.2)])
-    METHODS["distilled"].run(problem(), small().config)
-    assert torch.equal(*seen)
-    assert all(options["project"] is not None for options in caught)
-    assert [options["update"].lr for options in caught] == [0.1, 0.2]
+    assert all(options["project"] is setting.project for _, options in caught)

@@ -1,5 +1,6 @@
 """All methods behind one door: each by its name, on the same forget data, and ZS-PAG bit for bit."""
 
+import copy
 import inspect
 import json
 from dataclasses import FrozenInstanceError, replace
@@ -7,6 +8,8 @@ from functools import cache
 
 import pytest
 import torch
+from laboratory import changed_names
+from reference import assert_same_state, state_of
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -40,10 +43,9 @@ def drawn(count, *, seed):
 def trained():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 7, 3, padding=1), nn.ReLU(),
-            nn.Flatten(), nn.Linear(7 * 16, K),
-        )  # fmt: skip
+        first, second = nn.Conv2d(1, 5, 3, padding=1), nn.Conv2d(5, 7, 3, padding=1)
+        head = [nn.ReLU(), nn.Flatten(), nn.Linear(7 * 16, K)]
+        model = nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(2), second, *head)
         images, labels = drawn(200, seed=1)
         adam = torch.optim.Adam(model.parameters(), lr=0.01)
         for _ in range(40):
@@ -60,12 +62,13 @@ def forget_data():
     return images[labels == GONE], labels[labels == GONE]
 
 
-def state(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
 def same(first, second):
-    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    return not changed_names(first, second)
+
+
+def by(name, *data, lr=0.01, **options):
+    """Run a method on the trained net, on its forget set unless data are given."""
+    return unlearn_by(name, trained(), *(data or forget_data()), lr=lr, config=CONFIG, **options)
 
 
 def test_the_net_of_these_tests_knows_its_classes():
@@ -74,14 +77,14 @@ def test_the_net_of_these_tests_knows_its_classes():
 
 @pytest.mark.parametrize("name", [name for name in FORGET_ONLY if name != "zs_pag"])
 def test_every_method_that_reads_no_retain_data_runs_by_its_name(name):
-    before = state(trained())
-    result = unlearn_by(name, trained(), *forget_data(), lr=0.01, config=CONFIG)
+    before = state_of(trained())
+    result = by(name)
     report = result.report
     assert (report.chosen, report.forget_classes, report.lr) == (name, (GONE,), 0.01)
     assert report.original_accuracy > 0.9
     assert report.forget_accuracy == accuracy(logits_of(result.model, forget_data()[0]), forget_data()[1])
     assert all(bool(tensor.isfinite().all()) for tensor in result.model.state_dict().values())
-    assert same(before, state(trained())), "the caller's model was changed"
+    assert_same_state(before, state_of(trained()))
     assert not report.silenced
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False)) == report.to_dict()
     assert f"{name}, rate 0.01" in str(report)
@@ -91,27 +94,22 @@ def test_every_method_that_reads_no_retain_data_runs_by_its_name(name):
 def test_zs_pag_behind_the_door_is_zero_shot_unlearn_bit_for_bit(lr):
     config = CONFIG if lr is None else replace(CONFIG, update=replace(CONFIG.update, lr=lr))
     direct = zero_shot_unlearn(trained(), *forget_data(), num_classes=K, config=config, seed=5)
-    result = unlearn_by("zs_pag", trained(), *forget_data(), num_classes=K, lr=lr, config=CONFIG, seed=5)
-    assert same(state(direct.model), state(result.model))
-    assert not same(state(trained()), state(result.model))
+    result = by("zs_pag", num_classes=K, lr=lr, seed=5)
+    assert same(direct.model, result.model)
+    assert not same(trained(), result.model)
     assert result.report.lr == direct.report.lr
-    other = unlearn_by("zs_pag", trained(), *forget_data(), num_classes=K, lr=lr, config=CONFIG, seed=6)
-    assert not same(state(direct.model), state(other.model))
+    assert not same(direct.model, by("zs_pag", num_classes=K, lr=lr, seed=6).model)
 
 
 @pytest.mark.parametrize("name", ["random_relabeling", "head_only", "unprojected"])
 def test_a_method_behind_the_door_is_that_of_the_table_bit_for_bit(name):
-    (images, labels), update = forget_data(), replace(CONFIG.update, lr=0.01)
-    config = replace(CONFIG, update=update)
-    statistics = prepare(
-        trained(), images, forget=(GONE,), num_classes=K, config=config, generator=generator_for(0, "material")
-    )
-    problem = Problem(trained(), images, labels, K, generator_for(0, "method"), statistics)
-    ladder = METHODS[name].run(problem, config)
-    result = unlearn_by(name, trained(), images, labels, lr=0.01, config=CONFIG)
-    assert same(state(ladder.kept.model), state(result.model))
-    other = unlearn_by(name, trained(), images, labels, lr=0.01, config=CONFIG, seed=1)
-    assert not same(state(ladder.kept.model), state(other.model))
+    (images, labels), config = forget_data(), replace(CONFIG, update=replace(CONFIG.update, lr=0.01))
+    streams = {stream: generator_for(0, stream) for stream in ("material", "method")}
+    statistics = prepare(trained(), images, forget=(GONE,), num_classes=K, config=config, generator=streams["material"])
+    problem = Problem(trained(), images, labels, K, streams["method"], statistics)
+    kept = METHODS[name].run(problem, config).kept
+    assert same(kept.model, by(name).model)
+    assert not same(kept.model, by(name, seed=1).model)
 
 
 FORMS = {
@@ -123,13 +121,11 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_forget_data_have_any_form_that_zero_shot_unlearn_takes(form):
-    plain = unlearn_by("delete", trained(), *forget_data(), lr=0.01, config=CONFIG)
-    result = unlearn_by("delete", trained(), *form(*forget_data()), lr=0.01, config=CONFIG)
-    assert same(state(plain.model), state(result.model))
+    assert same(by("delete").model, by("delete", *form(*forget_data())).model)
 
 
 def test_without_a_rate_a_method_climbs_its_own_ladder_until_the_forget_set_is_forgotten():
-    report = unlearn_by("delete", trained(), *forget_data(), config=CONFIG).report
+    report = by("delete", lr=None).report
     assert report.reached
     assert report.forget_accuracy <= CONFIG.update.forget_accuracy
     assert tuple(trial.lr for trial in report.tried) == LADDERS.low[: len(report.tried)]
@@ -140,51 +136,47 @@ def test_without_a_rate_a_method_climbs_its_own_ladder_until_the_forget_set_is_f
 
 def test_a_search_that_ends_at_its_smallest_rate_says_that_it_ended_at_the_edge(monkeypatch):
     monkeypatch.setattr(by_name, "LADDERS", Ladders(low=(0.01, 0.03), middle=(0.01, 0.03), high=(0.01, 0.03)))
-    report = unlearn_by("delete", trained(), *forget_data(), config=CONFIG).report
+    report = by("delete", lr=None).report
     assert (report.reached, report.lr, report.at_edge) == (True, 0.01, True)
     assert any("the smallest rate, 0.01, forgot already" in warning for warning in report.warnings)
 
 
-def test_a_ladder_that_ends_without_forgetting_is_no_success():
-    report = unlearn_by("delete", trained(), *forget_data(), lr=1e-6, config=CONFIG).report
+def test_a_rate_that_does_not_forget_is_no_success():
+    report = by("delete", lr=1e-6).report
     assert not report.reached
     assert not report.at_edge  # nobody searched
     assert any("not forgotten: 100.0 %" in warning for warning in report.warnings)
 
 
 def test_a_rate_that_ruins_the_weights_gives_back_the_original_and_says_so():
-    result = unlearn_by("gradient_ascent", trained(), *forget_data(), lr=1e30, config=CONFIG)
-    assert same(state(trained()), state(result.model))
+    result = by("gradient_ascent", lr=1e30)
+    assert same(trained(), result.model)
     assert result.model is not trained()
     assert not result.report.reached
     assert result.report.tried[0].forget_accuracy is None
     assert "copy of the original" in " ".join(str(result.report).split())
 
 
-def test_a_frozen_parameter_that_a_method_moves_is_named():
-    model = trained()
+@pytest.mark.parametrize(("name", "moves"), [("delete", True), ("head_only", False)])
+def test_a_frozen_parameter_that_a_method_moves_is_named(name, moves):
+    model = copy.deepcopy(trained())
     model[0].weight.requires_grad_(False)
-    try:
-        moved = unlearn_by("delete", model, *forget_data(), lr=0.01, config=CONFIG).report
-        kept = unlearn_by("head_only", model, *forget_data(), lr=0.01, config=CONFIG).report
-    finally:
-        model[0].weight.requires_grad_(True)
-    assert any("delete moved 1 parameters that were frozen, 0.weight first" in one for one in moved.warnings)
-    assert not any("were frozen" in one for one in kept.warnings)
+    warnings = unlearn_by(name, model, *forget_data(), lr=0.01, config=CONFIG).report.warnings
+    assert any("delete moved 1 parameters that were frozen, 0.weight first" in one for one in warnings) == moves
+    assert any("were frozen" in one for one in warnings) == moves
 
 
 def test_autocast_around_the_call_changes_nothing():
-    plain = unlearn_by("delete", trained(), *forget_data(), lr=0.01, config=CONFIG)
+    plain = by("delete")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert trained()(forget_data()[0]).dtype == torch.bfloat16  # it would change much
-        result = unlearn_by("delete", trained(), *forget_data(), lr=0.01, config=CONFIG)
-    assert same(state(plain.model), state(result.model))
+        result = by("delete")
+    assert same(plain.model, result.model)
 
 
 def test_the_result_cannot_be_changed():
-    result = unlearn_by("delete", trained(), *forget_data(), lr=0.01, config=CONFIG)
     with pytest.raises(FrozenInstanceError):
-        result.model = None
+        by("delete").model = None
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -214,9 +206,8 @@ def test_a_name_that_is_near_to_none_gets_the_whole_list_without_oracles():
 
 
 def test_nothing_behind_the_door_can_be_handed_retain_data():
-    assert list(inspect.signature(unlearn_by).parameters) == [
-        "name", "model", "forget_images", "forget_labels", "num_classes", "lr", "config", "seed",
-    ]  # fmt: skip
+    names = "name model forget_images forget_labels num_classes lr config seed"
+    assert list(inspect.signature(unlearn_by).parameters) == names.split()
 
 
 def test_the_door_the_metrics_and_the_report_are_public_names():

@@ -372,7 +372,7 @@ EVERY = {"model", "retrained", "material", "run", "zs_pag", "references", "audit
         ("speedups/conv_bn.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", EVERY - {"model", "retrained"}),
         ("calibration/cross_fitting.py", "STEPS = 10", "STEPS = 11", {"zs_pag", "audit"}),
         ("lab/methods/targets.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"run", "audit"}),
-        ("lab/methods/gated.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"audit"}),
+        ("lab/methods/synthetic.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"audit"}),
         ("lab/audit/measures.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"audit"}),
         ("report/plots.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
         ("outcome_plot.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),

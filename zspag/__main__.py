@@ -379,9 +379,9 @@ def _unlearn(chosen: argparse.Namespace) -> int:
 
 
 def _methods(chosen: argparse.Namespace) -> int:
-    from zspag.lab.methods import METHODS, inventory
+    from zspag.lab.methods import METHODS, listing
 
-    for line in inventory.listing(METHODS, ladders=profiles.PROFILES[chosen.profile].ladders):
+    for line in listing(METHODS, ladders=profiles.PROFILES[chosen.profile].ladders):
         print(line)
     return 0
 

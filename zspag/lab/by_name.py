@@ -1,4 +1,4 @@
-"""All methods behind one door: ``unlearn_by`` runs any forget-only method by its name, on the same forget data.
+"""All methods by their names: ``unlearn_by`` runs any forget-only method on the same forget data.
 
 ``zspag methods`` lists the names, what each method reads and where it comes from.
 
@@ -7,7 +7,7 @@ Invariant: "zs_pag" is ``zero_shot_unlearn`` and nothing else. No method gets an
 
 import difflib
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 
 from zspag.config import UnlearnConfig
 from zspag.lab.methods import METHODS, Method, Problem
-from zspag.outcome import Epoch, Report, Trial
+from zspag.outcome import Report, Trial
 from zspag.preflight.checks import Preflight, preflight, unsound
 from zspag.preflight.classifiers import cast_back, classifier, own_model, place_of, working_copy
 from zspag.preflight.inputs import ForgetSet, forget_set
@@ -52,8 +52,8 @@ def unlearn_by(
         seed: Same seed, same threads, same result.
 
     Returns:
-        The unlearned copy and a report. ``model`` and ``open_model`` are one and the same, except for "zs_pag": no
-        other method closes rows, so compare open models.
+        The unlearned copy and a report. ``model`` and ``open_model`` are one and the same, except for "zs_pag", the
+        only method that closes rows: compare open models.
 
     Raises:
         ValueError: If there is no such method, or it reads retain data, or the input cannot work.
@@ -155,14 +155,13 @@ def _result(
         warnings.append(
             f"{name} moved {len(moved)} parameters that were frozen, {moved[0]} first: only zs_pag heeds it"
         )
-    with torch.no_grad():
-        remaining = (logits_of(made, forget.images).argmax(1) == forget.labels).double().mean().item()
+    answers = logits_of(made, forget.images).argmax(1)
     report = Report(
         forget_classes=forget.classes,
         already_forgotten=(),
         samples=len(forget.labels),
         original_accuracy=found.original_accuracy,
-        forget_accuracy=remaining,
+        forget_accuracy=(answers == forget.labels).double().mean().item(),
         unseen_accuracy=None,
         eps=0.0,
         hits={},
@@ -180,7 +179,7 @@ def _result(
             )
             for one in ladder.runs
         ),
-        history=tuple(Epoch(one.loss, one.forget_accuracy, one.seconds) for one in run.history),
+        history=run.history,
         drift=None,
         remainder=None,
         reached=reached,
@@ -191,5 +190,4 @@ def _result(
         left_open=f"{name} closes none",
     )
     given = cast_back(own_model(made), model)
-    answer: dict[str, Any] = {"model": given, "open_model": given, "report": report}
-    return Unlearned(**{field.name: answer[field.name] for field in fields(Unlearned)})
+    return Unlearned(given, given, report)

@@ -1,25 +1,26 @@
-"""Adversarial examples of the forget samples as training data: L2UL, and AMUN without retain data.
+"""Adversarial examples of the forget samples as training data or labels: boundary shrink, L2UL, AMUN, ARU.
 
-Radii here are plain L2 norms of the change of an image in [0, 1].
+Radii are L2 norms of the change of an image in [0, 1], but of boundary shrink and ARU the largest change of a pixel.
 
 Invariant: every attack is made on the original, once, before the first update, and no label is a forget class.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zspag.config import ProxyConfig, UnlearnConfig
-from zspag.influence import loss_gradient
-from zspag.lab.methods.method import FORGET, Method, Problem, RunMethod, sgd_at_every_rate
-from zspag.projected_sgd import BatchLoss, RateSearch
+from zspag.influence import Direction, loss_gradient, weights_of
+from zspag.lab.methods.method import FORGET, Method, Problem, sgd_at_every_rate
+from zspag.projected_sgd import RateSearch
 from zspag.proxies import attack
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
 from zspag.runtime import chunks, frozen, generator_for, logits_of, sent
+
+ATTACK_RADIUS = 0.1  # boundary shrink: of the one-step attack, in pixels, as published
 
 # L2UL. Published for single samples: radius 4, 100 iterations, 20 copies (200 of 100 classes), penalty 1.
 COPIES = 5
@@ -33,40 +34,100 @@ FIRST_RADIUS = 0.1
 NEAREST_ITERATIONS = 20
 NEAREST_STEP_SHARE = 0.1  # of the radius
 
+# ARU
+STAND_IN_RADIUS = 0.05  # largest change of a pixel, as published
+STAND_IN_ITERATIONS = 20  # published: 50, cut for time
+STAND_IN_STEP = 0.005  # in pixels: the radius is crossed twice
+STAND_IN_COPIES = 2  # noisy copies whose gradients a step averages
+STAND_IN_SIGMA = 0.01  # standard deviation of their noise, in pixels
+STAND_IN_MARGIN = 1.0  # how much nearer, in logits, a sample must be to its stand-in than to the original's answer
 
-def _l2ul(*, penalize: bool) -> RunMethod:
-    """L2UL with adversarial examples ("ADV"), and with the penalty on unimportant weights as well ("ADV+IMP")."""
 
-    def run(problem: Problem, config: UnlearnConfig) -> RateSearch:
-        """Climb the forget loss, and hold on to what the original saw in targeted copies of the forget samples.
+def boundary_shrink(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """Fit every forget sample to the class across its nearest decision boundary.
 
-        Reference: Cha, Cho, Hwang, Lee, Moon and Lee, "Learning to Unlearn", AAAI 2024.
+    Reference: Chen, Gao, Liu, Peng and Wang, "Boundary Unlearning", CVPR 2023 (boundary shrink).
 
-        Note:
-            DIFFERS: ported from single samples to a class. Targets are retained classes (published code sends every
-            clash with the true label to class K/2). A smaller attack and fewer copies, of which each sample of a batch
-            brings one, so that both losses weigh the same. A sample whose loss passes log K is forgotten and stops
-            counting; the rule that ends a run is that of all methods (published: forget accuracy 0). No weight decay,
-            and all passes in eval mode: training mode would fit the norm statistics to adversarial examples.
-        """
-        model, images, labels = problem.model, problem.forget_images, problem.forget_labels
-        forget, pushing = problem.forget_classes, generator_for(problem.seed, "copies")
-        copies, targets = targeted_copies(
-            model, images, num_classes=problem.num_classes, forget=forget, generator=pushing
-        )
-        held = Anchor.of(model, images) if penalize else None
+    Note:
+        DIFFERS: published code takes whatever class the attacked sample has, and so trains the forget class again where
+        the attack fails; here the forget classes are masked. Rates, epochs and batches are those of all methods
+        (published: 1e-5, momentum .9, 10 epochs, batches of 64).
+    """
+    images, labels = problem.forget_images, problem.forget_labels
+    targets = boundary_labels(problem.model, images, labels, forget=problem.forget_classes)
 
-        def make_loss(drawing: torch.Generator) -> BatchLoss:
-            def loss(current: nn.Module, batch: Tensor) -> Tensor:
-                drawn = sent(torch.randint(COPIES, (len(batch),), generator=drawing), batch.device)
-                value = opposed(current, images[batch], labels[batch], copies[drawn, batch], targets[drawn, batch])
-                return value if held is None else value + PENALTY * held.penalty(current)
+    def loss(current: nn.Module, batch: Tensor, _drawing: torch.Generator) -> Tensor:
+        return F.cross_entropy(current(images[batch]), targets[batch])
 
-            return loss
+    return sgd_at_every_rate(problem, config, loss)
 
-        return sgd_at_every_rate(problem, config, make_loss)
 
-    return run
+def boundary_labels(model: nn.Module, images: Tensor, labels: Tensor, *, forget: Sequence[int]) -> Tensor:
+    """Return the class (n,) that the model gives the attacked images once the forget classes are masked."""
+    attacked = one_step_attack(model, images, labels, eps=ATTACK_RADIUS)
+    return masked_log_probabilities(logits_of(model, attacked), forget=forget).argmax(1)
+
+
+def one_step_attack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float) -> Tensor:
+    """Move images (n, C, H, W) by ``eps`` per pixel against their labels, within [0, 1] (FGSM)."""
+    moved = []
+    with frozen(model):
+        for part, own in chunks(images, labels):
+            x = part.detach().requires_grad_(True)
+            logits = model(x)
+            (gradient,) = torch.autograd.grad(odds_against(logits, own[:, None]).sum(), x)
+            moved.append((part + eps * gradient.sign()).clamp(0, 1))
+    return torch.cat(moved)
+
+
+def odds_against(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return the log-odds (n,) against the classes (n, c) of each row of logits (n, K).
+
+    Cross-entropy is the softplus of these odds. So an attack along either gradient has the same direction, but a
+    confident model does not round this one to zero.
+    """
+    others = logits.scatter(1, classes, -torch.inf).logsumexp(1)
+    return others - logits.gather(1, classes).logsumexp(1)
+
+
+def l2ul_adv(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """Maximize the forget loss, and fit adversarial copies of the forget samples to their retained target classes.
+
+    Reference: Cha, Cho, Hwang, Lee, Moon and Lee, "Learning to Unlearn", AAAI 2024 ("ADV").
+
+    Note:
+        DIFFERS: ported from single samples to a class. Targets are retained classes (published code sends every
+        clash with the true label to class K/2). A smaller attack and fewer copies, of which each sample of a batch
+        brings one, so that both losses weigh the same. A sample whose loss passes log K is forgotten and stops
+        counting; the rule that ends a run is that of all methods (published: forget accuracy 0). No weight decay,
+        and all passes in eval mode: training mode would fit the norm statistics to adversarial examples.
+    """
+    return _l2ul(problem, config, penalty=0.0)
+
+
+def l2ul_imp(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """Run "l2ul_adv" with a penalty on changes of the weights that matter little to the forget set ("ADV+IMP")."""
+    return _l2ul(problem, config, penalty=PENALTY)
+
+
+def _l2ul(problem: Problem, config: UnlearnConfig, *, penalty: float) -> RateSearch:
+    model, images, labels = problem.model, problem.forget_images, problem.forget_labels
+    copies, targets = targeted_copies(
+        model,
+        images,
+        num_classes=problem.num_classes,
+        forget=problem.forget_classes,
+        generator=generator_for(problem.seed, "copies"),
+    )
+    original = weights_of(model, (name for name, _ in model.named_parameters()))
+    importance = sensitivity(model, images) if penalty else {}
+
+    def loss(current: nn.Module, batch: Tensor, drawing: torch.Generator) -> Tensor:
+        drawn = sent(torch.randint(COPIES, (len(batch),), generator=drawing), batch.device)
+        value = opposed(current, images[batch], labels[batch], copies[drawn, batch], targets[drawn, batch])
+        return value + penalty * departure(current, original, importance) if penalty else value
+
+    return sgd_at_every_rate(problem, config, loss)
 
 
 def targeted_copies(
@@ -96,54 +157,38 @@ def opposed(current: nn.Module, images: Tensor, labels: Tensor, copies: Tensor, 
     return -share * each.clamp_max(math.log(logits.shape[1])).mean() + (1 - share) * kept
 
 
-@dataclass(frozen=True)
-class Anchor:
-    """The original's weights, and how freely each may leave.
+def sensitivity(model: nn.Module, images: Tensor) -> Direction:
+    """Return how much each parameter matters to the size of the logits of the images, from 0 to 1 in every tensor.
 
-    Attributes:
-        weights: The original's parameters, by name.
-        importance: Of each parameter for the size of the logits of the forget set, scaled to [0, 1] tensor by tensor.
-    """
-
-    weights: dict[str, Tensor]
-    importance: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, model: nn.Module, images: Tensor) -> "Anchor":
-        """Measure the importance of every parameter of ``model`` for ``images``."""
-        weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-        return cls(weights, {name: _scaled(part) for name, part in sensitivity(model, images).items()})
-
-    def penalty(self, current: nn.Module) -> Tensor:
-        """Return the sum of (1 - importance) (theta - theta_0)^2."""
-        parts = [
-            ((1 - self.importance[name]) * (weight - self.weights[name]).square()).sum()
-            for name, weight in current.named_parameters()
-        ]
-        return torch.stack(parts).sum()
-
-
-def sensitivity(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Return the mean over images of the absolute gradient of the L2 norm of the logits, per parameter.
+    It is the mean over images of the absolute gradient of the L2 norm of the logits, scaled so that the smallest entry
+    of a tensor is 0 and the largest 1; entries that are all alike become 0.
 
     Note:
         DIFFERS: sample by sample, as the formula says. Published code takes the absolute value of a batch's mean, in
         which samples cancel, and does so in training mode.
     """
     names = [name for name, _ in model.named_parameters()]
-    total: dict[str, Tensor] = {}
+    total: Direction = {}
     for image in images:
         one = loss_gradient(
             model, image[None], image[None], names=names, loss=lambda logits, _: logits.norm(dim=1).sum()
         )
         total = {name: part.abs() + total.get(name, 0) for name, part in one.items()}
-    return {name: part / len(images) for name, part in total.items()}
+    scaled = {}
+    for name, part in total.items():
+        mean = part / len(images)
+        low, high = mean.min(), mean.max()
+        scaled[name] = (mean - low) / (high - low) if high > low else torch.zeros_like(mean)
+    return scaled
 
 
-def _scaled(part: Tensor) -> Tensor:
-    """Map the smallest entry to 0 and the largest to 1; entries that are all alike, to 0."""
-    low, high = part.min(), part.max()
-    return (part - low) / (high - low) if high > low else torch.zeros_like(part)
+def departure(current: nn.Module, original: Direction, importance: Direction) -> Tensor:
+    """Return the sum of (1 - importance) (theta - theta_0)^2 over all parameters."""
+    parts = [
+        ((1 - importance[name]) * (weight - original[name]).square()).sum()
+        for name, weight in current.named_parameters()
+    ]
+    return torch.stack(parts).sum()
 
 
 def amun(problem: Problem, config: UnlearnConfig) -> RateSearch:
@@ -154,88 +199,147 @@ def amun(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     Note:
         DIFFERS: the forget samples with their own labels, which the published method keeps beside the examples, stay
-        out: there single samples shall look unseen, here a class shall go. A change into another forget class is no
-        flip. Rates, epochs and batches are those of all methods (published: .01, momentum .9).
+        out: there, single samples are to look unseen; here, a whole class is to be forgotten. A change into another
+        forget class is no flip. Rates, epochs and batches are those of all methods (published: .01, momentum .9).
     """
-    found = nearest_adversarial(problem.model, problem.forget_images, forget=problem.forget_classes)
+    images, labels = nearest_adversarial(problem.model, problem.forget_images, forget=problem.forget_classes)
 
-    def loss(current: nn.Module, batch: Tensor) -> Tensor:
-        return F.cross_entropy(current(found.images[batch]), found.labels[batch])
+    def loss(current: nn.Module, batch: Tensor, _drawing: torch.Generator) -> Tensor:
+        return F.cross_entropy(current(images[batch]), labels[batch])
 
-    return sgd_at_every_rate(problem, config, lambda _drawing: loss)
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The nearest adversarial example of every image.
-
-    Attributes:
-        images: Shape (n, C, H, W).
-        labels: Class of each, a forget class masked, shape (n,).
-        radii: Radius of the attack that flipped it, infinite where none did, shape (n,).
-    """
-
-    images: Tensor
-    labels: Tensor
-    radii: Tensor
+    return sgd_at_every_rate(problem, config, loss)
 
 
-def nearest_adversarial(model: nn.Module, images: Tensor, *, forget: Sequence[int]) -> Nearest:
+def nearest_adversarial(model: nn.Module, images: Tensor, *, forget: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Attack every image at doubling radii until the model sees a retained class.
+
+    Returns:
+        The examples (n, C, H, W), and the class (n,) of each with the forget classes masked.
 
     Note:
         An image that withstands even the radius that holds all of [0, 1] keeps its last example and is labelled with
         the most likely retained class.
     """
     classes = torch.tensor(forget, device=images.device)
-    nearest, radii = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
-    labels = torch.empty(len(images), dtype=torch.long, device=images.device)
+    nearest, labels = images.clone(), torch.empty(len(images), dtype=torch.long, device=images.device)
     radius, standing = FIRST_RADIUS, torch.arange(len(images), device=images.device)
     while len(standing):
-        moved = _away(model, images[standing], classes, radius=radius)
+        with frozen(model):
+            parts = [_pushed_away(model, origin, classes, radius=radius) for (origin,) in chunks(images[standing])]
+        moved = torch.cat(parts)
         logits = logits_of(model, moved)
-        flipped = ~torch.isin(logits.argmax(1), classes)
         nearest[standing] = moved
         labels[standing] = masked_log_probabilities(logits, forget=forget).argmax(1)
-        radii[standing[flipped]] = radius
-        standing = standing[~flipped]
+        standing = standing[torch.isin(logits.argmax(1), classes)]
         if radius >= math.sqrt(images[0].numel()):
             break
         radius *= 2
-    return Nearest(nearest, labels, radii)
+    return nearest, labels
 
 
-def _away(model: nn.Module, images: Tensor, classes: Tensor, *, radius: float) -> Tensor:
-    """Raise the odds against ``classes`` by L2-PGD of fixed step length, within the radius and [0, 1].
+def _pushed_away(model: nn.Module, origin: Tensor, classes: Tensor, *, radius: float) -> Tensor:
+    """Raise the odds against ``classes`` by L2-PGD of fixed step length, within the radius and [0, 1]."""
 
-    Cross-entropy is the softplus of these odds, so the directions are the same, but a confident model does not round
-    them to zero.
+    def lengths(changes: Tensor) -> Tensor:
+        return changes.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, *[1] * (changes.dim() - 1))
+
+    moved = origin
+    for _ in range(NEAREST_ITERATIONS):
+        x = moved.detach().requires_grad_(True)
+        odds = odds_against(model(x), classes.expand(len(x), -1))
+        (gradient,) = torch.autograd.grad(odds.sum(), x)
+        delta = x.detach() + NEAREST_STEP_SHARE * radius * gradient / lengths(gradient) - origin
+        moved = (origin + delta * (radius / lengths(delta)).clamp_max(1)).clamp(0, 1)
+    return moved
+
+
+def aru(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """Move forget samples away from the original's answer, towards adversarial stand-ins with a retained label.
+
+    The nearest relative of proxies, without a subspace and without a projection. A stand-in is the forget sample pushed
+    towards the retained class that the original finds most likely. The loss is a triplet on logits (anchor: the
+    forget sample, positive: its stand-in, negative: the original's answer to the sample) plus cross-entropy on the
+    stand-ins.
+
+    Reference: ARU, 2026, from a description of the method.
+
+    Note:
+        DIFFERS: 20 attack steps instead of 50, made once and used at every rate; the description leaves open what
+        "smoothing" averages (here: gradients at two slightly noisy copies), the margin and the weights (here: 1); plain
+        SGD at the ladder's rates. Every batch of the forget set is fitted, not a part of them.
+    """
+    model, images = problem.model, problem.forget_images
+    original = logits_of(model, images)
+    labels = masked_log_probabilities(original, forget=problem.forget_classes).argmax(1)
+    stand_ins = smoothed_attack(model, images, labels, generator=generator_for(problem.seed, "attack"))
+
+    def loss(current: nn.Module, batch: Tensor, _drawing: torch.Generator) -> Tensor:
+        anchors, positives = current(torch.cat([images[batch], stand_ins[batch]])).chunk(2)
+        apart = triplet(anchors, positives, original[batch], margin=STAND_IN_MARGIN)
+        return apart + F.cross_entropy(positives, labels[batch])
+
+    return sgd_at_every_rate(problem, config, loss)
+
+
+def triplet(anchors: Tensor, positives: Tensor, negatives: Tensor, *, margin: float) -> Tensor:
+    """Return the mean of max(0, ||a - p|| - ||a - n|| + margin), all of shape (n, K).
+
+    Unlike torch's own, the distance of a point to itself is 0 with gradient 0: at the start, anchors are negatives.
+    """
+    near, far = (torch.linalg.vector_norm(anchors - other, dim=1) for other in (positives, negatives))
+    return (near - far + margin).clamp_min(0).mean()
+
+
+def smoothed_attack(model: nn.Module, images: Tensor, targets: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Push each image towards its target by signed steps along the gradient averaged over noisy copies.
+
+    Args:
+        model: Maps [0, 1] images to logits.
+        images: Shape (n, C, H, W), values in [0, 1].
+        targets: Target class of each image, shape (n,).
+        generator: CPU generator of the noise.
+
+    Returns:
+        Images in [0, 1] within ``STAND_IN_RADIUS`` of the given ones, detached.
     """
     parts = []
     with frozen(model):
-        for (origin,) in chunks(images):
-            moved = origin
-            for _ in range(NEAREST_ITERATIONS):
-                x = moved.detach().requires_grad_(True)
-                logits = model(x)
-                others = logits.index_fill(1, classes, -torch.inf).logsumexp(1)
-                (gradient,) = torch.autograd.grad((others - logits[:, classes].logsumexp(1)).sum(), x)
-                step = NEAREST_STEP_SHARE * radius * gradient / _lengths(gradient)
-                delta = x.detach() + step - origin
-                moved = (origin + delta * (radius / _lengths(delta)).clamp_max(1)).clamp(0, 1)
-            parts.append(moved)
+        for origin, wanted in chunks(images, targets):
+            moving, repeated = origin.clone(), wanted.repeat(STAND_IN_COPIES)
+            lowest, highest = (origin - STAND_IN_RADIUS).clamp_min(0), (origin + STAND_IN_RADIUS).clamp_max(1)
+            for _ in range(STAND_IN_ITERATIONS):
+                drawn = torch.randn((STAND_IN_COPIES, *origin.shape), generator=generator, dtype=origin.dtype)
+                noise = STAND_IN_SIGMA * sent(drawn, origin.device)
+                x = moving.detach().requires_grad_(True)
+                loss = F.cross_entropy(model((x + noise).flatten(0, 1)), repeated, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, x)
+                moving = torch.minimum(torch.maximum(x.detach() - STAND_IN_STEP * gradient.sign(), lowest), highest)
+            parts.append(moving)
     return torch.cat(parts)
 
 
-def _lengths(changes: Tensor) -> Tensor:
-    """Return the L2 norm of each change (n, C, H, W), never zero, in a shape that divides it."""
-    return changes.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, *[1] * (changes.dim() - 1))
-
-
+_COPIES = ("COPIES", "TARGETED_RADIUS", "TARGETED_STEP", "TARGETED_ITERATIONS")
+_STAND_INS = ("RADIUS", "ITERATIONS", "STEP", "COPIES", "SIGMA", "MARGIN")
 METHODS: dict[str, Method] = {
-    "l2ul_adv": Method("L2UL, adversarial", _l2ul(penalize=False), FORGET, "Cha et al., AAAI 2024", "low"),
-    "l2ul_imp": Method(
-        "L2UL, adversarial and importance", _l2ul(penalize=True), FORGET, "Cha et al., AAAI 2024", "low"
+    "boundary_shrink": Method(
+        "boundary shrink", boundary_shrink, FORGET, "Chen et al., CVPR 2023", "low", fixed=("ATTACK_RADIUS",)
     ),
-    "amun": Method("AMUN, adversarial only", amun, FORGET, "Ebrahimpour-Boroojeny et al., ICML 2025", "middle"),
+    "l2ul_adv": Method("L2UL, adversarial", l2ul_adv, FORGET, "Cha et al., AAAI 2024", "low", fixed=_COPIES),
+    "l2ul_imp": Method(
+        "L2UL, adversarial and importance",
+        l2ul_imp,
+        FORGET,
+        "Cha et al., AAAI 2024",
+        "low",
+        fixed=(*_COPIES, "PENALTY"),
+    ),
+    "amun": Method(
+        "AMUN, adversarial only",
+        amun,
+        FORGET,
+        "Ebrahimpour-Boroojeny et al., ICML 2025",
+        "middle",
+        fixed=("FIRST_RADIUS", "NEAREST_ITERATIONS", "NEAREST_STEP_SHARE"),
+    ),
+    "aru": Method("ARU", aru, FORGET, "ARU, 2026", "low", fixed=tuple(f"STAND_IN_{name}" for name in _STAND_INS)),
 }

@@ -1,13 +1,14 @@
 """Other ways to let influence choose the labels, and the same aim without labels: claim C3 at its widest.
 
-All are ZS-PAG with the configured subspace. They differ from "zs_pag" in the labels alone ("distilled": in the loss
-alone), fit the same batches, and tilt the soft labels as "process_labels" does, but by ``BETA``.
+All are ZS-PAG with the configured subspace. They differ from "zs_pag_fixed" in the labels alone ("distilled": in the
+loss alone) and fit the same batches. They tilt the soft labels as "process_labels" does, but by ``BETA``.
 
 Invariant: drift is measured on proxies, against the masked original; a label has no mass on a forget class.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,10 @@ from zspag.influence import (
     soft_cross_entropy,
     weights_of,
 )
-from zspag.lab.methods.method import PROXIES, Method, Problem, RunMethod
-from zspag.projected_sgd import BatchLoss, RateSearch, Run, fit_labels, projected_sgd, rate_search
+from zspag.lab.methods.method import PROXIES, Method, Problem, fit, sgd_at_every_rate
+from zspag.projected_sgd import RateSearch, Run, rate_search
 from zspag.proxies import ProxySet
-from zspag.pseudo_labels import PseudoLabeler, masked_log_probabilities, standardized, tilted_labels
+from zspag.pseudo_labels import masked_log_probabilities, standardized, tilted_labels
 from zspag.runtime import frozen, generator_for, logits_of, plain_attention, sent
 from zspag.subspaces import Projector, projector
 
@@ -65,16 +66,36 @@ class Setting:
     names: tuple[str, ...]
     beta: float
 
+    @classmethod
+    def of(cls, problem: Problem, config: UnlearnConfig) -> "Setting":
+        """Return the setting of a problem."""
+        images, forget, statistics = problem.forget_images, problem.forget_classes, problem.statistics
+        masked, teacher = (
+            masked_log_probabilities(logits_of(problem.model, seen), forget=forget)
+            for seen in (images, statistics.proxies.images)
+        )
+        project = projector(statistics.moments, config=config.subspace)
+        return cls(images, forget, masked, statistics.proxies, teacher.exp(), project, statistics.names, BETA)
 
-def setting_of(problem: Problem, config: UnlearnConfig) -> Setting:
-    """Return what the strategies need, from what a method is handed."""
-    images, forget, statistics = problem.forget_images, problem.forget_classes, problem.statistics
-    masked, teacher = (
-        masked_log_probabilities(logits_of(problem.model, seen), forget=forget)
-        for seen in (images, statistics.proxies.images)
-    )
-    project = projector(statistics.moments, config=config.subspace)
-    return Setting(images, forget, masked, statistics.proxies, teacher.exp(), project, statistics.names, BETA)
+
+def _fit_at_every_rate(
+    problem: Problem, config: UnlearnConfig, setting: Setting, label: Callable[[nn.Module, float], Tensor]
+) -> RateSearch:
+    """Run ZS-PAG at every rate, with labels (n, K) that are made from the current model and the rate."""
+
+    def at(lr: float) -> Run:
+        return fit(
+            problem, config, lambda current: label(current, lr), lr=lr, project=setting.project, names=setting.names
+        )
+
+    return rate_search(at, update=config.update)
+
+
+def drift_gradient(current: nn.Module, setting: Setting, label: int | None = None) -> Direction:
+    """Return the projected gradient P g of the drift on all proxies, or on those of one class."""
+    own = slice(None) if label is None else setting.proxies.labels == label
+    gradient = loss_gradient(current, setting.proxies.images[own], setting.teacher[own], names=setting.names)
+    return {name: setting.project(name, part) for name, part in gradient.items()}
 
 
 def tilted(current: nn.Module, setting: Setting, direction: Direction) -> Tensor:
@@ -83,9 +104,16 @@ def tilted(current: nn.Module, setting: Setting, direction: Direction) -> Tensor
     return tilted_labels(setting.masked, scores, beta=setting.beta)
 
 
-def projected(direction: Direction, project: Projector) -> Direction:
-    """Return P v, weight by weight."""
-    return {name: project(name, part) for name, part in direction.items()}
+def worst_class_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """Tilt the labels before every epoch by the drift of the class that has drifted furthest."""
+    setting = Setting.of(problem, config)
+    return _fit_at_every_rate(problem, config, setting, lambda current, _lr: worst_class(current, setting))
+
+
+def worst_class(current: nn.Module, setting: Setting) -> Tensor:
+    """Tilt by v = P g_c, c the class whose proxies have drifted furthest at the current weights."""
+    drifts = drift_by_class(current, setting)
+    return tilted(current, setting, drift_gradient(current, setting, max(drifts, key=drifts.__getitem__)))
 
 
 def drift_by_class(current: nn.Module, setting: Setting) -> dict[int, float]:
@@ -96,58 +124,55 @@ def drift_by_class(current: nn.Module, setting: Setting) -> dict[int, float]:
     return {label: each[setting.proxies.labels == label].mean().item() for label in sorted(setting.proxies.hits)}
 
 
-def class_gradient(current: nn.Module, setting: Setting, label: int) -> Direction:
-    """Return P g_c: the projected gradient of the drift on one class's proxies."""
-    own = setting.proxies.labels == label
-    gradient = loss_gradient(current, setting.proxies.images[own], setting.teacher[own], names=setting.names)
-    return projected(gradient, setting.project)
-
-
-def worst_class(current: nn.Module, setting: Setting) -> Tensor:
-    """Tilt by the class that has drifted furthest: v = P g_c, c the worst class at the current weights."""
-    drifts = drift_by_class(current, setting)
-    return tilted(current, setting, class_gradient(current, setting, max(drifts, key=drifts.__getitem__)))
+def balanced_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """Tilt the labels before every epoch by the drift of all classes, each with a gradient of length 1."""
+    setting = Setting.of(problem, config)
+    return _fit_at_every_rate(problem, config, setting, lambda current, _lr: balanced_classes(current, setting))
 
 
 def balanced_classes(current: nn.Module, setting: Setting) -> Tensor:
-    """Tilt by all classes alike: v = sum of P g_c / ||P g_c||, so that no class with a long gradient dominates."""
-    total: Direction | None = None
+    """Tilt by v = sum of P g_c / ||P g_c||, so that no class with a long gradient dominates."""
+    units: list[Direction] = []
     for label in sorted(setting.proxies.hits):
-        part = class_gradient(current, setting, label)
+        part = drift_gradient(current, setting, label)
         length = inner_product(part, part).sqrt().clamp_min(1e-30)
-        unit = {name: value / length for name, value in part.items()}
-        total = unit if total is None else add(total, unit, 1.0)
-    assert total is not None
+        units.append({name: value / length for name, value in part.items()})
+    total = units[0]
+    for unit in units[1:]:
+        total = add(total, unit, 1.0)
     return tilted(current, setting, total)
 
 
-def look_ahead(current: nn.Module, setting: Setting, simulate: Callable[[nn.Module], Run]) -> Tensor:
-    """Tilt by the drift that is still to come: v = P g_r at the weights where a simulated run ends.
+def lookahead_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """Tilt the labels before every epoch by the drift at the end of a simulated epoch on soft labels.
 
-    Where that run diverges, the drift at the current weights has to do.
+    Where the simulated epoch diverges, the drift at the current weights is used.
     """
-    ahead = simulate(current)
-    end = current if ahead.diverged else ahead.model
-    gradient = loss_gradient(end, setting.proxies.images, setting.teacher, names=setting.names)
-    return tilted(current, setting, projected(gradient, setting.project))
+    setting = Setting.of(problem, config)
+    short = replace(config, update=replace(config.update, epochs=LOOKAHEAD_EPOCHS, settle=0.0))
+    soft, project, names = setting.masked.exp(), setting.project, setting.names
+
+    def labels(current: nn.Module, lr: float) -> Tensor:
+        ahead = fit(problem, short, lambda _: soft, lr=lr, project=project, names=names, start=current)
+        end = current if ahead.diverged else ahead.model
+        return tilted(current, setting, drift_gradient(end, setting))
+
+    return _fit_at_every_rate(problem, config, setting, labels)
 
 
-def unrolled_loss(model: nn.Module, setting: Setting, labels: Tensor, *, lr: float, steps: int) -> Tensor:
-    """Return the proxies' loss after projected steps on the labels, as a differentiable function of the labels (n, K).
+def bilevel_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """Choose the labels before the run as variables of the proxies' loss after a few projected steps.
 
-    Step s fits samples s, s + steps, s + 2 steps, ...; each sample is fitted once.
+    Note:
+        The graph of all steps is held at once, so memory grows with the forget set.
     """
-    weights = {name: part.clone().requires_grad_(True) for name, part in weights_of(model, setting.names).items()}
-    with frozen(model), plain_attention():
-        for first in range(min(steps, len(labels))):
-            logits = functional_call(model, weights, (setting.images[first::steps],))
-            loss = soft_cross_entropy(logits, labels[first::steps])
-            parts = torch.autograd.grad(loss, list(weights.values()), create_graph=True, materialize_grads=True)
-            weights = {
-                name: weight - lr * setting.project(name, part)
-                for (name, weight), part in zip(weights.items(), parts, strict=True)
-            }
-        return soft_cross_entropy(functional_call(model, weights, (setting.proxies.images,)), setting.teacher)
+    setting = Setting.of(problem, config)
+
+    @cache
+    def labels_at(lr: float) -> Tensor:
+        return bilevel(problem.model, setting, lr=lr, steps=UNROLLED_STEPS, rounds=ROUNDS)
+
+    return _fit_at_every_rate(problem, config, setting, lambda _current, lr: labels_at(lr))
 
 
 def bilevel(model: nn.Module, setting: Setting, *, lr: float, steps: int, rounds: int) -> Tensor:
@@ -173,103 +198,30 @@ def bilevel(model: nn.Module, setting: Setting, *, lr: float, steps: int, rounds
     return logs.exp()
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """A run at one rate, before it starts.
+def unrolled_loss(model: nn.Module, setting: Setting, labels: Tensor, *, lr: float, steps: int) -> Tensor:
+    """Return the proxies' loss after projected steps on the labels, as a differentiable function of the labels (n, K).
 
-    Attributes:
-        setting: What labels are made from.
-        model: The original model.
-        lr: Rate of the run.
-        seed: Seed of the method's streams, the same at every rate.
-        simulate: Runs ``LOOKAHEAD_EPOCHS`` from a model on soft labels, on the run's own first batches.
+    Step s fits samples s, s + steps, s + 2 steps, ...; each sample is fitted once.
     """
-
-    setting: Setting
-    model: nn.Module
-    lr: float
-    seed: int
-    simulate: Callable[[nn.Module], Run]
-
-
-Plan = Callable[[Attempt], PseudoLabeler]
-
-
-def _every_epoch(strategy: Callable[[nn.Module, Setting], Tensor]) -> Plan:
-    return lambda attempt: lambda current: strategy(current, attempt.setting)
-
-
-def _ahead(attempt: Attempt) -> PseudoLabeler:
-    return lambda current: look_ahead(current, attempt.setting, attempt.simulate)
-
-
-def _searched(attempt: Attempt) -> PseudoLabeler:
-    labels = bilevel(attempt.model, attempt.setting, lr=attempt.lr, steps=UNROLLED_STEPS, rounds=ROUNDS)
-    return lambda _current: labels
-
-
-def _by_lot(attempt: Attempt) -> PseudoLabeler:
-    masked = attempt.setting.masked
-    drawn = torch.randn(masked.shape, generator=generator_for(attempt.seed, "labels")).to(masked)
-    scores = standardized(drawn, forget=attempt.setting.forget)
-    labels = tilted_labels(masked, scores, beta=attempt.setting.beta)
-    return lambda _current: labels
-
-
-def _fit(problem: Problem, config: UnlearnConfig, plan: Plan) -> RateSearch:
-    """Run ZS-PAG with the labels of ``plan``, which is made anew for every rate."""
-    model, setting = problem.model, setting_of(problem, config)
-
-    def fit(start: nn.Module, relabel: PseudoLabeler, lr: float, **changes: float) -> Run:
-        return fit_labels(
-            start,
-            problem.forget_images,
-            problem.forget_labels,
-            relabel=relabel,
-            project=setting.project,
-            names=setting.names,
-            update=replace(config.update, lr=lr, **changes),  # type: ignore[arg-type]
-            generator=generator_for(problem.seed, "update"),
-        )
-
-    def run(lr: float) -> Run:
-        soft = setting.masked.exp()
-
-        def simulate(current: nn.Module) -> Run:
-            return fit(current, lambda _current: soft, lr, epochs=LOOKAHEAD_EPOCHS, settle=0.0)
-
-        return fit(model, plan(Attempt(setting, model, lr, problem.seed, simulate)), lr)
-
-    return rate_search(run, update=config.update)
-
-
-def worst_class_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Tilt the labels before every epoch by the drift of the class that has drifted furthest."""
-    return _fit(problem, config, _every_epoch(worst_class))
-
-
-def balanced_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Tilt the labels before every epoch by the drift of all classes, each with a gradient of length 1."""
-    return _fit(problem, config, _every_epoch(balanced_classes))
-
-
-def lookahead_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Tilt the labels before every epoch by the drift at the end of a simulated epoch on soft labels."""
-    return _fit(problem, config, _ahead)
-
-
-def bilevel_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Choose the labels before the run as variables of the proxies' loss after a few projected steps.
-
-    Note:
-        The graph of all steps is held at once, so memory grows with the forget set.
-    """
-    return _fit(problem, config, _searched)
+    weights = {name: part.clone().requires_grad_(True) for name, part in weights_of(model, setting.names).items()}
+    with frozen(model), plain_attention():
+        for first in range(min(steps, len(labels))):
+            logits = functional_call(model, weights, (setting.images[first::steps],))
+            loss = soft_cross_entropy(logits, labels[first::steps])
+            parts = torch.autograd.grad(loss, list(weights.values()), create_graph=True, materialize_grads=True)
+            weights = {
+                name: weight - lr * setting.project(name, part)
+                for (name, weight), part in zip(weights.items(), parts, strict=True)
+            }
+        return soft_cross_entropy(functional_call(model, weights, (setting.proxies.images,)), setting.teacher)
 
 
 def noise_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Tilt the labels by lot, as strongly as the others do by influence: does influence beat chance?"""
-    return _fit(problem, config, _by_lot)
+    """Tilt the labels at random, as strongly as the others do by influence: does influence beat chance?"""
+    setting = Setting.of(problem, config)
+    drawn = torch.randn(setting.masked.shape, generator=generator_for(problem.seed, "labels")).to(setting.masked)
+    labels = tilted_labels(setting.masked, standardized(drawn, forget=setting.forget), beta=setting.beta)
+    return _fit_at_every_rate(problem, config, setting, lambda _current, _lr: labels)
 
 
 def distilled(problem: Problem, config: UnlearnConfig) -> RateSearch:
@@ -278,41 +230,26 @@ def distilled(problem: Problem, config: UnlearnConfig) -> RateSearch:
     Every batch takes as many proxies beside it, drawn anew. Cross-entropy to the masked original differs from the KL
     by a constant.
     """
-    setting = setting_of(problem, config)
-    soft = setting.masked.exp()
+    setting = Setting.of(problem, config)
+    soft, proxies, teacher = setting.masked.exp(), setting.proxies.images, setting.teacher
 
-    def run(lr: float) -> Run:
-        return projected_sgd(
-            problem.model,
-            problem.forget_images,
-            problem.forget_labels,
-            loss=_with_proxies(setting, soft, generator_for(problem.seed, "loss"), DISTILLED_WEIGHT),
-            names=setting.names,
-            project=setting.project,
-            update=replace(config.update, lr=lr),
-            generator=generator_for(problem.seed, "update"),
-        )
+    def loss(current: nn.Module, batch: Tensor, drawing: torch.Generator) -> Tensor:
+        beside = sent(torch.randint(len(proxies), (len(batch),), generator=drawing), proxies.device)
+        fitted, kept = current(torch.cat([setting.images[batch], proxies[beside]])).chunk(2)
+        return soft_cross_entropy(fitted, soft[batch]) + DISTILLED_WEIGHT * soft_cross_entropy(kept, teacher[beside])
 
-    return rate_search(run, update=config.update)
+    return sgd_at_every_rate(problem, config, loss, project=setting.project, names=setting.names)
 
 
-def _with_proxies(setting: Setting, soft: Tensor, drawing: torch.Generator, weight: float) -> BatchLoss:
-    images = setting.proxies.images
-
-    def loss(current: nn.Module, batch: Tensor) -> Tensor:
-        beside = sent(torch.randint(len(images), (len(batch),), generator=drawing), images.device)
-        fitted, kept = current(torch.cat([setting.images[batch], images[beside]])).chunk(2)
-        return soft_cross_entropy(fitted, soft[batch]) + weight * soft_cross_entropy(kept, setting.teacher[beside])
-
-    return loss
+def _ours(title: str, run: Callable[[Problem, UnlearnConfig], RateSearch], *fixed: str) -> Method:
+    return Method(title, run, PROXIES, "ours", "high", fixed=fixed)
 
 
-_RUNS: Sequence[tuple[str, str, RunMethod]] = (
-    ("worst_class_labels", "ZS-PAG, labels for the worst class", worst_class_labels),
-    ("balanced_labels", "ZS-PAG, labels for balanced classes", balanced_labels),
-    ("lookahead_labels", "ZS-PAG, labels that look ahead", lookahead_labels),
-    ("bilevel_labels", "ZS-PAG, bilevel labels", bilevel_labels),
-    ("noise_labels", "ZS-PAG, labels tilted by lot", noise_labels),
-    ("distilled", "ZS-PAG, proxies distilled", distilled),
-)
-METHODS: dict[str, Method] = {name: Method(title, run, PROXIES, "ours", "high") for name, title, run in _RUNS}
+METHODS: dict[str, Method] = {
+    "worst_class_labels": _ours("ZS-PAG, labels for the worst class", worst_class_labels, "BETA"),
+    "balanced_labels": _ours("ZS-PAG, labels for balanced classes", balanced_labels, "BETA"),
+    "lookahead_labels": _ours("ZS-PAG, labels that look ahead", lookahead_labels, "BETA", "LOOKAHEAD_EPOCHS"),
+    "bilevel_labels": _ours("ZS-PAG, bilevel labels", bilevel_labels, "BETA", "UNROLLED_STEPS", "ROUNDS"),
+    "noise_labels": _ours("ZS-PAG, labels tilted by lot", noise_labels, "BETA"),
+    "distilled": _ours("ZS-PAG, proxies distilled", distilled, "DISTILLED_WEIGHT"),
+}

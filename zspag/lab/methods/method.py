@@ -1,19 +1,22 @@
-"""What a method is: the problem it is handed, the entry in the table, and the loop that most of them share.
+"""What a method is: the problem it is handed, its entry in the table, and the loops that most methods share.
 
 Invariant: a rate never depends on another, and no rule sees anything but the forget set.
 """
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from zspag.config import UnlearnConfig
-from zspag.projected_sgd import BatchLoss, RateSearch, Run, projected_sgd, rate_search
+from zspag.config import Ladders, UnlearnConfig
+from zspag.projected_sgd import BatchLoss, RateSearch, Run, fit_labels, projected_sgd, rate_search
 from zspag.proxy_statistics import ProxyStatistics
+from zspag.pseudo_labels import PseudoLabeler
 from zspag.runtime import generator_for, seed_of
+from zspag.subspaces import Projector
 
 FORGET, PROXIES, ORACLE = "forget set", "forget set, proxies made from it", "forget set and RETAIN SET (oracle)"
 
@@ -28,7 +31,7 @@ class Problem:
         forget_labels: Their classes, shape (n,).
         num_classes: Width K of the logits.
         generator: CPU generator of all that a method draws.
-        material: Views, proxies and moments, derived from model and forget images alone.
+        statistics: Views, proxies and moments, derived from model and forget images alone.
         retain: Retain images (m, C, H, W) and labels (m,) of an oracle; None for a forget-only method.
     """
 
@@ -47,7 +50,7 @@ class Problem:
 
     @cached_property
     def seed(self) -> int:
-        """Seed of the method's streams, drawn from ``generator`` where it is first asked for, and only there."""
+        """Seed of the method's streams, drawn from ``generator`` once, at the first use."""
         return seed_of(self.generator)
 
     @property
@@ -66,33 +69,45 @@ class Problem:
         return self.retain
 
 
-RunMethod = Callable[[Problem, UnlearnConfig], RateSearch]  # runs over the learning rates of ``config.update``
-
-
 @dataclass(frozen=True)
 class Method:
     """An entry of the table of methods.
 
     Attributes:
         title: Name in figures and tables.
-        run: The method.
+        run: Maps a problem and a configuration to runs at the learning rates of ``config.update``.
         reads: What data it touches, in words.
         reference: Where it comes from.
         ladder: Which of ``config.Ladders`` it is run at.
         oracle: It is handed retain data.
+        fixed: Names of the numbers that its code fixes, constants of its module.
     """
 
     title: str
-    run: RunMethod
+    run: Callable[[Problem, UnlearnConfig], RateSearch]
     reads: str
     reference: str
     ladder: str
     oracle: bool = False
+    fixed: tuple[str, ...] = ()
 
 
-def layer_of(weight: str) -> str:
-    """Return the name of the layer that a weight belongs to, "" for the model itself."""
-    return weight.rpartition(".")[0]
+def listing(methods: Mapping[str, Method], *, ladders: Ladders) -> Iterator[str]:
+    """Yield what ``zspag methods`` prints, line by line.
+
+    Args:
+        methods: The table of methods.
+        ladders: Those of the profile whose rates are printed.
+    """
+    for name, method in methods.items():
+        yield f"{name}: {method.title}"
+        yield "  " + (method.run.__doc__ or "").partition("\n")[0]
+        yield f"  reads: {method.reads}"
+        yield f"  reference: {method.reference}"
+        yield f"  ladder: {method.ladder}, " + ", ".join(f"{rate:g}" for rate in getattr(ladders, method.ladder))
+        if method.fixed:
+            module = sys.modules[method.run.__module__]
+            yield "  fixed: " + ", ".join(f"{number} = {getattr(module, number):g}" for number in method.fixed)
 
 
 def head_names(problem: Problem) -> list[str]:
@@ -101,36 +116,89 @@ def head_names(problem: Problem) -> list[str]:
     return [name for name, _ in problem.model.named_parameters() if layer_of(name) == head]
 
 
-def sgd_at_every_rate(
+def layer_of(weight: str) -> str:
+    """Return the name of the layer that a weight belongs to, "" for the model itself."""
+    return weight.rpartition(".")[0]
+
+
+def fit(
     problem: Problem,
     config: UnlearnConfig,
-    make_loss: Callable[[torch.Generator], BatchLoss],
+    labeler: PseudoLabeler,
     *,
+    lr: float,
+    project: Projector | None,
+    names: Sequence[str],
+    start: nn.Module | None = None,
+) -> Run:
+    """Fit the forget samples to pseudo-labels at one rate, gradients projected; arguments as in ``sgd``."""
+    return fit_labels(
+        problem.model if start is None else start,
+        problem.forget_images,
+        problem.forget_labels,
+        relabel=labeler,
+        project=project,
+        names=names,
+        update=replace(config.update, lr=lr),
+        generator=generator_for(problem.seed, "update"),
+    )
+
+
+def sgd(
+    problem: Problem,
+    config: UnlearnConfig,
+    loss: BatchLoss,
+    *,
+    lr: float,
+    project: Projector | None = None,
     names: Sequence[str] | None = None,
     start: nn.Module | None = None,
-) -> RateSearch:
-    """Minimize a loss at every rate.
+) -> Run:
+    """Minimize a loss over batches of the forget set at one rate.
 
     Args:
         problem: Model, forget set and seed.
-        config: Rates and steps.
-        make_loss: Receives the generator of the loss's own draws, afresh for every rate: no rate depends on another.
+        config: Steps and epochs.
+        loss: Maps the current model and the indices of a batch to a scalar.
+        lr: Learning rate.
+        project: Applied to every gradient; None leaves gradients as they are.
         names: Parameters that move; None moves all.
         start: The model to move, where that is not the original.
     """
-    model, update = problem.model if start is None else start, config.update
-    moving = [name for name, _ in model.named_parameters()] if names is None else names
+    model = problem.model if start is None else start
+    return projected_sgd(
+        model,
+        problem.forget_images,
+        problem.forget_labels,
+        loss=loss,
+        names=[name for name, _ in model.named_parameters()] if names is None else names,
+        project=project,
+        update=replace(config.update, lr=lr),
+        generator=generator_for(problem.seed, "update"),
+    )
 
-    def run(lr: float) -> Run:
-        return projected_sgd(
-            model,
-            problem.forget_images,
-            problem.forget_labels,
-            loss=make_loss(generator_for(problem.seed, "loss")),
-            names=moving,
-            project=None,
-            update=replace(update, lr=lr),
-            generator=generator_for(problem.seed, "update"),
-        )
 
-    return rate_search(run, update=update)
+def sgd_at_every_rate(
+    problem: Problem,
+    config: UnlearnConfig,
+    loss: Callable[[nn.Module, Tensor, torch.Generator], Tensor],
+    *,
+    project: Projector | None = None,
+    names: Sequence[str] | None = None,
+    start: nn.Module | None = None,
+) -> RateSearch:
+    """Minimize a loss at every rate; the other arguments are those of ``sgd``.
+
+    The third argument of the loss is the generator of its own draws. Every rate gets a fresh one with the same seed, so
+    that no rate depends on another.
+    """
+
+    def at(lr: float) -> Run:
+        drawing = generator_for(problem.seed, "loss")
+
+        def drawn(current: nn.Module, batch: Tensor) -> Tensor:
+            return loss(current, batch, drawing)
+
+        return sgd(problem, config, drawn, lr=lr, project=project, names=names, start=start)
+
+    return rate_search(at, update=config.update)

@@ -1,23 +1,30 @@
-"""Oracles that train with retain data: fine-tuning, the null space of what is retained, a teacher to keep or flee.
+"""Oracles, which read retain data: what a method could do that had them.
 
-What a method could do that had the data. Retain data comes in through two arguments of its own and nowhere else.
+Three train: fine-tuning, UNSC and SCRUB. Two edit the weights once, by their importance for the retain data: Fisher
+forgetting and selective dampening. The edits have no loop: a rate of the ladder
+is the strength of the edit, and its run is one epoch long.
 
-Invariant: steps and epochs are those of every other method; a step may look at retain samples in place of forget ones.
+Invariant: steps and epochs of the three are those of every other method; a step may look at retain samples in place of
+forget ones. Importances are means of squared gradients of single samples, never squares of a batch's mean gradient.
 """
 
+import copy
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from zspag.config import UnlearnConfig, UpdateConfig
-from zspag.lab.methods.method import ORACLE, Method, Problem, sgd_at_every_rate
-from zspag.projected_sgd import BatchLoss, RateSearch, Run, batch_size, fit_labels, rate_search
+from zspag.influence import Direction, weights_of
+from zspag.lab.methods.method import ORACLE, Method, Problem, fit, sgd
+from zspag.outcome import Epoch
+from zspag.projected_sgd import RateSearch, Run, batch_size, rate_search
 from zspag.pseudo_labels import masked_log_probabilities, second_best_labels
-from zspag.runtime import generator_for, logits_of, sent
+from zspag.runtime import chunks, frozen, generator_for, logits_of, plain_attention, sent
 from zspag.subspaces import Subspace, hard_projector, merged, second_moments
 
 # Most retain samples of one epoch: a pass over all of CIFAR-10 for every epoch and rate would cost more than training.
@@ -34,9 +41,22 @@ SCRUB_CROSS_ENTROPY = 0.99
 # Share of the epochs that begin with max steps; the others only repair, as in the published schedules (2 of 3 epochs).
 SCRUB_MAX_SHARE = 2 / 3
 
+# Most samples whose gradients are taken one by one. Fisher information takes one per label and hardly changes with
+# more samples; a true label's gradient is large on few samples only, and what SSD leaves rests on those.
+FISHER_SAMPLES = 1000
+SSD_SAMPLES = 5000
+# Labels of a sample that its Fisher information is summed over, likeliest first; the rest has next to no probability.
+FISHER_LABELS = 10
+# Largest inverse Fisher information, as in the published code: weights that nothing depends on would get endless noise.
+FISHER_INVERSE_MAX = 1e3
+# Weights shrink to this multiple of full-data over forget importance (the paper's lambda).
+SSD_DAMPENING = 1.0
+# Numbers that the gradients of single samples may hold at once (1 GB as float32); bounds memory, changes no result.
+_HELD = 2**28
+
 
 def fine_tune(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Go on training with cross-entropy on the retain set alone, and hope that the rest is forgotten on the way.
+    """Train further on the retain set alone, with cross-entropy; nothing asks for forgetting.
 
     Reference: the weakest baseline of Golatkar et al., CVPR 2020, and of most papers since.
 
@@ -48,107 +68,16 @@ def fine_tune(problem: Problem, config: UnlearnConfig) -> RateSearch:
     images, labels = problem.retain_images, problem.retain_labels
     size = _retain_batch(len(images), _steps(len(problem.forget_images), config.update))
 
-    def make_loss(drawing: torch.Generator) -> BatchLoss:
-        batches = _passes(len(images), size, drawing)
+    def at(lr: float) -> Run:
+        batches = _passes(len(images), size, generator_for(problem.seed, "loss"))
 
         def loss(current: nn.Module, _forget: Tensor) -> Tensor:
             batch = sent(next(batches), images.device)
             return F.cross_entropy(current(images[batch]), labels[batch])
 
-        return loss
+        return sgd(problem, config, loss, lr=lr)
 
-    return sgd_at_every_rate(problem, config, make_loss)
-
-
-def unsc(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Fit forget samples to their second-best label, in the null space of what the true retain classes use.
-
-    Reference: Chen et al. (UNSC), IJCAI 2024.
-
-    Note:
-        DIFFERS: patches are those that the convolution sees, padding and stride included, every layer is constrained,
-        and the epochs are stopped on the forget set; the published code ignores padding and stride, lets two layers of
-        its VGG go free, reads its projections by the wrong index on CIFAR-10 and picks the epoch on test accuracy.
-        Everything that has no rows (biases, norms) stays frozen.
-    """
-    model, images = problem.model, problem.forget_images
-    project = hard_projector(merged_retain_subspace(model, problem.retain_images, problem.retain_labels))
-    labels = second_best_labels(masked_log_probabilities(logits_of(model, images), forget=problem.forget_classes))
-
-    def run(lr: float) -> Run:
-        return fit_labels(
-            model,
-            images,
-            problem.forget_labels,
-            relabel=lambda _current: labels,
-            project=project,
-            names=tuple(project.factors),
-            update=replace(config.update, lr=lr),
-            generator=generator_for(problem.seed, "update"),
-        )
-
-    return rate_search(run, update=config.update)
-
-
-def merged_retain_subspace(model: nn.Module, retain_images: Tensor, retain_labels: Tensor) -> Subspace:
-    """Return UNSC's subspace: every retain class cut at ``UNSC_ENERGY``, their union cut at ``UNSC_MERGE_ENERGY``."""
-    classes = retain_labels.unique()
-    parts = (second_moments(model, retain_images[retain_labels == label]) for label in classes)
-    return merged(parts, energy=UNSC_ENERGY, merge_energy=UNSC_MERGE_ENERGY)
-
-
-def scrub(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Flee the original on the forget set and stay with it, and with the labels, on the retain set, in turns.
-
-    Max steps climb KL(original || current) on forget samples, min steps descend ``SCRUB_DIVERGENCE`` times the same on
-    retain samples plus ``SCRUB_CROSS_ENTROPY`` times their cross-entropy. Each epoch goes through the forget set in its
-    first half and through the retain samples in its second; after ``SCRUB_MAX_SHARE`` of the epochs all steps are min
-    steps.
-
-    Reference: Kurmanji et al. (SCRUB), NeurIPS 2023.
-
-    Note:
-        DIFFERS: an epoch has as many steps as the forget set has batches, so each kind gets half of them and at most
-        ``RETAIN_PER_EPOCH`` retain samples are read. The temperature is 1, as in the paper's formula; the published
-        code softens both distributions at 4. The divergence that max steps climb has no upper bound, and without one
-        every rate that forgot ended at infinity; a sample past log K stops counting. At the original the divergence has
-        no slope, so the first max steps stand still; in the published code batch statistics and decay move the net.
-    """
-    forget_images, retain_images = problem.forget_images, problem.retain_images
-    steps = _steps(len(forget_images), config.update)
-    turn = max(2, steps)  # where an epoch is one step, whole epochs take turns
-    forget_size = math.ceil(len(forget_images) / (turn // 2))
-    retain_size = _retain_batch(len(retain_images), turn - turn // 2)
-    last_max = math.ceil(SCRUB_MAX_SHARE * config.update.epochs) * steps
-    forget_teacher, retain_teacher = (
-        logits_of(problem.model, images).softmax(1) for images in (forget_images, retain_images)
-    )
-
-    def make_loss(drawing: torch.Generator) -> BatchLoss:
-        forget_batches = _passes(len(forget_images), forget_size, drawing)
-        retain_batches = _passes(len(retain_images), retain_size, drawing)
-        step = -1
-
-        def loss(current: nn.Module, _forget: Tensor) -> Tensor:
-            nonlocal step
-            step += 1
-            if step < last_max and step % turn < turn // 2:
-                batch = sent(next(forget_batches), forget_images.device)
-                fled = divergence(forget_teacher[batch], current(forget_images[batch]))
-                return -fled.clamp_max(math.log(problem.num_classes)).mean()
-            batch = sent(next(retain_batches), retain_images.device)
-            logits = current(retain_images[batch])
-            kept = F.cross_entropy(logits, problem.retain_labels[batch])
-            return SCRUB_DIVERGENCE * divergence(retain_teacher[batch], logits).mean() + SCRUB_CROSS_ENTROPY * kept
-
-        return loss
-
-    return sgd_at_every_rate(problem, config, make_loss)
-
-
-def divergence(teacher: Tensor, logits: Tensor) -> Tensor:
-    """Return KL(teacher || softmax(logits)) of each row of (n, K), shape (n,)."""
-    return F.kl_div(logits.log_softmax(1), teacher, reduction="none").sum(1)
+    return rate_search(at, update=config.update)
 
 
 def _steps(count: int, update: UpdateConfig) -> int:
@@ -166,10 +95,252 @@ def _passes(count: int, size: int, drawing: torch.Generator) -> Iterator[Tensor]
         yield from torch.randperm(count, generator=drawing).split(size)
 
 
+def unsc(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """Fit forget samples to their second-best label, in the null space of what the true retain classes use.
+
+    Reference: Chen et al. (UNSC), IJCAI 2024.
+
+    Note:
+        DIFFERS: patches are those that the convolution sees, padding and stride included, every layer is constrained,
+        and the epochs are stopped on the forget set; the published code ignores padding and stride, lets two layers of
+        its VGG go free, reads its projections by the wrong index on CIFAR-10 and picks the epoch on test accuracy.
+        Everything that has no rows (biases, norms) stays frozen.
+    """
+    model, images = problem.model, problem.forget_images
+    project = hard_projector(merged_retain_subspace(model, problem.retain_images, problem.retain_labels))
+    labels = second_best_labels(masked_log_probabilities(logits_of(model, images), forget=problem.forget_classes))
+
+    def at(lr: float) -> Run:
+        return fit(problem, config, lambda _current: labels, lr=lr, project=project, names=tuple(project.factors))
+
+    return rate_search(at, update=config.update)
+
+
+def merged_retain_subspace(model: nn.Module, retain_images: Tensor, retain_labels: Tensor) -> Subspace:
+    """Return UNSC's subspace: every retain class cut at ``UNSC_ENERGY``, their union cut at ``UNSC_MERGE_ENERGY``."""
+    classes = retain_labels.unique()
+    parts = (second_moments(model, retain_images[retain_labels == label]) for label in classes)
+    return merged(parts, energy=UNSC_ENERGY, merge_energy=UNSC_MERGE_ENERGY)
+
+
+def scrub(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """Move away from the original on the forget set; stay close to it and to the labels on the retain set; in turns.
+
+    Max steps climb KL(original || current) on forget samples, min steps descend ``SCRUB_DIVERGENCE`` times the same on
+    retain samples plus ``SCRUB_CROSS_ENTROPY`` times their cross-entropy. Each epoch goes through the forget set in its
+    first half and through the retain samples in its second; after ``SCRUB_MAX_SHARE`` of the epochs all steps are min
+    steps.
+
+    Reference: Kurmanji et al. (SCRUB), NeurIPS 2023.
+
+    Note:
+        DIFFERS: an epoch has as many steps as the forget set has batches, so each kind gets half of them and at most
+        ``RETAIN_PER_EPOCH`` retain samples are read. The temperature is 1, as in the paper's formula; the published
+        code softens both distributions at 4. The divergence that max steps climb has no upper bound, and without one
+        every rate that forgot ended at infinity; a sample past log K stops counting. At the original the divergence has
+        no slope, so the first max steps change nothing; in the published code batch statistics and decay move the net.
+    """
+    forget_images, retain_images = problem.forget_images, problem.retain_images
+    steps = _steps(len(forget_images), config.update)
+    turn = max(2, steps)  # where an epoch is one step, whole epochs take turns
+    forget_size = math.ceil(len(forget_images) / (turn // 2))
+    retain_size = _retain_batch(len(retain_images), turn - turn // 2)
+    last_max = math.ceil(SCRUB_MAX_SHARE * config.update.epochs) * steps
+    forget_teacher, retain_teacher = (
+        logits_of(problem.model, images).softmax(1) for images in (forget_images, retain_images)
+    )
+
+    def at(lr: float) -> Run:
+        drawing = generator_for(problem.seed, "loss")
+        forget_batches = _passes(len(forget_images), forget_size, drawing)
+        retain_batches = _passes(len(retain_images), retain_size, drawing)
+        step = -1
+
+        def loss(current: nn.Module, _forget: Tensor) -> Tensor:
+            nonlocal step
+            step += 1
+            if step < last_max and step % turn < turn // 2:
+                batch = sent(next(forget_batches), forget_images.device)
+                fled = divergence(forget_teacher[batch], current(forget_images[batch]))
+                return -fled.clamp_max(math.log(problem.num_classes)).mean()
+            batch = sent(next(retain_batches), retain_images.device)
+            logits = current(retain_images[batch])
+            kept = F.cross_entropy(logits, problem.retain_labels[batch])
+            return SCRUB_DIVERGENCE * divergence(retain_teacher[batch], logits).mean() + SCRUB_CROSS_ENTROPY * kept
+
+        return sgd(problem, config, loss, lr=lr)
+
+    return rate_search(at, update=config.update)
+
+
+def divergence(teacher: Tensor, logits: Tensor) -> Tensor:
+    """Return KL(teacher || softmax(logits)) of each row of (n, K), shape (n,)."""
+    return F.kl_div(logits.log_softmax(1), teacher, reduction="none").sum(1)
+
+
+def fisher_forgetting(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """Add Gaussian noise to every weight, of variance rate^2 / F with F its Fisher information on the retain set.
+
+    The rate is the standard deviation of the noise on a weight of Fisher information 1; its square is the published
+    code's alpha, whose 1e-9 to 1e-6 are rates of 3e-5 to 1e-3.
+
+    Reference: Golatkar et al., CVPR 2020.
+
+    Note:
+        DIFFERS: the paper derives a covariance of F^(-1/2), its code draws with 1/F, as here. The code also erases the
+        class's row of the head and draws more noise for the head and the biases; that masks a logit rather than forgets
+        by noise, and is left out, as is the averaging of the variance over a unit's inputs. F is summed over the
+        ``FISHER_LABELS`` likeliest labels of at most ``FISHER_SAMPLES`` samples.
+    """
+    started, drawing = time.perf_counter(), generator_for(problem.seed, "sample")
+    images, _ = _sample(problem.retain_images, problem.retain_labels, FISHER_SAMPLES, drawing)
+    fisher = fisher_information(problem.model, images)
+    deviation = {name: part.reciprocal().clamp_max(FISHER_INVERSE_MAX).sqrt() for name, part in fisher.items()}
+    seconds = time.perf_counter() - started
+
+    def at(rate: float) -> Run:
+        drawing = generator_for(problem.seed, "noise")  # the same noise at every rate, only its size differs
+
+        def noisy(name: str, weight: Tensor) -> Tensor:
+            return weight + rate * deviation[name] * torch.randn(weight.shape, generator=drawing).to(weight)
+
+        return _edited(problem, noisy, rate=rate, seconds=seconds)
+
+    return rate_search(at, update=config.update)
+
+
+def selective_dampening(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """Shrink the weights that matter far more to the forget set than to all data, by how much more they do.
+
+    The paper selects weights whose forget importance exceeds alpha times their full-data importance, alpha = 10 for
+    whole classes. The full data hold the forget set too, with its share s of the samples: the ratio cannot exceed
+    1 / s, and among ten equal classes 10 selects nothing. So the rate of the ladder sets
+    alpha = 1 / (s + (1 - s) rate), which is to select where forget importance exceeds 1 / rate times *retain*
+    importance. A higher rate edits more, every rate can select, and where s is small the paper's 10 is the rate .1.
+    Above the rate 1 nothing more is shrunk.
+
+    Reference: Foster et al. (SSD), AAAI 2024.
+
+    Note:
+        DIFFERS: the published code squares the mean gradient of each batch, so that its importances depend on the batch
+        size; here they are what the paper defines. The full-data importance weighs forget and retain set by their sizes
+        and looks at no more than ``SSD_SAMPLES`` of each. The paper's second constant is fixed at its 1
+        (``SSD_DAMPENING``); the ladder moves the first.
+    """
+    started, drawing = time.perf_counter(), generator_for(problem.seed, "sample")
+    images, others = problem.forget_images, problem.retain_images
+    forget = importances(problem.model, *_sample(images, problem.forget_labels, SSD_SAMPLES, drawing))
+    retain = importances(problem.model, *_sample(others, problem.retain_labels, SSD_SAMPLES, drawing))
+    share = len(images) / (len(images) + len(others))
+    full = {name: share * part + (1 - share) * retain[name] for name, part in forget.items()}
+    seconds = time.perf_counter() - started
+
+    def at(rate: float) -> Run:
+        def dampened(name: str, weight: Tensor) -> Tensor:
+            chosen = forget[name] > full[name] / (share + (1 - share) * rate)
+            shrink = (SSD_DAMPENING * full[name] / forget[name]).clamp_max(1)
+            return torch.where(chosen, shrink * weight, weight)
+
+        return _edited(problem, dampened, rate=rate, seconds=seconds)
+
+    return rate_search(at, update=config.update)
+
+
+def fisher_information(model: nn.Module, images: Tensor) -> Direction:
+    """Return the diagonal of the Fisher matrix: E_x E_{y ~ p(. | x)} (d log p(y | x) / d theta)^2 of every parameter.
+
+    Args:
+        model: The classifier.
+        images: Shape (m, C, H, W).
+    """
+    p = logits_of(model, images).softmax(1)
+    likely = p.topk(min(FISHER_LABELS, p.shape[1]), dim=1)
+    parts = [
+        importances(model, images, labels, share)
+        for labels, share in zip(likely.indices.unbind(1), likely.values.unbind(1), strict=True)
+    ]
+    return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
+
+
+def importances(model: nn.Module, images: Tensor, labels: Tensor, shares: Tensor | None = None) -> Direction:
+    """Return the mean over samples of share * (d log p(label | x) / d theta)^2 of every parameter.
+
+    Args:
+        model: The classifier.
+        images: Shape (m, C, H, W).
+        labels: Their classes, shape (m,).
+        shares: Weights of the samples, shape (m,); None means 1.
+    """
+    shares = torch.ones(len(images), device=images.device) if shares is None else shares
+    weights = weights_of(model, (name for name, _ in model.named_parameters()))
+    held = max(1, _HELD // sum(weight.numel() for weight in weights.values()))
+    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+
+    def loss(moving: Direction, image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(model, moving, (image[None],)), label[None])
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0))
+    with frozen(model), plain_attention():
+        for piece in chunks(images, labels, shares):
+            for x, y, share in zip(*(part.split(held) for part in piece), strict=True):
+                for name, part in each(weights, x, y).items():
+                    total[name] += torch.einsum("n,n...->...", share.to(part), part.square())
+    return {name: part / len(images) for name, part in total.items()}
+
+
+def _sample(images: Tensor, labels: Tensor, most: int, drawing: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return at most ``most`` of the samples, drawn without replacement."""
+    if len(images) <= most:
+        return images, labels
+    kept = torch.randperm(len(images), generator=drawing)[:most].to(images.device)
+    return images[kept], labels[kept]
+
+
+def _edited(problem: Problem, edit: Callable[[str, Tensor], Tensor], *, rate: float, seconds: float) -> Run:
+    """Return a copy with every parameter edited, as a run of one epoch; ``seconds`` were spent to prepare the edit."""
+    started = time.perf_counter()
+    changed = copy.deepcopy(problem.model)
+    with torch.no_grad():
+        for name, parameter in changed.named_parameters():
+            parameter.copy_(edit(name, parameter))
+    logits = logits_of(changed, problem.forget_images)
+    accuracy = (logits.argmax(1) == problem.forget_labels).double().mean().item()
+    loss = F.cross_entropy(logits, problem.forget_labels).item()
+    epoch = Epoch(loss, accuracy, seconds + time.perf_counter() - started)
+    return Run(changed, rate, (epoch,), not bool(torch.isfinite(logits).all()))
+
+
+def _oracle(
+    title: str, run: Callable[[Problem, UnlearnConfig], RateSearch], reference: str, ladder: str, *fixed: str
+) -> Method:
+    return Method(title, run, ORACLE, reference, ladder, oracle=True, fixed=fixed)
+
+
 METHODS: dict[str, Method] = {
-    "fine_tune": Method(
-        "fine-tuning on retain data", fine_tune, ORACLE, "Golatkar et al., CVPR 2020", "low", oracle=True
+    "fine_tune": _oracle(
+        "fine-tuning on retain data", fine_tune, "Golatkar et al., CVPR 2020", "low", "RETAIN_PER_EPOCH"
     ),
-    "unsc": Method("UNSC", unsc, ORACLE, "Chen et al., IJCAI 2024", "high", oracle=True),
-    "scrub": Method("SCRUB", scrub, ORACLE, "Kurmanji et al., NeurIPS 2023", "low", oracle=True),
+    "unsc": _oracle("UNSC", unsc, "Chen et al., IJCAI 2024", "high", "UNSC_ENERGY", "UNSC_MERGE_ENERGY"),
+    "scrub": _oracle(
+        "SCRUB",
+        scrub,
+        "Kurmanji et al., NeurIPS 2023",
+        "low",
+        "RETAIN_PER_EPOCH",
+        "SCRUB_DIVERGENCE",
+        "SCRUB_CROSS_ENTROPY",
+        "SCRUB_MAX_SHARE",
+    ),
+    "fisher_forgetting": _oracle(
+        "Fisher forgetting",
+        fisher_forgetting,
+        "Golatkar et al., CVPR 2020",
+        "low",
+        "FISHER_SAMPLES",
+        "FISHER_LABELS",
+        "FISHER_INVERSE_MAX",
+    ),
+    "selective_dampening": _oracle(
+        "SSD", selective_dampening, "Foster et al., AAAI 2024", "middle", "SSD_SAMPLES", "SSD_DAMPENING"
+    ),
 }

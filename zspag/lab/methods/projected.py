@@ -1,7 +1,7 @@
 """ZS-PAG and its ablations: other labels, other subspaces, no projection.
 
-Label variants are calibrated as "zs_pag" is. Controls of the subspace differ from
-"zs_pag_fixed": all layers, the images alone, and the first rate of a ladder that forgets.
+Label variants are calibrated as "zs_pag" is. Controls of the subspace differ from "zs_pag_fixed": all layers, the
+images alone, and the first rate of a ladder that forgets.
 
 Invariant: each differs in the one thing it is named after, and draws as much from the generator.
 """
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from zspag.calibration.cross_fitting import fit_views, unlearn_with
 from zspag.config import UnlearnConfig
-from zspag.lab.methods.method import ORACLE, PROXIES, Method, Problem, RunMethod
-from zspag.projected_sgd import RateSearch, Run, fit_labels, rate_search
+from zspag.lab.methods.method import ORACLE, PROXIES, Method, Problem, fit
+from zspag.projected_sgd import RateSearch, rate_search
 from zspag.pseudo_labels import pseudo_labeler
 from zspag.runtime import generator_for, seed_of
 from zspag.subspaces import (
@@ -31,14 +31,53 @@ from zspag.subspaces import (
     second_moments,
 )
 
-_OURS = "Chen et al., IJCAI 2025"
 OLD_RATE = 0.3  # smallest rate that was tried before there was a calibration
 
 
-def _fit(problem: Problem, config: UnlearnConfig, project: Projector | None) -> RateSearch:
-    """Fit the configured pseudo-labels at every rate of the ladder: all layers, the images alone, projected or not."""
+def zs_pag(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """ZS-PAG as ``zero_shot_unlearn`` runs it, with the configured labels.
+
+    Layers and rate are chosen on held-out halves of the forget set. Where curves are wanted (``whole_ladder``), the
+    chosen layers are run at every rate of the ladder, too.
+    """
+    model, labels, statistics, seed = problem.model, problem.forget_labels, problem.statistics, problem.seed
+    made = unlearn_with(model, labels, statistics, forget=problem.forget_classes, config=config, seed=seed)
+    runs = [made.run]
+    if config.update.whole_ladder:
+        rates = [lr for lr in config.update.ladder if lr != made.run.lr]
+        runs += [fit_views(model, labels, statistics, made, lr=lr, config=config, seed=seed) for lr in rates]
+    runs.sort(key=lambda run: run.lr)
+    return RateSearch(tuple(runs), runs.index(made.run))
+
+
+def process_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """ZS-PAG with labels tilted by influence before every epoch (strategy "process")."""
+    return _with_labels(problem, config, "process")
+
+
+def influence_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """ZS-PAG with labels tilted once, by influence at the original weights (strategy "influence")."""
+    return _with_labels(problem, config, "influence")
+
+
+def second_best_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """ZS-PAG with the retained class that the original finds most likely (strategy "second_best")."""
+    return _with_labels(problem, config, "second_best")
+
+
+def random_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """ZS-PAG with uniformly random retained classes (strategy "random")."""
+    return _with_labels(problem, config, "random")
+
+
+def _with_labels(problem: Problem, config: UnlearnConfig, strategy: str) -> RateSearch:
+    return zs_pag(problem, replace(config, labels=replace(config.labels, strategy=strategy)))
+
+
+def _fit_all_layers(problem: Problem, config: UnlearnConfig, project: Projector | None) -> RateSearch:
+    """Fit the configured labels at every rate of the ladder: all layers, the images alone, projected or not."""
     names = problem.statistics.names
-    relabel = pseudo_labeler(
+    labeler = pseudo_labeler(
         problem.model,
         problem.forget_images,
         forget=problem.forget_classes,
@@ -49,65 +88,28 @@ def _fit(problem: Problem, config: UnlearnConfig, project: Projector | None) -> 
         config=config.labels,
         generator=generator_for(problem.seed, "labels"),
     )
-
-    def run(lr: float) -> Run:
-        return fit_labels(
-            problem.model,
-            problem.forget_images,
-            problem.forget_labels,
-            relabel=relabel,
-            project=project,
-            names=names,
-            update=replace(config.update, lr=lr),
-            generator=generator_for(problem.seed, "update"),
-        )
-
-    return rate_search(run, update=config.update)
-
-
-def _calibrated(strategy: str | None) -> RunMethod:
-    """ZS-PAG as ``zero_shot_unlearn`` runs it, with the configured labels or with those of ``strategy``.
-
-    Layers and rate are chosen on held-out halves of the forget set. Where curves are wanted (``whole_ladder``), the
-    chosen layers are run at every rate of the ladder, too.
-    """
-
-    def run(problem: Problem, config: UnlearnConfig) -> RateSearch:
-        model, labels, statistics, seed = problem.model, problem.forget_labels, problem.statistics, problem.seed
-        if strategy is not None:
-            config = replace(config, labels=replace(config.labels, strategy=strategy))
-        made = unlearn_with(model, labels, statistics, forget=problem.forget_classes, config=config, seed=seed)
-        runs = [made.run]
-        if config.update.whole_ladder:
-            rates = [lr for lr in config.update.ladder if lr != made.run.lr]
-            runs += [fit_views(model, labels, statistics, made, lr=lr, config=config, seed=seed) for lr in rates]
-        runs.sort(key=lambda one: one.lr)
-        return RateSearch(tuple(runs), runs.index(made.run))
-
-    return run
+    return rate_search(
+        lambda lr: fit(problem, config, labeler, lr=lr, project=project, names=names), update=config.update
+    )
 
 
 def fixed(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """ZS-PAG as it was before the calibration: all layers, no views, the first rate from ``OLD_RATE`` that forgets."""
-    ladder = _fit(problem, config, projector(problem.statistics.moments, config=config.subspace))
-    target = config.update.forget_accuracy
+    ladder = _fit_all_layers(problem, config, projector(problem.statistics.moments, config=config.subspace))
     allowed = [index for index, run in enumerate(ladder.runs) if run.lr >= OLD_RATE] or [ladder.chosen]
-    return RateSearch(
-        ladder.runs, next((index for index in allowed if ladder.runs[index].reached(target)), allowed[-1])
-    )
+    forgot = [index for index in allowed if ladder.runs[index].reached(config.update.forget_accuracy)]
+    return replace(ladder, chosen=forgot[0] if forgot else allowed[-1])
 
 
 def unprojected(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """ZS-PAG's labels and weights, without the projection."""
-    return _fit(problem, config, None)
+    return _fit_all_layers(problem, config, None)
 
 
 def _fit_in(
     problem: Problem, config: UnlearnConfig, choose: Callable[[Subspace, torch.Generator], Subspace]
 ) -> RateSearch:
-    """Fit with another subspace of the same rank per layer: does it matter *which* directions are protected?
-
-    Labels and rank are those of "zs_pag_fixed", so nothing but the directions differs.
+    """Protect another subspace of the same rank per layer: does it matter *which* directions are protected?
 
     Args:
         problem: What the method was handed.
@@ -116,7 +118,7 @@ def _fit_in(
     """
     own = combine(problem.statistics.moments, config=config.subspace)
     drawing = generator_for(seed_of(problem.generator), "subspace")  # a draw before the seed: all see the same batches
-    return _fit(problem, config, hard_projector(choose(own, drawing)))
+    return _fit_all_layers(problem, config, hard_projector(choose(own, drawing)))
 
 
 def in_forget_subspace(problem: Problem, config: UnlearnConfig) -> RateSearch:
@@ -126,11 +128,9 @@ def in_forget_subspace(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
 def in_noise_subspace(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """ZS-PAG with the subspace of noise images, as many as there are proxies."""
-    images, count = problem.forget_images, len(problem.statistics.proxies.labels)
+    model, images, count = problem.model, problem.forget_images, len(problem.statistics.proxies.labels)
     return _fit_in(
-        problem,
-        config,
-        lambda own, drawing: noise_subspace(problem.model, images, count=count, own=own, generator=drawing),
+        problem, config, lambda own, drawing: noise_subspace(model, images, count=count, own=own, generator=drawing)
     )
 
 
@@ -164,20 +164,17 @@ def retain_subspace(model: nn.Module, retain_images: Tensor, retain_labels: Tens
     return by_rank(pooled(parts), ranks=own.ranks)
 
 
-def _projected(title: str, run: RunMethod, reference: str, ladder: str = "high") -> Method:
-    return Method(title, run, PROXIES, reference, ladder)
-
-
+_OURS = "Chen et al., IJCAI 2025"
 METHODS: dict[str, Method] = {
-    "zs_pag": _projected("ZS-PAG", _calibrated(None), _OURS),
-    "zs_pag_fixed": _projected("ZS-PAG, not calibrated", fixed, "control"),
-    "unprojected": _projected("ZS-PAG without projection", unprojected, "control", "low"),
-    "process_labels": _projected("ZS-PAG, influence labels", _calibrated("process"), _OURS),
-    "influence_labels": _projected("ZS-PAG, labels tilted once", _calibrated("influence"), "control"),
-    "second_best_labels": _projected("ZS-PAG, second-best labels", _calibrated("second_best"), "control"),
-    "random_labels": _projected("ZS-PAG, random labels", _calibrated("random"), "control"),
-    "forget_subspace": _projected("subspace of forget samples", in_forget_subspace, "control"),
-    "noise_subspace": _projected("subspace of noise", in_noise_subspace, "control", "middle"),
-    "random_subspace": _projected("random subspace", in_random_subspace, "control", "low"),
+    "zs_pag": Method("ZS-PAG", zs_pag, PROXIES, _OURS, "high"),
+    "zs_pag_fixed": Method("ZS-PAG, not calibrated", fixed, PROXIES, "control", "high", fixed=("OLD_RATE",)),
+    "unprojected": Method("ZS-PAG without projection", unprojected, PROXIES, "control", "low"),
+    "process_labels": Method("ZS-PAG, influence labels", process_labels, PROXIES, _OURS, "high"),
+    "influence_labels": Method("ZS-PAG, labels tilted once", influence_labels, PROXIES, "control", "high"),
+    "second_best_labels": Method("ZS-PAG, second-best labels", second_best_labels, PROXIES, "control", "high"),
+    "random_labels": Method("ZS-PAG, random labels", random_labels, PROXIES, "control", "high"),
+    "forget_subspace": Method("subspace of forget samples", in_forget_subspace, PROXIES, "control", "high"),
+    "noise_subspace": Method("subspace of noise", in_noise_subspace, PROXIES, "control", "middle"),
+    "random_subspace": Method("random subspace", in_random_subspace, PROXIES, "control", "low"),
     "oracle_subspace": Method("subspace of retain data", in_retain_subspace, ORACLE, "oracle", "high", oracle=True),
 }

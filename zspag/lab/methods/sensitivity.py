@@ -1,60 +1,88 @@
-"""Forgetting by sensitivity: how strongly the logits of a forget sample answer to a change of its pixels.
+"""Forgetting by gradients of the original: the weights that matter most, and how logits answer to pixels.
 
 Invariant: only forget samples and noise around them pass through the net.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
 
 from zspag.config import UnlearnConfig
+from zspag.influence import loss_gradient, soft_cross_entropy
 from zspag.lab.methods.method import FORGET, Method, Problem, sgd_at_every_rate
-from zspag.projected_sgd import BatchLoss, RateSearch
-from zspag.pseudo_labels import retained_classes
+from zspag.projected_sgd import RateSearch
+from zspag.pseudo_labels import random_labels, retained_classes
 from zspag.runtime import logits_of, plain_attention, sent
 
+SALIENT_SHARE = 0.5  # SalUn: of all weights; published runs keep 50 to 80 %
 COPIES = 25  # JiT: noisy copies of every sample
 SIGMA = 0.5  # JiT: standard deviation of their noise; the paper's for convolutional nets
 IRRELEVANT = 1.0  # MU-Mis: lambda, the weight of the other class; CHOICE: both count the same
 
 
+def salun(problem: Problem, config: UnlearnConfig) -> RateSearch:
+    """Fit the most salient weights to uniformly random retained labels, drawn again for every batch.
+
+    A weight outside the mask keeps every bit, whatever the momentum: the loss sees it detached, so its gradient is
+    exactly zero and momentum has nothing to keep.
+
+    Reference: Fan, Liu, Zhang, Wong, Wei and Liu, "SalUn", ICLR 2024.
+
+    Note:
+        DIFFERS: the published method then trains on the retain set, which is not given here. Its code multiplies
+        gradients by the mask and leaves the rest to an optimizer with weight decay, which moves masked weights after
+        all, and it may draw a sample's own class; neither is copied. Rates, epochs and batches are those of all
+        methods.
+    """
+    images, classes, forget = problem.forget_images, problem.num_classes, problem.forget_classes
+    mask = saliency_mask(problem.model, images, problem.forget_labels, share=SALIENT_SHARE)
+
+    def loss(current: nn.Module, batch: Tensor, drawing: torch.Generator) -> Tensor:
+        labels = random_labels(len(batch), num_classes=classes, forget=forget, generator=drawing)
+        held = {name: torch.where(mask[name], weight, weight.detach()) for name, weight in current.named_parameters()}
+        return soft_cross_entropy(functional_call(current, held, (images[batch],)), sent(labels, images.device))
+
+    return sgd_at_every_rate(problem, config, loss)
+
+
+def saliency_mask(model: nn.Module, images: Tensor, labels: Tensor, *, share: float) -> dict[str, Tensor]:
+    """Mark, with True, the ``share`` of all weights with the largest gradients of the mean forget loss.
+
+    One threshold for the whole model: a layer may be marked nowhere or everywhere.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    gradient = loss_gradient(model, images, labels, names=names, loss=F.cross_entropy)
+    sizes = torch.cat([gradient[name].flatten().abs() for name in names])
+    marked = torch.zeros_like(sizes, dtype=torch.bool)
+    marked[sizes.topk(round(share * len(sizes))).indices] = True
+    parts = marked.split([gradient[name].numel() for name in names])
+    return {name: part.view_as(gradient[name]) for name, part in zip(names, parts, strict=True)}
+
+
 def jit(problem: Problem, config: UnlearnConfig) -> RateSearch:
-    """Flatten the net around the forget samples: bring its answer to a sample close to those to noisy copies of it.
+    """Make the net's answer to a forget sample similar to its answers to noisy copies of the sample.
 
     The loss is the mean over copies of ||f(x) - f(x + e)|| / ||e||, without a gradient through f(x + e).
 
-    Reference:
-        Foster et al., "An Information Theoretic Approach to Machine Unlearning", 2024 (JiT).
+    Reference: Foster et al., "An Information Theoretic Approach to Machine Unlearning", 2024 (JiT).
 
     Note:
         The published code never zeroes its gradients, so that each step repeats those of all batches before it. Here a
-        step sees its own batch alone. A step that brings f(x) closer to where f(x + e) was moves f(x + e) too, so that
-        the loss may grow without end: the rates between too little and ruin are few. DIFFERS: sigma counts pixels in
+        step sees its own batch alone. A step that brings f(x) closer to where f(x + e) was moves f(x + e) too. So the
+        loss may grow without end, and few rates lie between no effect and divergence. DIFFERS: sigma counts pixels in
         [0, 1], not normalized ones, and copies may leave that range; as many epochs as every method instead of one.
     """
 
-    def make_loss(drawing: torch.Generator) -> BatchLoss:
-        def loss(current: nn.Module, batch: Tensor) -> Tensor:
-            images = problem.forget_images[batch]
-            noise = sent(torch.randn((COPIES, *images.shape), generator=drawing, dtype=images.dtype), images.device)
-            noise *= SIGMA
-            around = logits_of(current, (images + noise).flatten(0, 1)).unflatten(0, (COPIES, len(images)))
-            return lipschitz_quotient(current(images), around, noise)
+    def loss(current: nn.Module, batch: Tensor, drawing: torch.Generator) -> Tensor:
+        images = problem.forget_images[batch]
+        noise = sent(torch.randn((COPIES, *images.shape), generator=drawing, dtype=images.dtype), images.device)
+        noise *= SIGMA
+        around = logits_of(current, (images + noise).flatten(0, 1)).unflatten(0, (COPIES, len(images)))
+        distances = torch.linalg.vector_norm(current(images) - around, dim=2)  # (copies, n)
+        return (distances / torch.linalg.vector_norm(noise.flatten(2), dim=2)).mean()
 
-        return loss
-
-    return sgd_at_every_rate(problem, config, make_loss)
-
-
-def lipschitz_quotient(logits: Tensor, around: Tensor, noise: Tensor) -> Tensor:
-    """Return the mean of ||logits - around|| / ||noise|| over copies and samples.
-
-    Args:
-        logits: Answers to the samples, shape (n, K).
-        around: Answers to the noisy copies, shape (copies, n, K).
-        noise: What was added to the samples, shape (copies, n, C, H, W).
-    """
-    lengths = torch.linalg.vector_norm(noise.flatten(2), dim=2)
-    return (torch.linalg.vector_norm(logits - around, dim=2) / lengths).mean()
+    return sgd_at_every_rate(problem, config, loss)
 
 
 def mu_mis(problem: Problem, config: UnlearnConfig) -> RateSearch:
@@ -62,8 +90,7 @@ def mu_mis(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     The loss is ||grad_x f_y||^2 - lambda ||grad_x f_c||^2, with c a retained class drawn for every sample and batch.
 
-    Reference:
-        Cheng et al., "Remaining-data-free Machine Unlearning by Suppressing Sample Contribution", 2024 (MU-Mis).
+    Reference: Cheng et al., "Remaining-data-free Machine Unlearning by Suppressing Sample Contribution", 2024 (MU-Mis).
 
     Note:
         The loss has no lower bound. DIFFERS: a sample that the net no longer gives its own class stops counting, a rule
@@ -73,15 +100,11 @@ def mu_mis(problem: Problem, config: UnlearnConfig) -> RateSearch:
     images, labels = problem.forget_images, problem.forget_labels
     retained = retained_classes(problem.num_classes, problem.forget_classes)
 
-    def make_loss(drawing: torch.Generator) -> BatchLoss:
-        def loss(current: nn.Module, batch: Tensor) -> Tensor:
-            drawn = torch.randint(len(retained), (len(batch),), generator=drawing)
-            others = sent(retained[drawn], labels.device)
-            return contribution(current, images[batch], labels[batch], others, weight=IRRELEVANT)
+    def loss(current: nn.Module, batch: Tensor, drawing: torch.Generator) -> Tensor:
+        others = sent(retained[torch.randint(len(retained), (len(batch),), generator=drawing)], labels.device)
+        return contribution(current, images[batch], labels[batch], others, weight=IRRELEVANT)
 
-        return loss
-
-    return sgd_at_every_rate(problem, config, make_loss)
+    return sgd_at_every_rate(problem, config, loss)
 
 
 def contribution(model: nn.Module, images: Tensor, labels: Tensor, others: Tensor, *, weight: float) -> Tensor:
@@ -102,6 +125,7 @@ def contribution(model: nn.Module, images: Tensor, labels: Tensor, others: Tenso
 
 
 METHODS: dict[str, Method] = {
-    "jit": Method("JiT", jit, FORGET, "Foster et al., 2024", "low"),
-    "mu_mis": Method("MU-Mis", mu_mis, FORGET, "Cheng et al., 2024", "low"),
+    "salun": Method("SalUn", salun, FORGET, "Fan et al., ICLR 2024", "low", fixed=("SALIENT_SHARE",)),
+    "jit": Method("JiT", jit, FORGET, "Foster et al., 2024", "low", fixed=("COPIES", "SIGMA")),
+    "mu_mis": Method("MU-Mis", mu_mis, FORGET, "Cheng et al., 2024", "low", fixed=("IRRELEVANT",)),
 }
