@@ -60,7 +60,7 @@ def test_a_variant_changes_only_what_it_names(variant):
 def test_an_axis_holds_different_variants(name, axis):
     assert {one.axis for one in axis} == {name}
     assert len({one.value for one in axis}) == len(axis) > 1
-    assert len({(one.changes, one.layers, one.hardened) for one in axis}) == len(axis)
+    assert len({(one.changes, one.layers, one.adversarial) for one in axis}) == len(axis)
 
 
 @pytest.mark.parametrize("name", ["smoke", "paper-trial", "cpu-trial"])
@@ -141,7 +141,7 @@ def test_no_tilt_is_no_influence_and_a_tilt_is_some():
 
 def test_a_subspace_or_a_label_costs_no_further_attack(monkeypatch):
     rows(CASE, (OWN,))
-    monkeypatch.setattr(experiment.materials, "prepare", None)
+    monkeypatch.setattr(experiment.statistics, "prepare", None)
     found = rows(CASE, [Variant("subspace", "merge", (("unlearn.subspace.combine", "merge"),))])
     assert found[0]["failed"] == ""
     with pytest.raises(TypeError, match="not callable"):
@@ -156,7 +156,7 @@ def test_a_frozen_layer_has_no_free_direction_and_an_unprojected_one_has_all():
 
 
 def test_hardening_changes_the_net_that_is_attacked():
-    own, hard = rows(CASE, (OWN, Variant("hardened", 0.1, hardened=0.1)))
+    own, hard = rows(CASE, (OWN, Variant("hardened", 0.1, adversarial=0.1)))
     assert hard["failed"] == ""
     assert hard["acc_retain"] != own["acc_retain"]
 

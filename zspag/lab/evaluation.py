@@ -136,7 +136,7 @@ class References:
 
 @dataclass(frozen=True)
 class Scores:
-    """What evaluation.md asks of one model; accuracies are fractions, divergences nats.
+    """What is measured of one model; accuracies are fractions, divergences nats.
 
     What compares with the retrained model is None where there is none.
 
@@ -170,7 +170,7 @@ class Scores:
 
 
 def score(logits: Parts, references: References) -> Scores:
-    """Return the scores of a model given its logits on the panel's images.
+    """Return the scores of a model given its logits on the images of the references.
 
     Args:
         logits: Logits (or log-probabilities) on every part.
@@ -180,40 +180,37 @@ def score(logits: Parts, references: References) -> Scores:
         The scores. Non-finite logits count as wrong and their divergences are cut at a large finite value.
     """
     clean = Parts(*(finite(part) for part in (logits.forget_train, logits.forget_test, logits.retain_test)))
+    labels, other = references.labels, references.retrained
     yardstick = masked(references.original.retain_test, forget=references.forget)
-    acc_retain = macro_accuracy(clean.retain_test, references.labels.retain_test)
+    acc_retain = macro_accuracy(clean.retain_test, labels.retain_test)
+    beside: dict[str, float | None]
+    beside = dict.fromkeys(("gap", "agreement_forget", "agreement_retain", "js_forget", "js_retain"))
+    if other is not None:
+        differences = [
+            abs(accuracy(ours, truth) - accuracy(theirs, truth))
+            for ours, theirs, truth in (
+                (clean.forget_train, other.forget_train, labels.forget_train),
+                (clean.forget_test, other.forget_test, labels.forget_test),
+                (clean.retain_test, other.retain_test, labels.retain_test),
+            )
+        ]
+        beside = {
+            "gap": sum(differences) / len(differences),
+            "agreement_forget": agreement(clean.forget_test, other.forget_test),
+            "agreement_retain": agreement(clean.retain_test, other.retain_test),
+            "js_forget": mean_js(clean.forget_test, other.forget_test),
+            "js_retain": mean_js(clean.retain_test, other.retain_test),
+        }
     return Scores(
-        acc_forget=accuracy(clean.forget_test, references.labels.forget_test),
+        acc_forget=accuracy(clean.forget_test, labels.forget_test),
         acc_retain=acc_retain,
-        acc_retain_micro=accuracy(clean.retain_test, references.labels.retain_test),
-        acc_forget_train=accuracy(clean.forget_train, references.labels.forget_train),
-        over_unlearning=macro_accuracy(yardstick, references.labels.retain_test) - acc_retain,
+        acc_retain_micro=accuracy(clean.retain_test, labels.retain_test),
+        acc_forget_train=accuracy(clean.forget_train, labels.forget_train),
+        over_unlearning=macro_accuracy(yardstick, labels.retain_test) - acc_retain,
         drift=mean_kl(yardstick, clean.retain_test),
-        nll_retain=mean_nll(clean.retain_test, references.labels.retain_test),
-        **_beside_retrained(clean, references),
+        nll_retain=mean_nll(clean.retain_test, labels.retain_test),
+        **beside,
     )
-
-
-def _beside_retrained(clean: Parts, references: References) -> dict[str, float | None]:
-    """Compare with the retrained model: accuracies on all parts, answers and divergences on the test parts."""
-    other = references.retrained
-    if other is None:
-        return dict.fromkeys(("gap", "agreement_forget", "agreement_retain", "js_forget", "js_retain"))
-    differences = [
-        abs(accuracy(own, labels) - accuracy(reference, labels))
-        for own, reference, labels in (
-            (clean.forget_train, other.forget_train, references.labels.forget_train),
-            (clean.forget_test, other.forget_test, references.labels.forget_test),
-            (clean.retain_test, other.retain_test, references.labels.retain_test),
-        )
-    ]
-    return {
-        "gap": sum(differences) / len(differences),
-        "agreement_forget": agreement(clean.forget_test, other.forget_test),
-        "agreement_retain": agreement(clean.retain_test, other.retain_test),
-        "js_forget": mean_js(clean.forget_test, other.forget_test),
-        "js_retain": mean_js(clean.retain_test, other.retain_test),
-    }
 
 
 def finite(logits: Tensor) -> Tensor:
