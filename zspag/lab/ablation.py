@@ -47,23 +47,14 @@ SCORES = ("acc_forget", "acc_retain", "over_unlearning", "drift")  # columns of 
 
 @dataclass(frozen=True)
 class Variant:
-    """One point of an axis.
-
-    Attributes:
-        axis: Name of the axis.
-        value: Where on it the variant lies, a number or a word.
-        changes: What it changes in the profile: dotted names of options with their new values.
-        layers: Weights that move, the rest stays frozen: "all", "first half", "later half" or "head".
-        projected: Whether gradients are projected.
-        adversarial: Radius of an adversarial training of the original, in pixels; 0 takes the original as it is.
-    """
+    """One point of an axis."""
 
     axis: str
-    value: float | str
-    changes: tuple[tuple[str, Any], ...] = ()
-    layers: str = "all"
-    projected: bool = True
-    adversarial: float = 0.0
+    value: float | str  # where on the axis it lies
+    changes: tuple[tuple[str, Any], ...] = ()  # dotted names of options of the profile with their new values
+    layers: str = "all"  # weights that move, of ``LAYERS``; the rest stays frozen
+    projected: bool = True  # whether gradients are projected
+    adversarial: float = 0.0  # radius in pixels of an adversarial training of the original; 0 takes it as it is
 
 
 def changed(profile: Profile, changes: Sequence[tuple[str, Any]]) -> Profile:

@@ -29,36 +29,22 @@ Interval = tuple[float, float]
 class Metrics:
     """What a model does on labelled images; accuracies are fractions, intervals are Wilson's at 95 %.
 
-    What there is no image for, or no original, is None.
-
-    Attributes:
-        forget_classes: Classes that should be gone.
-        n_forget: Images of these classes.
-        n_retain: Images of all others.
-        acc_forget: Accuracy on the images of the forget classes.
-        acc_forget_interval: Its interval.
-        acc_retain: Mean over the retained classes of each class's accuracy (macro).
-        acc_retain_micro: Accuracy on all retained images.
-        acc_retain_micro_interval: Its interval.
-        per_class: Accuracy of every class present.
-        per_class_interval: Their intervals.
-        over_unlearning: ``acc_retain`` of the masked original (the original with the forget classes' logits at a floor)
-            minus ``acc_retain``: what was lost beyond removing a competitor.
-        drift: Mean KL divergence of the model from the masked original on the retained images, in nats.
+    What there is no image for, or no original, is None. The masked original is the original with the logits of the
+    forget classes at a floor: the yardstick of what was lost beyond removing a competitor.
     """
 
-    forget_classes: tuple[int, ...]
-    n_forget: int
-    n_retain: int
+    forget_classes: tuple[int, ...]  # those that should be gone
+    n_forget: int  # images of these classes
+    n_retain: int  # images of all others
     acc_forget: float | None
     acc_forget_interval: Interval | None
-    acc_retain: float | None
-    acc_retain_micro: float | None
+    acc_retain: float | None  # macro: mean over the retained classes of each class's accuracy
+    acc_retain_micro: float | None  # on all retained images
     acc_retain_micro_interval: Interval | None
-    per_class: dict[int, float]
+    per_class: dict[int, float]  # of every class present
     per_class_interval: dict[int, Interval]
-    over_unlearning: float | None
-    drift: float | None
+    over_unlearning: float | None  # acc_retain of the masked original minus acc_retain
+    drift: float | None  # mean KL divergence from the masked original on the retained images, nats
 
     def __str__(self) -> str:
         shares = [

@@ -1,8 +1,7 @@
 """Training of the original model and of the retrained reference: SGD or AdamW under a one-cycle rate.
 
-The device decides how: channels innermost everywhere, bfloat16 autocast where the GPU has it. What was decided is part
-of the answer. Nothing is compiled: on two cores ``torch.compile`` made a step 1.1 to 1.3 times as fast and took a
-minute to begin; whether a GPU gains has not been measured.
+Channels are innermost everywhere; a GPU that has bfloat16 uses it (autocast). Nothing is compiled: on two cores
+``torch.compile`` made a step 1.1 to 1.3 times as fast and took a minute to begin; a GPU was not measured.
 
 Invariant: an epoch is a function of (weights, optimizer state, seed, epoch), so an interrupted training that goes on
 from its state file ends in the same bits as one that was never interrupted (on a CPU; a GPU adds in any order).
@@ -33,36 +32,22 @@ DISTORTED_ALIKE = 32  # images that share the two distortions RandAugment draws:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch measured, on the augmented training images as the weights moved.
+    """What one epoch measured, on the augmented training images as the weights moved."""
 
-    Attributes:
-        epoch: Number of the epoch, from 1.
-        loss: Mean cross-entropy in nats.
-        accuracy: Share of images classified correctly.
-        seconds: Wall-clock time.
-        images_per_second: Throughput.
-    """
-
-    epoch: int
-    loss: float
-    accuracy: float
+    epoch: int  # from 1
+    loss: float  # mean cross-entropy in nats
+    accuracy: float  # share of images classified correctly
     seconds: float
     images_per_second: float
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a training left behind.
+    """What a training left behind."""
 
-    Attributes:
-        model: The trained copy, in evaluation mode.
-        history: One entry per epoch.
-        precision: Type of the forward and backward arithmetic, "float32" or "bfloat16" (weights stay float32).
-    """
-
-    model: nn.Module
+    model: nn.Module  # the trained copy, in evaluation mode
     history: tuple[Epoch, ...]
-    precision: str
+    precision: str  # of the forward and backward passes, "float32" or "bfloat16"; weights stay float32
 
 
 def train(
@@ -85,7 +70,7 @@ def train(
         config: The recipe.
         seed: Seed of order, augmentation and dropout; the initial weights are the model's own.
         device: Where to train; None means where the model is.
-        state_path: File that holds weights, optimizer state and progress after every epoch. A training that finds its
+        state_path: File that holds weights, optimizer state and progress after every epoch; a training that finds its
             own state there goes on from it.
         title: Title of the progress bar.
 

@@ -77,7 +77,7 @@ def answered(
         function: Does a job.
         jobs: Hashable jobs.
         title: Title of the progress bar.
-        name: Names a job in the message, should it fail.
+        name: Names a job that failed, for the message.
 
     Raises:
         RunsFailed: If a job failed; what the others finished is kept.
