@@ -74,6 +74,13 @@ def grid_files(root):
     return sorted((root / "runs" / "tiny" / "grid").iterdir())
 
 
+def lose(root, *names):
+    """Delete the files of the grid whose names begin like this."""
+    for path in grid_files(root):
+        if path.name.startswith(names):
+            path.unlink()
+
+
 def names_of(root):
     return {path.name.rpartition("-")[0] for path in grid_files(root)}
 
@@ -159,8 +166,7 @@ def test_new_grid_would_compute_and_unknown_methods_are_named_before(tmp_path, m
 
 
 def test_deleted_file_is_recomputed_alone(copied, finished, monkeypatch):
-    (lost,) = [path for path in grid_files(copied) if path.name.startswith("delete-class5")]
-    lost.unlink()
+    lose(copied, "delete-class5")
     times = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
     ran, real = [], experiment.run_method
 
@@ -172,6 +178,7 @@ def test_deleted_file_is_recomputed_alone(copied, finished, monkeypatch):
     monkeypatch.setattr(experiment.grid, "run_method", spy)
     frame = compute_grid(PROFILE, METHODS_HERE)
     assert ran == [(5, "delete")]
+    assert "delete-class5-seed0" in names_of(copied)
     assert times == {path: path.stat().st_mtime_ns for path in times}
     pd.testing.assert_frame_equal(comparable(frame), comparable(finished[1]))
 
@@ -188,8 +195,7 @@ def failing(real, when):
 
 
 def test_failing_job_leaves_the_others_and_is_named(copied, monkeypatch):
-    for path in grid_files(copied):
-        path.unlink()
+    lose(copied, "delete-class5", "head_only")
     fails = failing(run_method, lambda case, name: (case.forget, name) == (5, "head_only"))
     monkeypatch.setattr(experiment.grid, "run_method", fails)
     with pytest.raises(
@@ -203,8 +209,7 @@ def test_failing_job_leaves_the_others_and_is_named(copied, monkeypatch):
 
 
 def test_class_that_cannot_be_prepared_costs_its_own_methods_only(copied, monkeypatch):
-    for path in grid_files(copied):
-        path.unlink()
+    lose(copied, "references-class5", "delete-class5", "head_only")
     monkeypatch.setattr(experiment.grid, "statistics_of", failing(statistics_of, lambda case: case.forget == 5))
     with pytest.raises(RuntimeError, match=r"^1 job of .*\n  seed 0, class 5: ArithmeticError: out of luck$"):
         compute_grid(PROFILE, METHODS_HERE)
@@ -227,7 +232,8 @@ def test_cheat_in_a_grid_writes_no_file(copied, monkeypatch):
 @pytest.mark.parametrize("spreading", ["pool", "dask"])
 def test_two_workers_give_the_rows_of_one(copied, finished, spreading):
     """Spawned processes, one thread each; from the same trained models, which other tests need too."""
-    for path in (*grid_files(copied), *(copied / "runs" / "tiny" / "checkpoints" / "statistics").iterdir()):
+    lose(copied, *METHODS_HERE, "references")
+    for path in (copied / "runs" / "tiny" / "checkpoints" / "statistics").iterdir():
         path.unlink()
     with nullcontext(pool_map) if spreading == "pool" else spread_over(None, workers=2, threads_each=1) as spread:
         frame = compute_grid(replace(PROFILE, workers=2), METHODS_HERE, spread=spread)
@@ -291,14 +297,28 @@ def test_key_moves_with_seed_class_and_method():
 
 
 @pytest.fixture(scope="module")
-def code(tmp_path_factory):
-    # A copy of the code that hashes are taken of, in place of the package itself.
-    top, copy = Path(zspag.__file__).parent, tmp_path_factory.mktemp("code") / "zspag"
-    shutil.copytree(top, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    place = provenance._file_of
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(provenance, "_file_of", lambda name: (path := place(name)) and copy / path.relative_to(top))
-        yield copy
+def copy_of_the_code(tmp_path_factory):
+    """The package's source files elsewhere, where a test may edit them."""
+    copy = tmp_path_factory.mktemp("code") / "zspag"
+    shutil.copytree(Path(zspag.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+@pytest.fixture
+def code(copy_of_the_code, monkeypatch):
+    """The copy, which hashes are taken of in place of the package itself.
+
+    Yields:
+        Its folder.
+    """
+    top, place = Path(zspag.__file__).parent, provenance._file_of
+
+    def elsewhere(name):
+        path = place(name)
+        return path and copy_of_the_code / path.relative_to(top)
+
+    monkeypatch.setattr(provenance, "_file_of", elsewhere)
+    yield copy_of_the_code
     cache.code_hash.cache_clear()
 
 

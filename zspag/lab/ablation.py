@@ -124,10 +124,7 @@ def axes(profile: Profile) -> dict[str, tuple[Variant, ...]]:
     )
     found["layers"] = tuple(Variant("layers", layers, (every,), layers=layers) for layers in LAYERS)
     add("labels", labels + "strategy", STRATEGIES)
-    found["labels, not projected"] = tuple(
-        Variant("labels, not projected", name, ((labels + "strategy", name), whole), projected=False)
-        for name in STRATEGIES
-    )
+    add("labels, not projected", labels + "strategy", STRATEGIES, whole, projected=False)
     add("beta, process", labels + "beta", betas, (labels + "strategy", "process"))
     add("beta, tilted once", labels + "beta", betas, (labels + "strategy", "influence"))
     add("solver", labels + "solver", ("identity", "kfac", "cg"), (labels + "strategy", "influence"))
