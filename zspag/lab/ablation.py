@@ -22,7 +22,6 @@ from zspag.lab import adversarial_training, cache
 from zspag.lab.evaluation import score
 from zspag.lab.experiment import (
     Case,
-    Spread,
     answered,
     data_of,
     forget_set,
@@ -136,15 +135,12 @@ def axes(profile: Profile) -> dict[str, tuple[Variant, ...]]:
     return {name: (axis[0], axis[-1]) if profile.trial and len(axis) > 1 else axis for name, axis in found.items()}
 
 
-def table(
-    cases: Sequence[Case], chosen: Mapping[str, Sequence[Variant]], *, spread: Spread = pool_map
-) -> list[dict[str, Any]]:
+def table(cases: Sequence[Case], chosen: Mapping[str, Sequence[Variant]]) -> list[dict[str, Any]]:
     """Run every variant of every axis on every case and return their rows, from files where they are finished.
 
     Args:
         cases: Classes and seeds, all of one profile.
         chosen: Axes, from ``axes``.
-        spread: What carries jobs to processes.
 
     Returns:
         One row per case and variant: see ``rows``.
@@ -154,13 +150,18 @@ def table(
     """
     jobs = [(case, tuple(axis)) for axis in chosen.values() for case in cases]
     originals = [(case, OWN) for case in {case.seed: case for case in reversed(cases)}.values()]
-    nets = {_net_key(case, variant): (case, variant) for case, axis in reversed(jobs) for variant in reversed(axis)}
-    for case, variant in originals:
-        nets.pop(_net_key(case, variant), None)
-    # What several jobs share comes first, or each of them would make it: the own net, then its like and the statistics.
-    do = partial(answered, cases[0].profile, spread, title="ablations", name=_name)
-    do(_make_net, originals)
-    do(_make_shared, [*((case, OWN) for case in cases), *nets.values()])
+
+    def net(case: Case, variant: Variant) -> str:
+        key = training_key(changed(case.profile, variant.changes), case.seed, None)
+        return provenance.digest([key, variant.adversarial])
+
+    own = {net(*job) for job in originals}
+    nets = {net(case, variant): (case, variant) for case, axis in reversed(jobs) for variant in reversed(axis)}
+    others = [job for name, job in nets.items() if name not in own]
+    # What several jobs share comes first, or each of them would make it.
+    do = partial(answered, cases[0].profile, pool_map, title="ablations", name=_name)
+    do(_make_shared, originals)
+    do(_make_shared, [*((case, OWN) for case in cases), *others])
     answers = do(_rows, jobs)
     return [row for job in jobs for row in answers[job]]
 
@@ -169,19 +170,10 @@ def _name(job: tuple[Case, Any]) -> str:
     return f"seed {job[0].seed}, class {job[0].forget}"
 
 
-def _net_key(case: Case, variant: Variant) -> str:
-    key = training_key(changed(case.profile, variant.changes), case.seed, None)
-    return provenance.digest([key, variant.adversarial])
-
-
-def _make_net(job: tuple[Case, Variant]) -> None:
+def _make_shared(job: tuple[Case, Variant]) -> None:
+    """Make the net of a variant, and of a profile as it is the statistics, too."""
     case, variant = job
     _net(_within(case, variant), variant.adversarial)
-
-
-def _make_shared(job: tuple[Case, Variant]) -> None:
-    _make_net(job)
-    case, variant = job
     if variant == OWN:
         _statistics(case)
 

@@ -82,7 +82,7 @@ def run(profile: Profile, *, record: bool) -> Iterator[str]:
     if not profile.retrained:
         raise ValueError("a run shows retrained models beside the unlearned ones: leave retrained=False to sweeps")
     started = time.time()
-    cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
+    cases = experiment.cases_of(profile)
     for case in cases:
         experiment.guard_of(case)  # a missing data set or class is said now, and not by a worker after an hour
     nets = list(dict.fromkeys((profile, case.seed, without) for case in cases for without in (None, case.forget)))

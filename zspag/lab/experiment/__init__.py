@@ -6,6 +6,7 @@ Invariant: this is the laboratory. It may read retain data; a method it runs may
 from zspag.lab.experiment.cases import (
     Case,
     case_name,
+    cases_of,
     data_of,
     forget_set,
     guard_of,
@@ -58,6 +59,7 @@ __all__ = [
     "TITLES",
     "answered",
     "case_name",
+    "cases_of",
     "compute_grid",
     "data_of",
     "forget_set",

@@ -33,6 +33,11 @@ class Case:
     forget: int
 
 
+def cases_of(profile: Profile) -> list[Case]:
+    """Return every class of every seed of a profile, seed by seed."""
+    return [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
+
+
 def data_of(profile: Profile) -> Dataset:
     """Return a profile's data set, loaded once per process."""
     return _data(profile.dataset, profile.share, profile.folder, None)

@@ -16,7 +16,7 @@ from torch import nn
 from zspag.config import Ladders, Profile
 from zspag.lab import cache
 from zspag.lab.evaluation import agreement, captured, mean_js, score, selectivity
-from zspag.lab.experiment.cases import Case, forget_set, guard_of, references_of, trained, training_key
+from zspag.lab.experiment.cases import Case, cases_of, forget_set, guard_of, references_of, trained, training_key
 from zspag.lab.experiment.grid import kept_rows, run_method
 from zspag.lab.experiment.statistics import statistics_of
 from zspag.lab.methods import forget_subspace, noise_subspace, retain_subspace
@@ -79,7 +79,7 @@ def stage_seconds(profile: Profile, frame: pd.DataFrame) -> dict[str, float]:
     Returns:
         Seconds of "proxies", "subspaces", "update" (every rate the rule tried, labels included) and "retraining".
     """
-    cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
+    cases = cases_of(profile)
     stages = [statistics_of(case).seconds for case in cases]
     own = frame[frame["method"] == "zs_pag"]
     chosen = own[own["chosen"].eq(True)].set_index(["forget", "seed"])["lr"]

@@ -23,6 +23,7 @@ from zspag.lab.data import Guard, spread_evenly
 from zspag.lab.evaluation import Masked, Parts, References, Scores, accuracy, masked_parts, score
 from zspag.lab.experiment.cases import (
     Case,
+    cases_of,
     data_of,
     forget_set,
     guard_of,
@@ -114,7 +115,7 @@ def compute_grid(profile: Profile, methods: Sequence[str], *, spread: Spread = p
     if unknown:
         raise ValueError(f"unknown method {', '.join(unknown)}; known are {', '.join(METHODS)}")
     data_of(profile)  # a missing data set is said once, not by every worker
-    cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
+    cases = cases_of(profile)
     missing = [(case, name) for case in cases for name in methods if not rows_path(case, name).exists()]
     started = {case for case, _ in missing}
     bare = [case for case in cases if case in started or not rows_path(case, "references").exists()]
