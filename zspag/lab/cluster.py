@@ -4,8 +4,8 @@ Without an address a cluster of this machine is started: one worker process per 
 as the profile says, each with the profile's threads. On other machines the package, the folder that ``ZSPAG_ROOT``
 names and the data must be there under the same paths, as on the shared file system of a cluster.
 
-joblib takes this place neither here nor in ``runtime.pool_map``: it would need the same workers with the same settings,
-and its own pool ends a whole map when a worker dies, without saying which job it was.
+Why not joblib: its dask backend needs the same client and workers that are set up here, and its own pool gives up the
+whole map when one worker dies. ``runtime.pool_map`` then still names each job that was lost.
 
 Invariant: a job's result is a file that it writes itself, so a worker that dies costs its own unfinished job, which
 another worker does again. Nothing here knows what a job computes.
