@@ -373,12 +373,13 @@ def test_the_code_of_every_training_is_known_again_without_torch(arch):
 
 def test_keys_move_with_the_own_architecture_and_the_own_family_of_methods_and_with_no_other(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    file, keys = tmp_path / "own_module.py", {}
+    keys = {}
     for value in (1, 2):
-        file.write_text(f"def own():\n    return {value}\n")
-        own = importlib.import_module("own_module").own
-        monkeypatch.setitem(experiment.cases.models.ARCHITECTURES, "own", own)
-        monkeypatch.setitem(METHODS, "own", replace(METHODS["delete"], run=own))
+        for name in ("own_net", "own_family"):
+            (tmp_path / f"{name}.py").write_text(f"def own():\n    return {value}\n")
+        own_method = replace(METHODS["delete"], run=importlib.import_module("own_family").own)
+        monkeypatch.setitem(experiment.cases.models.ARCHITECTURES, "own", importlib.import_module("own_net").own)
+        monkeypatch.setitem(METHODS, "own", own_method)
         cache.code_hash.cache_clear()
         nets = [training_key(replace(PROFILE, arch=arch), 0, None) for arch in ("own", "conv7")]
         keys[value] = nets + [experiment.grid.rows_path(CASE, name) for name in ("own", "delete", "references")]
