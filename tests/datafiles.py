@@ -6,6 +6,7 @@ import io
 import pickle
 import tarfile
 import zipfile
+from functools import cache
 
 import numpy as np
 import scipy.io
@@ -44,13 +45,19 @@ def write_folder(root, files):
     return root
 
 
-def write_tar(path, members, mode="w:xz"):
-    """Write an archive of (name, bytes) or ready ``TarInfo`` members."""
-    with tarfile.open(path, mode) as archive:
+def packed(members, mode="w:xz"):
+    """Return the bytes of a tar archive of (name, bytes) or of ready ``TarInfo`` members."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
         for name, contents in members:
             info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
             info.size = len(contents)
             archive.addfile(info, io.BytesIO(contents))
+    return buffer.getvalue()
+
+
+def write_tar(path, members, mode="w:xz"):
+    path.write_bytes(packed(members, mode))
     return path
 
 
@@ -97,6 +104,7 @@ def cifar_classes(num_classes):
     return ten if num_classes == 10 else tuple(f"plant_{number:02d}" for number in range(100))
 
 
+@cache
 def cifar_entries(num_classes):
     """Return split, batch, label, file name and pixels of every image, in an order that is not alphabetical."""
     rng, entries = np.random.default_rng(0), []
@@ -114,17 +122,19 @@ def cifar_files(num_classes):
     entries, files = cifar_entries(num_classes), {}
     for batch in (batch for batches in CIFAR_BATCHES[num_classes].values() for batch in batches):
         rows = [entry for entry in entries if entry[1] == batch]
-        files[batch] = pickle.dumps({
+        labels = "labels" if num_classes == 10 else "fine_labels"
+        contents = {
             "data": np.stack([pixels.transpose(2, 0, 1).reshape(-1) for *_, pixels in rows]),
-            "labels" if num_classes == 10 else "fine_labels": [label for _, _, label, _, _ in rows],
+            labels: [label for _, _, label, _, _ in rows],
             "filenames": [f"{name}.png" for *_, name, _ in rows],
-        })  # fmt: skip
+        }
+        files[batch] = pickle.dumps(contents)
     meta, key = ("batches.meta", "label_names") if num_classes == 10 else ("meta", "fine_label_names")
     files[meta] = pickle.dumps({key: list(cifar_classes(num_classes))})
     return {f"{CIFAR_FOLDERS[num_classes]}/{name}": contents for name, contents in files.items()}
 
 
-def cifar_members(num_classes, kind="WEBP"):
+def cifar_members(num_classes, kind):
     """Yield path and bytes of the same images as an image folder, backwards."""
     for split, _, label, name, pixels in reversed(cifar_entries(num_classes)):
         folder = f"cifar{num_classes}/{split}/{cifar_classes(num_classes)[label]}"
@@ -153,17 +163,6 @@ def md5(contents):
     return hashlib.md5(contents).hexdigest()
 
 
-def packed(files, mode="w:gz"):
-    """Return the files as the bytes of a tar archive."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        for name, contents in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(contents)
-            archive.addfile(info, io.BytesIO(contents))
-    return buffer.getvalue()
-
-
 def official_files(name, monkeypatch):
     """Return the small files of a set, by their path under the data root, and what a server would send.
 
@@ -188,7 +187,7 @@ def official_files(name, monkeypatch):
     for part, batches in CIFAR_BATCHES[number].items():
         monkeypatch.setattr(loader, f"{part}_list", [[batch, sums[batch]] for batch in batches])
     monkeypatch.setattr(loader, "meta", loader.meta | {"md5": sums[loader.meta["filename"]]})
-    sent = {loader.filename: packed(files)}
+    sent = {loader.filename: packed(files.items(), "w:gz")}
     monkeypatch.setattr(loader, "tgz_md5", md5(sent[loader.filename]))
     return files, sent
 
@@ -202,7 +201,7 @@ def served(monkeypatch, files, *, broken_at=None):
 
     class Answer(io.BytesIO):
         length = url = None
-        headers = {"Content-Length": "0"}  # noqa: RUF012
+        headers = {"Content-Length": "0"}
 
         def read(self, *size):
             if self not in read:

@@ -36,7 +36,7 @@ class AttentionBlock(nn.Module):
         return tokens + self.dropout(self.mlp(self.norm2(tokens)))
 
 
-class Stranger(nn.Module):
+class ExternalNet(nn.Module):
     """Convolutions down to a quarter of the image's side, then attention over the positions, then the mean token."""
 
     def __init__(self, num_classes: int, in_channels: int, image_size: int, width: int = 48) -> None:
@@ -65,4 +65,4 @@ class Stranger(nn.Module):
 
 def external_model(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Return an untrained net; called as ``zspag.lab.models.build`` calls any ``file.py:factory``."""
-    return Stranger(num_classes, in_channels, image_size)
+    return ExternalNet(num_classes, in_channels, image_size)

@@ -41,7 +41,8 @@ def accuracies(model, split, *, masked=False):
     return right[gone].double().mean().item(), right[~gone].double().mean().item()
 
 
-def test_a_strangers_net_forgets_a_class_and_keeps_the_others(digits, trained):
+@pytest.mark.slow
+def test_an_external_net_forgets_a_class_and_keeps_the_others(digits, trained):
     original = accuracies(trained, digits.test)
     assert min(original) > 0.9
     assert (trained(digits.test.float()).argmax(1) == digits.test.labels).double().mean() > 0.95

@@ -33,7 +33,7 @@ from benchmarks.external.table import choices_page, page, write_choices, write_t
 from zspag import proxies, zero_shot_unlearn
 from zspag.calibration import cross_fitting
 from zspag.config import ProxyConfig, TrainConfig, to_dict
-from zspag.lab.data.splits import Split, assemble
+from zspag.lab.data.splits import Dataset, Split
 from zspag.outcome import Trial
 from zspag.report.files import read_json
 
@@ -88,7 +88,7 @@ def tiny(monkeypatch, tmp_path):
     images = (labels[:, None, None, None] * 80 + torch.randint(0, 40, (30, 1, 2, 2), generator=generator)).to(
         torch.uint8
     )
-    dataset = assemble(
+    dataset = Dataset(
         "tiny",
         ("a", "b", "c"),
         Split(images, labels),

@@ -13,36 +13,55 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import zspag
 from zspag.__main__ import main
 from zspag.config import FolderConfig, Ladders
-from zspag.lab import experiment
+from zspag.lab import audit, experiment, runs, sweep, unlearn_files
 from zspag.lab.methods import METHODS
 from zspag.profiles import PROFILES
 from zspag.report import provenance
 from zspag.report.files import write_json
 
 COMMANDS = ("reproduce", "run", "sweep", "audit", "unlearn", "methods", "claims", "data", "env", "provenance")
+DIGITS = PROFILES["digits"]
+STARTS = {  # what a command starts
+    "run": (runs, "run"),
+    "sweep": (sweep, "sweep"),
+    "audit": (audit, "publish"),
+    "unlearn": (unlearn_files, "unlearn_files"),
+}
 
 
 @pytest.fixture
 def started(monkeypatch):
-    """Catch what `zspag run`, `zspag sweep`, `zspag audit` and `zspag unlearn` would start."""
-    from zspag.lab import audit, runs, sweep, unlearn_files
-
+    """Catch what the commands would start."""
     calls = []
 
     def catch(*args, **options):
         calls.append((*args, options))
         yield "a line"
 
-    monkeypatch.setattr(runs, "run", catch)
-    monkeypatch.setattr(sweep, "sweep", catch)
-    monkeypatch.setattr(audit, "publish", catch)
-    monkeypatch.setattr(unlearn_files, "unlearn_files", catch)
+    for place, name in STARTS.values():
+        monkeypatch.setattr(place, name, catch)
     return calls
 
 
-def said(capsys):
+@pytest.fixture
+def failing(monkeypatch):
+    """Let a command print a line and fail."""
+
+    def arrange(command, error):
+        def fail(*_arguments, **_options):
+            yield "a line"
+            raise error
+
+        place, name = STARTS[command]
+        monkeypatch.setattr(place, name, fail)
+
+    return arrange
+
+
+def printed(capsys):
     """Return what was printed, after checking that an error is one line."""
     out, err = capsys.readouterr()
     assert err.count("\n") <= 1
@@ -52,21 +71,26 @@ def said(capsys):
 
 def python(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
         env=os.environ | environment,
-    )  # fmt: skip
+    )
 
 
 # Help
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command, capsys):
+def test_every_command_explains_itself_and_its_options(command, capsys):
     with pytest.raises(SystemExit) as done:
         main([command, "--help"])
     assert done.value.code == 0
-    out, _ = said(capsys)
+    out, _ = printed(capsys)
     assert f"zspag {command}" in out
+    assert "%(" not in out
 
 
 def test_help_lists_every_command_and_needs_no_torch():
@@ -75,13 +99,6 @@ def test_help_lists_every_command_and_needs_no_torch():
     answer = python("-c", code)
     assert answer.stdout.endswith("False\n")
     assert set(COMMANDS) <= {line.split()[0] for line in answer.stdout.splitlines() if line.startswith("    ")}
-
-
-def test_every_option_is_explained(capsys):
-    for command in COMMANDS:
-        with pytest.raises(SystemExit):
-            main([command, "--help"])
-    assert "%(" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -95,41 +112,49 @@ def test_command_line_that_makes_no_sense_exits_with_2(arguments, capsys):
 
 
 def test_version(capsys):
-    import zspag
-
     with pytest.raises(SystemExit) as done:
         main(["--version"])
     assert done.value.code == 0
     assert capsys.readouterr().out == f"zspag {zspag.__version__}\n"
 
 
-# run
+# run, sweep and audit
 
 
-def test_run_takes_the_profile_as_it_is(started, capsys):
+def test_run_takes_the_profile_as_it_is_cpu_unless_told_otherwise(started, capsys):
     assert main(["run", "--profile", "smoke"]) == 0
-    assert started == [(PROFILES["smoke"], {"record": False})]
-    assert said(capsys) == ("a line\n", "")
+    assert printed(capsys) == ("a line\n", "")
+    assert main(["run"]) == 0
+    assert started == [(PROFILES["smoke"], {"record": False}), (PROFILES["cpu"], {"record": False})]
 
 
-def test_run_changes_what_is_asked_and_nothing_else(started, tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
-    command = "run --profile digits --classes 7,2 --seeds 4,0 --epochs 9 --arch conv7 --record --recorded-models"
-    assert main(command.split()) == 0
-    digits = PROFILES["digits"]
-    expected = replace(digits, classes=(7, 2), seeds=(4, 0), arch="conv7", train=replace(digits.train, epochs=9))
-    assert started == [(replace(expected, recorded_models=True), {"record": True})]
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ("--classes 7,2 --seeds 4,0", {"classes": (7, 2), "seeds": (4, 0)}),
+        ("--epochs 9 --arch conv7", {"train": replace(DIGITS.train, epochs=9), "arch": "conv7"}),
+        ("--recorded-models", {"recorded_models": True}),
+        ("--forget-samples 20 --retain-samples 3", {"forget_samples": 20, "retain_samples": 3}),
+        ("--test-half second", {"test_half": "second"}),
+    ],
+)
+def test_run_sweep_and_audit_change_what_is_asked_and_nothing_else(options, changes, started):
+    for command in ("run", "sweep", "audit"):
+        assert main([command, "--profile", "digits", "--record", *options.split()]) == 0
+    assert [call[0] for call in started] == [replace(DIGITS, **changes)] * 3
+    assert all(call[-1]["record"] for call in started)
 
 
-def test_run_and_sweep_read_a_folder_by_the_options_given(started, tmp_path):
+def test_a_folder_is_read_by_the_options_given_and_its_classes_are_printed(started, tmp_path, capsys):
     draw = np.random.default_rng(0)
     for name in ("ant", "bee", "cat"):
         (tmp_path / name).mkdir()
         for index in range(6):
             Image.fromarray(draw.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(tmp_path / name / f"{index}.png")
     given = ["--image-size", "8", "--test-share", "0.5", "--split-seed", "3", "--min-per-class", "4"]
-    for command in ("run", "sweep"):
+    for command in ("run", "sweep", "audit"):
         assert main([command, "--profile", "smoke", "--dataset", str(tmp_path), "--classes", "bee", *given]) == 0
+        assert printed(capsys)[0].startswith("folders by class number: 0 ant, 1 bee, 2 cat\n")
     for profile, *_ in started:
         assert profile.folder == FolderConfig(image_size=8, test_share=0.5, split_seed=3, min_per_class=4)
         assert profile.classes == (1,)
@@ -137,166 +162,63 @@ def test_run_and_sweep_read_a_folder_by_the_options_given(started, tmp_path):
         assert (data.image_size, len(data.train.labels), len(data.test.labels)) == (8, 9, 9)
 
 
-def test_run_refuses_a_folder_option_for_a_data_set_with_a_size_of_its_own(started, capsys):
-    assert main(["run", "--profile", "smoke", "--image-size", "16", "--classes", "3"]) == 2
-    assert said(capsys)[1].startswith("zspag run: image_size=16 is for image folders; digits has its own size")
-    assert started == []
-
-
-def test_sweep_takes_all_methods_or_those_asked_for(started, tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
+def test_sweep_takes_all_methods_or_those_asked_for_rates_of_its_own_and_no_retrained_models(started):
     assert main(["sweep", "--profile", "smoke"]) == 0
-    command = "sweep --profile digits --methods zs_pag,delete --classes 2 --record --scheduler tcp://host:8786"
-    assert main(command.split()) == 0
-    smoke, digits = PROFILES["smoke"], PROFILES["digits"]
-    assert started[0] == (smoke, tuple(METHODS), {"record": False, "scheduler": None})
-    assert started[1] == (
-        replace(digits, classes=(2,)),
-        ("zs_pag", "delete"),
-        {"record": True, "scheduler": "tcp://host:8786"},
-    )
-
-
-def test_sweep_takes_fewer_images_for_methods_and_oracles(started, tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
-    assert main(["sweep", "--profile", "digits", "--forget-samples", "20", "--retain-samples", "3"]) == 0
-    assert started[-1][0] == replace(PROFILES["digits"], forget_samples=20, retain_samples=3)
-
-
-def test_sweep_takes_a_half_of_the_test_set_rates_of_its_own_and_no_retrained_models(started, tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
-    command = "sweep --profile digits --methods zs_pag --test-half second --rates 1,3.5 --no-retrained"
+    assert started[-1] == (PROFILES["smoke"], tuple(METHODS), {"record": False, "scheduler": None})
+    command = "sweep --profile digits --methods zs_pag,delete --rates 1,3.5 --no-retrained --scheduler tcp://host:8786"
     assert main(command.split()) == 0
     ladders = Ladders(low=(1.0, 3.5), middle=(1.0, 3.5), high=(1.0, 3.5))
-    expected = replace(PROFILES["digits"], test_half="second", ladders=ladders, retrained=False)
-    assert started[-1][0] == expected
-    assert main(["sweep", "--profile", "digits"]) == 0
-    assert started[-1][0] == PROFILES["digits"]
+    expected = replace(DIGITS, ladders=ladders, retrained=False)
+    assert started[-1] == (expected, ("zs_pag", "delete"), {"record": False, "scheduler": "tcp://host:8786"})
 
 
 @pytest.mark.parametrize(
-    ("rates", "message"),
+    ("line", "message"),
     [
-        ("3,x", "--rates takes numbers, comma-separated, got '3,x'"),
-        ("3,1", "low must hold positive rates in increasing order"),
+        ("run --classes cat", "digits has no class 'cat'; its classes are 0, 1, 2"),
+        ("run --classes=", "digits has no class ''"),
+        ("run --classes 3,5,3", "class '3' is named twice (class 3)"),
+        ("run --seeds one", "--seeds takes whole numbers, comma-separated, got 'one'"),
+        ("run --seeds 0,0", "--seeds names 0 twice: give each value once"),
+        ("run --record", "smoke is a trial, its numbers mean nothing: leave out --record"),
+        ("audit --record", "smoke is a trial"),
+        ("run --epochs 0", "epochs must be at least 1, got 0"),
+        ("run --test-half third", "test_half must be 'first', 'second' or None, got 'third'"),
+        ("run --forget-samples 0", "forget_samples must be at least 1 image or None, got 0"),
+        ("run --retain-samples 0", "retain_samples must be at least 1 image or None, got 0"),
+        ("run --dataset nowhere --classes 1", "no data set 'nowhere'"),
+        ("run --image-size 16 --classes 3", "image_size=16 is for image folders; digits has its own size"),
+        ("sweep --rates 3,x", "--rates takes numbers, comma-separated, got '3,x'"),
+        ("sweep --rates 3,1", "low must hold positive rates in increasing order"),
+        ("sweep --rates 1,1.0", "--rates names 1.0 twice"),
+        ("sweep --methods zs_pag,delete,zs_pag", "--methods names zs_pag twice"),
     ],
 )
-def test_sweep_refuses_rates_that_are_none(rates, message, started, capsys):
-    assert main(["sweep", "--profile", "digits", "--rates", rates]) == 2
-    assert said(capsys)[1].startswith(f"zspag sweep: {message}")
-    assert started == []
-
-
-def test_sweep_of_an_unknown_method_names_the_known_ones(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
-    assert main(["sweep", "--profile", "smoke", "--methods", "magic"]) == 2
-    assert said(capsys)[1].startswith("zspag sweep: unknown method magic; known are zs_pag, ")
-
-
-def test_sweep_with_failed_runs_names_them_and_exits_with_1(monkeypatch, capsys):
-    from zspag.lab import experiment, sweep
-
-    def fail(*_arguments, **_options):
-        yield "a line"
-        raise experiment.RunsFailed(
-            "1 of 2 classes and seeds failed; the others are kept:\n  seed 0, class 3: KeyError: x"
-        )
-
-    monkeypatch.setattr(sweep, "sweep", fail)
-    assert main(["sweep", "--profile", "smoke"]) == 1
-    assert "seed 0, class 3: KeyError" in capsys.readouterr().err
-
-
-def test_audit_takes_the_profile_with_what_is_asked(started, tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    assert main(["audit", "--profile", "digits", "--classes", "2", "--seeds", "0,1", "--record"]) == 0
-    ((profile, options),) = started
-    assert profile == replace(PROFILES["digits"], classes=(2,), seeds=(0, 1))
-    assert options == {"record": True}
-
-
-def test_a_trial_is_not_audited_for_the_record(started, capsys):
-    assert main(["audit", "--profile", "smoke", "--record"]) == 2
-    assert said(capsys)[1].startswith("zspag audit: smoke is a trial, its numbers mean nothing: leave out --record")
-    assert started == []
-
-
-def test_audit_with_a_failed_class_names_it_and_exits_with_1(monkeypatch, capsys):
-    from zspag.lab import audit, experiment
-
-    def fail(*_arguments, **_options):
-        yield "a line"
-        raise experiment.RunsFailed("the audit of class 3, seed 0 failed: x")
-
-    monkeypatch.setattr(audit, "publish", fail)
-    assert main(["audit", "--profile", "smoke"]) == 1
-    assert said(capsys)[1] == "zspag audit: the audit of class 3, seed 0 failed: x\n"
-
-
-def test_run_prints_which_folder_became_which_class(started, capsys, tmp_path):
-    for name in ("ant", "bee"):
-        (tmp_path / name).mkdir()
-        for index in range(2):
-            Image.new("L", (8, 8), 9 * index).save(tmp_path / name / f"{index}.png")
-    options = ["--dataset", str(tmp_path), "--classes", "bee", "--min-per-class", "2"]
-    for command in ("run", "sweep", "audit"):
-        assert main([command, "--profile", "digits", *options]) == 0
-        assert said(capsys)[0].startswith("folders by class number: 0 ant, 1 bee\n")
-    assert len(started) == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("run --seeds 0,0", "zspag run: --seeds names 0 twice: give each value once"),
-        ("run --classes 3,5,3", "zspag run: class '3' is named twice (class 3)"),
-        ("sweep --methods zs_pag,delete,zs_pag", "zspag sweep: --methods names zs_pag twice"),
-        ("sweep --rates 1,1.0", "zspag sweep: --rates names 1.0 twice"),
-    ],
-)
-def test_what_is_given_twice_is_refused(options, message, started, capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
-    assert main([*options.split(), "--profile", "digits"]) == 2
-    assert said(capsys)[1].startswith(message)
-    assert started == []
-
-
-def test_run_is_the_cpu_profile_unless_told_otherwise(started):
-    main(["run"])
-    assert started[0][0] == PROFILES["cpu"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--classes cat", "zspag run: digits has no class 'cat'; its classes are 0, 1, 2"),
-        ("--classes=", "zspag run: digits has no class ''"),
-        ("--seeds one", "zspag run: --seeds takes whole numbers, comma-separated, got 'one'"),
-        (
-            "--record",
-            "zspag run: smoke is a trial, its numbers mean nothing: leave out --record",
-        ),
-        ("--epochs 0", "zspag run: epochs must be at least 1, got 0"),
-        ("--test-half third", "zspag run: test_half must be 'first', 'second' or None, got 'third'"),
-        ("--forget-samples 0", "zspag run: forget_samples must be at least 1 image or None, got 0"),
-        ("--retain-samples 0", "zspag run: retain_samples must be at least 1 image or None, got 0"),
-        ("--dataset nowhere --classes 1", "zspag run: no data set 'nowhere'"),
-    ],
-)
-def test_run_says_what_cannot_work_in_one_sentence(options, message, started, capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
-    assert main(["run", "--profile", "smoke", *options.split()]) == 2
-    out, err = said(capsys)
-    assert err.startswith(message)
+def test_what_cannot_work_is_said_in_one_sentence_before_anything_starts(line, message, started, capsys):
+    command, *options = line.split()
+    assert main([command, "--profile", "smoke", *options]) == 2
+    out, err = printed(capsys)
+    assert err.startswith(f"zspag {command}: {message}")
     assert (out, started) == ("", [])
+
+
+def test_sweep_of_an_unknown_method_names_the_known_ones(capsys):
+    assert main(["sweep", "--profile", "smoke", "--methods", "magic"]) == 2
+    assert printed(capsys)[1].startswith("zspag sweep: unknown method magic; known are zs_pag, ")
+
+
+@pytest.mark.parametrize("command", ["sweep", "audit"])
+def test_failed_runs_are_named_and_exit_with_1(command, failing, capsys):
+    failing(command, experiment.RunsFailed("seed 0, class 3: KeyError: x"))
+    assert main([command, "--profile", "smoke"]) == 1
+    assert printed(capsys) == ("a line\n", f"zspag {command}: seed 0, class 3: KeyError: x\n")
 
 
 def test_missing_data_set_is_said_before_training(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
     assert main(["run", "--profile", "cpu", "--dataset", "nowhere"]) == 2
-    _, err = said(capsys)
-    assert "put images under" in err
+    assert "put images under" in printed(capsys)[1]
     assert not list(tmp_path.iterdir())
 
 
@@ -310,18 +232,14 @@ def unlearning(folder, *more):
 
 
 def test_unlearn_hands_everything_on(started, tmp_path):
-    from zspag.lab.unlearn_files import Task
-
-    plain = Task("net.py:make", tmp_path / "w.pt", tmp_path / "photos", tmp_path / "out.pt")
+    plain = unlearn_files.Task("net.py:make", tmp_path / "w.pt", tmp_path / "photos", tmp_path / "out.pt")
     assert main(unlearning(tmp_path)) == 0
     assert started[-1] == (plain, {})
     more = "--num-classes 7 --seed 3 --already-forgotten 4,0 --label bee --image-size 48 --mean .5,.4,.3 --std 1,2,3"
     assert main(unlearning(tmp_path, *more.split(), "--keep-open", "--classes-file", "names.txt")) == 0
-    expected = replace(
-        plain, num_classes=7, seed=3, already_forgotten=(4, 0), label="bee", image_size=48, mean=(0.5, 0.4, 0.3),
-        std=(1.0, 2.0, 3.0), keep_open=True, classes_file=Path("names.txt"),
-    )  # fmt: skip
-    assert started[-1] == (expected, {})
+    facts = {"num_classes": 7, "seed": 3, "already_forgotten": (4, 0), "label": "bee", "image_size": 48}
+    photos = {"mean": (0.5, 0.4, 0.3), "std": (1.0, 2.0, 3.0), "classes_file": Path("names.txt")}
+    assert started[-1] == (replace(plain, **facts, **photos, keep_open=True), {})
 
 
 @pytest.mark.parametrize(
@@ -332,42 +250,30 @@ def test_unlearn_hands_everything_on(started, tmp_path):
         ("--mean a,b --std 1,1", "--mean takes numbers, comma-separated, got 'a,b'"),
         ("--mean 0.5", "--mean and --std come together"),
         ("--num-classes 1", "--num-classes must be at least 2, got 1"),
+        ("--out o.h5", "--out must end in .safetensors, .pt, .pth, got o.h5"),
     ],
 )
-def test_options_of_unlearn_that_make_no_sense_are_said(options, message, started, capsys, tmp_path):
+def test_options_of_unlearn_that_make_no_sense_are_said(options, message, capsys, tmp_path):
     assert main(unlearning(tmp_path, *options.split())) == 2
-    assert said(capsys)[1].startswith(f"zspag unlearn: {message}")
-    assert not started
-
-
-def test_unlearn_says_what_cannot_work_in_one_sentence(capsys, tmp_path):
-    assert main(unlearning(tmp_path, "--out", str(tmp_path / "o.h5"))) == 2
-    out, err = said(capsys)
-    assert err == f"zspag unlearn: --out must end in .safetensors, .pt, .pth, got {tmp_path}/o.h5\n"
+    out, err = printed(capsys)
+    assert err.startswith(f"zspag unlearn: {message}")
     assert out == ""
 
 
-def test_a_goal_that_is_not_reached_has_an_exit_code_of_its_own(capsys, tmp_path, monkeypatch):
-    from zspag.lab import unlearn_files
-
-    def short(_request):
-        yield "a page"
-        raise unlearn_files.GoalNotReached("part of the forget set is still recognized (42 % of it)")
-
-    monkeypatch.setattr(unlearn_files, "unlearn_files", short)
+def test_a_goal_that_is_not_reached_has_an_exit_code_of_its_own(capsys, tmp_path, failing):
+    failing("unlearn", unlearn_files.GoalNotReached("42 % is still recognized"))
     assert main(unlearning(tmp_path)) == 3
-    assert said(capsys) == ("a page\n", "zspag unlearn: part of the forget set is still recognized (42 % of it)\n")
+    assert printed(capsys) == ("a line\n", "zspag unlearn: 42 % is still recognized\n")
 
 
-def test_an_interrupted_unlearn_says_that_nothing_was_written(capsys, tmp_path, monkeypatch):
-    from zspag.lab import unlearn_files
-
-    def interrupted(_request):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(unlearn_files, "unlearn_files", interrupted)
-    assert main(unlearning(tmp_path)) == 130
-    assert "zspag unlearn: interrupted; nothing was written" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [("unlearn", "nothing was written"), ("run", "what was finished is kept, the same command goes on")],
+)
+def test_an_interrupted_command_says_what_is_kept(command, kept, capsys, tmp_path, failing):
+    failing(command, KeyboardInterrupt())
+    assert main(unlearning(tmp_path) if command == "unlearn" else [command, "--profile", "smoke"]) == 130
+    assert capsys.readouterr().err == f"\nzspag {command}: interrupted; {kept}\n"
 
 
 def test_unlearn_from_the_command_line_to_the_file(capsys, tmp_path):
@@ -388,19 +294,16 @@ def test_unlearn_from_the_command_line_to_the_file(capsys, tmp_path):
     options = {"model": "net.py:make", "weights": "weights.safetensors", "forget": "forget", "out": "out.safetensors"}
     places = [text for name, path in options.items() for text in (f"--{name}", str(tmp_path / path))]
     assert main(["unlearn", *places]) in (0, 3)
-    out, _ = said(capsys)
-    assert out.startswith("folder 0 is class 0: 5 images\nUnlearning class 0 with 5 images")
+    assert printed(capsys)[0].startswith("folder 0 is class 0: 5 images\nUnlearning class 0 with 5 images")
     assert main(["provenance", str(tmp_path / "out.safetensors")]) == 0
 
 
-# methods
+# methods, env and provenance
 
 
 def test_methods_lists_every_method_with_the_rates_of_the_profile(capsys):
-    from zspag.lab.methods import METHODS
-
     assert main(["methods"]) == 0
-    out, err = said(capsys)
+    out, err = printed(capsys)
     assert [line.split(":")[0] for line in out.splitlines() if not line.startswith(" ")] == list(METHODS)
     assert out.startswith("zs_pag: ZS-PAG\n")
     assert "\n  reads: forget set, proxies made from it\n" in out
@@ -409,10 +312,7 @@ def test_methods_lists_every_method_with_the_rates_of_the_profile(capsys):
     assert "  ladder: middle, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1\n" in out
     assert err == ""
     assert main(["methods", "--profile", "smoke"]) == 0
-    assert "  ladder: middle, 0.03, 0.3\n" in said(capsys)[0]
-
-
-# env and provenance
+    assert "  ladder: middle, 0.03, 0.3\n" in printed(capsys)[0]
 
 
 def test_env_prints_versions_device_and_threads():
@@ -425,13 +325,18 @@ def test_env_prints_versions_device_and_threads():
     assert int(lines["threads"]) >= 1
 
 
-def test_provenance_prints_what_a_file_carries(capsys, tmp_path):
+@pytest.fixture
+def recorded(tmp_path):
+    """A file that carries provenance."""
     record = provenance.record(config={"width": 16}, seed=7, data_sha256="d" * 64, device="cpu", threads=1, started=0.0)
     write_json(tmp_path / "result.json", {"provenance": record})
-    assert main(["provenance", str(tmp_path / "result.json")]) == 0
-    out, _ = said(capsys)
-    described, _, verdict = out.rstrip("\n").rpartition("\n")
-    assert described == provenance.describe(record)
+    return tmp_path / "result.json"
+
+
+def test_provenance_prints_what_a_file_carries(capsys, recorded):
+    assert main(["provenance", str(recorded)]) == 0
+    described, _, verdict = printed(capsys)[0].rstrip("\n").rpartition("\n")
+    assert described == provenance.describe(provenance.read_record(recorded))
     assert json.loads(described[described.index("{") :]) == {"width": 16}
     assert verdict.startswith("this tree reproduces it: cannot tell: the record names no profile")
 
@@ -450,35 +355,13 @@ def test_file_without_provenance_is_said_in_one_sentence(name, content, message,
     if content is not None:
         (tmp_path / name).write_text(content)
     assert main(["provenance", str(tmp_path / name)]) == 2
-    out, err = said(capsys)
+    out, err = printed(capsys)
     assert err.startswith("zspag provenance: ")
     assert message in err
     assert out == ""
 
 
-def test_interruption_says_that_nothing_is_lost(started, capsys, monkeypatch):
-    from zspag.lab import runs
-
-    def interrupted(*_args, **_options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runs, "run", interrupted)
-    assert main(["run", "--profile", "smoke"]) == 130
-    assert "interrupted; what was finished is kept" in capsys.readouterr().err
-
-
-def test_error_of_our_own_is_not_dressed_up(started, monkeypatch):
-    from zspag.lab import runs
-
-    def broken(*_args, **_options):
-        raise TypeError("a bug")
-
-    monkeypatch.setattr(runs, "run", broken)
-    with pytest.raises(TypeError, match="a bug"):
-        main(["run", "--profile", "smoke"])
-
-
-# The machine
+# Errors, and the machine
 
 
 @pytest.mark.parametrize(
@@ -489,49 +372,39 @@ def test_error_of_our_own_is_not_dressed_up(started, monkeypatch):
         (IsADirectoryError(errno.EISDIR, "Is a directory", "/a"), "Is a directory: /a; give a file"),
         (OSError("no number"), "no number"),
         (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), "Connection timed out"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe"),  # a pipe that is not ours
     ],
 )
-def test_an_error_of_the_system_is_one_sentence(error, sentence, started, capsys, monkeypatch):
-    from zspag.lab import runs
-
-    def fail(*_args, **_options):
-        raise error
-
-    monkeypatch.setattr(runs, "run", fail)
+def test_an_error_of_the_system_is_one_sentence(error, sentence, failing, capsys):
+    failing("run", error)
     assert main(["run", "--profile", "smoke"]) == 2
-    assert said(capsys)[1].startswith(f"zspag run: {sentence}")
+    assert printed(capsys)[1].startswith(f"zspag run: {sentence}")
 
 
-@pytest.fixture
-def provenance_command(tmp_path):
-    """A command that prints a page without importing torch."""
-    record = provenance.record(config={}, seed=7, data_sha256=None, device="cpu", threads=1, started=0.0)
-    write_json(tmp_path / "result.json", {"provenance": record})
-    return [sys.executable, "-m", "zspag", "provenance", str(tmp_path / "result.json")]
+def test_an_error_of_our_own_comes_through_as_it_is(failing):
+    failing("run", TypeError("a bug"))
+    with pytest.raises(TypeError, match="a bug"):
+        main(["run", "--profile", "smoke"])
 
 
 @pytest.mark.parametrize("unbuffered", ["1", ""])
-def test_a_reader_that_has_seen_enough_ends_it_without_a_word(provenance_command, unbuffered):
+def test_a_reader_that_has_seen_enough_ends_it_without_a_word(recorded, unbuffered):
+    command = [sys.executable, "-m", "zspag", "provenance", str(recorded)]
     reading, writing = os.pipe()
     os.close(reading)  # as `head` does, only that nothing depends on who is quicker
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     answer = subprocess.run(
-        provenance_command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
-        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
-    )  # fmt: skip
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120, check=False, env=environment
+    )
     os.close(writing)
     assert (answer.returncode, answer.stderr) == (141, "")
-    assert subprocess.run(provenance_command, capture_output=True, timeout=120, check=False).returncode == 0
 
 
-def test_a_broken_pipe_that_is_not_ours_is_an_error_like_others(started, capsys, monkeypatch):
-    from zspag.lab import runs
-
-    def fail(*_args, **_options):
-        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-    monkeypatch.setattr(runs, "run", fail)
-    assert main(["run", "--profile", "smoke"]) == 2
-    assert said(capsys)[1] == "zspag run: Broken pipe\n"
+def test_without_any_output_it_runs_all_the_same(recorded):
+    command = [sys.executable, "-m", "zspag", "provenance", str(recorded)]
+    assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
+    closed = shlex.join(command) + " >&- 2>&-"
+    assert subprocess.run(["sh", "-c", closed], timeout=120, check=False).returncode == 0
 
 
 def test_a_letter_that_the_terminal_lacks_ends_nothing(tmp_path):
@@ -540,8 +413,3 @@ def test_a_letter_that_the_terminal_lacks_ends_nothing(tmp_path):
     assert answer.returncode == 2
     assert answer.stderr.startswith("zspag provenance: ")
     assert "J\\xf6rg \\u2192.json" in answer.stderr
-
-
-def test_without_any_output_it_runs_all_the_same(provenance_command):
-    closed = shlex.join(provenance_command) + " >&- 2>&-"
-    assert subprocess.run(["sh", "-c", closed], timeout=120, check=False).returncode == 0

@@ -20,21 +20,13 @@ def make(arch="digits", **changes):
 
 
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
-@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (3, 64), (2, None)])
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 64), (2, None)])
 def test_every_architecture_gives_logits_of_the_asked_width_at_every_size(arch, channels, size):
     size = size or SIZES[arch]
     model = make(arch, in_channels=channels, image_size=size, mean=MEAN[:channels], std=STD[:channels])
-    images = torch.rand(5, channels, size, size)
-    logits = model(images)
-    assert logits.shape == (5, 7)
+    logits = model(torch.rand(3, channels, size, size))
+    assert logits.shape == (3, 7)
     assert logits.isfinite().all()
-    assert isinstance(model[0], Normalize)
-
-
-@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
-def test_an_image_too_small_for_an_architecture_is_refused(arch):
-    with pytest.raises(ValueError, match=f"at least {SIZES[arch]} pixels for '{arch}', got {SIZES[arch] - 1}"):
-        make(arch, image_size=SIZES[arch] - 1)
 
 
 FULL = {  # width and number of parameters at full width, ten classes, three channels, 32 pixels
@@ -167,22 +159,12 @@ from torch import nn
 
 def small(*, num_classes, in_channels, image_size):
     return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))
-
-def text(**options):
-    return "not a model"
-
-number = 3
 """
 
 
-@pytest.fixture
-def factory_file(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(FACTORY)
-    return path
-
-
-def test_a_factory_of_the_reader_is_called_and_normalized(factory_file):
+def test_a_factory_of_the_reader_is_called_and_normalized(tmp_path):
+    factory_file = tmp_path / "mine.py"
+    factory_file.write_text(FACTORY)
     model = make(f"{factory_file}:small", image_size=5, mean=MEAN, std=STD, seed=0)
     assert model(torch.rand(4, 3, 5, 5)).shape == (4, 7)
     assert isinstance(model[0], Normalize)
@@ -190,31 +172,17 @@ def test_a_factory_of_the_reader_is_called_and_normalized(factory_file):
 
 
 @pytest.mark.parametrize(
-    ("end", "message"),
-    [
-        ("mine.py:absent", "has no function 'absent'"),
-        ("mine.py:number", "has no function 'number'"),
-        ("mine.py:text", "returned str; a factory must return a torch.nn.Module"),
-        ("yours.py:small", "no file .*yours.py"),
-    ],
-)
-def test_a_factory_that_cannot_work_says_why(factory_file, end, message):
-    with pytest.raises(ValueError, match=message):
-        make(f"{factory_file.parent}/{end}")
-
-
-def test_a_file_that_does_not_import_is_named_with_its_error(tmp_path):
-    (tmp_path / "broken.py").write_text("import a_module_that_does_not_exist\n")
-    with pytest.raises(ValueError, match=r"broken.py cannot be imported \(ModuleNotFoundError"):
-        make(f"{tmp_path}/broken.py:small")
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"arch": "alexnet2"}, "unknown architecture 'alexnet2'; known are alexnet, allcnn, conv7, .*, vit, or path"),
         ({"width": 0}, "width must be at least 1, got 0"),
-        ({"image_size": 3}, "image_size must be at least 4 pixels for 'digits', got 3"),
+        *(
+            (
+                {"arch": arch, "image_size": size - 1},
+                f"image_size must be at least {size} pixels for '{arch}', got {size - 1}",
+            )
+            for arch, size in SIZES.items()
+        ),
         ({"arch": "vit", "image_size": 30}, "a multiple of the patch size 4 for 'vit', got 30"),
         ({"arch": "vit", "image_size": 68}, "a multiple of the patch size 8 for 'vit', got 68"),
         ({"arch": "vit", "width": 9}, "a multiple of 64, or an even number below 128, for 'vit', got 9"),

@@ -6,7 +6,6 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
-import torch
 from datafiles import (
     CIFAR_FOLDERS,
     IDX_LOADERS,
@@ -14,7 +13,6 @@ from datafiles import (
     assert_same_set,
     cifar_classes,
     cifar_entries,
-    cifar_files,
     cifar_members,
     encoded,
     idx_files,
@@ -52,15 +50,8 @@ def test_idx_files_are_read(tmp_path, name):
     assert found.train.images.shape == (13, 1, 28, 28)
     assert found.test.images.numpy().tobytes() == files["t10k-images-idx3-ubyte"][16:]
     assert found.test.labels.tolist() == [*range(10), 0]
+    assert found.classes[:2] == (("0", "1") if name == "mnist" else ("T-shirt/top", "Trouser"))
     assert found.data_source == "official files"
-    assert_same_set(found, load(name, root=tmp_path))
-
-
-def test_digits_are_named_by_their_number_and_garments_by_their_name(tmp_path):
-    for name, loader in IDX_LOADERS.items():
-        write_folder(tmp_path / loader / "raw", idx_files())
-        classes = load(name, root=tmp_path).classes
-        assert classes[:2] == (("0", "1") if name == "mnist" else ("T-shirt/top", "Trouser"))
 
 
 @pytest.mark.parametrize("name", IDX_LOADERS)
@@ -73,17 +64,16 @@ def test_idx_files_are_unpacked_from_an_archive(tmp_path, name, kind):
 
 
 @pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("name", IDX_LOADERS)
-def test_packed_idx_files_are_unpacked_if_they_have_their_checksum(tmp_path, name, monkeypatch):
-    files, sent = official_files(name, monkeypatch)
+def test_packed_idx_files_are_unpacked_if_they_have_their_checksum(tmp_path, monkeypatch):
+    files, sent = official_files("mnist", monkeypatch)
     write_folder(tmp_path / "plain", files)
-    raw = write_folder(tmp_path / "packed" / IDX_LOADERS[name] / "raw", sent)
-    assert_same_set(load(name, root=tmp_path / "plain"), load(name, root=tmp_path / "packed"))
+    raw = write_folder(tmp_path / "packed" / "MNIST" / "raw", sent)
+    assert_same_set(load("mnist", root=tmp_path / "plain"), load("mnist", root=tmp_path / "packed"))
 
     (raw / "train-labels-idx1-ubyte").unlink()
     (raw / "train-labels-idx1-ubyte.gz").write_bytes(sent["t10k-labels-idx1-ubyte.gz"])
     with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte.gz does not have the official checksum"):
-        load(name, root=tmp_path / "packed")
+        load("mnist", root=tmp_path / "packed")
     assert not (raw / "train-labels-idx1-ubyte").exists()
 
 
@@ -91,8 +81,10 @@ SPOILERS = {
     "cut": lambda contents: contents[:-5],
     "longer": lambda contents: contents + b"0",
     "empty": lambda _contents: b"",
+    "head only": lambda contents: contents[:4],
     "text": lambda _contents: b"<html>404</html>",
     "not of bytes": lambda contents: contents[:2] + b"\x0d" + contents[3:],
+    "of another kind": lambda contents: contents[:2] + b"\x0a" + contents[3:],
 }
 
 
@@ -105,20 +97,15 @@ def test_a_damaged_idx_file_is_named(tmp_path, case, file):
         load("mnist", root=tmp_path)
 
 
-def test_idx_files_that_do_not_fit_together_are_refused(tmp_path):
+def test_idx_files_that_do_not_fit_together_or_are_missing_are_named(tmp_path):
     files = idx_files()
-    files["train-labels-idx1-ubyte"] = files["t10k-labels-idx1-ubyte"]
-    write_folder(tmp_path / "FashionMNIST" / "raw", files)
-    with pytest.raises(ValueError, match=r"Fashion-MNIST in \S+ do not fit together .*\(13,\)"):
+    labels = "train-labels-idx1-ubyte"
+    raw = write_folder(tmp_path / "FashionMNIST" / "raw", files | {labels: files["t10k-labels-idx1-ubyte"]})
+    with pytest.raises(ValueError, match=rf"{raw} do not fit together: 13 images have 11 labels; delete them"):
         load("fashion", root=tmp_path)
-
-
-def test_an_incomplete_set_names_the_missing_file(tmp_path):
-    files = idx_files()
-    del files["t10k-labels-idx1-ubyte"]
-    write_folder(tmp_path / "MNIST" / "raw", files)
-    with pytest.raises(FileNotFoundError, match="lacks t10k-labels-idx1-ubyte; put it there"):
-        load("mnist", root=tmp_path)
+    (raw / labels).unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks {labels}; put it there"):
+        load("fashion", root=tmp_path)
 
 
 # CIFAR-10 and CIFAR-100
@@ -126,16 +113,16 @@ def test_an_incomplete_set_names_the_missing_file(tmp_path):
 
 @pytest.mark.parametrize("number", CIFAR_FOLDERS)
 def test_cifar_is_one_data_set_from_the_official_batches_an_archive_or_a_folder(tmp_path, monkeypatch, number):
-    name, entries = f"cifar{number}", cifar_entries(number)
+    name, entries, kind = f"cifar{number}", cifar_entries(number), {10: "WEBP", 100: "PNG"}[number]
     files, _ = official_files(name, monkeypatch)
     write_folder(tmp_path / "batches", files)
-    write_folder(tmp_path / "folder", dict(cifar_members(number)))
+    write_folder(tmp_path / "folder", dict(cifar_members(number, kind)))
     for place in ("archive", "packed"):
         (tmp_path / place).mkdir()
-    write_tar(tmp_path / "archive" / f"{name}.tar.xz", cifar_members(number))
+    write_tar(tmp_path / "archive" / f"{name}.tar.xz", cifar_members(number, kind))
     write_tar(tmp_path / "packed" / f"cifar-{number}-python.tar.gz", files.items(), "w:gz")
 
-    first, *others = [load(name, root=tmp_path / place) for place in ("batches", "archive", "folder", "packed")]
+    first, *others = [load(name, root=tmp_path / place) for place in ("batches", "packed", "archive", "folder")]
     assert first.classes == cifar_classes(number)
     assert len(first.train) + len(first.test) == len(entries)
     by_name = sorted((entry for entry in entries if entry[0] == "test"), key=lambda entry: (entry[2], entry[3]))
@@ -143,12 +130,8 @@ def test_cifar_is_one_data_set_from_the_official_batches_an_archive_or_a_folder(
     assert np.array_equal(first.test.images.permute(0, 2, 3, 1).numpy(), np.stack([entry[4] for entry in by_name]))
     for other in others:
         assert_same_set(first, other)
-    image_folder = "image folder of .webp files"
-    assert [found.data_source for found in (first, *others)] == [
-        "official files",
-        *[image_folder] * 2,
-        "official files",
-    ]
+    sources = [found.data_source for found in (first, *others)]
+    assert sources == ["official files"] * 2 + [f"image folder of .{kind.lower()} files"] * 2
 
 
 def test_jpeg_coded_cifar_is_read_under_its_own_archive_name_and_says_that_it_is_lossy(tmp_path):
@@ -176,30 +159,24 @@ def test_a_batch_without_the_official_checksum_is_named_and_never_unpickled(tmp_
     assert (tmp_path / "evil").exists()  # the attack would have worked
 
 
-@pytest.mark.parametrize("number", CIFAR_FOLDERS)
-def test_a_missing_batch_is_named(tmp_path, monkeypatch, number):
-    files, _ = official_files(f"cifar{number}", monkeypatch)
-    path = max(files)
-    del files[path]
-    write_folder(tmp_path, files)
-    with pytest.raises(ValueError, match=rf"is incomplete, {path.rpartition('/')[2]} is missing; delete it"):
-        load(f"cifar{number}", root=tmp_path)
-
-
-def test_an_empty_folder_of_batches_is_an_incomplete_set_and_no_image_folder(tmp_path):
-    (tmp_path / "cifar-10-batches-py").mkdir()
+def test_a_missing_batch_is_named_and_an_empty_folder_is_an_incomplete_set(tmp_path, monkeypatch):
+    files, _ = official_files("cifar10", monkeypatch)
+    folder = write_folder(tmp_path, files) / "cifar-10-batches-py"
+    (folder / "batches.meta").unlink()
+    with pytest.raises(ValueError, match=r"cifar-10-batches-py is incomplete, batches.meta is missing; delete it"):
+        load("cifar10", root=tmp_path)
+    for path in folder.iterdir():
+        path.unlink()
     with pytest.raises(ValueError, match=r"cifar-10-batches-py is incomplete, data_batch_1 is missing"):
         load("cifar10", root=tmp_path)
 
 
-def test_a_folder_with_another_number_of_classes_is_not_taken_for_cifar(tmp_path):
-    members = {path.replace("cifar10/", "cifar100/"): contents for path, contents in cifar_members(10)}
-    write_folder(tmp_path, members)
+def test_a_folder_with_other_classes_or_without_the_published_split_is_not_taken_for_cifar(tmp_path):
+    write_folder(
+        tmp_path, {path.replace("cifar10/", "cifar100/"): contents for path, contents in cifar_members(10, "PNG")}
+    )
     with pytest.raises(ValueError, match="holds 10 classes, but CIFAR-100 has 100; rename it"):
         load("cifar100", root=tmp_path)
-
-
-def test_a_folder_without_the_published_split_is_not_taken_for_cifar(tmp_path):
     write_folder(tmp_path / "cifar10", {f"cat/{i}.png": encoded(picture(i)) for i in range(20)})
     with pytest.raises(ValueError, match=r"no class folders in train/ and test/; it must hold \{train,test\}/<class>"):
         load("cifar10", root=tmp_path)
@@ -210,9 +187,12 @@ REAL = data_root() / "cache"
 
 @pytest.mark.skipif(not (REAL / "cifar10.safetensors").exists(), reason="the real CIFAR-10 has not been loaded here")
 def test_the_real_cifar_10_has_its_published_statistics_and_the_hash_of_the_committed_checkpoints(monkeypatch):
-    monkeypatch.setattr("zspag.lab.data.cache._write", lambda *_: None)  # the user's folder is read, and read only
-    monkeypatch.setattr("zspag.lab.data.official.unpack", None)
-    monkeypatch.setattr("zspag.lab.data.official._download", None)
+    def refuse(*_):
+        raise OSError("the user's folder is only read")
+
+    monkeypatch.setattr("zspag.lab.data.loading.replacing", refuse)
+    monkeypatch.setattr("zspag.lab.data.sources.unpack", None)
+    monkeypatch.setattr("zspag.lab.data.sources._download", None)
     cifar = load("cifar10", root=REAL.parent)
     assert cifar.classes == cifar_classes(10)
     assert cifar.train.labels.bincount().tolist() == [5000] * 10
@@ -225,27 +205,22 @@ def test_the_real_cifar_10_has_its_published_statistics_and_the_hash_of_the_comm
 
 def test_house_numbers_are_read_with_the_digit_0_for_the_label_10(tmp_path, monkeypatch):
     files, _ = official_files("svhn", monkeypatch)
-    write_folder(tmp_path, files)
-    svhn = load("svhn", root=tmp_path)
+    svhn = load("svhn", root=write_folder(tmp_path / "whole", files))
     for part, split in (("train", svhn.train), ("test", svhn.test)):
         assert split.labels.tolist() == [label % 10 for label in SVHN_LABELS[part]]
         assert np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), svhn_pixels(part))
     assert (svhn.classes, svhn.augment_hint) == (tuple("0123456789"), "shift")  # a mirrored digit is none
     assert svhn.data_source == "official files"
-    assert_same_set(svhn, load("svhn", root=tmp_path))
 
-
-def test_house_numbers_without_the_official_checksum_are_named(tmp_path, monkeypatch):
-    files, _ = official_files("svhn", monkeypatch)
-    write_folder(tmp_path, files | {"test_32x32.mat": files["test_32x32.mat"][:-9]})
+    cut = write_folder(tmp_path / "cut", files | {"test_32x32.mat": files["test_32x32.mat"][:-9]})
     with pytest.raises(ValueError, match=r"test_32x32.mat does not have the official checksum; delete it"):
-        load("svhn", root=tmp_path)
+        load("svhn", root=cut)
 
 
 def test_house_numbers_come_from_a_folder_too(tmp_path):
-    files = {f"svhn/{part}/{n}/{i}.png": encoded(picture(n + i, size=(32, 32)))
-             for part in ("train", "test") for n in range(10) for i in range(2)}  # fmt: skip
-    svhn = load("svhn", root=write_folder(tmp_path, files))
+    names = [f"svhn/{part}/{digit}/{i}.png" for part in ("train", "test") for digit in range(10) for i in range(2)]
+    write_folder(tmp_path, {name: encoded(picture(seed, size=(32, 32))) for seed, name in enumerate(names)})
+    svhn = load("svhn", root=tmp_path)
     assert svhn.train.labels.bincount().tolist() == [2] * 10
     assert (svhn.augment_hint, svhn.data_source) == ("shift", "image folder of .png files")
 
@@ -275,36 +250,21 @@ def test_a_missing_set_without_a_network_says_in_one_line_what_to_put_where(tmp_
 
 @pytest.mark.usefixtures("capsys")
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_a_download_gives_what_the_files_give(tmp_path, monkeypatch, name):
+def test_a_download_that_fails_leaves_nothing_and_a_whole_one_gives_what_the_files_give(tmp_path, monkeypatch, name):
     files, sent = official_files(name, monkeypatch)
-    served(monkeypatch, sent)
-    downloaded = load(name, root=tmp_path / "downloaded")
-    assert_same_set(downloaded, load(name, root=write_folder(tmp_path / "given", files)))
-    assert not list((tmp_path / "downloaded").glob(".*"))
-
-
-@pytest.mark.usefixtures("capsys")
-@pytest.mark.parametrize("name", OFFICIAL)
-def test_a_download_of_something_else_is_refused_and_leaves_nothing(tmp_path, monkeypatch, name):
-    _, sent = official_files(name, monkeypatch)
+    root = tmp_path / "downloaded"
     served(monkeypatch, dict.fromkeys(sent, b"not what was asked for"))
     with pytest.raises(FileNotFoundError, match="cannot be downloaded"):
-        load(name, root=tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.usefixtures("capsys")
-@pytest.mark.parametrize("name", OFFICIAL)
-def test_an_interrupted_download_leaves_nothing_and_starts_again(tmp_path, monkeypatch, name):
-    files, sent = official_files(name, monkeypatch)
+        load(name, root=root)
+    assert list(root.iterdir()) == []
     for broken_at in range(len(sent)):
         served(monkeypatch, sent, broken_at=broken_at)
         with pytest.raises(KeyboardInterrupt):
-            load(name, root=tmp_path)
-        assert list(tmp_path.iterdir()) == []
+            load(name, root=root)
+        assert list(root.iterdir()) == []
     served(monkeypatch, sent)
-    whole = load(name, root=tmp_path)
-    assert_same_set(whole, load(name, root=write_folder(tmp_path / "given", files)))
+    assert_same_set(load(name, root=root), load(name, root=write_folder(tmp_path / "given", files)))
+    assert not list(root.glob(".*"))
 
 
 @pytest.mark.usefixtures("capsys")
@@ -314,9 +274,3 @@ def test_what_a_killed_download_left_behind_is_not_taken_for_data(tmp_path, monk
     write_folder(tmp_path, {"train_32x32.mat": svhn_files()["train_32x32.mat"]})  # killed between the two files
     served(monkeypatch, sent)
     assert len(load("svhn", root=tmp_path).train) == len(SVHN_LABELS["train"])
-
-
-def test_the_small_batches_are_what_the_real_ones_are_like():
-    first = pickle.loads(cifar_files(100)["cifar-100-python/train"])
-    assert {"data", "fine_labels", "filenames"} == set(first)
-    assert torch.from_numpy(first["data"]).dtype == torch.uint8

@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, asdict, replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 
 import pytest
@@ -87,23 +87,14 @@ def _text(report):
     return " ".join(str(report).split())
 
 
-def test_a_report_cannot_be_changed():
-    with pytest.raises(FrozenInstanceError):
-        REPORT.reached = False
-
-
 @pytest.mark.parametrize("report", ALL)
 def test_the_page_fits_a_terminal_and_needs_no_unicode(report):
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= WIDTH == 88
-    assert len(lines) <= 45
+    assert len(lines) <= (40 if report is REPORT else 45)
     assert str(report).isascii()
     assert "None" not in str(report)
     assert "nan" not in str(report)
-
-
-def test_the_usual_page_has_between_25_and_40_lines():
-    assert 25 <= len(str(REPORT).splitlines()) <= 40
 
 
 def test_the_page_names_what_was_forgotten_and_with_how_many_images():
@@ -176,9 +167,8 @@ def test_the_chosen_trial_is_marked_and_always_listed():
 
 def test_of_many_layers_those_that_leak_most_are_listed_and_frozen_ones_keep_their_reasons():
     assert "fc.weight stayed: the body forgets with less drift" in _text(REPORT)
-    assert [line.split()[-4] for line in str(DEEP).splitlines() if "projection  " in line] == [
-        "48.0", "49.0", "50.0", "51.0", "52.0", "53.0",
-    ]  # fmt: skip
+    leaks = [line.split()[-4] for line in str(DEEP).splitlines() if "projection  " in line]
+    assert leaks == [f"{percent}.0" for percent in range(48, 54)]
     assert REPORT.frozen == {"fc.weight": "the body forgets with less drift"}
     assert REPORT.free_dimension == {"conv1.weight": 2, "conv2.weight": 120}
 
@@ -214,12 +204,7 @@ def test_numbers_that_json_does_not_know_become_null():
     assert plain["drift"] is None
     assert plain["history"] == [{"loss": None, "forget_accuracy": 1.0, "seconds": 0.1}]
     assert plain["hits"] == {"0": 1.0, "2": 0.97, "10": 0.92}
-
-
-def test_a_page_of_numbers_that_are_not_finite_is_still_a_page():
-    wild = replace(REPORT, drift=math.inf, tried=(Trial("all", 1.0, math.nan, math.inf, forgot=False, seconds=1.0),))
-    assert "inf" in str(wild)
-    _drawn(wild)
+    assert "inf nats" in str(wild)
 
 
 def _drawn(report):

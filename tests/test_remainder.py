@@ -53,7 +53,7 @@ def test_a_class_in_the_features_is_told_and_one_that_was_projected_out_is_not(w
     assert there.clear
     projected = features - (features @ direction)[:, None] * direction
     gone = source_probe(projected, labels, sources, folds_of(sources), seed=0)
-    assert abs(gone.accuracy - gone.chance) < 2 * gone.spread
+    assert abs(gone.accuracy - gone.chance) < 2 * gone.deviation
     assert not gone.clear
 
 
@@ -62,17 +62,17 @@ def test_a_random_split_takes_views_of_one_image_for_the_class_and_held_out_sour
     honest = source_probe(features, labels, sources, folds_of(sources), seed=0)
     naive = source_probe(features, labels, sources, torch.randint(5, labels.shape), seed=0)
     assert naive.accuracy > 0.97
-    assert abs(honest.accuracy - 0.5) < 3 * honest.spread
+    assert abs(honest.accuracy - 0.5) < 3 * honest.deviation
     assert not honest.clear
 
 
-def test_permuted_labels_give_one_half_and_spread_less_over_more_sources():
+def test_permuted_labels_give_one_half_and_vary_less_over_more_sources():
     few, many = (
         source_probe(*part[:3], folds_of(part[2]), seed=0) for part in (kinds(10, signal=0.0), kinds(90, signal=0.0))
     )
     assert abs(few.chance - 0.5) < 0.05
     assert abs(many.chance - 0.5) < 0.02
-    assert many.spread < 0.6 * few.spread
+    assert many.deviation < 0.6 * few.deviation
 
 
 @pytest.mark.parametrize("width", [7, 90])
@@ -217,7 +217,7 @@ def test_without_exchanged_perturbations_the_trace_alone_passes_for_the_class():
     assert plain.accuracy > 0.9
 
 
-def test_a_perturbation_is_worn_by_another_image_of_its_fold_that_stays_what_it_is():
+def test_a_perturbation_is_added_to_another_image_of_its_fold_that_stays_what_it_is():
     original, data = Pixels(), samples()
     count = len(data["forget_images"])
     data["forget_images"][..., 2] = (data["forget_sources"] / 100)[:, None, None]  # whose image it is
@@ -225,15 +225,15 @@ def test_a_perturbation_is_worn_by_another_image_of_its_fold_that_stays_what_it_
     data["forget_images"][..., 3] = 0.2
     data["proxy_images"][..., 3] = 0.2 + (data["proxy_sources"] / 100)[:, None, None]  # whose perturbation it is
     pairs = contrast(original, *data.values(), generator=torch.Generator().manual_seed(0))
-    dressed = pairs.images[pairs.first].flatten(1)
-    assert torch.equal((dressed[:, 2] * 100).round().long(), pairs.sources[pairs.first])
+    perturbed = pairs.images[pairs.first].flatten(1)
+    assert torch.equal((perturbed[:, 2] * 100).round().long(), pairs.sources[pairs.first])
     fold = dict(zip(pairs.sources.tolist(), pairs.folds.tolist(), strict=True))
-    donors = ((dressed[:, 3] - 0.2) * 100).round().long().tolist()
-    wearers = pairs.sources[pairs.first].tolist()
-    assert all(donor != wearer for donor, wearer in zip(donors, wearers, strict=True))
-    assert [fold[donor] for donor in donors] == [fold[wearer] for wearer in wearers]
+    donors = ((perturbed[:, 3] - 0.2) * 100).round().long().tolist()
+    bearers = pairs.sources[pairs.first].tolist()
+    assert all(donor != bearer for donor, bearer in zip(donors, bearers, strict=True))
+    assert [fold[donor] for donor in donors] == [fold[bearer] for bearer in bearers]
     assert len(set(donors)) > 20
-    assert 60 < len(dressed) < count * 3  # those that the perturbation carries over are left out
+    assert 60 < len(perturbed) < count * 3  # those that the perturbation carries over are left out
     assert (original(pairs.images[pairs.first]).argmax(1) == 1).all()
 
 

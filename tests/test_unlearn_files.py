@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision.models import squeezenet1_1
 
 from zspag.lab import unlearn_files
 from zspag.lab.data.sources import read_digits
-from zspag.lab.models import Normalize
+from zspag.lab.models import Normalize, from_file
 from zspag.lab.unlearn_files import GoalNotReached, Task
 from zspag.report import files, provenance
 
@@ -107,10 +108,8 @@ def given(pictures, tmp_path):
     """A request that works."""
     (tmp_path / "net.py").write_text(FACTORY)
     save_file(small().model.state_dict(), tmp_path / "weights.safetensors")
-    return Task(
-        model=f"{tmp_path / 'net.py'}:make", weights=tmp_path / "weights.safetensors", forget=pictures,
-        out=tmp_path / "new" / "unlearned.safetensors", seed=4,
-    )  # fmt: skip
+    weights, out = tmp_path / "weights.safetensors", tmp_path / "new" / "unlearned.safetensors"
+    return Task(model=f"{tmp_path / 'net.py'}:make", weights=weights, forget=pictures, out=out, seed=4)
 
 
 def lines_of(request):
@@ -153,40 +152,27 @@ def test_names_of_classes_become_numbers_and_their_count_the_width(given, method
         lines_of(replace(request, num_classes=9))
 
 
-def test_photos_of_one_class_need_no_class_folder(given, method):
-    request = replace(given, forget=given.forget / str(FORGET), label=str(FORGET))
-    lines_of(request)
-    assert method.calls[0].labels.tolist() == [FORGET] * 40
-
-
 def test_a_file_made_for_zspag_run_gets_what_the_weights_and_the_photos_tell(given, method):
-    lines = lines_of(replace(given, model=given.model.replace(":make", ":of_zspag")))
+    request = replace(given, model=given.model.replace(":make", ":of_zspag"))
+    lines = lines_of(request)
     assert lines[1] == "the shapes of the weights tell num_classes=10"
     assert lines[2].endswith("net.py:of_zspag is called with in_channels=1, image_size=8, as the photos are")
-    asked = replace(given, model=given.model.replace(":make", ":of_zspag"), num_classes=9)
+    assert not any(line.startswith("the shapes of the weights") for line in lines_of(replace(request, num_classes=10)))
     with pytest.raises(ValueError, match=r"shapes differ: .* is \(10, 16\) in the file and \(9, 16\) in the model"):
-        lines_of(asked)
-
-
-def test_a_number_of_classes_that_is_given_is_not_guessed_anew(given, method):
-    lines = lines_of(replace(given, model=given.model.replace(":make", ":of_zspag"), num_classes=10))
-    assert not any(line.startswith("the shapes of the weights") for line in lines)
-    assert method.calls[0].options["num_classes"] == 10
+        lines_of(replace(request, num_classes=9))
 
 
 def test_a_model_of_torchvision_gets_its_width_from_the_weights(given, method, tmp_path):
-    from torchvision.models import squeezenet1_1
-
     torch.save({"state_dict": squeezenet1_1(num_classes=10).state_dict()}, tmp_path / "w.pth")
-    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     (tmp_path / "photos").mkdir()
-    (tmp_path / "a.png").rename(tmp_path / "photos" / "a.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "a.png")
     place = "torchvision.models:squeezenet1_1"
     request = replace(given, model=place, weights=tmp_path / "w.pth", forget=tmp_path / "photos", label="3")
     lines = lines_of(request)
     assert "the shapes of the weights tell num_classes=10" in lines
     assert "the weights are those under 'state_dict' in w.pth" in lines
     assert method.calls[0].model.num_classes == 10
+    assert method.calls[0].labels.tolist() == [3]  # photos of one class need no folder of it
 
 
 # ---- Channels
@@ -250,8 +236,6 @@ class Four(Net):
 def test_photos_get_the_channels_that_the_model_takes(given, method, tmp_path, net, photos, channels, remark):
     path = tmp_path / "coloured_nets.py"
     path.write_text(COLOURED)
-    from zspag.lab.models import from_file
-
     save_file(from_file(f"{path}:{net}").state_dict(), given.weights)
     (tmp_path / "photos" / "3").mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
@@ -286,17 +270,10 @@ def test_normalization_stands_in_front_and_is_in_no_file(given, method, tmp_path
     assert torch.equal(written["1.bias"], plain[1].bias.detach() + 1)
 
 
-@pytest.mark.parametrize("options", [{"mean": (0.5,)}, {"std": (0.5,)}])
-def test_mean_and_deviation_come_together(given, options):
-    with pytest.raises(ValueError, match="--mean and --std come together"):
-        replace(given, **options)
-
-
 # ---- What comes out
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
-@pytest.mark.parametrize("keep_open", [False, True])
+@pytest.mark.parametrize(("suffix", "keep_open"), [(".safetensors", False), (".pt", True), (".pth", False)])
 def test_closed_or_open_weights_are_written_in_the_format_of_the_suffix(given, method, suffix, keep_open):
     request = replace(given, out=given.out.with_suffix(suffix), keep_open=keep_open)
     before = given.weights.read_bytes()
@@ -308,52 +285,16 @@ def test_closed_or_open_weights_are_written_in_the_format_of_the_suffix(given, m
     )
 
 
-def test_weights_report_and_figure_carry_one_record(given, method):
+def test_weights_report_and_figure_carry_one_record(given, method, tmp_path):
     lines_of(given)
     record = provenance.read_record(given.out)
     assert record == provenance.read_record(given.report) == provenance.read_record(given.figure)
     assert (record["seed"], record["command"]) == (4, "unlearn")
+    lines_of(replace(given, forget=class_folders(tmp_path / "fewer", (FORGET,), count=39)))
+    assert provenance.read_record(given.out)["data_sha256"] != record["data_sha256"]  # it tells sets of photos apart
     page = files.read_json(given.report)
     assert page["report"] == method.report.to_dict()
     assert page["weights"] == {"file": given.out.name, "sha256": hashlib.sha256(given.out.read_bytes()).hexdigest()}
-
-
-def test_the_record_tells_one_set_of_photos_from_another(given, method, tmp_path):
-    lines_of(given)
-    first = provenance.read_record(given.out)["data_sha256"]
-    lines_of(given)
-    assert provenance.read_record(given.out)["data_sha256"] == first
-    lines_of(replace(given, forget=class_folders(tmp_path / "fewer", (FORGET,), count=39)))
-    assert provenance.read_record(given.out)["data_sha256"] != first
-
-
-TIED = """
-from torch import nn
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = make()
-        self.last = self.net[-1]
-
-    def forward(self, images):
-        return self.net(images)
-"""
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_tied_weights_come_back_tied(given, method, tmp_path, suffix):
-    from zspag.lab.models import from_file
-
-    (tmp_path / "tied_net.py").write_text(FACTORY + TIED)
-    place = f"{tmp_path / 'tied_net.py'}:Tied"
-    save_file({name: value.clone() for name, value in from_file(place).state_dict().items()}, given.weights)
-    request = replace(given, model=place, out=given.out.with_suffix(suffix))
-    lines_of(request)
-    model = from_file(place)
-    state = load_file(request.out) if suffix == ".safetensors" else torch.load(request.out, weights_only=True)
-    model.load_state_dict(state)
-    assert model.last.bias is model.net[-1].bias
 
 
 def test_warnings_are_lines_but_not_twice(given, method):
@@ -361,19 +302,14 @@ def test_warnings_are_lines_but_not_twice(given, method):
     assert [line for line in lines_of(given) if line.startswith("warning")] == ["warning: beside it"]
 
 
-@pytest.mark.parametrize(
-    ("silenced", "keep_open", "end"),
-    [(True, False, ", with the rows of the forgotten classes closed"), (True, True, ""), (False, False, "")],
-)
-@pytest.mark.parametrize(("unseen", "held"), [(None, ""), (0.5, " and 50 % of what was held out")])
-def test_a_goal_that_is_not_reached_is_said_and_all_is_written(given, method, silenced, keep_open, end, unseen, held):
+@pytest.mark.parametrize(("silenced", "keep_open"), [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize("unseen", [None, 0.5])
+def test_a_goal_that_is_not_reached_is_said_and_all_is_written(given, method, silenced, keep_open, unseen):
     method.report = Page(reached=False, silenced=silenced, forget_accuracy=0.42, unseen_accuracy=unseen)
-    with pytest.raises(GoalNotReached) as caught:
+    with pytest.raises(GoalNotReached, match=r"the updates leave 42 % .*; .*unlearned.safetensors is wr") as caught:
         lines_of(replace(given, keep_open=keep_open))
-    assert str(caught.value) == (
-        f"the goal is not reached: the updates leave 42 % of the forget set{held} recognized; {given.out} is written"
-        f" all the same{end}"
-    )
+    assert ("50 % of what was held out" in str(caught.value)) == (unseen is not None)
+    assert ("with the rows of the forgotten classes closed" in str(caught.value)) == (silenced and not keep_open)
     assert given.out.exists()
     assert files.read_json(given.report)["report"]["reached"] is False
 
@@ -417,15 +353,12 @@ def test_a_neighbour_that_is_not_ours_is_not_replaced(given, method, tmp_path, n
     no_work(method, replace(given, out=out), rf"{name} exists and was not made by zspag unlearn: .*choose another")
 
 
-def test_weights_that_changed_since_they_were_written_are_not_ours(given, method, tmp_path):
+def test_what_changed_since_or_another_command_made_is_not_replaced(given, method, tmp_path):
     request = replace(given, out=tmp_path / "other.pt")
     lines_of(request)
     method.calls.clear()
     torch.save({"precious": torch.ones(3)}, request.out)
     no_work(method, request, r"other.pt exists and was not made by zspag unlearn")
-
-
-def test_a_result_of_another_command_is_not_replaced(given, method, tmp_path):
     record = provenance.record(config={}, seed=0, data_sha256=None, device="cpu", threads=1, started=0.0)
     files.write_json(tmp_path / "other.json", {"report": {}, "provenance": record})
     no_work(method, replace(given, out=tmp_path / "other.safetensors"), "other.json exists and was not made by")
@@ -436,16 +369,14 @@ def test_a_result_of_another_command_is_not_replaced(given, method, tmp_path):
     [
         ("new/unlearned.h5", r"--out must end in .safetensors, .pt, .pth, got .*unlearned.h5"),
         ("folder.pt", r"--out is a folder: give a file in it, such as .*folder.pt/forgot.safetensors"),
+        ("photos/3/out.pt", "--out lies in the folder of photos"),
         ("net.py/new/out.pt", r"--out .*net.py/new/out.pt cannot be written \(Not a directory\): make room, or choose"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused(given, method, tmp_path, out, message):
     (tmp_path / "folder.pt").mkdir()
-    no_work(method, replace(given, out=tmp_path / out), message)
-
-
-def test_the_figure_would_be_a_photo_in_the_folder_of_photos(given, method):
-    no_work(method, replace(given, out=given.forget / "3" / "out.pt"), "--out lies in the folder of photos")
+    forget = tmp_path / "photos" if out.startswith("photos") else given.forget
+    no_work(method, replace(given, out=tmp_path / out, forget=forget), message)
 
 
 def test_a_full_disk_is_known_before_the_work(given, method):
@@ -512,31 +443,24 @@ def other_net(given, _tmp_path):
     return {}
 
 
-def whole_module(given, _tmp_path):
-    path = given.weights.with_suffix(".pt")
-    torch.save(nn.Linear(2, 3), path)
-    return {"weights": path}
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda given, _: {"weights": given.weights.with_name("absent.pt")}, r"there is no file .*absent.pt"),
         (other_net, r"weights.safetensors does not fit the model of .*net.py:make: it lacks .*; it has"),
-        (whole_module, r"weights.pt holds more than tensors .*: save the state dict alone"),
+        (lambda given, _: {"weights": given.weights.with_name("absent.pt")}, "there is no file .*absent.pt"),
         (named_folder, r"the folder .*cat must be named by the number of its class"),
         (lambda given, _: {"forget": given.weights}, r"there is no folder .*weights.safetensors"),
-        (lambda given, _: {"model": given.model.replace(":make", ":absent")}, r"net.py has no function 'absent'"),
         (lambda given, _: {"model": given.model.replace(":make", ":no_module")}, r"no_module returned str"),
         (lambda *_: {"model": "resnet18"}, r"a model is given as path/to/file.py:factory, torchvision.models:"),
         (lambda *_: {"num_classes": 1}, r"--num-classes must be at least 2, got 1"),
+        (lambda *_: {"mean": (0.5,)}, "--mean and --std come together"),
+        (lambda *_: {"std": (0.5,)}, "--mean and --std come together"),
         (lambda *_: {"image_size": 0}, r"image_size must be at least 1 pixel, got 0"),
     ],
 )
 def test_bad_input_gets_its_message_in_one_line_before_the_work(given, method, tmp_path, spoil, message):
-    changes = spoil(given, tmp_path)
     with pytest.raises(ValueError, match=message) as caught:
-        lines_of(replace(given, **changes))
+        lines_of(replace(given, **spoil(given, tmp_path)))
     assert "\n" not in str(caught.value)
     assert method.calls == []
     assert not given.out.parent.exists()
@@ -550,11 +474,9 @@ def test_a_folder_of_photos_becomes_weights_that_forget_them(given):
     model = copy.deepcopy(small().model)
     model.load_state_dict(load_file(given.out))
     with torch.no_grad():
-        recognized = [
-            (net(small().images).argmax(1) == FORGET).double().mean().item() for net in (small().model, model)
-        ]
-    assert recognized[0] > 0.9
-    assert recognized[1] < 0.2
+        before, after = ((net(small().images).argmax(1) == FORGET).double().mean() for net in (small().model, model))
+    assert before > 0.9
+    assert after < 0.2
     assert lines[-1].startswith(f"wrote {given.out}")
     assert files.read_json(given.report)["report"]["reached"]
     assert Image.open(io.BytesIO(given.figure.read_bytes())).width > 100

@@ -6,7 +6,6 @@ import types
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from zspag.lab.models import build, from_file
@@ -33,18 +32,13 @@ def file_of(folder, text, name="zoo_net.py"):
 NET = "def make():\n    return nn.Linear(5, 3)\n"
 
 
-def test_a_neighbour_is_imported_and_the_search_path_comes_back(tmp_path):
+@pytest.mark.parametrize("text", ["{0}def make():\n    {1}", "def make():\n    {0}    {1}"])
+def test_a_neighbour_is_imported_early_or_late_and_the_search_path_comes_back(tmp_path, text):
     (tmp_path / "zoo_neighbour.py").write_text("WIDTH = 7\n")
-    path = file_of(tmp_path, "from zoo_neighbour import WIDTH\ndef make():\n    return nn.Linear(WIDTH, 3)\n")
+    path = file_of(tmp_path, text.format("from zoo_neighbour import WIDTH\n", "return nn.Linear(WIDTH, 3)\n"))
     before = list(sys.path)
     assert from_file(f"{path}:make").in_features == 7
     assert sys.path == before
-
-
-def test_a_neighbour_is_found_even_when_it_is_imported_late(tmp_path):
-    (tmp_path / "zoo_late.py").write_text("WIDTH = 6\n")
-    path = file_of(tmp_path, "def make():\n    from zoo_late import WIDTH\n    return nn.Linear(WIDTH, 3)\n")
-    assert from_file(f"{path}:make").in_features == 6
 
 
 DATACLASS = """
@@ -75,14 +69,11 @@ def test_a_dataclass_with_future_annotations_is_made_and_a_model_can_be_pickled(
     assert again.options == model.options
 
 
-def test_a_file_called_like_a_module_does_not_take_its_place(tmp_path):
-    for name in ("json.py", "colorsys.py"):  # one that is loaded, one that is not yet
-        loaded = sys.modules.get(name.removesuffix(".py"))
-        model = from_file(
-            f"{file_of(tmp_path, 'class Net(nn.Linear):' + chr(10) + '    pass' + chr(10) + NET, name)}:make"
-        )
-        assert model.out_features == 3
-        assert sys.modules.get(name.removesuffix(".py")) is loaded
+@pytest.mark.parametrize("name", ["json", "colorsys"])  # one that is loaded, one that is not yet
+def test_a_file_called_like_a_module_does_not_take_its_place(tmp_path, name):
+    loaded = sys.modules.get(name)
+    assert from_file(f"{file_of(tmp_path, NET, f'{name}.py')}:make").out_features == 3
+    assert sys.modules.get(name) is loaded
 
 
 def test_two_files_of_one_name_are_two_models(tmp_path):
@@ -174,11 +165,10 @@ def fails():
         ("absent", r"zoo_bad.py has no function 'absent'; give .*zoo_bad.py:factory"),
         ("number", r"zoo_bad.py has no function 'number'"),
         ("text", r"returned str; a factory must return a torch.nn.Module"),
-        ("stops", r"zoo_bad.py:stops ended the program when it was called \(SystemExit: enough\)"),
+        ("stops", r"zoo_bad.py:stops could not be built \(SystemExit: enough\)"),
         ("fails", r"zoo_bad.py:fails could not be built \(RuntimeError: two lines\)"),
-        ("depth_too", r"zoo_bad.py:depth_too needs an argument \(depth\): wrap it in a function without arguments"),
-        ("needs", r"zoo_bad.py:needs needs an argument \(num_classes\): .*\(--num-classes\)"),
-        ("of_zspag", r"needs arguments \(num_classes, in_channels, image_size\)"),
+        ("depth_too", r"zoo_bad.py:depth_too needs arguments \(depth\): wrap it in a function without arguments"),
+        ("of_zspag", r"needs arguments \(num_classes, in_channels, image_size\): .*\(--num-classes\)"),
     ],
 )
 def test_a_factory_that_cannot_work_says_why_in_one_line(tmp_path, name, message):
@@ -191,7 +181,7 @@ def test_a_factory_that_cannot_work_says_why_in_one_line(tmp_path, name, message
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("raise SystemExit(2)\n", r"ends the program when it is imported \(SystemExit: 2\): put .*__main__"),
+        ("raise SystemExit(2)\n", r"cannot be imported \(SystemExit: 2\): put .*__main__"),
         ("def make(:\n", r"cannot be imported \(SyntaxError"),
         ("import a_module_that_does_not_exist\n", r"cannot be imported \(ModuleNotFoundError: .*'a_module_that"),
     ],
@@ -216,10 +206,6 @@ def test_a_file_that_cannot_be_imported_says_why_and_leaves_nothing_behind(tmp_p
 def test_a_place_that_is_none_says_what_is(place, message):
     with pytest.raises(ValueError, match=message):
         from_file(place)
-
-
-def test_a_model_of_torchvision_is_built_with_the_classes_asked_for():
-    assert from_file("torchvision.models:resnet18", num_classes=7).fc.out_features == 7
 
 
 def test_a_package_in_the_current_folder_is_found(tmp_path, monkeypatch):
@@ -279,10 +265,9 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt"])
 @pytest.mark.parametrize("case", NESTED)
-def test_a_state_dict_is_found_wherever_trainers_put_it(tmp_path, case, suffix):
-    original, path = net(), tmp_path / f"weights{suffix}"
+def test_a_state_dict_is_found_wherever_trainers_put_it(tmp_path, case):
+    original, path = net(), tmp_path / f"weights{('.pt', '.pth', '.bin', '.ckpt')[len(case) % 4]}"
     torch.save(NESTED[case](dict(original.state_dict())), path)
     other = net()
     nn.init.zeros_(other[0].weight)
@@ -312,14 +297,6 @@ def test_a_prefix_that_is_the_models_own_stays():
     assert renamed(mixed, net().state_dict()) == (mixed, [])  # not before all names: no wrapper wrote it
 
 
-@pytest.mark.parametrize("tensors", [{"0.weight": torch.zeros(2)}])
-def test_safetensors_are_read_without_remarks(tmp_path, tensors):
-    save_file(tensors, tmp_path / "w.safetensors")
-    state, remarks = read_state(tmp_path / "w.safetensors")
-    assert torch.equal(state["0.weight"], tensors["0.weight"])
-    assert remarks == []
-
-
 def test_other_precision_is_said(tmp_path):
     state = {name: value.half() if value.is_floating_point() else value for name, value in net().state_dict().items()}
     remarks = load_into(net(), state, weights=tmp_path, place="x")
@@ -342,7 +319,7 @@ class Loud:
         (torch.zeros(3), r"holds no state dict but Tensor"),
         ([torch.zeros(3)], r"holds no state dict but list"),
         ({}, r"holds no state dict but"),
-        (b"no zip file", r"is no readable file of torch.save: save the state dict again"),
+        (b"no zip file", r"is no readable file of torch.save: save the state dict alone"),
         (b"", r"is no readable file of torch.save"),
         (b"PK\x03\x04 and then nothing", r"is no readable file of torch.save"),
     ],
@@ -390,16 +367,15 @@ def test_shapes_tell_classes_and_channels_whatever_the_order_and_the_prefix():
 
 def test_names_and_shapes_that_do_not_fit_are_counted_and_the_first_named(tmp_path):
     state = dict(net().state_dict())
-    head = state.pop("3.weight")
+    del state["3.weight"]
     state |= {f"more.{number}": torch.zeros(1) for number in range(5)}
     state["0.bias"] = torch.zeros(3)
-    with pytest.raises(ValueError, match=r"w.pt does not fit the model of net.py:make: ") as caught:
-        load_into(net(), state, weights=tmp_path / "w.pt", place="net.py:make")
-    assert head.shape == (5, 16)
-    assert str(caught.value).endswith(
-        "it lacks 3.weight; it has, and the model has not, more.0, more.1, more.2 and 2 more; shapes differ: 0.bias is"
-        " (3,) in the file and (4,) in the model"
+    message = (
+        r"w.pt does not fit the model of net.py:make: it lacks 3.weight; it has, and the model has not, more.0, more.1,"
+        r" more.2 and 2 more; shapes differ: 0.bias is \(3,\) in the file and \(4,\) in the model"
     )
+    with pytest.raises(ValueError, match=message):
+        load_into(net(), state, weights=tmp_path / "w.pt", place="net.py:make")
 
 
 class Remembering(nn.Linear):
@@ -411,12 +387,13 @@ class Remembering(nn.Linear):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_what_is_written_is_read_again_tied_weights_and_all(tmp_path, suffix):
+def test_what_is_written_is_read_again_without_remarks_tied_weights_and_all(tmp_path, suffix):
     tied = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     tied[1].weight = tied[0].weight
     path = tmp_path / f"w{suffix}"
     write_state(path, tied.state_dict(), suffix=suffix, metadata={"zspag": "{}"})
-    state, _ = read_state(path)
+    state, remarks = read_state(path)
+    assert remarks == []
     assert all(torch.equal(state[name], value) for name, value in tied.state_dict().items())
 
 
@@ -434,5 +411,3 @@ def test_a_disk_that_refuses_is_an_error_of_the_system_in_both_formats(tmp_path)
     for suffix in (".safetensors", ".pt"):
         with pytest.raises(OSError, match="No such file"):
             write_state(tmp_path / "absent" / f"w{suffix}", net().state_dict(), suffix=suffix, metadata={})
-    write_state(tmp_path / "w.safetensors", net().state_dict(), suffix=".safetensors", metadata={"a": "b"})
-    assert load_file(tmp_path / "w.safetensors").keys() == net().state_dict().keys()

@@ -62,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _act(arguments)
         finally:
-            _flush()
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:  # closed by whoever started this
+                    stream.flush()
     except BrokenPipeError:  # `zspag claims | head`: the reader has seen enough
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
@@ -71,12 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except BrokenPipeError:
                 os.dup2(nowhere, stream.fileno())  # or Python complains when it flushes at its end
         return GONE
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # closed by whoever started this
-            stream.flush()
 
 
 def _reader_gone() -> bool:
@@ -103,31 +99,30 @@ def _act(arguments: Sequence[str] | None) -> int:
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _reader_gone():
             raise
-        print(f"zspag {chosen.command}: {_sentence(error)}", file=sys.stderr)
+        sentence = str(error)
+        if isinstance(error, OSError) and error.errno is not None:
+            remedy = f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
+            file = "" if error.filename is None else f": {error.filename}"
+            sentence = f"{error.strerror or error}{file}{remedy}"
+        print(f"zspag {chosen.command}: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = "nothing was written" if chosen.command == "unlearn" else "what was finished is kept"
-        again = "" if chosen.command == "unlearn" else ", the same command goes on"
-        print(f"\nzspag {chosen.command}: interrupted; {kept}{again}", file=sys.stderr)
+        kept = "what was finished is kept, the same command goes on"
+        if chosen.command == "unlearn":
+            kept = "nothing was written"
+        print(f"\nzspag {chosen.command}: interrupted; {kept}", file=sys.stderr)
         return 130
-
-
-def _sentence(error: Exception) -> str:
-    """Say what went wrong; an error of the operating system with its file and, where there is one, a remedy."""
-    if not isinstance(error, OSError) or error.errno is None:
-        return str(error)
-    words = [error.strerror or str(error), *([str(error.filename)] if error.filename is not None else [])]
-    remedy = REMEDIES.get(error.errno)
-    return ": ".join(words) + (f"; {remedy}" if remedy else "")
 
 
 def _parser() -> argparse.ArgumentParser:
     from zspag.report import reproduce
 
     parser = argparse.ArgumentParser(
-        prog="zspag", description="Zero-shot machine unlearning with proxy adversarial data.", epilog=PLACES,
+        prog="zspag",
+        description="Zero-shot machine unlearning with proxy adversarial data.",
+        epilog=PLACES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--version", action="version", version=f"zspag {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -169,8 +164,13 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(action=_claims)
 
     one = commands.add_parser("data", help="list the data sets, get one, or check a cached one against its source")
-    _add_data_tasks(one)
     one.set_defaults(action=_data)
+    tasks = one.add_subparsers(dest="task", required=True, metavar="TASK")
+    tasks.add_parser("list", help="print the data sets, where they are looked for and what is cached")
+    for task, text in (("get", "fetch or read a data set and cache it"), ("check", "compare the cache and the source")):
+        each = tasks.add_parser(task, help=text)
+        each.add_argument("name", metavar="NAME", help="data set, or the path of an image folder")
+        _add_folder(each)
 
     one = commands.add_parser("env", help="print versions, device and threads")
     one.set_defaults(action=_env)
@@ -217,16 +217,6 @@ def _add_unlearn(one: argparse.ArgumentParser) -> None:
     one.add_argument("--keep-open", action="store_true", help="do not close the logit rows of the forgotten classes")
     one.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     one.set_defaults(action=_unlearn)
-
-
-def _add_data_tasks(one: argparse.ArgumentParser) -> None:
-    """Add the tasks of ``zspag data``."""
-    tasks = one.add_subparsers(dest="task", required=True, metavar="TASK")
-    tasks.add_parser("list", help="print the data sets, where they are looked for and what is cached")
-    for task, text in (("get", "fetch or read a data set and cache it"), ("check", "compare the cache and the source")):
-        each = tasks.add_parser(task, help=text)
-        each.add_argument("name", metavar="NAME", help="data set, or the path of an image folder")
-        _add_folder(each)
 
 
 def _add_folder(one: argparse.ArgumentParser) -> None:
@@ -277,11 +267,13 @@ def _profile(chosen: argparse.Namespace) -> Profile:
         raise ValueError(f"{profile.name} is a trial, its numbers mean nothing: leave out --record")
     if chosen.seeds is not None:
         changes["seeds"] = _numbers("--seeds", chosen.seeds)
-    for name in ("forget_samples", "retain_samples"):
-        if getattr(chosen, name) is not None:
-            changes[name] = getattr(chosen, name)
     if chosen.epochs is not None:
         changes["train"] = replace(profile.train, epochs=chosen.epochs)
+    changes |= {
+        name: getattr(chosen, name)
+        for name in ("forget_samples", "retain_samples")
+        if getattr(chosen, name) is not None
+    }
     profile = replace(profile, **changes)  # type: ignore[arg-type]
     if chosen.classes is not None:
         profile = replace(profile, classes=runs.class_numbers(profile, chosen.classes.split(",")))
@@ -350,11 +342,10 @@ def _decimals(option: str, text: str) -> tuple[float, ...]:
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
-        return _each_once(option, [int(number) for number in text.split(",")])
+        numbers = [int(number) for number in text.split(",")]
     except ValueError as error:
-        if option in str(error):
-            raise
         raise ValueError(f"{option} takes whole numbers, comma-separated, got {text!r}") from error
+    return _each_once(option, numbers)
 
 
 def _each_once(option: str, items: Sequence[Item]) -> tuple[Item, ...]:
@@ -372,24 +363,14 @@ def _each_once(option: str, items: Sequence[Item]) -> tuple[Item, ...]:
 def _unlearn(chosen: argparse.Namespace) -> int:
     from zspag.lab.unlearn_files import GoalNotReached, Task, unlearn_files
 
-    before, shift, scale = chosen.already_forgotten, chosen.mean, chosen.std
-    task = Task(
-        model=chosen.model,
-        weights=chosen.weights,
-        forget=chosen.forget,
-        out=chosen.out,
-        num_classes=chosen.num_classes,
-        classes_file=chosen.classes_file,
-        label=chosen.label,
-        image_size=chosen.image_size,
-        mean=None if shift is None else _decimals("--mean", shift),
-        std=None if scale is None else _decimals("--std", scale),
-        already_forgotten=() if before is None else _numbers("--already-forgotten", before),
-        seed=chosen.seed,
-        keep_open=chosen.keep_open,
-    )
+    given = {field.name: getattr(chosen, field.name) for field in fields(Task)}
+    for name in ("mean", "std"):
+        if given[name] is not None:
+            given[name] = _decimals(f"--{name}", given[name])
+    before = given["already_forgotten"]
+    given["already_forgotten"] = () if before is None else _numbers("--already-forgotten", before)
     try:
-        for line in unlearn_files(task):
+        for line in unlearn_files(Task(**given)):
             print(line, flush=True)
     except GoalNotReached as short:
         print(f"zspag unlearn: {short}", file=sys.stderr)

@@ -180,8 +180,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values: lists, text keys, and None for what is not finite."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        return {key: _plain(value) for key, value in asdict(self).items()}
 
     def plot(self) -> "Figure":
         """Draw the rates tried, forgetting over the epochs, leak and free share per layer, and what is left.
@@ -221,20 +220,37 @@ def upper_bound(hits: int, count: int) -> float:
     """
     if hits >= count:
         return 1.0
+    log_all = math.lgamma(count + 1)  # logarithms, for the coefficients of 2,000 overflow
+    ways = [log_all - math.lgamma(i + 1) - math.lgamma(count - i + 1) for i in range(hits + 1)]
     low, high = hits / count, 1.0
     for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _at_most(hits, count, middle) > 1 - CONFIDENCE else (low, middle)
+        share = (low + high) / 2
+        log_share, log_rest = math.log(share), math.log1p(-share) if share < 1 else -math.inf
+        at_most = sum(math.exp(way + i * log_share + (count - i) * log_rest) for i, way in enumerate(ways))
+        low, high = (share, high) if at_most > 1 - CONFIDENCE else (low, share)
     return high
 
 
-def _at_most(hits: int, count: int, share: float) -> float:
-    """Return the binomial probability of at most ``hits``; logarithms, for the coefficients of 2,000 overflow."""
-    if share in (0.0, 1.0):
-        return float(share == 0.0)
-    log_share, log_rest, log_all = math.log(share), math.log1p(-share), math.lgamma(count + 1)
-    ways = [log_all - math.lgamma(i + 1) - math.lgamma(count - i + 1) for i in range(hits + 1)]
-    return sum(math.exp(way + i * log_share + (count - i) * log_rest) for i, way in enumerate(ways))
+# ---- The page
+
+
+def _page(report: Report) -> Iterator[str]:
+    """Yield the lines of the readable page."""
+    title = _title(report)
+    yield from (title, "=" * len(title))
+    for label, text in _verdict(report):
+        yield from _entry(label, text)
+    yield ""
+    yield from _entry("chosen", _choice(report))
+    yield from _trials(report)
+    yield ""
+    if report.layers:
+        yield from _layers(report)
+        yield ""
+    for warning in report.warnings:
+        yield from _entry("WARNING", warning)
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
+    yield from _entry("seconds", f"{sum(report.seconds.values()):.1f} in all: {stages}" if stages else "not measured")
 
 
 def _title(report: Report) -> str:
@@ -243,9 +259,8 @@ def _title(report: Report) -> str:
 
 
 def _classes(classes: Sequence[int]) -> str:
-    names = [str(label) for label in classes]
-    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    return f"class {listed}" if len(names) == 1 else f"classes {listed}"
+    *first, last = map(str, classes)
+    return f"classes {', '.join(first)} and {last}" if first else f"class {last}"
 
 
 def _percent(share: float | None) -> str:
@@ -256,48 +271,47 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def _page(report: Report) -> Iterator[str]:
-    """Yield the lines of the readable page."""
-    yield _title(report)
-    yield "=" * len(_title(report))
-    yield from _entry("forgotten", _forgotten(report))
-    if report.already_forgotten:
-        yield from _entry("earlier", f"{_classes(report.already_forgotten)} (named as forgotten before).")
-    yield from _entry("unseen", _unseen(report))
-    yield from _entry("rows", _rows(report))
-    yield from _entry("drift", _drift(report))
-    yield from _entry("features", _features(report.remainder))
-    if report.hits:
-        yield from _entry("attack", _attack(report))
-    yield ""
-    yield from _entry("chosen", _choice(report))
-    yield from _trials(report)
-    yield ""
-    if report.layers:
-        yield from _entry("layers", _moved(report))
-        yield from _layers(report)
-        yield ""
-    for warning in report.warnings:
-        yield from _entry("WARNING", warning)
-    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
-    yield from _entry("seconds", f"{sum(report.seconds.values()):.1f} in all: {stages}" if stages else "not measured")
-
-
 def _entry(label: str, text: str) -> list[str]:
     """Return a paragraph with its name at the left."""
-    return textwrap.wrap(
-        f"{label:<{LABEL}}{text}", WIDTH, subsequent_indent=" " * LABEL, break_long_words=True, break_on_hyphens=False
+    indent = " " * LABEL
+    return textwrap.wrap(f"{label:<{LABEL}}{text}", WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _verdict(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield name and text of the paragraphs that say what came out."""
+    yield (
+        "forgotten",
+        f"{'yes' if report.reached else 'NO'}: the open model (updates alone) recognizes"
+        f" {_percent(report.forget_accuracy)} of the forget set, the original {_percent(report.original_accuracy)}.",
     )
-
-
-def _forgotten(report: Report) -> str:
-    now, before = _percent(report.forget_accuracy), _percent(report.original_accuracy)
-    ends = f"the open model (updates alone) recognizes {now} of the forget set, the original {before}."
-    return f"{'yes' if report.reached else 'NO'}: {ends}"
+    if report.already_forgotten:
+        yield "earlier", f"{_classes(report.already_forgotten)} (named as forgotten before)."
+    yield "unseen", _unseen(report)
+    text = f"open: {report.left_open or '`model` is what the updates alone made'}."
+    if report.silenced:
+        gone = _classes(sorted({*report.forget_classes, *report.already_forgotten}))
+        text = f"closed: no input makes `model` answer {gone}; `open_model` is what the updates alone made."
+        text += "" if report.reached else " The class is silenced, NOT forgotten."
+    yield "rows", text
+    text = "not measured."
+    if report.drift is not None:
+        text = (
+            f"{_number(report.drift)} nats on held-out proxies: how far the retained classes' answers moved from the"
+            " original's with the forget classes masked."
+        )
+    yield "drift", text
+    yield "features", _features(report.remainder)
+    if report.hits:
+        worst = min(report.hits, key=lambda label: report.hits[label])
+        yield (
+            "attack",
+            f"radius {_number(report.eps)} (pixels on [0, 1]); {_percent(report.hits[worst])} to"
+            f" {_percent(max(report.hits.values()))} of the attacked samples arrived, fewest in class {worst}.",
+        )
 
 
 def _unseen(report: Report) -> str:
-    if report.unseen_accuracy is None or report.unseen_bound is None:
+    if report.unseen_accuracy is None:
         return "not measured: no forget image was held out, so nothing is known about unseen images."
     recognized, held = report._held_out()
     text = (
@@ -308,59 +322,29 @@ def _unseen(report: Report) -> str:
     return text if held >= 100 else f"{text} More images would make the bound tighter."
 
 
-def _rows(report: Report) -> str:
-    gone = tuple(sorted({*report.forget_classes, *report.already_forgotten}))
-    if report.silenced:
-        text = f"closed: no input makes `model` answer {_classes(gone)}; `open_model` is what the updates alone made."
-        return text if report.reached else f"{text} The class is silenced, NOT forgotten."
-    return f"open: {report.left_open or '`model` is what the updates alone made'}."
-
-
-def _drift(report: Report) -> str:
-    if report.drift is None:
-        return "not measured."
-    return (
-        f"{_number(report.drift)} nats on held-out proxies: how far the retained classes' answers moved from the"
-        " original's with the forget classes masked."
-    )
-
-
 def _features(left: Remainder | None) -> str:
     if left is None:
         return "not looked at."
+    text = f"not measurable{f': {left.note}' if left.note else ''}."
     if left.measurable:
         text = (
             f"a ridge probe tells held-out forget samples from proxies with accuracy {_percent(left.probe_before)}"
             f" before and {_percent(left.probe_after)} after; {_percent(left.probe_chance)} under permuted labels"
             f"{f' ({left.note})' if left.note else ''}."
         )
-    else:
-        text = f"not measurable{f': {left.note}' if left.note else ''}."
     if left.original_head is None:
         return text
     return f"{text} The original's head, put back, recognizes {_percent(left.original_head)} of the forget set."
 
 
-def _attack(report: Report) -> str:
-    worst = min(report.hits, key=lambda label: report.hits[label])
-    return (
-        f"radius {_number(report.eps)} (pixels on [0, 1]); {_percent(report.hits[worst])} to"
-        f" {_percent(max(report.hits.values()))} of the attacked samples arrived, fewest in class {worst}."
-    )
-
-
 def _choice(report: Report) -> str:
     forgot = [trial for trial in report.tried if trial.forgot]
     text = f"{report.chosen}{' layers' if report.chosen in LAYERS else ''}, rate {report.lr:g}: "
-    if not forgot:
-        text += f"none of {len(report.tried)} trials forgot"
-    else:
-        mine = next((trial for trial in forgot if _is_chosen(trial, report)), None)
-        drifts = [trial.drift for trial in forgot if trial.drift is not None]
-        least = mine is not None and mine.drift is not None and mine.drift <= min(drifts)
-        text += f"{len(forgot)} of {len(report.tried)} trials forgot" + (
-            ", this one with the least drift" if least else ""
-        )
+    text += f"{len(forgot) or 'none'} of {len(report.tried)} trials forgot"
+    drifts = [trial.drift for trial in forgot if trial.drift is not None]
+    mine = [trial.drift for trial in forgot if _is_chosen(trial, report)][:1]
+    if drifts and mine == [min(drifts)]:
+        text += ", this one with the least drift"
     return f"{text}; the search ended at the EDGE of its range." if report.at_edge else f"{text}."
 
 
@@ -376,9 +360,9 @@ def _trials(report: Report) -> Iterator[str]:
     def distance(trial: Trial) -> tuple[bool, bool, float]:
         return not _is_chosen(trial, report), trial.layers != report.chosen, abs(math.log(trial.lr / report.lr))
 
-    listed = sorted(report.tried, key=distance)[:LISTED]
     judged = "forget accuracy" if report.unseen_accuracy is None else "held-out accuracy"
     yield f"{'':{LABEL}}  {'layers':<8}{'rate':>10}{judged:>20}{'drift, nats':>14}{'forgot':>9}"
+    listed = sorted(report.tried, key=distance)[:LISTED]
     for trial in sorted(listed, key=lambda one: (one.layers, one.lr)):
         accuracy = "diverged" if trial.forget_accuracy is None else _percent(trial.forget_accuracy)
         yield (
@@ -389,27 +373,21 @@ def _trials(report: Report) -> Iterator[str]:
         yield f"{'':{LABEL}}  and {len(report.tried) - LISTED} more in report.tried"
 
 
-def _moved(report: Report) -> str:
-    text = f"{len(report.free_dimension)} of {len(report.layers)} moved"
+def _layers(report: Report) -> Iterator[str]:
+    """Yield why layers stayed, and the table of those that moved; if there are many, those that leak most."""
     reasons: dict[str, list[str]] = {}
     for name, reason in report.frozen.items():
-        reasons.setdefault(reason, []).append(name)
+        reasons.setdefault(reason or "not chosen", []).append(name)
+    text = f"{len(report.free_dimension)} of {len(report.layers)} moved"
     for reason, names in list(reasons.items())[:3]:
-        text += (
-            f"; {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} stayed: {reason or 'not chosen'}"
-        )
+        text += f"; {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} stayed: {reason}"
     if len(reasons) > 3:
         text += f"; {len(reasons) - 3} more reasons in report.frozen"
-    return f"{text}."
-
-
-def _layers(report: Report) -> Iterator[str]:
-    """Yield the table of the layers that moved, those that leak most if there are many."""
+    yield from _entry("layers", f"{text}.")
     moved = [layer for layer in report.layers if layer.moved]
     worst = sorted(moved, key=lambda layer: -(layer.leak or 0))[:LISTED]
-    if not worst:
-        return
-    yield f"{'':{LABEL}}  {'weight':<34}{'inputs':>8}{'free':>8}{'leak':>10}{'free share':>14}"
+    if moved:
+        yield f"{'':{LABEL}}  {'weight':<34}{'inputs':>8}{'free':>8}{'leak':>10}{'free share':>14}"
     for layer in [layer for layer in moved if layer in worst]:
         name = layer.name.removesuffix(".weight")
         name = name if len(name) <= 33 else f"...{name[-30:]}"  # the end tells layers apart

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#555555"
@@ -72,7 +71,10 @@ def rates_tried(axis: Axes, report: dict[str, Any]) -> None:
     if chosen and chosen[0]["drift"] is not None:
         axis.plot(chosen[0]["lr"], chosen[0]["drift"], "o", color="black", markersize=15, markerfacecolor="none")
         axis.plot([], [], "o", color="black", markersize=9, markerfacecolor="none", label="chosen")
-    _rate_ticks(axis, sorted({trial["lr"] for trial in trials}))
+    rates = sorted({trial["lr"] for trial in trials})
+    shown = rates[:: 1 + len(rates) // 8]
+    axis.set_xticks(shown, [f"{rate:g}" for rate in shown])
+    axis.set_xticks([], minor=True)
     _drift_ticks(axis, drifts)
     _legend(axis)
 
@@ -114,7 +116,7 @@ def layer_shares(axis: Axes, report: dict[str, Any]) -> None:
     else:
         axis.locator_params(axis="x", integer=True)
     axis.set_ylim(-0.002, 150)
-    _plain_ticks(axis.yaxis)
+    axis.yaxis.set_major_formatter(lambda value, _place: f"{value:g}")  # 0.01 instead of a power of ten
     _legend(axis, columns=2)
 
 
@@ -159,21 +161,9 @@ def _say(axis: Axes, text: str) -> None:
     axis.set(xticks=[], yticks=[])
 
 
-def _plain_ticks(side: Axis) -> None:
-    """Write 0.01 instead of a power of ten."""
-    side.set_major_formatter(lambda value, _place: f"{value:g}")
-
-
 def _legend(axis: Axes, columns: int = 3) -> None:
     """Put the legend below the panel, where nothing is drawn."""
     axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=columns)
-
-
-def _rate_ticks(axis: Axes, rates: Sequence[float]) -> None:
-    """Label the rates that were tried, every second one where they are many."""
-    shown = rates[:: 1 + len(rates) // 8]
-    axis.set_xticks(shown, [f"{rate:g}" for rate in shown])
-    axis.set_xticks([], minor=True)
 
 
 def _drift_ticks(axis: Axes, drifts: Sequence[float]) -> None:

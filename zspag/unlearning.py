@@ -11,20 +11,20 @@ Invariant: the caller's model is only read; all work happens on a copy. Nothing 
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from zspag.calibration.cross_fitting import Made, unlearn_with
 from zspag.config import UnlearnConfig
-from zspag.heads.closed_row import close_rows
+from zspag.heads.closed_row import Closed, close_rows
 from zspag.heads.remainder import measure_remainder
 from zspag.outcome import Remainder, Report
 from zspag.preflight import progress as bars
-from zspag.preflight.checks import Preflight, preflight, unsound
-from zspag.preflight.classifiers import cast_back, classifier, own_model, place_of, working_copy
-from zspag.preflight.inputs import ForgetSet, forget_set
+from zspag.preflight.checks import Preflight, look, unsound
+from zspag.preflight.classifiers import cast_back, own_model
+from zspag.preflight.inputs import ForgetSet
 from zspag.preflight.surroundings import plain_layout, surroundings
 from zspag.proxy_statistics import HALVABLE, ProxyStatistics, prepare
 from zspag.runtime import channels_last, generator_for, logits_of, seed_of
@@ -45,46 +45,6 @@ class Unlearned:
     model: nn.Module
     open_model: nn.Module
     report: Report
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """A request that was looked at, ready to be carried out.
-
-    Attributes:
-        net: A working copy of the model that maps a batch to a tensor of logits.
-        forget: Images and labels.
-        found: What the look at all of it said.
-    """
-
-    net: nn.Module
-    forget: ForgetSet
-    found: Preflight
-
-    @property
-    def gone(self) -> tuple[int, ...]:
-        """Classes to forget now and those that were forgotten before, in increasing order."""
-        return tuple(sorted({*self.forget.classes, *self.found.already_forgotten}))
-
-
-def look(
-    model: nn.Module,
-    forget_images: Any,
-    forget_labels: Any = None,
-    *,
-    num_classes: Any = None,
-    already_forgotten: Any = (),
-) -> Request:
-    """Read the forget data and look at everything that can be known before the first second of work.
-
-    Raises:
-        ValueError: If the request cannot work; the message says what, where, the value and the remedy.
-    """
-    working = working_copy(model)
-    device, dtype = place_of(working)
-    forget = forget_set(forget_images, forget_labels, device=device, dtype=dtype)
-    net = classifier(working, forget.images, num_classes=num_classes)
-    return Request(net, forget, preflight(net, forget, num_classes=num_classes, already_forgotten=already_forgotten))
 
 
 def zero_shot_unlearn(
@@ -140,102 +100,96 @@ def zero_shot_unlearn(
     config = config or UnlearnConfig()
     with surroundings(model), bars.watched(progress):
         started = time.perf_counter()
-        request = look(
+        net, forget, found = look(
             model, forget_images, forget_labels, num_classes=num_classes, already_forgotten=already_forgotten
         )
-        checked = time.perf_counter() - started
-        with plain_layout(request.found.layout == "plain"):
-            result = _carried_out(model, request, config=config, seed=seed, checked=checked)
-    for warning in result.report.warnings:
+        gone = tuple(sorted({*forget.classes, *found.already_forgotten}))
+        checked = time.perf_counter()
+        with plain_layout(found.layout == "plain"):
+            statistics = prepare(
+                net,
+                channels_last(forget.images),
+                forget=gone,
+                num_classes=found.num_classes,
+                config=config,
+                generator=generator_for(seed, "material"),
+            )
+            prepared = time.perf_counter()
+            drawn = seed_of(generator_for(seed, "method"))  # as the grid draws it: a recorded row is this call
+            made = unlearn_with(
+                net, forget.labels, statistics, forget=gone, config=config, seed=drawn, frozen=found.frozen
+            )
+            fitted = time.perf_counter()
+            ruined = made.run.diverged or bool(unsound(made.run.model))
+            opened = net if ruined else made.run.model
+            bars.step("closing rows", 0, 1)
+            closed = close_rows(opened, gone, images=forget.images)
+            bars.step("remainder", 0, 1)
+            remainder = measure_remainder(
+                net,
+                opened,
+                forget_images=statistics.views.images,
+                forget_labels=forget.labels[statistics.views.sources.to(forget.labels.device)],
+                forget_sources=statistics.views.sources,
+                proxy_images=statistics.proxies.barely,
+                proxy_sources=statistics.image_of,
+                seed=seed,
+            )
+            seconds = {
+                "checks": checked - started,
+                **statistics.seconds,
+                "calibration": fitted - prepared - made.seconds,
+                "update": made.seconds,
+                "closing": time.perf_counter() - fitted,
+            }
+            report = _report(forget, found, statistics, made, opened, closed, remainder, config, ruined, seconds)
+        result = Unlearned(
+            cast_back(own_model(closed.model), like=model), cast_back(own_model(opened), like=model), report
+        )
+    for warning in report.warnings:
         warnings.warn(warning, stacklevel=2)
     return result
 
 
-def _carried_out(model: nn.Module, request: Request, *, config: UnlearnConfig, seed: int, checked: float) -> Unlearned:
-    """Prepare, calibrate, fit, close the rows, and look at what came out."""
-    net, gone, images = request.net, request.gone, channels_last(request.forget.images)
-    statistics = prepare(
-        net,
-        images,
-        forget=gone,
-        num_classes=request.found.num_classes,
-        config=config,
-        generator=generator_for(seed, "material"),
-    )
-    calibrated = time.perf_counter()
-    drawn = seed_of(generator_for(seed, "method"))  # as the grid draws it: a recorded row is this call, bit for bit
-    made = unlearn_with(
-        net, request.forget.labels, statistics, forget=gone, config=config, seed=drawn, frozen=request.found.frozen
-    )
-    fitted = time.perf_counter()
-    ruined = made.run.diverged or bool(unsound(made.run.model))
-    opened = net if ruined else made.run.model
-    bars.step("closing rows", 0, 1)
-    closed = close_rows(opened, gone, images=request.forget.images)
-    remainder = _remainder(request, opened, statistics, seed=seed)
-    seconds = {
-        "checks": checked,
-        **statistics.seconds,
-        "calibration": fitted - calibrated - made.seconds,
-        "update": made.seconds,
-        "closing": time.perf_counter() - fitted,
-    }
-    open_model = cast_back(own_model(opened), model)
-    report = _report(request, statistics, made, opened, remainder, config=config, ruined=ruined, seconds=seconds)
-    report = replace(report, silenced=closed.closed, left_open=closed.reason)
-    return Unlearned(cast_back(own_model(closed.model), model), open_model, report)
-
-
-def _remainder(request: Request, opened: nn.Module, statistics: ProxyStatistics, *, seed: int) -> Remainder:
-    """Measure what is left in the features, on views and barely hit proxies."""
-    bars.step("remainder", 0, 1)
-    return measure_remainder(
-        request.net,
-        opened,
-        forget_images=statistics.views.images,
-        forget_labels=request.forget.labels[statistics.views.sources.to(request.forget.labels.device)],
-        forget_sources=statistics.views.sources,
-        proxy_images=statistics.proxies.barely,
-        proxy_sources=statistics.image_of,
-        seed=seed,
-    )
-
-
 def _report(
-    request: Request,
+    forget: ForgetSet,
+    found: Preflight,
     statistics: ProxyStatistics,
     made: Made,
     opened: nn.Module,
+    closed: Closed,
     remainder: Remainder,
-    *,
     config: UnlearnConfig,
     ruined: bool,
     seconds: dict[str, float],
 ) -> Report:
-    forget, chosen, target = request.forget, made.calibration, config.update.forget_accuracy
+    """Judge the open model, and put everything that was measured into a report."""
+    chosen, samples = made.calibration, len(forget.labels)
     remaining = (logits_of(opened, channels_last(forget.images)).argmax(1) == forget.labels).double().mean().item()
-    unseen = chosen.trial.forget_accuracy if len(forget.labels) >= HALVABLE else None
-    reached = not ruined and remaining <= target and (unseen is None or unseen <= TRUSTED)
-    said = list(request.found.warnings)
+    unseen = chosen.trial.forget_accuracy if samples >= HALVABLE else None
+    warned = list(found.warnings)
+    missed = ""
     if ruined:
-        said.append("not reached: every rate made the weights infinite, so the model is a copy of the original")
-    elif remaining > target:
-        said.append(
-            f"not reached: {100 * remaining:.1f} % of the forget set is still recognized; pass more images, or a"
-            f" config with more update.epochs than {config.update.epochs}"
+        missed = "every rate made the weights infinite, so the model is a copy of the original"
+    elif remaining > config.update.forget_accuracy:
+        missed = (
+            f"{100 * remaining:.1f} % of the forget set is still recognized; pass more images, or a config with more"
+            f" update.epochs than {config.update.epochs}"
         )
-    elif not reached and unseen is not None:
-        said.append(
-            f"not reached: the forget set is forgotten, but {100 * unseen:.0f} % of held-out forget samples were still"
-            f" recognized; pass more images than {len(forget.labels)}"
+    elif unseen is not None and unseen > TRUSTED:
+        missed = (
+            f"the forget set is forgotten, but {100 * unseen:.0f} % of held-out forget samples were still recognized;"
+            f" pass more images than {samples}"
         )
+    if missed:
+        warned.append(f"not reached: {missed}")
     if chosen.at_edge and not ruined and config.update.lr is None:
-        said.append(f"the search for a rate ended at the edge of its range, at {chosen.trial.lr:.3g}")
+        warned.append(f"the search for a rate ended at the edge of its range, at {chosen.trial.lr:.3g}")
     return Report(
         forget_classes=forget.classes,
-        already_forgotten=request.found.already_forgotten,
-        samples=len(forget.labels),
-        original_accuracy=request.found.original_accuracy,
+        already_forgotten=found.already_forgotten,
+        samples=samples,
+        original_accuracy=found.original_accuracy,
         forget_accuracy=remaining,
         unseen_accuracy=unseen,
         eps=statistics.proxies.eps,
@@ -247,9 +201,10 @@ def _report(
         history=made.run.history,
         drift=made.damage,
         remainder=remainder,
-        reached=reached,
-        silenced=False,
+        reached=not missed,
+        silenced=closed.closed,
         at_edge=chosen.at_edge,
-        warnings=tuple(said),
+        warnings=tuple(warned),
         seconds=seconds,
+        left_open=closed.reason,
     )

@@ -6,8 +6,8 @@ The head gives z = W h + b. For every forgotten class f, all of them together,
 
 so that z_f = mean_o z_o - gap < max_o z_o for *every* h, of any sign. Answers are then those of the masked original.
 
-This is exact and free, and so it is no evidence of forgetting: the untouched original with its rows closed forgets
-completely and loses nothing. It is the control beside which an unlearned model, its rows open, has to earn its keep.
+This is exact and free, so it is no evidence of forgetting: the untouched original with its rows closed forgets
+completely and loses nothing. It is the control of every comparison; unlearned models are compared with their rows open.
 
 Invariant: the rows of retained classes stay as they are, bit for bit; the caller's model is only read.
 """
@@ -24,8 +24,8 @@ from zspag.heads.head import Head, NoHeadError, find_head, head_call, positions
 from zspag.runtime import chunks, device_of
 
 MEASURED = 256  # images that the size of the logits is measured on
-# CHOICE: whoever uses the closed model may run it in bfloat16 (autocast), and on images with far larger features than
-# those at hand. To allow for both costs nothing: a larger gap only makes the forgotten classes less probable still.
+# CHOICE: the closed model may be run in bfloat16 (autocast), and on images with far larger features than those at hand.
+# A larger gap costs nothing: it only makes the forgotten classes still less probable.
 REACH, REACH_BFLOAT16 = 100.0, 4.0
 LEAST_GAP = 1.0  # nats: even logits without any size are told apart
 ROUNDINGS = 12  # of numbers up to the size of the logits: weights, stored mean row, logits, a log-softmax; both sides
@@ -70,11 +70,10 @@ def close_rows(model: nn.Module, classes: Sequence[int], *, images: Tensor) -> C
         ValueError: If a class is not among the logits, none is given, or none would be left.
 
     Note:
-        In exact arithmetic any gap above 0 will do. In floating point the error of a logit grows with the size
-        S(h) = max_o sum_i |w_oi h_i| + |b_o| of its terms: with u the unit roundoff, a that of the sums and d terms,
-        |error| <= (12 u + 2 d a) S together for both sides. The gap exceeds this bound for 100 times the largest S of
-        ``images`` in the model's own precision, and for 4 times in bfloat16. Where the retained logits all but tie
-        although features are larger still, rounding decides; no finite gap changes that.
+        In exact arithmetic any gap above 0 is enough. In floating point the error of a logit grows with the size of
+        its terms, S(h) = max_o sum_i |w_oi h_i| + |b_o|: with u the unit roundoff, a that of the sums and d terms,
+        |error| <= (12 u + 2 d a) S for both sides together. The gap exceeds this bound for 100 times the largest S of
+        ``images`` in the model's own precision, and for 4 times in bfloat16. Beyond, rounding may decide near ties.
 
     Example:
         >>> from torch import nn
@@ -97,10 +96,9 @@ def close_rows(model: nn.Module, classes: Sequence[int], *, images: Tensor) -> C
     if not gone or gone[0] < 0 or gone[-1] >= len(weight) or not kept:
         raise ValueError(f"classes to close must be some, and not all, of 0..{len(weight) - 1}, got {gone}")
     size, terms, kind = _size(changed, images[:MEASURED], head, kept)
-    gap = max(
-        LEAST_GAP, size * REACH * _rounding(kind, terms), size * REACH_BFLOAT16 * _rounding(torch.bfloat16, terms)
-    )
-    within = gap * (1 - 2 * torch.finfo(kind).eps) / _rounding(kind, terms)  # sizes at which rounding decides nothing
+    rounding = _rounding(kind, terms)
+    gap = max(LEAST_GAP, size * REACH * rounding, size * REACH_BFLOAT16 * _rounding(torch.bfloat16, terms))
+    within = gap * (1 - 2 * torch.finfo(kind).eps) / rounding  # sizes at which rounding decides nothing
     reach = min(within, torch.finfo(kind).max - gap) / size if size else math.inf  # and no logit overflows
     if not reach >= REACH_BFLOAT16:
         reason = f"the head {head.name}: logits of size {size:.3g} leave no room for a gap of {gap:.3g} in {kind}"
@@ -112,10 +110,7 @@ def close_rows(model: nn.Module, classes: Sequence[int], *, images: Tensor) -> C
 
 
 def original_row_closed(model: nn.Module, classes: Sequence[int], *, images: Tensor) -> nn.Module:
-    """Return the control of every table: the untouched original, its rows closed.
-
-    It answers no image with a forgotten class and every other as the masked original does:
-    silence for nothing. Arguments are those of ``close_rows``.
+    """Return the control of every table: the untouched original, its rows closed. Arguments: ``close_rows``.
 
     Raises:
         ValueError: If the rows cannot be closed; the message says why.
@@ -139,7 +134,7 @@ def _size(model: nn.Module, images: Tensor, head: Head, kept: Sequence[int]) -> 
     for (batch,) in chunks(images.to(device_of(model))):
         call = head_call(model, batch, head)
         parts = {
-            name: part.abs().double() if isinstance(part, Tensor) else part for name, part in call.arguments.items()
+            name: value.abs().double() if isinstance(value, Tensor) else value for name, value in call.arguments.items()
         }
         sizes = positions(call.function(**parts), len(batch), linear=parts["weight"].dim() == 2)
         largest.append(sizes[..., list(kept)].max())

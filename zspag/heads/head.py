@@ -100,19 +100,15 @@ def head_inputs(model: nn.Module, images: Tensor, head: Head) -> Tensor:
 
 
 def logits_under_head(original: nn.Module, changed: nn.Module, images: Tensor, head: Head) -> Tensor:
-    """Return the logits that the original's head gives to the features of another model of the same architecture.
+    """Return the logits (n, K) that the original's head gives to the features of another model.
 
-    It is as if the head, and all that follows it, were put back; no weight is copied, so a normed or a computed head
-    is no exception.
+    No weight is copied: what enters the head is replaced, so a normed or computed head is no exception.
 
     Args:
         original: Whose head reads; not changed.
-        changed: Whose features are read; not changed.
+        changed: Whose features are read, of the same architecture; not changed.
         images: Shape (n, C, H, W).
         head: The head of both.
-
-    Returns:
-        Logits, shape (n, K).
     """
     answers = []
     for (batch,) in chunks(images.to(device_of(original))):

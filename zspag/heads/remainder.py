@@ -4,9 +4,8 @@ A model can stop answering a class and still carry it to the last layer. Two que
 what enters the head tell held-out forget samples from held-out proxies? And how many forget samples does the original's
 head recognize, when it reads the new model's features?
 
-A proxy is a forget image and a perturbation. The perturbation alone gives it away, to raw pixels, too, and this has
-nothing to do with the class. So every forget sample wears the perturbation of another image's proxy, and counts where
-the original still sees its class: perturbed are then both, and they differ in what the original makes of them.
+A proxy is a forget image plus a perturbation, and a probe would recognize the perturbation itself. So every forget
+sample gets the perturbation of another image's proxy, and counts only if the original still sees its class in it.
 
 Views and proxies of one image resemble one another, whatever the features carry of the class. So sources are held out
 whole, perturbations are exchanged among sources that are held out together, and labels are permuted source by source.
@@ -23,7 +22,7 @@ from zspag.heads.head import find_head, head_inputs, logits_under_head
 from zspag.outcome import Remainder
 from zspag.runtime import device_of, generator_for, logits_of
 
-FEWEST = 8  # sources; the permuted values of fewer spread over half of the range
+FEWEST = 8  # sources; with fewer, the permuted values cover half of the range
 FOLDS = 5  # groups of sources that are held out together, each of two or more
 MOST = 400  # proxies that are looked at
 PERMUTATIONS = 100
@@ -54,17 +53,17 @@ class Probe:
     Attributes:
         accuracy: Balanced accuracy, every source weighing the same.
         chance: Mean balanced accuracy under permuted labels.
-        spread: Standard deviation of the latter.
+        deviation: Standard deviation of the latter.
     """
 
     accuracy: float
     chance: float
-    spread: float
+    deviation: float
 
     @property
     def clear(self) -> bool:
-        """Whether the accuracy stands out from what permuted labels give."""
-        return self.accuracy > self.chance + CLEARLY * self.spread
+        """Whether the accuracy clearly exceeds what permuted labels give."""
+        return self.accuracy > self.chance + CLEARLY * self.deviation
 
 
 def measure_remainder(
@@ -97,11 +96,10 @@ def measure_remainder(
         Not measurable is what the probe cannot clearly tell on the original either, and what has fewer than 8 sources.
 
     Note:
-        Only the difference to the original's value says something: a model that never knew the class does not fall to
+        Only the difference to the original's value means something: a model that never knew the class does not fall to
         chance. On digits (three nets, two classes, 50 images, proxies that barely hit) originals have .82 to .88,
-        retrained models .64 to .78, untrained ones .62 to .68; with confident proxies .93 to .98, .61 to .86, .63 to
-        .78. Without exchanged perturbations the first three are .92 to .99, .76 to .95, .87 to .95: even an untrained
-        model tells the perturbation. A low value shows that this probe finds nothing, not that nothing is there.
+        retrained models .64 to .78, untrained ones .62 to .68. Without exchanged perturbations they have .92 to .99,
+        .76 to .95, .87 to .95. A low value shows that this probe finds nothing, not that nothing is there.
 
     Reference:
         Permuting groups whole: Winkler et al., "Multi-level block permutation", NeuroImage 2015.
@@ -124,7 +122,7 @@ def measure_remainder(
     if not all(bool(part.isfinite().all()) for part in features):
         return Remainder(False, None, None, None, back, "the features are not finite")
     known, left = (source_probe(part, pairs.first, pairs.sources, pairs.folds, seed=seed) for part in features)
-    note = f"{count} sources; permuted labels give {left.chance:.2f} +- {left.spread:.2f}"
+    note = f"{count} sources; permuted labels give {left.chance:.2f} +- {left.deviation:.2f}"
     if not known.clear:
         note += f"; the original's own {known.accuracy:.2f} does not stand out"
     return Remainder(known.clear, known.accuracy, left.accuracy, left.chance, back, note)
@@ -140,34 +138,34 @@ def contrast(
     *,
     generator: torch.Generator,
 ) -> Contrast:
-    """Let forget samples wear the perturbations of other images' proxies, and keep those that stay what they are.
+    """Add the perturbations of other images' proxies to forget samples; keep those that the original still recognizes.
 
     Arguments are those of ``measure_remainder``; of many proxies a random 400 are taken. A perturbation is what a proxy
-    differs by from the nearest forget image of its source. It is worn by an image of another source of the same fold.
+    differs by from the nearest forget image of its source. It is added to an image of another source of the same fold.
     """
     few = torch.randperm(len(proxy_images), generator=generator)[:MOST]
     owners, makers = forget_sources.cpu(), proxy_sources.cpu()[few]
     images, proxies = (part.to(device_of(original)) for part in (forget_images, proxy_images.cpu()[few]))
     folds = source_folds(torch.cat([owners, makers]), generator=generator)
     own_folds, their_folds = folds[: len(owners)], folds[len(owners) :]
-    worn, wearers = [images[:0]], [torch.arange(0)]
+    made, bearers = [images[:0]], [torch.arange(0)]
     for source in makers.unique():
         mine, same = makers == source, owners == source
         others = (~same & (own_folds == their_folds[mine][0])).nonzero()[:, 0]
         if not bool(same.any()) or not len(others):
             continue
         nearest = torch.cdist(proxies[mine].flatten(1).double(), images[same].flatten(1).double()).argmin(1)
-        wearers.append(others[torch.randint(len(others), (int(mine.sum()),), generator=generator)])
-        worn.append((images[wearers[-1]] + proxies[mine] - images[same][nearest]).clamp(0, 1))
-    dressed, wearer = torch.cat(worn), torch.cat(wearers)
-    if len(dressed):
-        stay = logits_of(original, dressed).argmax(1).cpu() == forget_labels.cpu()[wearer]
-        dressed, wearer = dressed[stay], wearer[stay]
+        bearers.append(others[torch.randint(len(others), (int(mine.sum()),), generator=generator)])
+        made.append((images[bearers[-1]] + proxies[mine] - images[same][nearest]).clamp(0, 1))
+    perturbed, bearer = torch.cat(made), torch.cat(bearers)
+    if len(perturbed):
+        stay = logits_of(original, perturbed).argmax(1).cpu() == forget_labels.cpu()[bearer]
+        perturbed, bearer = perturbed[stay], bearer[stay]
     return Contrast(
-        images=torch.cat([dressed, proxies]),
-        first=torch.arange(len(dressed) + len(proxies)) < len(dressed),
-        sources=torch.cat([owners[wearer], makers]),
-        folds=torch.cat([own_folds[wearer], their_folds]),
+        images=torch.cat([perturbed, proxies]),
+        first=torch.arange(len(perturbed) + len(proxies)) < len(perturbed),
+        sources=torch.cat([owners[bearer], makers]),
+        folds=torch.cat([own_folds[bearer], their_folds]),
     )
 
 
@@ -208,7 +206,10 @@ def source_probe(features: Tensor, labels: Tensor, sources: Tensor, folds: Tenso
     swaps = torch.randint(2, (int(own.max()) + 1, PERMUTATIONS), generator=generator_for(seed, "swaps")) * 2 - 1
     swaps = torch.cat([torch.ones(len(swaps), 1), swaps], 1).double()  # first: as they are
     truth = torch.where(labels, 1.0, -1.0)[:, None] * swaps[own]
-    weights = _weights(labels, own)
+    weights = torch.zeros(len(labels), dtype=torch.float64)  # both kinds sum to 1/2, every source of a kind alike
+    for kind in (labels, ~labels):
+        counts = own[kind].bincount()
+        weights[kind] = 0.5 / (int((counts > 0).sum()) * counts[own[kind]].double())
     guess = torch.zeros_like(truth)
     for fold in folds.unique():
         held, fitted = folds == fold, folds != fold
@@ -216,19 +217,9 @@ def source_probe(features: Tensor, labels: Tensor, sources: Tensor, folds: Tenso
         guess[held] = _ridge(features[fitted], truth[fitted], weights[fitted], features[held], sources=groups)
     right = ((guess > 0) == (truth > 0)).double()
     kinds = torch.stack([truth > 0, truth < 0]) * weights[:, None]  # (2, n, 1 + permutations)
-    each = (
-        ((kinds * right).sum(1) / kinds.sum(1)).nan_to_num(0.5).mean(0)
-    )  # a kind may be missing among permuted labels
+    shares = (kinds * right).sum(1) / kinds.sum(1)
+    each = shares.nan_to_num(0.5).mean(0)  # a kind may be missing among permuted labels
     return Probe(each[0].item(), each[1:].mean().item(), each[1:].std().item())
-
-
-def _weights(labels: Tensor, own: Tensor) -> Tensor:
-    """Return weights under which both kinds sum to 1/2, and within a kind every source weighs the same."""
-    weights = torch.zeros(len(labels), dtype=torch.float64)
-    for kind in (labels, ~labels):
-        counts = own[kind].bincount()
-        weights[kind] = 0.5 / (int((counts > 0).sum()) * counts[own[kind]].double())
-    return weights
 
 
 def _ridge(rows: Tensor, targets: Tensor, weights: Tensor, held: Tensor, *, sources: int) -> Tensor:

@@ -28,7 +28,6 @@ from zspag.lab.data.pictures import grey
 from zspag.lab.models import Normalize
 from zspag.lab.models.user_files import model_of
 from zspag.lab.models.weights import State, facts_from, load_into, read_state, write_state
-from zspag.outcome import Report
 from zspag.report import files, provenance
 from zspag.runtime import evaluating, pick_device
 from zspag.unlearning import Unlearned, zero_shot_unlearn
@@ -111,16 +110,20 @@ def unlearn_files(task: Task) -> Iterator[str]:
     _check_out(task)
     started, device = time.time(), pick_device()
     classes = None if task.classes_file is None else read_classes(task.classes_file)
-    num_classes = _number_of_classes(task, classes)
+    num_classes = task.num_classes if classes is None else len(classes)
+    if task.num_classes not in (None, num_classes):
+        raise ValueError(f"{task.classes_file} names {num_classes} classes, but --num-classes is {task.num_classes}")
     photos = labelled_folder(task.forget, classes=classes, label=task.label, image_size=task.image_size)
     yield from photos.remarks
     state, remarks = read_state(task.weights)
     inner, more = _loaded(task, state, num_classes, photos)
-    model = _normalizing(inner, task)
+    model = inner
+    if task.mean is not None and task.std is not None:
+        model = nn.Sequential(OrderedDict(normalize=Normalize(task.mean, task.std), model=inner))
     images, fitting = _with_channels_for(model, photos.images, task.mean)
     yield from (*remarks, *more, *fitting)
 
-    with _rehearsed(task.out, inner), warnings.catch_warnings(record=True) as said:
+    with _rehearsed(task.out, inner), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         result = zero_shot_unlearn(
             model.to(device),
@@ -130,25 +133,29 @@ def unlearn_files(task: Task) -> Iterator[str]:
             already_forgotten=task.already_forgotten,
             seed=task.seed,
         )
-        record = _record(task, images, photos.labels, device, started)
+        pixels = hashlib.sha256(images.contiguous().numpy().tobytes() + photos.labels.numpy().tobytes())
+        record = MADE_BY | provenance.record(
+            config=to_dict(UnlearnConfig()),
+            seed=task.seed,
+            data_sha256=pixels.hexdigest(),
+            device=device.type,
+            threads=torch.get_num_threads(),
+            started=started,
+        )
         _write(task, result, record)
     report = result.report
     yield str(report)
-    yield from (
-        f"warning: {text}" for text in dict.fromkeys(str(w.message) for w in said) if text not in report.warnings
-    )
+    beside = dict.fromkeys(str(warning.message) for warning in warned)
+    yield from (f"warning: {text}" for text in beside if text not in report.warnings)
     yield f"wrote {task.out}, {task.report} and {task.figure}"
     if not report.reached:
-        raise GoalNotReached(_shortfall(task, report))
-
-
-def _shortfall(task: Task, report: Report) -> str:
-    held = "" if report.unseen_accuracy is None else f" and {100 * report.unseen_accuracy:.0f} % of what was held out"
-    closed = ", with the rows of the forgotten classes closed" if report.silenced and not task.keep_open else ""
-    return (
-        f"the goal is not reached: the updates leave {100 * report.forget_accuracy:.0f} % of the forget set{held}"
-        f" recognized; {task.out} is written all the same{closed}"
-    )
+        unseen = report.unseen_accuracy
+        held = "" if unseen is None else f" and {100 * unseen:.0f} % of what was held out"
+        closed = ", with the rows of the forgotten classes closed" if report.silenced and not task.keep_open else ""
+        raise GoalNotReached(
+            f"the goal is not reached: the updates leave {100 * report.forget_accuracy:.0f} % of the forget set{held}"
+            f" recognized; {task.out} is written all the same{closed}"
+        )
 
 
 def _check_out(task: Task) -> None:
@@ -157,7 +164,7 @@ def _check_out(task: Task) -> None:
     Raises:
         ValueError: If so.
     """
-    out, made = task.out, (task.out, task.report, task.figure)
+    out = task.out
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {out}")
     if out.is_dir():
@@ -166,11 +173,9 @@ def _check_out(task: Task) -> None:
         raise ValueError(f"--out is the file of the weights, {out}: the original is not replaced, choose another name")
     if out.parent.resolve().is_relative_to(task.forget.resolve()):
         raise ValueError(f"--out lies in the folder of photos, {task.forget}, where the figure would be one of them")
-    for path in made:
+    for path in (out, task.report, task.figure):
         if path.exists() and not _is_ours(path, task):
-            raise ValueError(
-                f"{path} exists and was not made by zspag unlearn: it is not replaced, move it or choose another --out"
-            )
+            raise ValueError(f"{path} exists and was not made by zspag unlearn: move it or choose another --out")
 
 
 def _is_ours(path: Path, task: Task) -> bool:
@@ -185,61 +190,34 @@ def _is_ours(path: Path, task: Task) -> bool:
         return False
 
 
-def _number_of_classes(task: Task, classes: Sequence[str] | None) -> int | None:
-    if classes is None:
-        return task.num_classes
-    if task.num_classes not in (None, len(classes)):
-        raise ValueError(f"{task.classes_file} names {len(classes)} classes, but --num-classes is {task.num_classes}")
-    return len(classes)
-
-
 def _loaded(task: Task, state: State, num_classes: int | None, photos: ForgetFolder) -> tuple[nn.Module, list[str]]:
     """Build the model and give it its weights; return it with remarks.
 
-    If that fails, the weights are asked for what nobody has said: with which facts would their shapes fit?
+    If that fails, the shapes of the weights tell the number of classes and channels that nobody has given.
 
     Raises:
         ValueError: If the model cannot be built, or the weights do not fit it.
     """
+    seen = {"in_channels": photos.images.shape[1], "image_size": photos.images.shape[-1]}
+
+    def built(known: Mapping[str, int]) -> tuple[nn.Module, list[str]]:
+        model, handed = model_of(task.model, known, guessed=seen)
+        guessed = [f"{name}={value}" for name, value in handed.items() if name not in known]
+        remarks = [f"{task.model} is called with {', '.join(guessed)}, as the photos are"] if guessed else []
+        return model, remarks + load_into(model, state, weights=task.weights, place=task.model)
+
     known = {} if num_classes is None else {"num_classes": num_classes}
     try:
-        return _built(task, state, known, photos)
+        return built(known)
     except ValueError as error:
-        found = _facts_found(task, state, known, photos)
-        if not found:
-            raise
         try:
-            model, remarks = _built(task, state, known | found, photos)
+            trial, _ = model_of(task.model, {"num_classes": PROBED} | known, guessed=seen)
+            found = facts_from(state, trial.state_dict(), probed=PROBED)
+            model, remarks = built(found | known)
         except ValueError:
             raise error from None
-    facts = ", ".join(f"{name}={value}" for name, value in found.items())
+    facts = ", ".join(f"{name}={value}" for name, value in found.items() if name not in known)
     return model, [f"the shapes of the weights tell {facts}", *remarks]
-
-
-def _built(task: Task, state: State, known: Mapping[str, int], photos: ForgetFolder) -> tuple[nn.Module, list[str]]:
-    seen = {"in_channels": photos.images.shape[1], "image_size": photos.images.shape[-1]}
-    model, handed = model_of(task.model, known, guessed=seen)
-    guessed = [f"{name}={value}" for name, value in handed.items() if name not in known]
-    remarks = [f"{task.model} is called with {', '.join(guessed)}, as the photos are"] if guessed else []
-    return model, remarks + load_into(model, state, weights=task.weights, place=task.model)
-
-
-def _facts_found(task: Task, state: State, known: Mapping[str, int], photos: ForgetFolder) -> dict[str, int]:
-    """Return what the shapes of the weights tell beyond what is known; nothing where a trial model cannot be built."""
-    trial = {"num_classes": PROBED} | dict(known)
-    try:
-        seen = {"in_channels": photos.images.shape[1], "image_size": photos.images.shape[-1]}
-        model, _ = model_of(task.model, trial, guessed=seen)
-    except ValueError:
-        return {}
-    found = facts_from(state, model.state_dict(), probed=PROBED)
-    return {name: value for name, value in found.items() if name not in known}
-
-
-def _normalizing(model: nn.Module, task: Task) -> nn.Module:
-    if task.mean is None or task.std is None:
-        return model
-    return nn.Sequential(OrderedDict(normalize=Normalize(task.mean, task.std), model=model))
 
 
 def _with_channels_for(model: nn.Module, images: Tensor, mean: Sequence[float] | None) -> tuple[Tensor, list[str]]:
@@ -251,27 +229,20 @@ def _with_channels_for(model: nn.Module, images: Tensor, mean: Sequence[float] |
         mean: Means of the channels, which say how many there are; None asks the model.
     """
     have = images.shape[1]
-    takes = _channels_taken(model, images[:1]) if mean is None else len(mean)
-    if takes == have or {takes, have} != {1, 3}:
+    if mean is not None:
+        fits = len(mean) == have or {len(mean), have} != {1, 3}
+    else:
+        runs, first = _tried(model, images[:1])
+        # A layer that normalizes lets a grey image pass where colours are meant, for it broadcasts: the first
+        # convolution tells.
+        fits = runs and not (have == 1 and first == 3)
+        other = images[:1].expand(-1, 3, -1, -1) if have == 1 else grey(images[:1])
+        fits = fits or not _tried(model, other)[0]
+    if fits:
         return images, []
-    if takes == 3:
+    if have == 1:
         return images.expand(-1, 3, -1, -1), ["the photos are grey and the model takes colours: three equal channels"]
     return grey(images), ["the photos are in colour and the model takes grey ones: they are made grey"]
-
-
-def _channels_taken(model: nn.Module, image: Tensor) -> int:
-    """Return whether a model takes grey or colour photos (1 or 3 channels); what ``image`` has if it takes neither.
-
-    A layer that normalizes lets a grey image pass where colours are meant, for it broadcasts; the first convolution
-    tells.
-    """
-    have = image.shape[1]
-    other = 4 - have
-    runs, first = _tried(model, image)
-    if runs and not (have == 1 and first == 3):
-        return have
-    changed = image.expand(-1, 3, -1, -1) if other == 3 else grey(image)
-    return other if _tried(model, changed)[0] else have
 
 
 def _tried(model: nn.Module, image: Tensor) -> tuple[bool, int | None]:
@@ -318,18 +289,6 @@ def _rehearsed(out: Path, model: nn.Module) -> Generator[None, None, None]:
             with suppress(OSError):  # something else lies in it by now
                 folder.rmdir()
         raise
-
-
-def _record(task: Task, images: Tensor, labels: Tensor, device: torch.device, started: float) -> dict[str, Any]:
-    pixels = hashlib.sha256(images.contiguous().numpy().tobytes() + labels.numpy().tobytes())
-    return MADE_BY | provenance.record(
-        config=to_dict(UnlearnConfig()),
-        seed=task.seed,
-        data_sha256=pixels.hexdigest(),
-        device=device.type,
-        threads=torch.get_num_threads(),
-        started=started,
-    )
 
 
 def _write(task: Task, result: Unlearned, record: dict[str, Any]) -> None:

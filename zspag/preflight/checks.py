@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zspag.preflight.inputs import ForgetSet, whole_number
+from zspag.preflight.classifiers import classifier, place_of, working_copy
+from zspag.preflight.inputs import ForgetSet, forget_set, whole_number
 from zspag.preflight.model_checks import check_gradients, check_logits, immovable, inconstancy, layout_of
 from zspag.preflight.reachability import unreachable
 from zspag.preflight.surroundings import plain_layout
@@ -55,37 +56,47 @@ def preflight(
     Raises:
         ValueError: If the request cannot work; the message says what, where, the value and the remedy.
     """
-    width = _width(num_classes)
+    width = None if num_classes is None else whole_number(num_classes)
+    if num_classes is not None and (width is None or width < 2):
+        raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}: leave it out")
     before = class_tuple(already_forgotten, "already_forgotten")
     with plain_layout():
         logits = check_logits(model, forget.images, num_classes=width)
         width = logits.shape[1]
-        _check_labels(forget, width)
-        warnings = check_request(forget.classes, before, num_classes=width)
+        warnings = _check_classes(forget.classes, before, width)
         check_gradients(model, forget.images)
         frozen = immovable(model, forget.images)
         answers = logits_of(model, forget.images).argmax(1)
-        warnings += check_recognized(answers, forget, before)
+        warnings += _check_recognized(answers, forget, before)
         warnings += inconstancy(model, forget.images, logits)
         retained = tuple(label for label in range(width) if label not in {*forget.classes, *before})
-        _check_reachable(unreachable(model, forget.images, retained), before)
+        dead = unreachable(model, forget.images, retained)
+        if dead:
+            raise ValueError(
+                f"no image makes the model answer class {', '.join(map(str, dead))} (the logit stays"
+                f" {min(dead.values()):.3g} or more below the largest): an output that is not used, or a class that was"
+                f" forgotten before; pass already_forgotten={(*before, *dead)} to leave it out of the retained classes"
+            )
     layout = layout_of(model, forget.images, logits)
     accuracy = (answers == forget.labels).double().mean().item()
     return Preflight(width, before, accuracy, frozen, layout, warnings)
 
 
-def _width(num_classes: Any) -> int | None:
-    """Return the number of classes that the caller gave, or None.
+def look(
+    model: nn.Module, images: Any, labels: Any = None, *, num_classes: Any = None, already_forgotten: Any = ()
+) -> tuple[nn.Module, ForgetSet, Preflight]:
+    """Return a working copy of a user's model that gives logits, the forget set, and what ``preflight`` says of them.
+
+    Arguments are those of ``zero_shot_unlearn``; nothing of the caller's is changed.
 
     Raises:
-        ValueError: If it is no whole number above 1.
+        ValueError: If the request cannot work; the message says what, where, the value and the remedy.
     """
-    if num_classes is None:
-        return None
-    width = whole_number(num_classes)
-    if width is None or width < 2:
-        raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}: leave it out")
-    return width
+    working = working_copy(model)
+    device, dtype = place_of(working)
+    forget = forget_set(images, labels, device=device, dtype=dtype)
+    net = classifier(working, forget.images, num_classes=num_classes)
+    return net, forget, preflight(net, forget, num_classes=num_classes, already_forgotten=already_forgotten)
 
 
 def class_tuple(classes: Any, what: str) -> tuple[int, ...]:
@@ -102,78 +113,50 @@ def class_tuple(classes: Any, what: str) -> tuple[int, ...]:
         >>> class_tuple(5, "already_forgotten"), class_tuple([2, 0], "already_forgotten")
         ((5,), (2, 0))
     """
-    if classes is None:
-        return ()
-    one = whole_number(classes)
-    if one is not None:
-        return (one,)
-    if (
-        not isinstance(classes, Iterable)
-        or isinstance(classes, str | bytes | Mapping)
-        or getattr(classes, "ndim", 1) != 1
-    ):
+    if classes is None or whole_number(classes) is not None:
+        classes = () if classes is None else (classes,)
+    listed = isinstance(classes, Iterable) and not isinstance(classes, str | bytes | Mapping)
+    numbers = list(map(whole_number, classes)) if listed and getattr(classes, "ndim", 1) == 1 else [None]
+    found = tuple(number for number in numbers if number is not None)
+    if len(found) < len(numbers):
         raise ValueError(f"{what} must hold class numbers, for example (3, 5), got {classes!r}")
-    numbers = []
-    for item in classes:
-        number = whole_number(item)
-        if number is None:
-            raise ValueError(
-                f"{what} must hold class numbers, for example (3, 5), got {item!r} ({type(item).__name__})"
-            )
-        numbers.append(number)
-    for number, count in Counter(numbers).items():
+    for number, count in Counter(found).items():
         if count > 1:
             raise ValueError(f"{what} names class {number} {count} times: name each class once")
-    return tuple(numbers)
+    return found
 
 
-def _check_labels(forget: ForgetSet, num_classes: int) -> None:
-    outside = forget.labels[(forget.labels < 0) | (forget.labels >= num_classes)]
-    if len(outside):
-        raise ValueError(
-            f"forget_labels holds class {int(outside[0])}, outside 0..{num_classes - 1} (num_classes={num_classes}):"
-            " classes are numbered as the model's logits are"
-        )
-
-
-def check_request(forget: Iterable[int], before: Iterable[int], *, num_classes: int) -> tuple[str, ...]:
+def _check_classes(forget: tuple[int, ...], before: tuple[int, ...], num_classes: int) -> tuple[str, ...]:
     """Refuse a request that leaves no class, and return a warning where single samples may have been meant.
 
-    Args:
-        forget: Classes to forget now.
-        before: Classes that were forgotten before.
-        num_classes: Width K of the logits.
-
     Raises:
-        ValueError: If no class would be left, or a class of ``before`` does not exist.
+        ValueError: If no class would be left, or a class does not exist.
 
     Note:
         CHOICE: the warning begins at half of the classes, which .7 K samples drawn at random are enough to name. It is
         no refusal, for so many whole classes are forgotten as well as one.
     """
-    forget = set(forget)
-    gone = sorted({*forget, *before})
-    if gone[0] < 0 or gone[-1] >= num_classes:
-        outside = gone[0] if gone[0] < 0 else gone[-1]
+    for name, classes in (("forget_labels", forget), ("already_forgotten", before)):
+        outside = [label for label in classes if not 0 <= label < num_classes]
+        if outside:
+            raise ValueError(
+                f"{name} holds class {outside[0]}, outside 0..{num_classes - 1} (num_classes={num_classes}): classes"
+                " are numbered as the model's logits are"
+            )
+    if len({*forget, *before}) == num_classes:
         raise ValueError(
-            f"already_forgotten holds class {outside}, outside 0..{num_classes - 1} (num_classes={num_classes})"
+            f"the classes to forget, with those already forgotten, are all {num_classes} classes, and each is forgotten"
+            " whole: at least one must be retained. To forget single samples of all classes, retrain without them"
         )
-    if len(gone) == num_classes:
-        earlier = "" if len(forget) == num_classes else ", with those already forgotten,"
-        raise ValueError(
-            f"the forget set{earlier} holds all {num_classes} classes, and each is forgotten whole: at least one class"
-            " must be retained. Single samples across classes are not supported, for no class would be left to make"
-            " proxies of or to relabel to: retrain without them"
-        )
-    if 2 * len(forget) > num_classes:
-        return (
-            f"the forget set names {len(forget)} of {num_classes} classes, and each is forgotten whole, images that are"
-            " not in the set included: if single samples were meant, retrain without them instead",
-        )
-    return ()
+    if 2 * len(forget) <= num_classes:
+        return ()
+    return (
+        f"the forget set names {len(forget)} of {num_classes} classes, and each is forgotten whole, images that are"
+        " not in the set included: if single samples were meant, retrain without them instead",
+    )
 
 
-def check_recognized(answers: Tensor, forget: ForgetSet, before: tuple[int, ...]) -> tuple[str, ...]:
+def _check_recognized(answers: Tensor, forget: ForgetSet, before: tuple[int, ...]) -> tuple[str, ...]:
     """Refuse images that the model does not take for what their labels say; return warnings where it rarely does.
 
     Args:
@@ -188,41 +171,26 @@ def check_recognized(answers: Tensor, forget: ForgetSet, before: tuple[int, ...]
     for label in forget.classes:
         given = answers[forget.labels == label]
         right = int((given == label).sum())
-        instead, times = Counter(given[given != label].tolist() or [label]).most_common(1)[0]
-        cause = "images and labels, or the normalization of the images, may not fit the model"
+        if 2 * right >= len(given):
+            continue
         if right == 0 and label in before:
             raise ValueError(
                 f"the model recognizes no image of class {label}, which already_forgotten names: leave its images out"
             )
+        instead, times = Counter(given[given != label].tolist()).most_common(1)[0]
+        text = (
+            f"the model recognizes only {right} of the {len(given)} images labelled {label} as class {label} (it"
+            f" answers {instead} for {times} of them): images and labels, or the normalization of the images, may not"
+            " fit the model"
+        )
         if right == 0:
             raise ValueError(
-                f"the model recognizes none of the {len(given)} images labelled {label} as class {label} (it answers"
-                f" {instead} for {times} of them): {cause}. Check the order of the classes, the order and number of the"
-                " channels, whether the model expects [0, 1] (else put Normalize(mean, std) in front of it), and"
-                f" whether the images are upright; their mean is {forget.images.mean().item():.3g}"
+                f"{text}. Check the order of the classes and of the channels, whether the model expects [0, 1] (else"
+                " put Normalize(mean, std) in front of it), and whether the images are upright; their mean is"
+                f" {forget.images.mean().item():.3g}"
             )
-        if 2 * right < len(given):
-            warnings.append(
-                f"the model recognizes only {right} of the {len(given)} images labelled {label} as class {label} (it"
-                f" answers {instead} for {times} of them): {cause}"
-            )
+        warnings.append(text)
     return tuple(warnings)
-
-
-def _check_reachable(dead: Mapping[int, float], before: tuple[int, ...]) -> None:
-    if dead:
-        label, gap = next(iter(dead.items()))
-        remedy = (*before, *dead)
-        raise ValueError(
-            f"no image makes the model answer {_classes(dead)} (the logit of class {label} stays {gap:.3g} or more"
-            " below the largest): an output that is not used, or a class that was forgotten before; pass"
-            f" already_forgotten={remedy} to leave it out of the retained classes"
-        )
-
-
-def _classes(labels: Iterable[int]) -> str:
-    listed = [str(label) for label in labels]
-    return f"class {listed[0]}" if len(listed) == 1 else f"classes {', '.join(listed)}"
 
 
 def unsound(model: nn.Module) -> tuple[str, ...]:

@@ -67,100 +67,59 @@ def classifier(model: nn.Module, images: Tensor, *, num_classes: int | None = No
     Raises:
         ValueError: If the model fails on an image, or returns nothing that could be its logits.
     """
-    entry = next((name for name in ("module", "_orig_mod") if _delegates(model, name)), "")
+    entry = ""  # of wrappers that hide the layers from whoever watches them work
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        entry = "module"
+    elif type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):  # the import takes a second
+        entry = "_orig_mod"
     clone, given = duplicate(model), images[:1].clone()
     with torch.no_grad(), frozen(clone):
-        answer = called(clone.get_submodule(entry), given, clone)
+        answer = called(clone.get_submodule(entry), given)
     clones = given._version > 0 or not torch.equal(given, images[:1])
     unwraps = not isinstance(answer, Tensor)
     if unwraps and not isinstance(logits_in(answer), Tensor):
+        got = type(answer).__name__
+        if isinstance(answer, Mapping):
+            got += f" with the keys {list(answer)}"
+        elif isinstance(answer, tuple | list):
+            got += f" of {[tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in answer]}"
         raise ValueError(
-            "the model must map one image to logits of shape"
-            f" (1, {num_classes or 'K'}), got {type(answer).__name__}: {_advice(answer)}"
+            f"the model must map one image to logits of shape (1, {num_classes or 'K'}), got {got}: wrap the model so"
+            " that it returns its logits alone, for example output[0] of a tuple"
         )
     if entry or clones or unwraps:
         return Classifier(model, entry=entry, clones=clones, unwraps=unwraps)
     return model
 
 
-def _delegates(model: nn.Module, name: str) -> bool:
-    """Tell ``DataParallel`` and compiled models, which hide the layers from whoever watches them work."""
-    if name == "module":
-        return isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
-    return type(model).__name__ == "OptimizedModule" and hasattr(model, name)  # to import the type takes a second
-
-
-def _advice(answer: Any) -> str:
-    """Say how to get at the logits of an answer that is no tensor."""
-    if isinstance(answer, Mapping):
-        return f"none of its keys ({', '.join(map(repr, answer))}) is 'logits': wrap the model so that it returns them"
-    if isinstance(answer, tuple | list):
-        shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in answer]
-        for index, part in enumerate(answer):
-            if isinstance(part, Tensor) and part.dim() == 2 and part.shape[1] > 1:
-                return (
-                    f"element {index}, of shape {shapes[index]}, looks like the logits: wrap the model so that it"
-                    f" returns output[{index}] alone"
-                )
-        return (
-            f"no element (of {', '.join(map(str, shapes))}) looks like logits: wrap the model so that it returns them"
-        )
-    return "wrap the model so that it returns a tensor of logits"
-
-
-def called(model: nn.Module, images: Tensor, whole: nn.Module | None = None) -> Any:
-    """Call ``model`` on ``images``, and say in words where it fails.
-
-    Args:
-        model: Eval mode is the caller's business.
-        images: Shape (n, C, H, W).
-        whole: The model of which ``model`` is a part, whose names the message uses.
+def called(model: nn.Module, images: Tensor) -> Any:
+    """Call ``model`` on ``images``; the caller sees to eval mode.
 
     Raises:
-        ValueError: If the model raises anything; the message names the layer in which it did.
+        ValueError: If the model raises anything; the message names the layer that was entered last.
     """
-    entered: list[tuple[str, nn.Module, Any]] = []
-    names = {part: name for name, part in own_model(whole or model).named_modules()}
+    entered: list[tuple[str, nn.Module]] = []
     hooks = [
-        part.register_forward_pre_hook(lambda part, given: entered.append((names.get(part, ""), part, given)))
-        for part in model.modules()
+        part.register_forward_pre_hook(lambda part, _, name=name: entered.append((own_name(model, name), part)))
+        for name, part in model.named_modules()
         if not next(part.children(), None) and not isinstance(part, torch.jit.ScriptModule)
     ]
     try:
         return model(images)
     except Exception as error:
+        where = "which it is called on as model(images), before any layer"
+        if entered:
+            name, part = entered[-1]
+            where = f"in or after layer {name!r}, {' '.join(repr(part).split()):.80}"
+        reason = (str(error).strip() or "no message").splitlines()[0]
         raise ValueError(
-            f"the model fails on a forget image of shape {tuple(images.shape[1:])}{_where(entered, images, error)}"
-            f" ({type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]})"
+            f"the model fails on a forget image of shape {tuple(images.shape[1:])}, {where} ({type(error).__name__}:"
+            f" {reason}): bring the images to the channels and the size that it was trained on, and let it take"
+            f" {images.dtype}, without casts to other types"
         ) from error
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _where(entered: list[tuple[str, nn.Module, Any]], images: Tensor, error: Exception) -> str:
-    """Name the layer that was entered last, and what it expects."""
-    if not entered:
-        return ", which it is called on as model(images), before any layer: see what its forward pass asks for"
-    name, part, given = entered[-1]
-    shape = tuple(given[0].shape) if given and isinstance(given[0], Tensor) else ()
-    if isinstance(part, nn.Conv2d) and len(shape) == 4 and shape[1] != part.in_channels:
-        channels = f"{part.in_channels} channel" + "s" * (part.in_channels > 1)
-        remedy = f"bring the images to {channels}"
-        if (part.in_channels, images.shape[1]) == (3, 1):
-            remedy += ", for example with images.expand(-1, 3, -1, -1)"
-        return f": convolution {name!r} expects {channels} and got {shape[1]}; {remedy}"
-    if isinstance(part, nn.Linear) and shape and shape[-1] != part.in_features:
-        return (
-            f": linear layer {name!r} expects {part.in_features} features and got {shape[-1]}; bring the images to the"
-            " height and width (and channels) that the model was trained on"
-        )
-    if "dtype" in str(error) or "scalar type" in str(error):
-        return (
-            f" in or behind {name!r} ({type(part).__name__}): the method works in {images.dtype}, on a copy if the"
-            " model is in half precision; take the casts to other types out of the forward pass"
-        )
-    return f" in or behind {name!r} ({type(part).__name__}): bring the images to the size that it was trained on"
 
 
 def place_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -176,53 +135,42 @@ def working_copy(model: Any) -> nn.Module:
     Raises:
         ValueError: If it is no model, cannot be copied, or has layers that cannot be trained or looked into.
     """
-    _check_kind(model)
-    copied_model = duplicate(model)
-    for tensor in (*copied_model.parameters(), *copied_model.buffers()):
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}: pass an instance, Net(...), that has loaded"
+            " its trained weights (load_state_dict)"
+        )
+    for name, part in model.named_modules():
+        layer = f"layer {name!r} ({type(part).__name__})" if name else f"the model ({type(part).__name__})"
+        if ".quantized" in type(part).__module__:
+            raise ValueError(f"{layer} is quantized, so it has no gradient: unlearn the float model, then quantize it")
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ValueError(f"{layer} is TorchScript: pass the Python model that it was made from, then script it")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            why = "has no shape yet" if nn.parameter.is_lazy(tensor) else "is on the meta device"
+            raise ValueError(f"{name} {why} and holds no numbers: load the model's trained weights")
+    working = duplicate(model)
+    for tensor in (*working.parameters(), *working.buffers()):
         if tensor.is_floating_point() and tensor.dtype.itemsize < 4:
             tensor.data = tensor.data.float()
-    return copied_model
+    return working
 
 
 def cast_back(model: nn.Module, like: nn.Module) -> nn.Module:
     """Return ``model`` with the dtypes of the model that it was copied from: itself where they agree, else a copy."""
-    wanted = {**dict(like.named_parameters()), **dict(like.named_buffers())}
-    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    if all(name not in wanted or found[name].dtype == wanted[name].dtype for name in found):
+    wanted = {name: tensor.dtype for name, tensor in (*like.named_parameters(), *like.named_buffers())}
+
+    def strange(one: nn.Module) -> list[tuple[str, Tensor]]:
+        tensors = (*one.named_parameters(), *one.named_buffers())
+        return [(name, tensor) for name, tensor in tensors if tensor.dtype != wanted.get(name, tensor.dtype)]
+
+    if not strange(model):
         return model
     result = duplicate(model)
-    for name, tensor in (*result.named_parameters(), *result.named_buffers()):
-        if name in wanted:
-            tensor.data = tensor.data.to(wanted[name].dtype)
+    for name, tensor in strange(result):
+        tensor.data = tensor.data.to(wanted[name])
     return result
-
-
-def _check_kind(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        remedy = "pass an nn.Module"
-        if isinstance(model, type):
-            remedy = f"pass an instance, {model.__name__}(...), with its trained weights"
-        elif isinstance(model, Mapping):
-            remedy = "this looks like a state dict: load it into its module with load_state_dict, and pass that"
-        raise ValueError(f"model must be a torch.nn.Module, got {model!r:.60} ({type(model).__name__}): {remedy}")
-    for name, part in model.named_modules():
-        place = f"layer {name!r}" if name else "the model"
-        module = type(part).__module__
-        if ".quantized" in module:
-            raise ValueError(
-                f"{place} is quantized ({module}.{type(part).__name__}): it passes no gradient and holds no weights"
-                " that could move; unlearn the float model, then quantize the result"
-            )
-        if isinstance(part, torch.jit.ScriptModule):
-            raise ValueError(
-                f"{place} is TorchScript ({type(part).__name__}), whose layers cannot be looked into: pass the Python"
-                " model that it was made from, and script the result"
-            )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if nn.parameter.is_lazy(tensor):
-            raise ValueError(f"{name} has no shape yet: pass one batch through the model and load its trained weights")
-        if tensor.is_meta:
-            raise ValueError(f"{name} is on the meta device, which holds no numbers: load the model's trained weights")
 
 
 def duplicate(model: nn.Module) -> nn.Module:
@@ -235,21 +183,13 @@ def duplicate(model: nn.Module) -> nn.Module:
         with plain_layout():
             return copied(model)
     except Exception as error:
+        culprit, memory = "one of its parts", without_graph(model)
+        for name, part in model.named_modules():
+            for key, value in vars(part).items():
+                try:
+                    copy.deepcopy(None if key == "_modules" else value, dict(memory))
+                except Exception:  # noqa: BLE001  whatever it raises, this is the culprit
+                    culprit = f"its attribute {f'{name}.{key}'.strip('.')!r} ({type(value).__name__})"
         raise ValueError(
-            f"the model cannot be copied, because {_uncopied(model)} cannot ({error}): take it off the model first"
+            f"the model cannot be copied, because {culprit} cannot ({error}): take it off the model first"
         ) from error
-
-
-def _uncopied(model: nn.Module) -> str:
-    """Find the attribute that deepcopy fails on, by trying each of them."""
-    memory = without_graph(model)
-    for name, part in model.named_modules():
-        for attribute, value in vars(part).items():
-            if attribute == "_modules":
-                continue
-            try:
-                copy.deepcopy(value, dict(memory))
-            except Exception:  # noqa: BLE001  whatever it raises, this is the culprit
-                path = f"{name}.{attribute}" if name else attribute
-                return f"its attribute {path!r} ({type(value).__name__})"
-    return "one of its parts"

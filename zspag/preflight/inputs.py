@@ -3,15 +3,14 @@
 Invariant: nothing of the caller's is changed or shared; what could be read in two ways is refused.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
 IMAGE_KEYS = ("pixel_values", "image", "images", "img")
 LABEL_KEYS = ("labels", "label")
@@ -71,22 +70,24 @@ def forget_set(images: Any, labels: Any = None, *, device: torch.device, dtype: 
     if not pieces or not sum(map(len, pieces)):
         dropped = " (its DataLoader has drop_last=True)" if getattr(images, "drop_last", False) else ""
         raise ValueError(f"the forget set is empty{dropped}: pass at least one image of each class to forget")
-    shapes = {tuple(piece.shape[1:]): None for piece in pieces}
-    if len(shapes) > 1:
-        first, other, *_ = shapes
-        raise ValueError(f"the forget images have different shapes, {first} and {other}: bring them to one size")
     found = torch.cat(pieces)
     numbers = torch.cat(brought) if brought else _class_numbers(labels, len(found))
-    return ForgetSet(_checked(found), numbers.to(device))
+    if not bool(torch.isfinite(found).all()):
+        bad = int((~torch.isfinite(found.flatten(1)).all(1)).nonzero()[0])
+        raise ValueError(f"forget_images[{bad}] holds NaN or infinity: clean the images first")
+    low, high = found.min().item(), found.max().item()
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        remedy = "pass unnormalized images and put Normalize(mean, std) in front of the model"
+        if low >= 0 and high > BYTES:
+            remedy = "divide them by the largest value that a pixel can have (255 for bytes)"
+        raise ValueError(f"forget_images must lie in [0, 1], got [{low:.4g}, {high:.4g}]: {remedy}")
+    if high <= DARK:
+        raise ValueError(f"forget_images are black, their largest value is {high:.3g}: divide them by 255 once only")
+    return ForgetSet(found.clamp_(0, 1), numbers.to(device))
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, Tensor) or (hasattr(value, "__array__") and not _is_picture(value))
-
-
-def _is_picture(value: Any) -> bool:
-    """Tell a PIL image without importing PIL."""
-    return hasattr(value, "getbands") and hasattr(value, "mode")
+    return isinstance(value, Tensor) or (hasattr(value, "__array__") and not hasattr(value, "getbands"))  # PIL images
 
 
 def _tensor(value: Any, what: str) -> Tensor:
@@ -98,10 +99,8 @@ def _tensor(value: Any, what: str) -> Tensor:
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise ValueError(f"{what} must be a dense tensor that holds numbers, got {value.layout} on {value.device}")
-        wraps = (
-            type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__
-        )  # its data lie elsewhere: leave its class
-        return value.detach() if wraps else value.detach().as_subclass(Tensor)
+        own_data = type(value).__torch_dispatch__ is Tensor.__torch_dispatch__  # else the class holds the data
+        return value.detach().as_subclass(Tensor) if own_data else value.detach()
     if isinstance(value, np.ma.MaskedArray):
         raise ValueError(f"{what} is a masked array: fill the masked entries first, for example with filled(0)")
     array = np.asarray(value)
@@ -119,59 +118,33 @@ def _scaled(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     Raises:
         ValueError: If shape or dtype leave open what the numbers mean.
     """
-    _check_shape(images)
-    if images.dtype == torch.uint8:
-        return images.to(device, dtype, copy=True) / 255
-    if not images.is_floating_point():
-        raise ValueError(
-            f"forget_images must be float in [0, 1] or uint8, got {images.dtype}: convert them, for example with"
-            " images.float() / the largest value that a pixel can have"
-        )
-    return images.to(device, dtype, copy=True)
-
-
-def _check_shape(images: Tensor) -> None:
     shape = tuple(images.shape)
-    if len(shape) == 3:
-        raise ValueError(
-            f"forget_images must have shape (n, C, H, W), got {shape}: for a single image pass images[None], for grey"
-            " images without a channel axis images[:, None]"
-        )
     if len(shape) != 4:
-        raise ValueError(f"forget_images must have shape (n, C, H, W), got {shape}: bring them to four axes")
+        raise ValueError(
+            f"forget_images must have shape (n, C, H, W), got {shape}: pass images[None] for a single image,"
+            " images[:, None] for grey images without a channel axis"
+        )
     if shape[0] and 0 in shape:
         raise ValueError(f"forget_images of shape {shape} hold no pixels: pass images of shape (n, C, H, W)")
     if shape[3] in {1, 3, 4} and min(shape[1:3]) >= 8:  # nobody has images of three columns and many channels
         raise ValueError(
-            f"forget_images of shape {shape} have their channels last: pass images.permute(0, 3, 1, 2), of shape"
-            f" {(shape[0], shape[3], *shape[1:3])} (for an array: images.transpose(0, 3, 1, 2))"
+            f"forget_images of shape {shape} have their channels last: pass images.permute(0, 3, 1, 2)"
+            " (for an array: images.transpose(0, 3, 1, 2))"
         )
-
-
-def _checked(images: Tensor) -> Tensor:
-    """Return the images, cut to [0, 1] where rounding led out of it.
-
-    Raises:
-        ValueError: If a value is not finite or not in [0, 1], or all are next to nothing.
-    """
-    if not bool(torch.isfinite(images).all()):
-        bad = int((~torch.isfinite(images.flatten(1)).all(1)).nonzero()[0])
-        raise ValueError(f"forget_images[{bad}] holds NaN or infinity: clean the images first")
-    low, high = images.min().item(), images.max().item()
-    if low < -ROUNDING or high > 1 + ROUNDING:
-        remedy = "pass unnormalized images and put Normalize(mean, std) in front of the model"
-        if low >= 0 and high > BYTES:
-            remedy = "divide them by 255" if high <= 255 else "divide them by the largest value that a pixel can have"
-        raise ValueError(f"forget_images must lie in [0, 1], got [{low:.4g}, {high:.4g}]: {remedy}")
-    if high <= DARK:
+    if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(
-            f"forget_images are black, their largest value is {high:.3g}: divide them by 255 once only (and pass images"
-            " of zeros and ones as floats)"
+            f"forget_images must be float in [0, 1] or uint8, got {images.dtype}: divide them by the largest value"
+            " that a pixel can have"
         )
-    return images.clamp_(0, 1)
+    copy = images.to(device, dtype, copy=True)
+    return copy / 255 if images.dtype == torch.uint8 else copy
 
 
-# ---- Labels
+def whole_number(value: Any) -> int | None:
+    """Return the one whole number that ``value`` is, or None; a truth value is none."""
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+        value = value.item()
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool | np.bool_) else None
 
 
 def _class_numbers(labels: Any, count: int) -> Tensor:
@@ -182,62 +155,32 @@ def _class_numbers(labels: Any, count: int) -> Tensor:
     """
     if labels is None:
         raise ValueError("forget_labels are missing: pass one class number per image, or one int for all images")
-    if whole_number(labels) is not None:
-        return torch.full((count,), cast(int, whole_number(labels)), dtype=torch.int64, device="cpu")
+    number = whole_number(labels)
+    if number is not None:
+        return torch.full((count,), number, dtype=torch.int64, device="cpu")
     if _is_array(labels):
         numbers = _tensor(labels, "forget_labels")
     elif isinstance(labels, Iterable) and not isinstance(labels, str | bytes | Mapping | set | frozenset):
-        numbers = _listed(list(labels))
+        items = list(labels)
+        for index, item in enumerate(items):
+            if whole_number(item) is None:
+                raise ValueError(
+                    f"forget_labels[{index}] is {item!r} ({type(item).__name__}): pass class numbers (ints); of one-hot"
+                    " labels pass the position of the 1"
+                )
+        numbers = torch.tensor([whole_number(item) for item in items], dtype=torch.int64, device="cpu")
     else:
         raise ValueError(
             f"forget_labels must be class numbers, got {labels!r}: pass one int per image, or one int for all"
         )
     if numbers.dim() != 1 or numbers.dtype == torch.bool or numbers.is_floating_point():
         raise ValueError(
-            f"forget_labels must be integers of shape (n,), got {numbers.dtype} of shape {tuple(numbers.shape)}:"
-            f" {_label_remedy(numbers)}"
+            f"forget_labels must be integers of shape (n,), got {numbers.dtype} of shape {tuple(numbers.shape)}: pass"
+            " one class number per image, for example labels.long(), or labels.argmax(1) of one-hot labels"
         )
     if len(numbers) != count:
-        raise ValueError(f"{count} forget images but {len(numbers)} labels: pass one label per image")
+        raise ValueError(f"{count} forget images but {len(numbers)} labels: pass one class number per image")
     return numbers.to("cpu", torch.int64, copy=True)
-
-
-def whole_number(value: Any) -> int | None:
-    """Return the one whole number that ``value`` is, or None; a truth value is none."""
-    if isinstance(value, bool | np.bool_):
-        return None
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
-        return whole_number(value.item())
-    return None
-
-
-def _listed(items: list[Any]) -> Tensor:
-    """Turn a list of labels into a tensor, whatever each item is, so that one message serves arrays and lists.
-
-    Raises:
-        ValueError: If an item is no number.
-    """
-    for index, item in enumerate(items):
-        if whole_number(item) is None:
-            if isinstance(item, list | tuple) or (_is_array(item) and np.ndim(item)):
-                raise ValueError(
-                    f"forget_labels[{index}] is {item!r}: pass one int per image; for one-hot labels that is the"
-                    " position of the 1 (labels.argmax(1))"
-                )
-            raise ValueError(f"forget_labels[{index}] is {item!r} ({type(item).__name__}): pass class numbers (ints)")
-    return torch.tensor([whole_number(item) for item in items], dtype=torch.int64, device="cpu")
-
-
-def _label_remedy(numbers: Tensor) -> str:
-    if numbers.dim() == 2 and numbers.shape[1] == 1:
-        return "pass labels[:, 0]"
-    if numbers.dim() == 2:
-        return "for one-hot labels pass labels.argmax(1)"
-    if numbers.dtype == torch.bool:
-        return "pass class numbers, not a mask"
-    return "pass class numbers, for example labels.long()" if numbers.dim() == 1 else "pass one int per image"
 
 
 # ---- Data sets and loaders
@@ -246,7 +189,7 @@ def _label_remedy(numbers: Tensor) -> str:
 def _read(
     source: Any, with_labels: bool, device: torch.device, dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return batches of images and, if they come along, of labels.
+    """Return batches of images of one size and, if they come along, of labels.
 
     Raises:
         ValueError: If an item is no image, has no label or one too many, or differs in shape.
@@ -257,53 +200,52 @@ def _read(
         image, label = _parts(item, index)
         if with_labels and label is None:
             raise ValueError(
-                f"item {index} of forget_images has no label: pass forget_labels, or items (image, label)"
-                f" or dicts with {_either(IMAGE_KEYS)} and {_either(LABEL_KEYS)}"
+                f"item {index} of forget_images has no label: pass forget_labels, or items (image, label) or dicts with"
+                f" {' or '.join(map(repr, IMAGE_KEYS))} and {' or '.join(map(repr, LABEL_KEYS))}"
             )
         if not with_labels and label is not None:
             raise ValueError("the items of forget_images bring labels of their own: leave forget_labels out")
-        batch = _batch(image, index)
-        if batch.dim() == 3:
+        if not _is_array(image):
+            raise ValueError(
+                f"item {index} of forget_images is of type {type(image).__name__}: pass tensors or arrays of shape"
+                " (C, H, W), for example with transform=torchvision.transforms.ToTensor() or with_format('torch')"
+            )
+        batch = _tensor(image, f"item {index} of forget_images")
+        if batch.dim() == 3:  # a single sample
             batch = batch[None]
-            label = _of_one_sample(label, index)
-        if not pieces or batch.shape[1:] == pieces[0].shape[1:]:
-            piece = _scaled(batch, device, dtype)
-        else:
+            label = [label] if label is not None and np.ndim(label) == 0 else label
+        if pieces and batch.shape[1:] != pieces[0].shape[1:]:
             raise ValueError(
                 f"item {index} of forget_images has shape {tuple(batch.shape[1:])}, the first one"
                 f" {tuple(pieces[0].shape[1:])}: bring the images to one size"
             )
-        pieces.append(piece)
+        pieces.append(_scaled(batch, device, dtype))
         if label is not None:
-            brought.append(_class_numbers(label, len(piece)))
+            brought.append(_class_numbers(label, len(batch)))
     return pieces, brought
 
 
-def _items(source: Any) -> Iterator[Any]:
-    """Yield the samples of a data set, or the batches of a loader.
+def _items(source: Any) -> Iterable[Any]:
+    """Return the samples of a data set, or the batches of a loader.
 
     Raises:
         ValueError: If ``source`` is neither, or a data set without a length.
     """
-    if isinstance(source, Mapping) or (isinstance(source, tuple | list) and _is_one_batch(source)):
-        yield source
-    elif isinstance(source, IterableDataset) or hasattr(source, "__iter__") and not isinstance(source, str | bytes):
-        yield from source
-    elif hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, str | bytes):
-        yield from (source[index] for index in range(len(source)))
-    elif hasattr(source, "__getitem__") and not isinstance(source, str | bytes):
-        raise ValueError(
-            f"forget_images, which are a {type(source).__name__}, have no __len__: give the data set its length"
-        )
-    else:
+    if isinstance(source, Mapping):
+        return [source]
+    pair = isinstance(source, tuple | list) and len(source) == 2 and _is_array(source[0])
+    if pair and np.ndim(source[0]) == 4 and np.ndim(source[1]) != 4:
+        return [source]  # one batch and its labels
+    if hasattr(source, "__iter__") and not isinstance(source, str | bytes):
+        return iter(source)
+    if isinstance(source, str | bytes) or not hasattr(source, "__getitem__"):
         raise ValueError(
             f"forget_images must be a tensor, an array, a Dataset or a DataLoader, got {type(source).__name__}"
             f" ({source!r:.60}): load the images first"
         )
-
-
-def _is_one_batch(source: tuple[Any, ...] | list[Any]) -> bool:
-    return len(source) == 2 and _is_array(source[0]) and np.ndim(source[0]) == 4 and np.ndim(source[1]) != 4
+    if not hasattr(source, "__len__"):
+        raise ValueError(f"forget_images of type {type(source).__name__} have no __len__: give the data set its length")
+    return (source[index] for index in range(len(source)))
 
 
 def _parts(item: Any, index: int) -> tuple[Any, Any]:
@@ -318,48 +260,11 @@ def _parts(item: Any, index: int) -> tuple[Any, Any]:
         if not images:
             raise ValueError(
                 f"item {index} of forget_images has the keys {', '.join(map(repr, item))}: name the image"
-                f" {_either(IMAGE_KEYS)} and the label {_either(LABEL_KEYS)}"
+                f" {' or '.join(map(repr, IMAGE_KEYS))} and the label {' or '.join(map(repr, LABEL_KEYS))}"
             )
         return images[0], labels[0] if labels else None
-    if isinstance(item, tuple | list):
-        if len(item) == 1:
-            return item[0], None
-        if len(item) != 2:
-            raise ValueError(f"item {index} of forget_images has {len(item)} parts: pass pairs (image, label)")
-        return item[0], item[1]
-    return item, None
-
-
-def _batch(image: Any, index: int) -> Tensor:
-    if _is_picture(image):
-        raise ValueError(
-            f"item {index} of forget_images is a PIL image (mode {image.mode}): give its Dataset"
-            " transform=torchvision.transforms.ToTensor()"
-        )
-    if not _is_array(image):
-        raise ValueError(
-            f"item {index} of forget_images is a {type(image).__name__}: pass tensors or arrays of shape (C, H, W)"
-            " (a Hugging Face data set gives them after with_format('torch'))"
-        )
-    batch = _tensor(image, f"item {index} of forget_images")
-    if batch.dim() not in (3, 4):
-        raise ValueError(
-            f"item {index} of forget_images has shape {tuple(batch.shape)}: pass images of shape (C, H, W) or batches"
-            " of shape (n, C, H, W); a grey image becomes one by image[None]"
-        )
-    return batch
-
-
-def _of_one_sample(label: Any, index: int) -> Any:
-    if label is None or whole_number(label) is None:
-        if np.ndim(label) and np.size(label) != 1 and not isinstance(label, str):
-            raise ValueError(
-                f"item {index} of forget_images has the label {label!r}: pass one class number per image; for one-hot"
-                " labels that is the position of the 1"
-            )
-        return label
-    return [label]
-
-
-def _either(names: tuple[str, ...]) -> str:
-    return " or ".join(map(repr, names))
+    if not isinstance(item, tuple | list):
+        return item, None
+    if len(item) not in (1, 2):
+        raise ValueError(f"item {index} of forget_images has {len(item)} parts: pass pairs (image, label)")
+    return item[0], item[1] if len(item) == 2 else None

@@ -5,7 +5,7 @@ Everything runs on copies and on a handful of images. ``zspag.preflight.checks``
 Invariant: the model is not changed, and every refusal names the layer, the value and the remedy.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zspag.activations import Outputs, watching
-from zspag.preflight.classifiers import called, duplicate
+from zspag.preflight.classifiers import called, duplicate, own_name
 from zspag.runtime import channels_last, copied, frozen
 
 FEW = 4  # images per pass of a check
@@ -34,18 +34,22 @@ def check_logits(model: nn.Module, images: Tensor, *, num_classes: int | None) -
         ValueError: If they are not one finite row of at least two unnormalized logits per image.
     """
     with torch.no_grad(), frozen(clone := duplicate(model)):
-        one = called(clone, images[:1].clone())
-        _check_shape(one, 1, num_classes)
-        if not bool(torch.isfinite(one).all()):
-            raise ValueError(
-                "the model's logits for the first forget image are not finite: check its weights"
-                " (a class that was masked with -inf is better masked with a large negative bias)"
-            )
-        few = images[:FEW] if len(images) > 1 else images.expand(2, -1, -1, -1)
-        logits = called(clone, few.clone())
-        _check_shape(logits, len(few), one.shape[1])
-    if not bool(torch.isfinite(logits).all()):
-        raise ValueError("the model's logits for the first forget images are not finite: check its weights")
+        for few in (images[:1], _few(images)):
+            logits, count = called(clone, few.clone()), len(few)
+            shape = tuple(logits.shape)
+            fits = len(shape) == 2 and shape[0] == count and 1 < shape[1] == (num_classes or shape[1])
+            if not fits or not logits.is_floating_point():
+                raise ValueError(
+                    f"the model must map {count} image(s) to logits of shape ({count}, {num_classes or 'K'}), got"
+                    f" {shape} of {logits.dtype}: return one row of logits per image (one sigmoid logit z becomes two,"
+                    " torch.cat([torch.zeros_like(z), z], 1)), and check num_classes or leave it out"
+                )
+            if not bool(torch.isfinite(logits).all()):
+                raise ValueError(
+                    "the model's logits for the first forget images are not finite: check its weights (a class that"
+                    " was masked with -inf is better masked with a large negative bias)"
+                )
+            num_classes = shape[1]
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
         raise ValueError(
             "the model returns probabilities (each row adds up to 1), not logits: take the softmax off its end"
@@ -53,26 +57,8 @@ def check_logits(model: nn.Module, images: Tensor, *, num_classes: int | None) -
     return logits
 
 
-def _check_shape(logits: Tensor, count: int, num_classes: int | None) -> None:
-    shape = tuple(logits.shape)
-    fits = len(shape) == 2 and shape[0] == count and 1 < shape[1] == (num_classes or shape[1])
-    if fits and logits.is_floating_point():
-        return
-    many = "one image" if count == 1 else f"{count} images"
-    wanted = f"the model must map {many} to logits of shape ({count}, {num_classes or 'K'}), got {shape}"
-    if not logits.is_floating_point():
-        advice = f"of {logits.dtype}, perhaps the class itself; it has to return what the argmax is taken of"
-    elif shape in {(count,), (count, 1)}:
-        advice = "one sigmoid logit z is not supported; return two, torch.cat([torch.zeros_like(z), z], 1)"
-    elif len(shape) == 2 and shape[0] == count:
-        advice = "check num_classes, or leave it out"
-    elif len(shape) == 1:
-        advice = "the axis of the images is gone; take a squeeze() out of the model's end, or check num_classes"
-    elif len(shape) > 2:
-        advice = "more than one answer per image (segmentation, tokens) is not supported"
-    else:
-        advice = "every image needs a row of its own"
-    raise ValueError(f"{wanted}: {advice}")
+def _few(images: Tensor) -> Tensor:
+    return images[:FEW] if len(images) > 1 else images.expand(2, -1, -1, -1)
 
 
 # ---- Gradients
@@ -86,15 +72,21 @@ def check_gradients(model: nn.Module, images: Tensor) -> None:
     """
     clone = duplicate(model)
     x = images[:FEW].clone().requires_grad_()
-    passed: list[tuple[str, nn.Module, bool, bool]] = []
     weights = {name: weight for name, weight in clone.named_parameters() if weight.is_floating_point()}
-    with frozen(clone), _tracing(clone, passed):
-        logits = called(clone, x)
-        if not logits.requires_grad:
-            raise ValueError(f"no gradient reaches the images, which the attack on them needs: {_end(passed)}")
+    with frozen(clone), _losses_noted(clone) as lost:
+        if not called(clone, x).requires_grad:
+            where = lost[0] if lost else "look for detach(), .data, no_grad(), numpy() or rounding in the forward pass"
+            raise ValueError(f"no gradient reaches the images, which the attack on them needs: {where}")
         for weight in weights.values():
             weight.requires_grad_()
-        (at_input, *at_weights) = _gradients(called(clone, x), [x, *weights.values()])
+        loss = _loss(called(clone, x))
+        try:
+            at_input, *at_weights = torch.autograd.grad(loss, [x, *weights.values()], allow_unused=True)
+        except Exception as error:
+            reason = (str(error).strip() or "no message").splitlines()[0]
+            raise ValueError(
+                f"the model's backward pass fails ({type(error).__name__}: {reason}): the method needs gradients"
+            ) from error
     if at_input is None or not bool(at_input.any()):
         raise ValueError(
             "the logits do not change with the images (all gradients are 0): does the model round or binarize its"
@@ -103,64 +95,42 @@ def check_gradients(model: nn.Module, images: Tensor) -> None:
     for name, gradient in (("the images", at_input), *zip(weights, at_weights, strict=True)):
         if gradient is not None and not bool(torch.isfinite(gradient).all()):
             raise ValueError(
-                f"the gradient with respect to {name} is not finite: look for a square root, a logarithm or a division"
-                " by 0 in the model's forward pass"
+                f"the gradient with respect to {own_name(clone, name)} is not finite: look for a square root, a"
+                " logarithm or a division by 0 in the model's forward pass"
             )
 
 
-def _gradients(logits: Tensor, inputs: list[Tensor]) -> tuple[Tensor | None, ...]:
-    try:
-        return torch.autograd.grad(_towards_second(logits), inputs, allow_unused=True)
-    except Exception as error:
-        raise ValueError(
-            f"the model's backward pass fails ({type(error).__name__}: {str(error).strip().splitlines()[0]}): the"
-            " method needs gradients of the logits"
-        ) from error
-
-
-def _towards_second(logits: Tensor) -> Tensor:
-    return F.cross_entropy(logits, logits.detach().topk(2, dim=1).indices[:, 1], reduction="sum")
-
-
 @contextmanager
-def _tracing(model: nn.Module, passed: list[tuple[str, nn.Module, bool, bool]]) -> Generator[None, None, None]:
-    """Append, as each layer ends: its name, itself, whether gradients were on when it began, whether it kept one.
+def _losses_noted(model: nn.Module) -> Generator[list[str], None, None]:
+    """Note each layer whose output carries no gradient, and why, in the order in which the layers end.
 
     Yields:
-        Nothing.
+        The list of notes.
     """
-    begun: dict[nn.Module, bool] = {}
-    names = {part: name for name, part in model.named_modules()}
+    lost: list[str] = []
 
-    def begin(part: nn.Module, _given: Any) -> None:
-        begun[part] = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    def ended(part: nn.Module, given: Any, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.requires_grad or not any(isinstance(one, Tensor) for one in given):
+            return
+        layer = f"layer {names[part]!r}" if names[part] else "the model"
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            lost.append(f"{layer} runs under torch.no_grad() or torch.inference_mode(); take that out")
+        elif len(part._forward_hooks) > 1:  # one is ours
+            lost.append(f"a forward hook of {layer} detaches its output; remove the hook")
+        else:
+            lost.append(f"it ends in or before {layer}; look for detach(), .data, no_grad(), numpy() or rounding there")
 
-    def end(part: nn.Module, given: Any, output: Any) -> None:
-        entered = [value for value in given if isinstance(value, Tensor)]
-        if entered and isinstance(output, Tensor):
-            passed.append((names[part], part, begun[part], output.requires_grad))
-
-    hooks = [part.register_forward_pre_hook(begin) for part in names]
-    hooks += [part.register_forward_hook(end) for part in names]
+    names = {part: own_name(model, name) for name, part in model.named_modules()}
+    hooks = [part.register_forward_hook(ended) for part in names]
     try:
-        yield
+        yield lost
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _end(passed: list[tuple[str, nn.Module, bool, bool]]) -> str:
-    """Name the first layer whose output carries no gradient, and why."""
-    for name, part, enabled, kept in passed:
-        if kept:
-            continue
-        place = f"layer {name.removeprefix('inner.')!r}" if name.removeprefix("inner.") else "the model"
-        if not enabled:
-            return f"{place} runs under torch.no_grad() or torch.inference_mode(); take that out of the forward pass"
-        if len(part._forward_hooks) > 1:  # one is ours
-            return f"a forward hook of {place} detaches its output; remove the hook"
-        return f"it ends in or before {place}; look for detach(), .data, no_grad(), numpy() or rounding there"
-    return "look for detach(), .data, no_grad(), numpy() or rounding in the model's forward pass"
+def _loss(logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits, logits.detach().topk(2, dim=1).indices[:, 1], reduction="sum")
 
 
 # ---- Layout, constancy
@@ -177,14 +147,13 @@ def layout_of(model: nn.Module, images: Tensor, logits: Tensor) -> str:
     Note:
         A model may rely on the order of memory (``x.view(len(x), -1)`` behind a convolution). Only to try tells.
     """
-    few = images[:FEW] if len(images) > 1 else images.expand(2, -1, -1, -1)
     clone = copied(model)
     with frozen(clone):
         for weight in clone.parameters():
             weight.requires_grad_(weight.is_floating_point())
         try:
-            turned = clone(channels_last(few.clone()).requires_grad_())
-            _towards_second(turned).backward()
+            turned = clone(channels_last(_few(images).clone()).requires_grad_())
+            _loss(turned).backward()
         except Exception:  # noqa: BLE001  whatever it raises: it did not in plain layout
             return "plain"
     return "channels_last" if _agree(turned, logits) else "plain"
@@ -196,18 +165,15 @@ def _agree(first: Tensor, second: Tensor) -> bool:
 
 @torch.no_grad()
 def inconstancy(model: nn.Module, images: Tensor, logits: Tensor) -> tuple[str, ...]:
-    """Return warnings about answers that are random, or depend on the other images of a batch."""
-    few = images[:FEW] if len(images) > 1 else images.expand(2, -1, -1, -1)
+    """Return a warning if answers are random, or depend on the other images of a batch."""
+    few = _few(images)
     with frozen(clone := duplicate(model)):
         if not _agree(called(clone, few.clone()), logits):
-            return (
-                "the model gives two answers to the same images in eval mode (a dropout that is always on?): results"
-                " will vary with them",
-            )
+            return ("the model gives two answers to the same images in eval mode (a dropout that is always on?)",)
         if not _agree(called(clone, few[:1].clone()), logits[:1]):
             return (
                 "the model's answer to an image depends on the other images of its batch (a batch norm without running"
-                " statistics?): results will vary with the batches",
+                " statistics?)",
             )
     return ()
 
@@ -225,7 +191,6 @@ def immovable(model: nn.Module, images: Tensor) -> dict[str, str]:
     Raises:
         ValueError: If no weight is left.
     """
-    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters() if parameter.dim() > 1}
     seen: set[str] = set()
 
     def visit(name: str, _rows: Tensor, _outputs: Outputs | None) -> None:
@@ -233,39 +198,25 @@ def immovable(model: nn.Module, images: Tensor) -> dict[str, str]:
 
     with torch.no_grad(), watching(clone := duplicate(model), visit) as unprojectable:
         clone(images[:1].clone())
-    frozen_names = {**unprojectable, **_computed(model)}
-    projectable = seen - set(frozen_names)
-    for name, weight in model.named_parameters():
-        zeros = (weight == 0).double().mean().item() if name in projectable else 0.0
-        if not wanted.get(name, True):
-            frozen_names[name] = "requires_grad=False"
-        elif zeros > PRUNED:
-            frozen_names[name] = (
-                f"{100 * zeros:.0f} % of its entries are exactly 0, which an update would fill (pruned)"
-            )
-    if projectable <= set(frozen_names):
-        raise ValueError(_none_left(frozen_names, projectable))
-    return frozen_names
-
-
-def _computed(model: nn.Module) -> dict[str, str]:
-    """Name the parameters from which parametrizations and pruning masks compute the weight that a layer uses."""
-    found = {}
-    for name, _ in model.named_parameters():
+    reasons = dict(unprojectable)
+    for name, _ in model.named_parameters():  # from these a layer computes the weight that it uses
         path, _, last = name.rpartition(".")
         if ".parametrizations." in f".{name}":
-            found[name] = "parametrized; torch.nn.utils.parametrize.remove_parametrizations would set it free"
+            reasons[name] = "parametrized; torch.nn.utils.parametrize.remove_parametrizations would set it free"
         elif last.endswith("_orig") and hasattr(model.get_submodule(path), last.removesuffix("_orig") + "_mask"):
-            found[name] = "pruned by a mask, which an update would not see"
-    return found
-
-
-def _none_left(reasons: Mapping[str, str], projectable: set[str]) -> str:
-    told = [f"{name.removeprefix('inner.')}: {why}" for name, why in reasons.items()]
-    listed = "; ".join(told[:6]) + (f"; and {len(told) - 6} more" if len(told) > 6 else "") or "it has no weights"
-    if not projectable:
-        return f"the model has no convolution, linear or attention layer to project ({listed})"
-    remedy = "let at least one of them move"
-    if all(reasons[name] == "requires_grad=False" for name in projectable):
-        remedy = "call requires_grad_(True) on the layers that may move"
-    return f"no layer of the model may move ({listed}): {remedy}"
+            reasons[name] = "pruned by a mask, which an update would not see"
+    projectable = seen - set(reasons)
+    for name, weight in model.named_parameters():
+        zeros = (weight == 0).double().mean().item() if name in projectable else 0.0
+        if weight.dim() > 1 and not weight.requires_grad:
+            reasons[name] = "requires_grad=False"
+        elif zeros > PRUNED:
+            reasons[name] = f"{100 * zeros:.0f} % of its entries are exactly 0, which an update would fill (pruned)"
+    if projectable <= set(reasons):
+        why = [f"{own_name(model, name)}: {reason}" for name, reason in reasons.items()] or ["it has no weights"]
+        listed = "; ".join(why[:6]) + (f"; and {len(why) - 6} more" if len(why) > 6 else "")
+        raise ValueError(
+            f"no convolution, linear or attention layer of the model may move ({listed}): let one move, for example"
+            " with requires_grad_(True)"
+        )
+    return reasons

@@ -1,4 +1,4 @@
-"""How far a run is: a bar where somebody watches, or a call of the user's own function.
+"""How far a run is: a bar on a terminal or in a notebook, or a call of the user's own function.
 
 Invariant: nothing here changes a result; without a listener nothing is shown and nothing is called.
 """
@@ -18,30 +18,29 @@ _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 @contextmanager
 def watched(progress: bool | Listener | None) -> Generator[None, None, None]:
-    """Let a listener hear of every step until the end.
+    """Report every step to a bar or a function until the end.
 
     Args:
-        progress: None shows a bar if somebody watches (a terminal, a notebook), True always does, False never; a
-            function is called with stage, done and total.
+        progress: None shows a bar on a terminal or in a notebook, True always does, False never; a function is called
+            with stage, done and total.
 
     Raises:
         ValueError: If it is something else.
     """
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise ValueError(f"progress must be None, True, False or a function (stage, done, total), got {progress!r}")
+    bar = _Bar()
+    listener: Listener | None = None
     if callable(progress):
-        listener: Listener | None = progress
-        bar = None
-    else:
-        bar = _Bar() if progress or (progress is None and somebody_watches()) else None
+        listener = progress
+    elif progress or (progress is None and somebody_watches()):
         listener = bar
     token = _LISTENER.set(listener)
     try:
         yield
     finally:
         _LISTENER.reset(token)
-        if bar is not None:
-            bar.close()
+        bar.close()
 
 
 def step(stage: str, done: int, total: int) -> None:
@@ -65,17 +64,16 @@ class _Bar:
     """A bar of tqdm for the stage at hand."""
 
     def __init__(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tqdm asks for ipywidgets, without which it draws a plain bar
-            from tqdm.auto import tqdm
-        self.make: Any = tqdm
         self.stage = ""
         self.bar: Any = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self.stage or self.bar is None:
             self.close()
-            self.stage, self.bar = stage, self.make(total=total, desc=stage, leave=False, dynamic_ncols=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # tqdm asks for ipywidgets, without which it draws a plain bar
+                from tqdm.auto import tqdm
+            self.stage, self.bar = stage, tqdm(total=total, desc=stage, leave=False, dynamic_ncols=True)
         self.bar.total = total
         self.bar.update(done - self.bar.n)
 

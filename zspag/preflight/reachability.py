@@ -37,23 +37,23 @@ def unreachable(model: nn.Module, images: Tensor, classes: tuple[int, ...]) -> d
         for starts, steps in STAGES:
             if len(left):
                 parts, points = left.split(AT_ONCE // starts), _starts(images, starts, generator)
-                best = torch.cat([_climb(model, part, points, steps) for part in parts])
+                best = torch.cat([_largest_margin(model, part, points, steps) for part in parts])
                 gaps = {label: -gap for label, gap in zip(left.tolist(), best.tolist(), strict=True) if gap < 0}
                 left = left[best < 0]
     return {label: gaps[label] for label in left.tolist()}
 
 
 def _starts(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return ``count`` starting points: forget images and noise in turns, a negative and grey among them."""
-    noise = sent(torch.rand((count, *images.shape[1:]), generator=generator, dtype=images.dtype), images.device)
-    picked = images[torch.arange(count, device=images.device) % len(images)]
-    mixed = torch.where((torch.arange(count, device=images.device) % 2 == 0).view(-1, 1, 1, 1), picked, noise)
+    """Return ``count`` starting points: forget images and noise in turns, and from 4 on a negative and grey."""
+    points = sent(torch.rand((count, *images.shape[1:]), generator=generator, dtype=images.dtype), images.device)
+    for place in range(0, count, 2):
+        points[place] = images[place % len(images)]
     if count > 3:
-        mixed[2], mixed[3] = 1 - images[0], torch.full_like(images[0], 0.5)
-    return mixed
+        points[2], points[3] = 1 - images[0], 0.5
+    return points
 
 
-def _climb(model: nn.Module, targets: Tensor, starts: Tensor, steps: int) -> Tensor:
+def _largest_margin(model: nn.Module, targets: Tensor, starts: Tensor, steps: int) -> Tensor:
     """Return, per target, the largest margin z_target - max_other z on the way from every start; 0 or more is a hit."""
     best = torch.full((len(targets),), -torch.inf, dtype=starts.dtype, device=starts.device)
     left = torch.arange(len(targets), device=starts.device)

@@ -51,10 +51,9 @@ def surroundings(model: nn.Module) -> Generator[None, None, None]:
         The number of threads is not pinned: it belongs to the promise "same seed, same threads, same result". Copy the
         model inside: parameters that were made under ``torch.inference_mode`` cannot be trained, their copies can.
     """
-    tensors = (
-        (*model.parameters(), *model.buffers()) if isinstance(model, nn.Module) else ()
-    )  # others are refused later
-    devices = {tensor.device for tensor in tensors} | {torch.device("cpu")}
+    devices = {torch.device("cpu")}
+    if isinstance(model, nn.Module):  # anything else is refused later
+        devices |= {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     cuda = sorted({device.index for device in devices if device.type == "cuda" and device.index is not None})
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -1,7 +1,7 @@
 """The data guard: hands out forget and retain samples, and counts what is read while a method runs.
 
 Invariant: inside ``guard.method()`` no sample leaves this package uncounted, except the guard's own forget training
-samples. Whoever smuggles tensors in through a closure is not seen; the signatures of the method leave no room for it.
+samples. Tensors that a closure carries in are not seen; the signatures of the method have no place for them.
 """
 
 from collections import Counter
@@ -81,23 +81,19 @@ class Guard:
     def _read(self, part: str, split: Split, labels: Sequence[int], limit: int | None) -> tuple[Tensor, Tensor]:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 sample per class, got {limit}")
-        chosen = torch.cat([spread_evenly((split.labels == label).nonzero().flatten(), limit) for label in labels])
+        chosen = torch.cat([spread_evenly(own, limit) for own in split.members(labels)])
         own = part == "forget_train"
         if self in _active and own:
             self.forget_samples_read += len(chosen)
         if not _active:
             self.reads[part] += len(chosen)
-        _count(len(chosen), spared=self if own else None)
+        count_read(len(chosen), except_by=self if own else None)
         samples = split.select(chosen.sort().values)
         return samples.float(), samples.labels
 
 
-def count_load(dataset: Dataset) -> None:
-    """Count every sample of a data set that was loaded while a method runs."""
-    _count(len(dataset.train) + len(dataset.test), spared=None)
-
-
-def _count(samples: int, *, spared: Guard | None) -> None:
+def count_read(samples: int, *, except_by: Guard | None = None) -> None:
+    """Count samples that leave this package while a method runs, with every active guard but ``except_by``."""
     for guard in _active:
-        if guard is not spared:  # another guard's forget set may be this one's retain set
+        if guard is not except_by:  # another guard's forget set may be this one's retain set
             guard.retain_samples_read += samples

@@ -1,13 +1,14 @@
 """Encoded images as unsigned bytes of one size, and what the coding did to them.
 
 Invariant: an image that was coded with loss says so, whatever its file is called, and a photograph that is stored
-turned, with a note of how, comes out upright.
+turned (the EXIF orientation of cameras) comes out upright.
 """
 
 import io
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,21 +19,9 @@ from PIL import Image, ImageOps, features
 from torch import Tensor
 
 # Of a file with several frames the first one is read. Not every build of Pillow reads AVIF.
-IMAGE_SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    *([".avif"] if features.check("avif") else []),
-)
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+if features.check("avif"):
+    IMAGE_SUFFIXES.add(".avif")
 GREY_MODES = ("1", "L", "LA")
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 BROKEN = (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError)  # Pillow's, by format
@@ -52,13 +41,10 @@ class Picture:
 
 
 def decode(contents: bytes, *, place: str, source: Path, image_size: int | None) -> Picture:
-    """Decode an image, turned upright if it says that it is stored otherwise (the EXIF orientation of cameras).
+    """Decode an image and turn it upright; with ``image_size``, make it a square of so many pixels.
 
-    Args:
-        contents: The file's bytes.
-        place: Path of the file inside the source, for messages.
-        source: Folder or archive, for messages.
-        image_size: Resize the shorter side to this many pixels and crop the middle square; None leaves the image alone.
+    The shorter side is resized, then the middle square is cropped. ``place``, the path of the file inside the folder or
+    archive ``source``, is for messages.
 
     Raises:
         ValueError: If the file is broken or has more than 8 bits per channel; the message names it.
@@ -70,17 +56,18 @@ def decode(contents: bytes, *, place: str, source: Path, image_size: int | None)
         raise ValueError(f"{place} in {source} is not a readable image ({error}); replace or remove it") from error
     if image.mode in DEEP_MODES:
         raise ValueError(f"{place} in {source} has mode {image.mode}; only 8 bits per channel are supported")
-    plain = _upright(image).convert("L" if image.mode in GREY_MODES else "RGB")
-    return Picture(np.array(plain if image_size is None else _resized(plain, image_size)), _loss(image, contents))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    with warnings.catch_warnings():
+    plain: Image.Image = image
+    with warnings.catch_warnings(), suppress(*BROKEN):
         warnings.simplefilter("ignore")  # Pillow warns of damaged EXIF; the pixels are whole, and are all that is used
-        try:
-            return ImageOps.exif_transpose(image)
-        except BROKEN:
-            return image
+        plain = ImageOps.exif_transpose(image)
+    plain = plain.convert("L" if image.mode in GREY_MODES else "RGB")
+    if image_size is not None:
+        scale = image_size / min(plain.size)
+        width, height = (max(image_size, round(side * scale)) for side in plain.size)
+        left, top = (width - image_size) // 2, (height - image_size) // 2
+        plain = plain.resize((width, height), Image.Resampling.BICUBIC)
+        plain = plain.crop((left, top, left + image_size, top + image_size))
+    return Picture(np.array(plain), _loss(image, contents))
 
 
 def _loss(image: Image.Image, contents: bytes) -> str | None:
@@ -88,16 +75,9 @@ def _loss(image: Image.Image, contents: bytes) -> str | None:
         return "JPEG"
     if image.format == "WEBP" and b"VP8L" not in contents:  # the chunk of pixels coded without loss
         return "WebP"
-    if image.format == "AVIF":  # it can be lossless, which hardly anybody uses and nothing in the file says
+    if image.format == "AVIF":  # it can be lossless, which is rare, and nothing in the file says so
         return "AVIF"
     return None
-
-
-def _resized(image: Image.Image, size: int) -> Image.Image:
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
 
 
 def grey(images: Tensor) -> Tensor:
@@ -106,35 +86,26 @@ def grey(images: Tensor) -> Tensor:
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)[:, None]
 
 
-def check_sizes(
-    source: Path, pictures: Mapping[str, Picture], *, remedy: str = "give image_size to resize all of them"
-) -> None:
-    """Require square images of one size.
-
-    Args:
-        source: Folder or archive, for messages.
-        pictures: The images by their path inside the source.
-        remedy: What to do about it, for messages.
+def stacked(pictures: Mapping[tuple[str, ...], Picture], *, source: Path) -> Tensor:
+    """Return the images, by their path inside ``source``, as one tensor (n, C, H, W), uint8; C = 1 if all are grey.
 
     Raises:
-        ValueError: If an image has another size than the first, or is not square; the message names it.
+        ValueError: If an image has another size than the first by name, or is not square; the message names it.
     """
-    (first, reference), *others = sorted(pictures.items())
-    height, width = reference.pixels.shape[:2]
-    for place, picture in others:
-        if picture.pixels.shape[:2] != (height, width):
+    remedy = "give image_size (--image-size) to resize all of them to one square size"
+    first = min(pictures)
+    height, width = pictures[first].pixels.shape[:2]
+    for place in sorted(pictures):
+        rows, columns = pictures[place].pixels.shape[:2]
+        if (rows, columns) != (height, width):
             raise ValueError(
-                f"{place} in {source} is {picture.pixels.shape[1]}x{picture.pixels.shape[0]} pixels, but"
-                f" {first} is {width}x{height}; {remedy}"
+                f"{'/'.join(place)} in {source} is {columns}x{rows} pixels, but {'/'.join(first)} is {width}x{height};"
+                f" {remedy}"
             )
     if height != width:
         raise ValueError(f"the images in {source} are {width}x{height}, not square; {remedy}")
-
-
-def stacked(pictures: Sequence[Picture], *, coloured: bool) -> Tensor:
-    """Return images of one size as one tensor (n, C, H, W), uint8, with C = 3 if ``coloured``, else 1."""
-    pixels = [picture.pixels for picture in pictures]
-    if coloured:
-        pixels = [image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2) for image in pixels]
-    images: Tensor = torch.from_numpy(np.stack(pixels))
-    return images.permute(0, 3, 1, 2).contiguous() if coloured else images[:, None]
+    pixels = [picture.pixels for picture in pictures.values()]
+    if all(image.ndim == 2 for image in pixels):
+        return torch.from_numpy(np.stack(pixels))[:, None]
+    coloured = [image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2) for image in pixels]
+    return torch.from_numpy(np.stack(coloured)).permute(0, 3, 1, 2).contiguous()

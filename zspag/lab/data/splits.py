@@ -1,8 +1,12 @@
-"""What a data set is: two splits of uint8 images with labels, class names, and a hash of all of it."""
+"""What a data set is: two splits of uint8 images with labels, class names, and a hash of all of it.
+
+Invariant: ``Dataset.sha256`` is always that of its contents.
+"""
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,14 +29,12 @@ class Split:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ValueError(f"images must be uint8 of shape (n, C, H, W), got {images.dtype} {tuple(images.shape)}")
+        if labels.dtype != torch.int64 or labels.shape != (len(images),):
             raise ValueError(
-                f"images must be uint8 of shape (n, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
-            )
-        if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.images),):
-            raise ValueError(
-                f"labels must be int64 of shape ({len(self.images)},), got {self.labels.dtype}"
-                f" {tuple(self.labels.shape)}"
+                f"labels must be int64 of shape ({len(images)},), got {labels.dtype} {tuple(labels.shape)}"
             )
 
     def __len__(self) -> int:
@@ -46,6 +48,10 @@ class Split:
         """Return the images at ``chosen``, indices (m,) or a mask (n,)."""
         return Split(self.images[chosen], self.labels[chosen])
 
+    def members(self, labels: Iterable[int]) -> list[Tensor]:
+        """Return the indices of each class's images, in their order."""
+        return [(self.labels == label).nonzero().flatten() for label in labels]
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -56,18 +62,35 @@ class Dataset:
         classes: Name of every label, in the order of the labels.
         train: Training split.
         test: Test split.
-        sha256: Hash of class names, images and labels in their order; independent of file formats.
         augment_hint: Label-preserving augmentation of ``TrainConfig.augment``: "none", "shift" or "shift_flip".
         data_source: Where the pixels came from, in words; lossy coding is named, as in "JPEG-coded (lossy)".
+        sha256: Hash of class names, shapes, images and labels in their order; independent of file formats.
+
+    Raises:
+        ValueError: If a split is empty, or a label is not that of a class.
     """
 
     name: str
     classes: tuple[str, ...]
     train: Split
     test: Split
-    sha256: str
     augment_hint: str
     data_source: str
+    sha256: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        splits = {"training": self.train, "test": self.test}
+        for part, split in splits.items():
+            if len(split) == 0:
+                raise ValueError(f"the {part} split of {self.name} is empty")
+            if split.labels.min() < 0 or split.labels.max() >= self.num_classes:
+                raise ValueError(f"the {part} labels of {self.name} must lie in 0..{self.num_classes - 1}")
+        shapes = [list(split.images.shape) for split in splits.values()]
+        digest = hashlib.sha256(json.dumps([list(self.classes), shapes]).encode())
+        for split in splits.values():
+            digest.update(split.images.contiguous().numpy().data)
+            digest.update(split.labels.contiguous().numpy().data)
+        object.__setattr__(self, "sha256", digest.hexdigest())
 
     @property
     def num_classes(self) -> int:
@@ -84,31 +107,13 @@ class Dataset:
         """Height and width of an image, in pixels."""
         return self.train.images.shape[2]
 
-
-def assemble(
-    name: str, classes: tuple[str, ...], train: Split, test: Split, *, augment_hint: str, data_source: str
-) -> Dataset:
-    """Return the data set with its hash.
-
-    Raises:
-        ValueError: If a split is empty, or a label is not that of a class.
-    """
-    for part, split in (("training", train), ("test", test)):
-        if len(split) == 0:
-            raise ValueError(f"the {part} split of {name} is empty")
-        if split.labels.min() < 0 or split.labels.max() >= len(classes):
-            raise ValueError(f"the {part} labels of {name} must lie in 0..{len(classes) - 1}")
-    return Dataset(name, classes, train, test, content_hash(classes, train, test), augment_hint, data_source)
-
-
-def content_hash(classes: tuple[str, ...], train: Split, test: Split) -> str:
-    """Return the SHA-256 of class names, shapes, images and labels."""
-    shapes = [list(split.images.shape) for split in (train, test)]
-    digest = hashlib.sha256(json.dumps([list(classes), shapes]).encode())
-    for split in (train, test):
-        digest.update(split.images.contiguous().numpy().data)
-        digest.update(split.labels.contiguous().numpy().data)
-    return digest.hexdigest()
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Number of images of every class, by split."""
+        return {
+            part: dict(zip(self.classes, split.labels.bincount(minlength=self.num_classes).tolist(), strict=True))
+            for part, split in (("train", self.train), ("test", self.test))
+        }
 
 
 def thinned(dataset: Dataset, share: float) -> Dataset:
@@ -124,36 +129,32 @@ def thinned(dataset: Dataset, share: float) -> Dataset:
         raise ValueError(f"share must lie in (0, 1], got {share}")
     if share == 1:
         return dataset
-    classes = dataset.classes[:MOST_CLASSES]
-    train, test = (_thinned(split, len(classes), share) for split in (dataset.train, dataset.test))
-    return replace(dataset, classes=classes, train=train, test=test, sha256=content_hash(classes, train, test))
-
-
-def _thinned(split: Split, classes: int, share: float) -> Split:
-    members = [(split.labels == label).nonzero().flatten() for label in range(classes)]
-    return split.select(
-        torch.cat([spread_evenly(own, max(FEWEST, round(share * len(own)))) for own in members]).sort().values
-    )
+    classes, splits = dataset.classes[:MOST_CLASSES], []
+    for split in (dataset.train, dataset.test):
+        members = split.members(range(len(classes)))
+        chosen = torch.cat([spread_evenly(own, max(FEWEST, round(share * len(own)))) for own in members])
+        splits.append(split.select(chosen.sort().values))
+    train, test = splits
+    return replace(dataset, classes=classes, train=train, test=test)
 
 
 def halved(dataset: Dataset, half: str) -> Dataset:
     """Return the data set with one half of its test set: every second image of each class, in the order of the set.
 
     What was chosen on one half can be confirmed on the other. Of a class's test images numbered from 1, the odd ones
-    are the "first" half and the even ones the "second": whatever kinds the order comes in, both halves have them.
+    are the "first" half and the even ones the "second", so images that are sorted by kind reach both halves.
 
     Raises:
         ValueError: If there is no such half, or a class has a single test image.
     """
     if half not in HALVES:
         raise ValueError(f"a test half is {' or '.join(map(repr, HALVES))}, got {half!r}")
-    members = [(dataset.test.labels == label).nonzero().flatten() for label in range(dataset.num_classes)]
+    members = dataset.test.members(range(dataset.num_classes))
     for name, own in zip(dataset.classes, members, strict=True):
         if len(own) < 2:
             raise ValueError(f"the test set of {dataset.name} cannot be halved: class {name!r} has {len(own)} image(s)")
     chosen = torch.cat([own[HALVES.index(half) :: 2] for own in members]).sort().values
-    test = dataset.test.select(chosen)
-    return replace(dataset, test=test, sha256=content_hash(dataset.classes, dataset.train, test))
+    return replace(dataset, test=dataset.test.select(chosen))
 
 
 def spread_evenly(indices: Tensor, limit: int | None) -> Tensor:

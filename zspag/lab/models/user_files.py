@@ -40,41 +40,51 @@ def model_of(place: str, known: Facts, *, guessed: Facts | None = None) -> tuple
     Raises:
         ValueError: If there is no such factory, it fails, needs something else, or returns no module; in one sentence.
     """
-    guessed = guessed or {}
-    if is_file_place(place):
-        path = Path(place.rpartition(":")[0])
-        if not path.is_file():
-            raise ValueError(f"there is no file {path}: give the path of a Python file before ':'")
-        name = _free_name(path)  # before its own folder is searched, too
-        with _standing_in(path):
-            return _called(_in_file(place, path, name), place, known, guessed)
-    module, _, name = place.partition(":")
-    if not module or not name:
+    is_file = is_file_place(place)
+    where, _, name = place.rpartition(":") if is_file else place.partition(":")
+    if not where or not name:
         raise ValueError(
             f"a model is given as path/to/file.py:factory, torchvision.models:resnet18 or timm:name, got {place!r}"
         )
-    if module == "timm":
-        return _from_timm(name, known)
-    return _called(_attribute(_installed(module, place), name, place), place, known, guessed)
+    if where == "timm":
+        create = _imported(where, place).create_model
+        handed = {fact: value for fact, value in known.items() if fact in ("num_classes", "in_channels")}
+        options = {fact.replace("in_channels", "in_chans"): value for fact, value in handed.items()}
+        return _built(lambda: create(name, pretrained=False, **options), place), handed
+    path = Path(where)
+    if is_file and not path.is_file():
+        raise ValueError(f"there is no file {path}: give the path of a Python file before ':'")
+    module_name = _free_name(path) if is_file else ""  # before its own folder is searched, too
+    with _standing_in(path if is_file else None):
+        module = _executed(path, module_name) if is_file else _imported(where, place)
+        factory = getattr(module, name, None)
+        if not callable(factory):
+            raise ValueError(f"{where} has no function {name!r}; give {where}:factory, a function or class in it")
+        options = _options(factory, place, known, guessed or {})
+        return _built(lambda: factory(**options), place), options
 
 
-def _from_timm(name: str, known: Facts) -> tuple[nn.Module, dict[str, int]]:
-    place = f"timm:{name}"
-    create = _attribute(_installed("timm", place), "create_model", place)
-    names = {"num_classes": "num_classes", "in_channels": "in_chans"}
-    options = {names[fact]: value for fact, value in known.items() if fact in names}
-    model = _attempt(lambda: create(name, pretrained=False, **options), place)
-    return _module(model, place), {fact: value for fact, value in known.items() if fact in names}
+@contextmanager
+def _standing_in(path: Path | None) -> Generator[None, None, None]:
+    """Set the search path and the command line as ``python file.py`` would, or ``python -m``; both are restored.
 
-
-def _installed(module: str, place: str) -> ModuleType:
-    """Import a module; it may lie in the current folder, as for ``python -m``.
-
-    Raises:
-        ValueError: If it is missing, or cannot be imported.
+    Yields:
+        Nothing.
     """
-    search = list(sys.path)
-    sys.path.append(str(Path.cwd()))
+    search, line = list(sys.path), sys.argv
+    if path is None:
+        sys.path.append(str(Path.cwd()))
+    else:
+        sys.path.insert(0, str(path.resolve().parent))
+        sys.argv = [str(path)]
+    try:
+        yield
+    finally:
+        sys.path[:] = search
+        sys.argv = line
+
+
+def _imported(module: str, place: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -82,26 +92,13 @@ def _installed(module: str, place: str) -> ModuleType:
         raise ValueError(
             f"{place} needs the package {package} ({error}): install it, or give path/to/file.py:factory"
         ) from error
-    finally:
-        sys.path[:] = search
 
 
-def _attribute(module: ModuleType, name: str, place: str) -> Callable[..., object]:
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        where = place.rpartition(":")[0]
-        raise ValueError(
-            f"{where} has no function {name!r}; give {where}:factory with a function or class defined there"
-        )
-    found: Callable[..., object] = factory
-    return found
-
-
-def _in_file(place: str, path: Path, name: str) -> Callable[..., object]:
-    """Import a Python file and return the factory in it.
+def _executed(path: Path, name: str) -> ModuleType:
+    """Import a Python file under a name; if that fails, nothing of it stays.
 
     Raises:
-        ValueError: If the file cannot be imported, or has no such factory.
+        ValueError: If the file cannot be imported.
     """
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # a file with the suffix .py always has a spec
@@ -111,16 +108,14 @@ def _in_file(place: str, path: Path, name: str) -> Callable[..., object]:
     sys.modules[name] = module  # dataclasses and pickle look a class up by the name of its module
     try:
         spec.loader.exec_module(module)
-    except SystemExit as error:
-        _restore(name, before)
-        raise ValueError(
-            f"{path} ends the program when it is imported (SystemExit: {error}): put what it runs as a script under"
-            " `if __name__ == '__main__':`"
-        ) from error
-    except Exception as error:
-        _restore(name, before)
-        raise ValueError(f"{path} cannot be imported ({_words(error)})") from error
-    return _attribute(module, place.rpartition(":")[2], place)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name)
+        if before is not None:
+            sys.modules[name] = before
+        remedy = ": put what it runs as a script under `if __name__ == '__main__':`"
+        ended = isinstance(error, SystemExit)
+        raise ValueError(f"{path} cannot be imported ({_words(error)}){remedy if ended else ''}") from error
+    return module
 
 
 def _free_name(path: Path) -> str:
@@ -136,68 +131,36 @@ def _free_name(path: Path) -> str:
     return path.stem if ours else f"_user_{path.stem}"
 
 
-def _restore(name: str, before: ModuleType | None) -> None:
-    if before is None:
-        del sys.modules[name]
-    else:
-        sys.modules[name] = before
-
-
-@contextmanager
-def _standing_in(path: Path) -> Generator[None, None, None]:
-    """Set the search path and the command line as ``python file.py`` would; both are restored.
-
-    Yields:
-        Nothing.
-    """
-    search, line = list(sys.path), sys.argv
-    sys.path.insert(0, str(path.resolve().parent))
-    sys.argv = [str(path)]
-    try:
-        yield
-    finally:
-        sys.path[:] = search
-        sys.argv = line
-
-
-def _called(
-    factory: Callable[..., object], place: str, known: Facts, guessed: Facts
-) -> tuple[nn.Module, dict[str, int]]:
-    """Call a factory with the facts that it takes.
+def _options(factory: Callable[..., object], place: str, known: Facts, guessed: Facts) -> dict[str, int]:
+    """Return the facts that a factory takes: those that are known, and guesses for what has no default.
 
     Raises:
-        ValueError: If it needs anything else, or fails.
+        ValueError: If it needs anything else.
     """
     try:
         parameters = dict(inspect.signature(factory).parameters)
     except (TypeError, ValueError):  # something built in, which does not tell
         parameters = {}
-    rest = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     needed = [name for name, p in parameters.items() if p.default is p.empty and p.kind in _NAMED]
     if lacking := [name for name in needed if name not in known and name not in guessed]:
         raise ValueError(
-            f"{place} needs {'arguments' if len(lacking) > 1 else 'an argument'} ({', '.join(lacking)}): wrap it in a"
-            " function without arguments and give that; only num_classes can be given beside it (--num-classes)"
+            f"{place} needs arguments ({', '.join(lacking)}): wrap it in a function without arguments and give that;"
+            " only num_classes can be given beside it (--num-classes)"
         )
     options = {name: guessed[name] for name in needed if name in guessed}
-    options |= {name: value for name, value in known.items() if rest or name in parameters}
-    return _module(_attempt(lambda: factory(**options), place), place), options
+    return options | {name: value for name, value in known.items() if anything or name in parameters}
 
 
-def _attempt(build: Callable[[], Any], place: str) -> object:
+def _built(build: Callable[[], Any], place: str) -> nn.Module:
     try:
-        return build()
-    except SystemExit as error:
-        raise ValueError(f"{place} ended the program when it was called (SystemExit: {error})") from error
-    except Exception as error:
+        model = build()
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{place} could not be built ({_words(error)})") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{place} returned {type(model).__name__}; a factory must return a torch.nn.Module")
+    return model
 
 
 def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _module(model: object, place: str) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{place} returned {type(model).__name__}; a factory must return a torch.nn.Module")
-    return model

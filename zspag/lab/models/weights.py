@@ -56,23 +56,14 @@ def _unpickled(path: Path) -> object:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in whatever way its bytes have it
+        why = "is no readable file of torch.save"
         if "TorchScript" in str(error):
-            raise ValueError(f"{path} is a TorchScript program: save the state dict of the Python model") from error
-        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(
-                f"{path} holds more than tensors ({code[1]}), such as a whole module, and reading it would run code:"
-                " save the state dict alone, torch.save(model.state_dict(), 'weights.pt')"
-            ) from error
-        raise ValueError(f"{path} is no readable file of torch.save: save the state dict again") from error
-
-
-def _is_state(value: object) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and all(isinstance(name, str) for name in value)
-        and any(isinstance(part, Tensor) for part in value.values())
-        and not any(isinstance(part, Mapping) for name, part in value.items() if not name.endswith("_extra_state"))
-    )
+            why = "is a TorchScript program"
+        elif code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            why = f"holds more than tensors ({code[1]}), such as a whole module, and reading it would run code"
+        raise ValueError(
+            f"{path} {why}: save the state dict alone, torch.save(model.state_dict(), 'weights.pt')"
+        ) from error
 
 
 def _unwrapped(value: object, path: Path) -> tuple[State, list[str]]:
@@ -81,19 +72,19 @@ def _unwrapped(value: object, path: Path) -> tuple[State, list[str]]:
     Raises:
         ValueError: If there is none; the message says what the file holds.
     """
-    if isinstance(value, Mapping) and not _is_state(value):
+    held: list[Any] = []
+    if isinstance(value, Mapping):
+        held = list(value)
+        named = all(isinstance(name, str) for name in held)
+        nested = [name for name in held if isinstance(value[name], Mapping) and not str(name).endswith("_extra_state")]
+        if named and not nested and any(isinstance(part, Tensor) for part in value.values()):
+            return dict(value), []
         for name in NESTS:
-            if name in value and isinstance(value[name], Mapping):
+            if name in nested:
                 state, remarks = _unwrapped(value[name], path)
                 return state, [f"the weights are those under {name!r} in {path.name}", *remarks]
-    if not isinstance(value, Mapping) or not _is_state(value):
-        held = (
-            f"the entries {', '.join(map(repr, list(value)[:8]))}"
-            if isinstance(value, Mapping)
-            else type(value).__name__
-        )
-        raise ValueError(f"{path} holds no state dict but {held or 'nothing'}: save model.state_dict()")
-    return dict(value), []
+    found = f"the entries {', '.join(map(repr, held[:8]))}" if held else type(value).__name__
+    raise ValueError(f"{path} holds no state dict but {found}: save model.state_dict()")
 
 
 def renamed(state: State, wanted: Mapping[str, Any]) -> tuple[State, list[str]]:
@@ -110,15 +101,12 @@ def renamed(state: State, wanted: Mapping[str, Any]) -> tuple[State, list[str]]:
     remarks: list[str] = []
     if "n_averaged" in state and "n_averaged" not in wanted:  # torch.optim.swa_utils.AveragedModel
         state = {name: value for name, value in state.items() if name != "n_averaged"}
-    inner = "_orig_mod."
     for prefix in WRAPPERS * 2:  # one may stand inside another
-        if (
-            state
-            and all(name.startswith(prefix) for name in state)
-            and not any(name.startswith(prefix) for name in wanted)
-        ):
+        own = any(name.startswith(prefix) for name in wanted)
+        if state and not own and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
             remarks.append(f"the prefix {prefix!r} was taken off the names of the weights")
+    inner = "_orig_mod."
     if any(inner in name for name in state) and not any(inner in name for name in wanted):
         state = {name.replace(inner, ""): value for name, value in state.items()}
         remarks.append(f"{inner!r} was taken out of the names of the weights")
@@ -145,30 +133,29 @@ def load_into(model: nn.Module, state: State, *, weights: Path, place: str) -> l
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, KeyError) as error:
-        why = _misfits(state, own) or " ".join(str(error).split())
-        raise ValueError(f"{weights} does not fit the model of {place}: {why}") from error
-    kinds = {value.dtype for value in state.values() if isinstance(value, Tensor) and value.is_floating_point()}
-    computes = {value.dtype for value in own.values() if isinstance(value, Tensor) and value.is_floating_point()}
+        lists = {
+            "it lacks": [name for name in own if name not in state],
+            "it has, and the model has not,": [name for name in state if name not in own],
+            "shapes differ:": [
+                f"{name} is {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model"
+                for name in own
+                if isinstance(own[name], Tensor)
+                and isinstance(state.get(name), Tensor)
+                and state[name].shape != own[name].shape
+            ],
+        }
+        why = "; ".join(f"{words} {_few(names)}" for words, names in lists.items() if names)
+        raise ValueError(
+            f"{weights} does not fit the model of {place}: {why or ' '.join(str(error).split())}"
+        ) from error
+    kinds, computes = (
+        {value.dtype for value in values.values() if isinstance(value, Tensor) and value.is_floating_point()}
+        for values in (state, own)
+    )
     if kinds != computes and len(kinds) == len(computes) == 1:
         names = [str(kind).removeprefix("torch.") for kind in (*kinds, *computes)]
         remarks.append(f"the weights are {names[0]} and the model computes in {names[1]}, so that is what is written")
     return remarks
-
-
-def _misfits(state: State, own: Mapping[str, Any]) -> str:
-    shapes = [
-        f"{name} is {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model"
-        for name in own
-        if isinstance(state.get(name), Tensor)
-        and isinstance(own[name], Tensor)
-        and state[name].shape != own[name].shape
-    ]
-    kinds = {
-        "it lacks": [name for name in own if name not in state],
-        "it has, and the model has not,": [name for name in state if name not in own],
-        "shapes differ:": shapes,
-    }
-    return "; ".join(f"{words} {_few(names)}" for words, names in kinds.items() if names)
 
 
 def _few(names: list[str]) -> str:
@@ -194,17 +181,15 @@ def facts_from(state: State, own: Mapping[str, Any], *, probed: int) -> dict[str
         {'num_classes': 5, 'in_channels': 1}
     """
     state, _ = renamed(state, own)
-    both = [(own[name], state[name]) for name in own if name in state]
-    shapes = [
-        (ours.shape, theirs.shape) for ours, theirs in both if isinstance(ours, Tensor) and isinstance(theirs, Tensor)
-    ]
-    alike = [(ours, theirs) for ours, theirs in shapes if len(ours) == len(theirs) > 0]
-    found = {
-        "num_classes": {theirs[0] for ours, theirs in alike if ours[0] == probed},
-        "in_channels": {
-            theirs[1] for ours, theirs in alike if len(ours) == 4 and ours[1] == 3 != theirs[1] and ours[0] == theirs[0]
-        },
-    }
+    found: dict[str, set[int]] = {"num_classes": set(), "in_channels": set()}
+    for name in own.keys() & state.keys():
+        ours, theirs = (tuple(getattr(values[name], "shape", ())) for values in (own, state))
+        if len(ours) != len(theirs) or not ours:
+            continue
+        if ours[0] == probed:
+            found["num_classes"].add(theirs[0])
+        if len(ours) == 4 and ours[1] == 3 != theirs[1] and ours[0] == theirs[0]:
+            found["in_channels"].add(theirs[1])
     return {fact: values.pop() for fact, values in found.items() if len(values) == 1}
 
 
@@ -221,7 +206,10 @@ def write_state(path: Path, state: Mapping[str, Any], *, suffix: str, metadata: 
         ValueError: If the format has no place for a value.
         OSError: If it cannot be written.
     """
-    plain = {name: _alone(value) for name, value in state.items()}
+    plain = {
+        name: value.detach().cpu().contiguous().clone() if isinstance(value, Tensor) else value
+        for name, value in state.items()
+    }
     if suffix not in SAFE:
         buffer = io.BytesIO()
         torch.save(plain, buffer)  # torch turns an error of the disk into one that does not say so
@@ -233,7 +221,3 @@ def write_state(path: Path, state: Mapping[str, Any], *, suffix: str, metadata: 
         safetensors.torch.save_file(plain, path, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"{path.parent} cannot be written to ({error})") from error
-
-
-def _alone(value: Any) -> Any:
-    return value.detach().cpu().contiguous().clone() if isinstance(value, Tensor) else value
