@@ -33,7 +33,7 @@ FORGET = 3
 
 @dataclass(frozen=True)
 class Small:
-    """A trained net, its forget samples, true retain data for the oracle, and the material of the method."""
+    """A trained net, its forget samples, true retain data for the oracle, and the proxy statistics."""
 
     model: nn.Module
     images: Tensor

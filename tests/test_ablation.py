@@ -10,17 +10,9 @@ from zspag.config import to_dict
 from zspag.lab import ablation, experiment
 from zspag.lab.ablation import OWN, SCORES, Variant, axes, changed, moving, rows, table
 from zspag.lab.evaluation import score
-from zspag.lab.experiment import (
-    Case,
-    RunsFailed,
-    forget_set,
-    guard_of,
-    references_against,
-    references_of,
-    statistics_of,
-    trained,
-)
+from zspag.lab.experiment import Case, RunsFailed, references_against, references_of, statistics_of, trained
 from zspag.profiles import PROFILES
+from zspag.report.provenance import differences
 from zspag.unlearning import zero_shot_unlearn
 
 CASE = Case(TINY, 0, 3)
@@ -33,34 +25,15 @@ def _root(tmp_path_factory):
         yield
 
 
-def leaves(values, where=""):
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{where}{name}.")
-        else:
-            yield where + name, value
-
-
-def differences(profile, other):
-    before, after = dict(leaves(to_dict(profile))), dict(leaves(to_dict(other)))
-    return {name for name in before if before[name] != after[name]}
-
-
-EVERY = [pytest.param(one, id=f"{one.axis}={one.value}") for axis in axes(PROFILES["digits"]).values() for one in axis]
-
-
-@pytest.mark.parametrize("variant", EVERY)
-def test_a_variant_changes_only_what_it_names(variant):
-    profile = PROFILES["digits"]
-    found = differences(profile, changed(profile, variant.changes))
-    assert found <= {name for name, _ in variant.changes}
-
-
 @pytest.mark.parametrize(("name", "axis"), axes(PROFILES["digits"]).items())
-def test_an_axis_holds_different_variants(name, axis):
+def test_the_variants_of_an_axis_differ_and_change_only_what_they_name(name, axis):
+    profile = PROFILES["digits"]
     assert {one.axis for one in axis} == {name}
     assert len({one.value for one in axis}) == len(axis) > 1
-    assert len({(one.changes, one.layers, one.hardened) for one in axis}) == len(axis)
+    assert len({(one.changes, one.layers, one.adversarial) for one in axis}) == len(axis)
+    for variant in axis:
+        found = differences(to_dict(profile), to_dict(changed(profile, variant.changes)), names=("a", "b"))
+        assert {one.partition(":")[0] for one in found} <= {path for path, _ in variant.changes}
 
 
 @pytest.mark.parametrize("name", ["smoke", "paper-trial", "cpu-trial"])
@@ -90,8 +63,8 @@ def test_the_parts_of_a_net_cover_it():
 
 def test_the_profile_as_it_is_gives_what_a_user_gets():
     (row,) = rows(CASE, (OWN,))
-    model, (images, labels) = trained(TINY, 0), forget_set(CASE, guard_of(CASE))
-    result = zero_shot_unlearn(model, images, labels, num_classes=10, config=TINY.unlearn, seed=0)
+    images, labels = experiment.forget_set(CASE, experiment.guard_of(CASE))
+    result = zero_shot_unlearn(trained(TINY, 0), images, labels, num_classes=10, config=TINY.unlearn, seed=0)
     references = references_of(CASE)
     scores = score(references.images.map_logits(result.open_model), references)  # its rows are not closed
     assert {name: row[name] for name in SCORES} == {name: getattr(scores, name) for name in SCORES}
@@ -141,7 +114,7 @@ def test_no_tilt_is_no_influence_and_a_tilt_is_some():
 
 def test_a_subspace_or_a_label_costs_no_further_attack(monkeypatch):
     rows(CASE, (OWN,))
-    monkeypatch.setattr(experiment.materials, "prepare", None)
+    monkeypatch.setattr(experiment.statistics, "prepare", None)
     found = rows(CASE, [Variant("subspace", "merge", (("unlearn.subspace.combine", "merge"),))])
     assert found[0]["failed"] == ""
     with pytest.raises(TypeError, match="not callable"):
@@ -155,24 +128,22 @@ def test_a_frozen_layer_has_no_free_direction_and_an_unprojected_one_has_all():
     assert 0 < head["free"] < everything["free"] < whole["free"] == 1
 
 
-def test_hardening_changes_the_net_that_is_attacked():
-    own, hard = rows(CASE, (OWN, Variant("hardened", 0.1, hardened=0.1)))
-    assert hard["failed"] == ""
-    assert hard["acc_retain"] != own["acc_retain"]
+def test_an_adversarial_training_changes_the_net_and_is_done_once(monkeypatch):
+    own, other = rows(CASE, (OWN, Variant("hardened", 0.1, adversarial=0.1)))
+    assert other["failed"] == ""
+    assert other["acc_retain"] != own["acc_retain"]
+    first = ablation._net(CASE, 0.1).state_dict()
+    monkeypatch.setattr(ablation.adversarial_training, "adversarially_trained", None)
+    second, plain = (ablation._net(CASE, radius).state_dict() for radius in (0.1, 0.0))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["1.weight"], plain["1.weight"])
 
 
 def test_a_table_has_a_row_per_case_and_variant_and_is_made_once(monkeypatch):
     cases = [CASE, replace(CASE, forget=5)]
     axis = {"rate": tuple(Variant("rate", lr, (("unlearn.update.lr", lr),)) for lr in (0.03, 1.0))}
     found = table(cases, axis)
-    assert [(row["forget"], row["value"], row["lr"]) for row in found] == [
-        (3, 0.03, 0.03), (3, 1.0, 1.0), (5, 0.03, 0.03), (5, 1.0, 1.0),
-    ]  # fmt: skip
+    expected = [(forget, lr, lr) for forget in (3, 5) for lr in (0.03, 1.0)]
+    assert [(row["forget"], row["value"], row["lr"]) for row in found] == expected
     monkeypatch.setattr(ablation, "_run", None)
     assert table(cases, axis) == found
-
-
-def test_the_net_of_a_case_comes_back_the_same_from_the_store():
-    first, second = (ablation._net(CASE, 0.1).state_dict() for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(first["1.weight"], trained(TINY, 0).state_dict()["1.weight"])

@@ -34,6 +34,7 @@ SETTINGS = {  # image size and width
 FROZEN = {"vit": {"1.class_token": "used by expand", "1.encoder.pos_embedding": "used by add"}}
 RATES = [rate_at(place) for place in range(SMALLEST, LARGEST + 1)]
 NETS = pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
+SLOW = {"alexnet", "allcnn", "vgg11", "vgg16"}  # their layers are in the others as well
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +53,8 @@ def images_of(arch, count):
 
 def make(arch):
     size, width = SETTINGS[arch]
-    return build(
-        arch, num_classes=CLASSES, in_channels=CHANNELS, image_size=size, width=width, mean=(0.4, 0.5),
-        std=(0.25, 0.3), seed=1,
-    ).double()  # fmt: skip
+    shape = {"num_classes": CLASSES, "in_channels": CHANNELS, "image_size": size, "width": width}
+    return build(arch, **shape, mean=(0.4, 0.5), std=(0.25, 0.3), seed=1).double()
 
 
 @torch.no_grad()
@@ -214,7 +213,9 @@ def trained(arch):
     return net.train()
 
 
-@NETS
+@pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=pytest.mark.slow if arch in SLOW else ()) for arch in sorted(ARCHITECTURES)]
+)
 def test_the_method_runs_on_every_architecture_and_moves_nothing_it_must_not(arch):
     net, seen = trained(arch), []
     changing = [m for m in net.modules() if isinstance(m, nn.Dropout | nn.BatchNorm2d | nn.MultiheadAttention)]

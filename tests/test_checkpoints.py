@@ -1,7 +1,6 @@
 """What was saved comes back bit for bit, or the damage is named; a killed writer leaves the old checkpoint whole."""
 
-import json
-import signal
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +11,10 @@ import torch
 from torch import nn
 
 from zspag.lab import checkpoints
-from zspag.lab.checkpoints import CorruptCheckpoint, Store, load, save
-from zspag.report.provenance import read_record, safetensors_metadata
+from zspag.lab.checkpoints import CorruptCheckpoint, load, save
+from zspag.report.provenance import read_record
 
 RECORD = {"commit": None, "config": {"lr": 0.1}, "seed": 3}
-KEY = {"seed": 0, "train": {"lr": 0.1, "epochs": 4}, "classes": [0, 2]}
 
 
 def _tensors():
@@ -67,9 +65,8 @@ def test_safetensors_alone_would_refuse_or_lose_what_we_keep(tmp_path):
 
 
 def test_tied_tensors_stay_tied_and_equal_ones_stay_apart(tmp_path):
-    tied = torch.rand(3, 2)
+    tied, pair = torch.rand(3, 2), torch.rand(6)
     twin = tied.clone()
-    pair = torch.rand(6)
     save(tmp_path / "a.safetensors", {"b": tied, "a": tied, "twin": twin, "head": pair[:3], "tail": pair[3:]}, RECORD)
     loaded, _ = load(tmp_path / "a.safetensors")
     loaded["a"].zero_()
@@ -79,33 +76,23 @@ def test_tied_tensors_stay_tied_and_equal_ones_stay_apart(tmp_path):
     assert torch.equal(loaded["tail"], pair[3:])
 
 
-def test_a_tied_and_a_channels_last_model_survive_as_state_dicts(tmp_path):
+def test_a_tied_and_channels_last_model_survives_and_is_left_alone(tmp_path):
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
     model = model.to(memory_format=torch.channels_last)
     model[3].weight = model[2].weight
+    image = torch.rand(4, 2, 6, 5)
+    before = model.eval()(image)
     save(tmp_path / "a.safetensors", model.state_dict(), RECORD)
+    assert torch.equal(model(image), before)
     loaded, _ = load(tmp_path / "a.safetensors")
     assert loaded["2.weight"].data_ptr() == loaded["3.weight"].data_ptr()
     assert loaded["1.num_batches_tracked"].dtype == torch.int64
-    image = torch.rand(4, 2, 6, 5)
-    before = model.eval()(image)
+    assert not any(tensor.requires_grad for tensor in loaded.values())
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     assert not torch.equal(model(image), before)
     model.load_state_dict(loaded)
     assert torch.equal(model(image), before)
-
-
-def test_saving_neither_changes_nor_keeps_hold_of_the_tensors(tmp_path):
-    weight = nn.Parameter(torch.rand(3, 2).T)
-    before, stride = weight.detach().clone(), weight.stride()
-    save(tmp_path / "a.safetensors", {"weight": weight}, RECORD)
-    assert torch.equal(weight, before)
-    assert weight.stride() == stride
-    loaded, _ = load(tmp_path / "a.safetensors")
-    assert not loaded["weight"].requires_grad
-    loaded["weight"].zero_()
-    assert torch.equal(load(tmp_path / "a.safetensors")[0]["weight"], before)
 
 
 def test_the_same_contents_make_the_same_bytes_and_any_reader_of_the_format_can_read_them(tmp_path):
@@ -134,96 +121,50 @@ def test_a_truncated_file_is_detected(tmp_path, share):
     save(path, {"weight": torch.rand(40, 20)}, RECORD)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(CorruptCheckpoint, match=r"a\.safetensors is damaged .*delete it and run again"):
+    with pytest.raises(CorruptCheckpoint, match=r"a\.safetensors is damaged"):
         load(path)
 
 
 def test_a_foreign_safetensors_file_and_a_missing_one_are_named(tmp_path):
     safetensors.torch.save_file({"weight": torch.rand(3)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(CorruptCheckpoint, match=r"foreign\.safetensors is damaged .KeyError while reading its header"):
+    with pytest.raises(CorruptCheckpoint, match=r"foreign\.safetensors is damaged .KeyError"):
         load(tmp_path / "foreign.safetensors")
     with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
         load(tmp_path / "absent.safetensors")
+
+
+def test_what_says_that_a_file_is_damaged_reaches_another_process(tmp_path):
+    """An exception that cannot be unpickled would end a whole pool of workers."""
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    with pytest.raises(CorruptCheckpoint) as caught:
+        load(tmp_path / "a.safetensors")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from zspag.lab.checkpoints import Store
-def die(*arguments):
-    os.kill(os.getpid(), signal.SIGKILL)
-setattr(*{"write": (Path, "write_bytes"), "sync": (os, "fsync"), "rename": (Path, "replace")}[sys.argv[2]], die)
-Store(sys.argv[1]).put("original", {"seed": int(sys.argv[3])}, {"weight": torch.ones(3, 2)}, {})
+from zspag.lab.checkpoints import save
+
+def killed(place):
+    setattr(*place, lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
+    save(sys.argv[1], {"weight": torch.ones(3, 2)}, {})
+
+for place in ((Path, "write_bytes"), (os, "fsync"), (Path, "replace")):
+    if (child := os.fork()) == 0:
+        killed(place)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL, place
 """
 
 
-@pytest.mark.parametrize("moment", ["write", "sync", "rename"])
-def test_a_writer_killed_before_the_rename_leaves_the_old_checkpoint_and_no_half_of_a_new_one(tmp_path, moment):
-    store = Store(tmp_path)
-    store.put("original", {"seed": 0}, {"weight": torch.zeros(3, 2)}, RECORD)
-    for seed in (0, 1) if moment == "rename" else (0,):
-        command = [sys.executable, "-c", KILLED, str(tmp_path), moment, str(seed)]
-        ended = subprocess.run(command, cwd=Path(checkpoints.__file__).parents[2], capture_output=True, check=False)
-        assert ended.returncode == -signal.SIGKILL, ended.stderr
-    tensors, record = store.get("original", {"seed": 0})
+def test_a_writer_killed_before_the_rename_leaves_the_old_checkpoint_and_no_half_of_a_new_one(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save(path, {"weight": torch.zeros(3, 2)}, RECORD)
+    command = [sys.executable, "-c", KILLED, str(path)]
+    ended = subprocess.run(command, cwd=Path(checkpoints.__file__).parents[2], capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    tensors, record = load(path)
     assert torch.equal(tensors["weight"], torch.zeros(3, 2))
     assert record == RECORD
-    assert store.get("original", {"seed": 1}) is None
-    assert any(path.name.startswith(".") for path in (tmp_path / "original").iterdir())  # the writer had begun
-    assert "seed: 1 wanted, 0 stored" in store.explain("original", {"seed": 1})  # and its rest is no checkpoint
-
-
-def test_the_store_finds_by_kind_and_key_whatever_the_order_of_the_key(tmp_path):
-    store = Store(tmp_path / "runs")
-    assert store.get("original", KEY) is None
-    path = store.put("original", KEY, {"weight": torch.ones(2)}, RECORD)
-    assert path == store.path("original", dict(reversed(KEY.items())))
-    assert path.parent == tmp_path / "runs" / "original"
-    tensors, record = store.get("original", KEY | {"classes": (0, 2)})
-    assert torch.equal(tensors["weight"], torch.ones(2))
-    assert record == RECORD == read_record(path)
-    assert store.get("retrained", KEY) is None
-    assert store.get("original", KEY | {"seed": 1}) is None
-
-
-def test_a_damaged_checkpoint_in_the_store_is_no_miss(tmp_path):
-    path = Store(tmp_path).put("original", KEY, {"weight": torch.ones(2)}, RECORD)
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CorruptCheckpoint, match="is damaged"):
-        Store(tmp_path).get("original", KEY)
-
-
-def test_explain_names_the_fields_of_the_nearest_key_with_both_values(tmp_path):
-    store = Store(tmp_path)
-    assert store.explain("original", KEY) == f"nothing of kind 'original' is stored in {tmp_path}"
-    store.put("original", {"seed": 5, "train": {"lr": 0.3, "epochs": 9}, "classes": [1]}, {}, RECORD)
-    store.put("original", KEY, {}, RECORD)
-    near = {"seed": 0, "train": {"lr": 0.2, "epochs": 4}, "classes": [0, 2]}
-    assert (
-        store.explain("original", near) == "the nearest stored 'original' differs in train.lr: 0.2 wanted, 0.1 stored"
-    )
-    assert store.explain("original", KEY) == f"{store.path('original', KEY)} is stored"
-
-
-def test_explain_names_absent_fields_and_lists_whole(tmp_path):
-    store = Store(tmp_path)
-    store.put("original", {"seed": 0, "classes": [0, 2], "old": 1}, {}, RECORD)
-    text = store.explain("original", {"seed": 0, "classes": [0, 3], "new": "x"})
-    assert "classes: [0,3] wanted, [0,2] stored" in text
-    assert 'new: "x" wanted, absent stored' in text
-    assert "old: absent wanted, 1 stored" in text
-
-
-def test_explain_passes_over_damaged_and_foreign_files(tmp_path):
-    store = Store(tmp_path)
-    path = store.put("original", KEY, {}, RECORD)
-    (path.parent / "cut.safetensors").write_bytes(path.read_bytes()[:5])
-    (path.parent / "noise.safetensors").write_bytes(b"\xff" * 100)
-    safetensors.torch.save_file({"weight": torch.rand(3)}, path.parent / "foreign.safetensors")
-    assert "seed: 1 wanted, 0 stored" in store.explain("original", KEY | {"seed": 1})
-
-
-def test_the_key_stands_in_the_header(tmp_path):
-    path = Store(tmp_path).put("original", KEY, {"weight": torch.ones(2)}, RECORD)
-    assert json.loads(safetensors_metadata(path)["key"]) == KEY
+    assert len([one for one in tmp_path.iterdir() if one.name.startswith(".")]) == 3  # the writers had begun

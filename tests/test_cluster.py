@@ -39,10 +39,10 @@ def test_one_worker_stays_in_this_process():
 
 
 def test_nothing_is_started_for_a_grid_that_is_finished(monkeypatch):
-    def explode(*_args):
+    def explode(*_args, **_options):
         raise AssertionError("this would start workers")
 
-    monkeypatch.setattr(cluster, "_local_cluster", explode)
+    monkeypatch.setattr(cluster, "_client", explode)
     with spread_over(None, workers=2, threads_each=1) as carry:
         assert list(carry(_square, [], workers=2, threads_each=1, title="")) == []
         with pytest.raises(AssertionError, match="would start workers"):

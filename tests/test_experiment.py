@@ -15,7 +15,7 @@ from laboratory import TINY, rooted, small
 import zspag
 from zspag import zero_shot_unlearn
 from zspag.config import Ladders, SubspaceConfig
-from zspag.lab import checkpoints, experiment
+from zspag.lab import cache, checkpoints, experiment
 from zspag.lab.cluster import spread_over
 from zspag.lab.data import load
 from zspag.lab.evaluation import score
@@ -25,28 +25,22 @@ from zspag.lab.experiment import (
     Case,
     compute_grid,
     references_of,
+    run_method,
     statistics_of,
     subspace_table,
     trained,
     training_key,
     whole_ladder,
 )
-from zspag.lab.experiment.cases import forget_set
-from zspag.lab.experiment.grid import run_method
 from zspag.lab.methods import METHODS
 from zspag.profiles import PROFILES
-from zspag.report import files, provenance, reproducible
+from zspag.report import provenance, reproducible
 from zspag.runtime import logits_of, pool_map, threads
 
 pytestmark = pytest.mark.usefixtures("own_data")
 PROFILE = replace(TINY, classes=(3, 5), ladders=Ladders(low=(0.003, 0.03), middle=(0.01, 0.1), high=(0.03, 0.3)))
 METHODS_HERE = ("delete", "head_only")
 CASE = Case(PROFILE, 0, 3)
-
-
-def at(monkeypatch, folder):
-    monkeypatch.setenv("ZSPAG_ROOT", str(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +54,11 @@ def finished(tmp_path_factory, data_folder):
 @pytest.fixture
 def copied(finished, tmp_path, monkeypatch):
     """A copy of the finished grid, as hard links: files are replaced as a whole, never written into."""
-    source, _ = finished
-    for path in source.rglob("*"):
-        if path.is_file():
-            target = tmp_path / path.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.hardlink_to(path)
-    return at(monkeypatch, tmp_path)
+    shutil.copytree(
+        finished[0], tmp_path, copy_function=lambda file, to: Path(to).hardlink_to(file), dirs_exist_ok=True
+    )
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    return tmp_path
 
 
 @pytest.fixture
@@ -74,7 +66,7 @@ def no_computing(monkeypatch):
     def explode(*_args, **_options):
         raise AssertionError("this would compute")
 
-    for module, name in (("cases", "train"), ("grid", "run_method"), ("materials", "prepare")):
+    for module, name in (("cases", "train"), ("grid", "run_method"), ("statistics", "prepare")):
         monkeypatch.setattr(getattr(experiment, module), name, explode)
 
 
@@ -82,10 +74,26 @@ def grid_files(root):
     return sorted((root / "runs" / "tiny" / "grid").iterdir())
 
 
+def lose(root, *names):
+    """Delete the files of the grid whose names begin like this."""
+    for path in grid_files(root):
+        if path.name.startswith(names):
+            path.unlink()
+
+
+def names_of(root):
+    return {path.name.rpartition("-")[0] for path in grid_files(root)}
+
+
 def comparable(frame):
     """Rows in a fixed order, without wall-clock times."""
     frame = frame.drop(columns="seconds").fillna(-1.0)
     return frame.sort_values(["method", "forget", "seed", "lr"], ignore_index=True)
+
+
+def same_weights(one, other):
+    theirs = other.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
 
 
 # What a grid holds
@@ -105,23 +113,23 @@ def test_grid_has_a_row_per_reference_and_per_run(finished):
 
 
 def test_references_are_what_they_are_called(finished):
-    _, frame = finished
-    masked, retrained = (frame[frame["method"] == name] for name in ("masked", "retrained"))
+    original, masked, retrained = (finished[1][finished[1]["method"] == name] for name in REFERENCES)
     assert (masked["acc_forget"] == 0).all()
     assert masked["drift"].abs().max() < 1e-9
     assert (masked["over_unlearning"] == 0).all()
     assert (retrained["gap"] == 0).all()
     assert (retrained["acc_forget"] == 0).all()
-    assert (frame[frame["method"] == "original"]["acc_forget"] > 0.3).all()
+    assert (original["acc_forget"] > 0.3).all()
 
 
-def test_every_file_of_the_grid_carries_its_provenance(finished):
+def test_every_file_of_the_grid_carries_its_provenance_and_no_path_of_this_machine(finished):
     root, _ = finished
     for path in grid_files(root):
         record = provenance.read_record(path)
         assert record["config"]["ladders"]["low"] == list(PROFILE.ladders.low)
         assert record["threads"] == 1
         assert record["data_sha256"] == load("digits").sha256
+        assert str(root) not in path.read_text()
     assert len(grid_files(root)) == 2 * (1 + len(METHODS_HERE))
 
 
@@ -139,83 +147,74 @@ def test_whole_ladder_runs_every_rate_of_the_methods_own_ladder(method, where):
 # It goes on where it stopped
 
 
-def test_second_call_computes_nothing(copied, finished, no_computing):
+def test_second_call_computes_nothing_and_refuses_a_row_that_was_changed_by_hand(copied, finished, no_computing):
     pd.testing.assert_frame_equal(compute_grid(PROFILE, METHODS_HERE), finished[1])
-
-
-def test_new_grid_would_compute(tmp_path, monkeypatch, no_computing):
-    at(monkeypatch, tmp_path)
-    with pytest.raises(RuntimeError, match=r"^1 job of the grid failed.*\n  seed 0: .*this would compute$"):
-        compute_grid(PROFILE, METHODS_HERE)
-
-
-def test_deleted_file_is_recomputed_alone(copied, finished, monkeypatch):
-    (lost,) = [path for path in grid_files(copied) if path.name.startswith("delete-class5")]
-    lost.unlink()
-    times = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
-    ran = []
-    real = experiment.run_method
-    monkeypatch.setattr(experiment.cases, "train", None)
-    monkeypatch.setattr(
-        experiment.grid,
-        "run_method",
-        lambda case, name, **rest: ran.append((case.forget, name)) or real(case, name, **rest),
-    )
-    frame = compute_grid(PROFILE, METHODS_HERE)
-    assert ran == [(5, "delete")]
-    assert lost.exists()
-    assert times == {path: path.stat().st_mtime_ns for path in times}
-    pd.testing.assert_frame_equal(comparable(frame), comparable(finished[1]))
-
-
-def test_a_row_that_was_changed_by_hand_is_refused(copied, no_computing):
-    path = experiment.grid._run_path(CASE, "delete")
+    path = experiment.grid.rows_path(CASE, "delete")
     text = path.read_text()
-    assert compute_grid(PROFILE, METHODS_HERE) is not None
     path.unlink()  # a hard link: the file of the others stays as it is
     path.write_text(text.replace('"chosen": true', '"chosen": false', 1))
     with pytest.raises(ValueError, match=r"delete-class3-seed0-.*was changed after it was written"):
         compute_grid(PROFILE, METHODS_HERE)
 
 
-def test_failing_job_leaves_the_others_and_is_named(copied, monkeypatch):
-    for path in grid_files(copied):
-        path.unlink()
-    real = experiment.run_method
+def test_new_grid_would_compute_and_unknown_methods_are_named_before(tmp_path, monkeypatch, no_computing):
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"^1 job of the grid failed.*\n  seed 0: .*this would compute$"):
+        compute_grid(PROFILE, METHODS_HERE)
+    with pytest.raises(ValueError, match="unknown method magic; known are zs_pag, zs_pag_fixed"):
+        compute_grid(PROFILE, ("delete", "magic"))
 
-    def fails_on_five(case, name, **rest):
-        if (case.forget, name) == (5, "head_only"):
-            raise ArithmeticError("out of luck")
+
+def test_deleted_file_is_recomputed_alone(copied, finished, monkeypatch):
+    lose(copied, "delete-class5")
+    times = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
+    ran, real = [], experiment.run_method
+
+    def spy(case, name, **rest):
+        ran.append((case.forget, name))
         return real(case, name, **rest)
 
-    monkeypatch.setattr(experiment.grid, "run_method", fails_on_five)
-    with pytest.raises(RuntimeError, match=r"1 job of .*\n  seed 0, class 5, head_only: ArithmeticError: out of"):
-        compute_grid(PROFILE, METHODS_HERE)
-    kept = {path.name.rpartition("-")[0] for path in grid_files(copied)}
-    methods = {f"{name}-class{label}-seed0" for name in ("references", *METHODS_HERE) for label in PROFILE.classes}
-    assert kept == methods - {"head_only-class5-seed0"}
+    monkeypatch.setattr(experiment.cases, "train", None)
+    monkeypatch.setattr(experiment.grid, "run_method", spy)
+    frame = compute_grid(PROFILE, METHODS_HERE)
+    assert ran == [(5, "delete")]
+    assert "delete-class5-seed0" in names_of(copied)
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    pd.testing.assert_frame_equal(comparable(frame), comparable(finished[1]))
 
-    monkeypatch.setattr(experiment.grid, "run_method", real)
+
+def failing(real, when):
+    """Return a function that raises an ArithmeticError for some arguments and is ``real`` for all others."""
+
+    def call(*arguments, **options):
+        if when(*arguments):
+            raise ArithmeticError("out of luck")
+        return real(*arguments, **options)
+
+    return call
+
+
+def test_failing_job_leaves_the_others_and_is_named(copied, monkeypatch):
+    lose(copied, "delete-class5", "head_only")
+    fails = failing(run_method, lambda case, name: (case.forget, name) == (5, "head_only"))
+    monkeypatch.setattr(experiment.grid, "run_method", fails)
+    with pytest.raises(
+        RuntimeError, match=r"^1 job of .*\n  seed 0, class 5, head_only: ArithmeticError: out of luck$"
+    ):
+        compute_grid(PROFILE, METHODS_HERE)
+    methods = {f"{name}-class{label}-seed0" for name in ("references", *METHODS_HERE) for label in PROFILE.classes}
+    assert names_of(copied) == methods - {"head_only-class5-seed0"}
+    monkeypatch.setattr(experiment.grid, "run_method", run_method)
     assert len(compute_grid(PROFILE, METHODS_HERE)) == 2 * (3 + len(METHODS_HERE) * len(PROFILE.ladders.low))
 
 
 def test_class_that_cannot_be_prepared_costs_its_own_methods_only(copied, monkeypatch):
-    for path in grid_files(copied):
-        path.unlink()
-    real = experiment.statistics_of
-
-    def fails_on_five(case):
-        if case.forget == 5:
-            raise ArithmeticError("out of reach")
-        return real(case)
-
-    monkeypatch.setattr(experiment.grid, "statistics_of", fails_on_five)
-    with pytest.raises(RuntimeError, match=r"^1 job of .*\n  seed 0, class 5: ArithmeticError: out of reach$"):
+    lose(copied, "references-class5", "delete-class5", "head_only")
+    monkeypatch.setattr(experiment.grid, "statistics_of", failing(statistics_of, lambda case: case.forget == 5))
+    with pytest.raises(RuntimeError, match=r"^1 job of .*\n  seed 0, class 5: ArithmeticError: out of luck$"):
         compute_grid(PROFILE, METHODS_HERE)
-    kept = {path.name.rpartition("-")[0] for path in grid_files(copied)}
-    others = set(PROFILE.classes) - {5}
-    assert {f"{name}-class{label}-seed0" for name in METHODS_HERE for label in others} <= kept
-    assert not [name for name in kept if "class5" in name and not name.startswith("references")]
+    assert {f"{name}-class3-seed0" for name in METHODS_HERE} <= names_of(copied)
+    assert not [name for name in names_of(copied) if "class5" in name and not name.startswith("references")]
 
 
 def test_cheat_in_a_grid_writes_no_file(copied, monkeypatch):
@@ -226,24 +225,17 @@ def test_cheat_in_a_grid_writes_no_file(copied, monkeypatch):
     monkeypatch.setitem(METHODS, "cheat", replace(METHODS["delete"], run=cheat))
     with pytest.raises(RuntimeError, match="class 3, cheat: RetainDataRead: cheat read 1797 samples"):
         compute_grid(replace(PROFILE, classes=(3,)), ("cheat",))
-    assert not [path for path in grid_files(copied) if path.name.startswith("cheat")]
+    assert not [name for name in names_of(copied) if name.startswith("cheat")]
 
 
-def test_unknown_method_is_named_before_anything_runs(tmp_path, monkeypatch, no_computing):
-    at(monkeypatch, tmp_path)
-    with pytest.raises(ValueError, match="unknown method magic; known are zs_pag, zs_pag_fixed"):
-        compute_grid(PROFILE, ("delete", "magic"))
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("spreading", ["pool", "dask"])
 def test_two_workers_give_the_rows_of_one(copied, finished, spreading):
     """Spawned processes, one thread each; from the same trained models, which other tests need too."""
-    for path in grid_files(copied):
+    lose(copied, *METHODS_HERE, "references")
+    for path in (copied / "runs" / "tiny" / "checkpoints" / "statistics").iterdir():
         path.unlink()
-    for path in (copied / "runs" / "tiny" / "checkpoints" / "material").iterdir():
-        path.unlink()
-    open_one = nullcontext(pool_map) if spreading == "pool" else spread_over(None, workers=2, threads_each=1)
-    with open_one as spread:
+    with nullcontext(pool_map) if spreading == "pool" else spread_over(None, workers=2, threads_each=1) as spread:
         frame = compute_grid(replace(PROFILE, workers=2), METHODS_HERE, spread=spread)
     pd.testing.assert_frame_equal(comparable(frame), comparable(finished[1]), check_exact=True)
 
@@ -258,25 +250,6 @@ def test_names_of_results_are_file_names_whatever_the_classes_are_called(monkeyp
     assert experiment.case_name(fewer) == "cifar10_conv7_2_first-half_7-forget-images"
 
 
-def test_a_method_that_stops_at_the_rate_it_takes_ends_in_the_same_model(copied):
-    given = {"model": trained(PROFILE, 0), "statistics": statistics_of(CASE)}
-    (short, _), (long, _) = (experiment.run_method(CASE, "delete", **given, whole=whole) for whole in (False, True))
-    assert len(short.runs) < len(long.runs)
-    assert short.kept.lr == long.kept.lr
-    ours, theirs = short.kept.model.state_dict(), long.kept.model.state_dict()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-
-
-def test_untrained_model_is_the_original_before_its_first_step():
-    blank, again, original = experiment.untrained(PROFILE, 0), experiment.untrained(PROFILE, 0), trained(PROFILE, 0)
-    images = experiment.data_of(PROFILE).test.float()
-    assert torch.equal(logits_of(blank, images), logits_of(again, images))
-    assert not torch.equal(logits_of(blank, images), logits_of(experiment.untrained(PROFILE, 1), images))
-    labels = experiment.data_of(PROFILE).test.labels
-    assert (logits_of(blank, images).argmax(1) == labels).double().mean() < 0.3
-    assert (logits_of(original, images).argmax(1) == labels).double().mean() > 0.6
-
-
 # Keys
 
 
@@ -284,7 +257,7 @@ def keys_of(profile, *, seed=0, forget=3, name="delete"):
     return {
         "model": provenance.digest(training_key(profile, seed, None)),
         "retrained": provenance.digest(training_key(profile, seed, forget)),
-        "run": experiment.grid._run_path(Case(profile, seed, forget), name).name.rpartition("-")[2],
+        "run": experiment.grid.rows_path(Case(profile, seed, forget), name).name.rpartition("-")[2],
     }
 
 
@@ -323,42 +296,45 @@ def test_key_moves_with_seed_class_and_method():
     assert keys_of(PROFILE, forget=3)["model"] == keys_of(PROFILE, forget=5)["model"]
 
 
+@pytest.fixture(scope="module")
+def copy_of_the_code(tmp_path_factory):
+    """The package's source files elsewhere, where a test may edit them."""
+    copy = tmp_path_factory.mktemp("code") / "zspag"
+    shutil.copytree(Path(zspag.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
 @pytest.fixture
-def edited(tmp_path, monkeypatch):
-    """A function that edits a file in a copy of the package's code and returns which keys that moves.
+def code(copy_of_the_code, monkeypatch):
+    """The copy, which hashes are taken of in place of the package itself.
 
     Yields:
-        The function.
+        Its folder.
     """
-    top, copy = Path(zspag.__file__).parent, tmp_path / "code"
-    shutil.copytree(top, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    place = provenance._file_of
-    monkeypatch.setattr(provenance, "_file_of", lambda name: (path := place(name)) and copy / path.relative_to(top))
+    top, place = Path(zspag.__file__).parent, provenance._file_of
 
-    def keys():
-        experiment.cases._code_hash.cache_clear()
-        return (
-            {"material": experiment.materials._key(CASE)}
-            | keys_of(PROFILE)
-            | {
-                "references": experiment.grid._run_path(CASE, "references"),
-                "zs_pag": experiment.grid._run_path(CASE, "zs_pag"),
-                "audit": experiment.grid._run_path(CASE, "audit", ("zspag.lab.audit.running",)),
-            }
-        )
+    def elsewhere(name):
+        path = place(name)
+        return path and copy_of_the_code / path.relative_to(top)
 
-    def edit(file, old, new):
-        before, text = keys(), (copy / file).read_text()
-        assert text.count(old) >= 1
-        (copy / file).write_text(text.replace(old, new, 1))
-        after = keys()
-        return {name for name in before if before[name] != after[name]}
-
-    yield edit
-    experiment.cases._code_hash.cache_clear()
+    monkeypatch.setattr(provenance, "_file_of", elsewhere)
+    yield copy_of_the_code
+    cache.code_hash.cache_clear()
 
 
-EVERY = {"model", "retrained", "material", "run", "zs_pag", "references", "audit"}
+def code_hashes():
+    """Return the hash of the code in every kind of key."""
+    cache.code_hash.cache_clear()
+    return keys_of(PROFILE) | {
+        "statistics": cache.code_of(PROFILE, experiment.statistics.__name__),
+        "references": experiment.grid.rows_path(CASE, "references"),
+        "zs_pag": experiment.grid.rows_path(CASE, "zs_pag"),
+        "audit": experiment.grid.rows_path(CASE, "audit", ("zspag.lab.audit.running",)),
+    }
+
+
+EVERY = {"model", "retrained", "statistics", "run", "zs_pag", "references", "audit"}
+NEW = ("\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ")
 
 
 @pytest.mark.parametrize(
@@ -366,58 +342,49 @@ EVERY = {"model", "retrained", "material", "run", "zs_pag", "references", "audit
     [
         ("runtime.py", '"/".join', '"+".join', EVERY),
         ("runtime.py", "Return a 63-bit seed that is", "Give a seed that is", set()),
-        ("lab/training.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", EVERY),
-        ("lab/models/small.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", EVERY),
-        ("lab/models/vit.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
-        ("speedups/conv_bn.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", EVERY - {"model", "retrained"}),
+        ("lab/training.py", *NEW, EVERY),
+        ("lab/models/small.py", *NEW, EVERY),
+        ("lab/models/vit.py", *NEW, set()),
+        ("speedups/conv_bn.py", *NEW, EVERY - {"model", "retrained"}),
         ("calibration/cross_fitting.py", "STEPS = 10", "STEPS = 11", {"zs_pag", "audit"}),
-        ("lab/methods/targets.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"run", "audit"}),
-        ("lab/methods/synthetic.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"audit"}),
-        ("lab/audit/measures.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", {"audit"}),
-        ("report/plots.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
-        ("outcome_plot.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
-        ("__main__.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
-        ("report/claims/verdicts.py", "\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ", set()),
+        ("lab/methods/targets.py", *NEW, {"run", "audit"}),
+        ("lab/methods/synthetic.py", *NEW, {"audit"}),
+        ("lab/audit/measures.py", *NEW, {"audit"}),
+        ("report/plots.py", *NEW, set()),
+        ("outcome_plot.py", *NEW, set()),
+        ("__main__.py", *NEW, set()),
+        ("report/claims/verdicts.py", *NEW, set()),
     ],
 )
-def test_keys_move_with_all_the_code_that_is_imported_and_with_no_other(edited, file, old, new, moved):
-    assert edited(file, old, new) == moved
+def test_keys_move_with_all_the_code_that_is_imported_and_with_no_other(code, file, old, new, moved):
+    before, text = code_hashes(), (code / file).read_text()
+    assert old in text
+    (code / file).write_text(text.replace(old, new, 1))
+    after = code_hashes()
+    (code / file).write_text(text)
+    assert {name for name in before if before[name] != after[name]} == moved
 
 
 @pytest.mark.parametrize("arch", [*experiment.cases.models.ARCHITECTURES, "somebody/net.py:build"])
 def test_the_code_of_every_training_is_known_again_without_torch(arch):
-    assert experiment.code_of(replace(PROFILE, arch=arch)) in reproducible._training_hashes()
+    assert cache.code_of(replace(PROFILE, arch=arch)) in reproducible._training_hashes()
     assert provenance.closure_hash(["zspag.proxies"]) not in reproducible._training_hashes()
 
 
-def test_key_moves_with_the_profiles_own_architecture_and_with_no_other(tmp_path, monkeypatch):
+def test_keys_move_with_the_own_architecture_and_the_own_family_of_methods_and_with_no_other(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "own_net.py").write_text("def net():\n    return 1\n")
-    factory = importlib.import_module("own_net").net
-    monkeypatch.setitem(experiment.cases.models.ARCHITECTURES, "own", factory)
     keys = {}
-    for when, source in (("before", "return 1"), ("after", "return 2")):
-        (tmp_path / "own_net.py").write_text(f"def net():\n    {source}\n")
-        experiment.cases._code_hash.cache_clear()
-        keys[when] = [training_key(replace(PROFILE, arch=arch), 0, None) for arch in ("own", "conv7")]
-    experiment.cases._code_hash.cache_clear()
-    assert keys["before"][0] != keys["after"][0]
-    assert keys["before"][1] == keys["after"][1]
-
-
-def test_path_of_a_run_moves_with_the_methods_own_family_and_with_no_other(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "own_family.py").write_text("def run():\n    return 1\n")
-    run = importlib.import_module("own_family").run
-    monkeypatch.setitem(METHODS, "own", replace(METHODS["delete"], run=run))
-    paths = {}
-    for when, source in (("before", "return 1"), ("after", "return 2")):
-        (tmp_path / "own_family.py").write_text(f"def run():\n    {source}\n")
-        experiment.cases._code_hash.cache_clear()
-        paths[when] = [experiment.grid._run_path(CASE, name) for name in ("own", "delete", "references")]
-    experiment.cases._code_hash.cache_clear()
-    assert paths["before"][0] != paths["after"][0]
-    assert paths["before"][1:] == paths["after"][1:]
+    for value in (1, 2):
+        for name in ("own_net", "own_family"):
+            (tmp_path / f"{name}.py").write_text(f"def own():\n    return {value}\n")
+        own_method = replace(METHODS["delete"], run=importlib.import_module("own_family").own)
+        monkeypatch.setitem(experiment.cases.models.ARCHITECTURES, "own", importlib.import_module("own_net").own)
+        monkeypatch.setitem(METHODS, "own", own_method)
+        cache.code_hash.cache_clear()
+        nets = [training_key(replace(PROFILE, arch=arch), 0, None) for arch in ("own", "conv7")]
+        keys[value] = nets + [experiment.grid.rows_path(CASE, name) for name in ("own", "delete", "references")]
+    cache.code_hash.cache_clear()
+    assert [one == other for one, other in zip(keys[1], keys[2], strict=True)] == [False, True, False, True, True]
 
 
 def test_key_holds_the_content_of_a_factory_and_not_its_place(tmp_path):
@@ -432,17 +399,15 @@ def test_key_holds_the_content_of_a_factory_and_not_its_place(tmp_path):
     assert key_at(tmp_path / "new", "def make(): return 1") != here
 
 
-# Models and material, stored and found
+# Models and statistics, stored and found
 
 
 def test_stored_model_comes_back_bit_for_bit_and_in_eval_mode(copied, no_computing):
-    first, second = trained(PROFILE, 0), trained(PROFILE, 0)
+    first, second, retrained = trained(PROFILE, 0), trained(PROFILE, 0), trained(PROFILE, 0, 3)
     assert not first.training
     assert first is not second
-    for name, tensor in first.state_dict().items():
-        assert torch.equal(tensor, second.state_dict()[name])
-    retrained = trained(PROFILE, 0, 3)
-    assert any(not torch.equal(t, retrained.state_dict()[n]) for n, t in first.state_dict().items())
+    assert same_weights(first, second)
+    assert not same_weights(first, retrained)
 
 
 def test_retrained_model_never_saw_the_class(copied, monkeypatch):
@@ -459,56 +424,54 @@ def test_retrained_model_never_saw_the_class(copied, monkeypatch):
     assert seen == [set(range(10)) - {7}, set(range(10))]
 
 
-def test_material_survives_the_store_bit_for_bit(copied, no_computing):
-    statistics = small().statistics
-    tensors, facts = experiment.materials._pack(statistics)
-    record = json.loads(json.dumps({"material": facts}))  # as a file would hold it
-    path = copied / "material.safetensors"
-    checkpoints.save(path, tensors, record)
-    again = experiment.materials._unpack(*checkpoints.load(path))
-    for name in ("images", "labels", "sources"):
-        assert torch.equal(getattr(again.proxies, name), getattr(statistics.proxies, name))
-    assert again.proxies.hits == statistics.proxies.hits
-    assert (again.proxies.eps, again.seconds) == (statistics.proxies.eps, statistics.seconds)
-    assert len(again.moments) == len(statistics.moments) == 9
-    for ours, theirs in zip(again.moments, statistics.moments, strict=True):
-        assert list(ours.second) == list(theirs.second)  # the last one is the head
-        assert ours.rows_per_sample == theirs.rows_per_sample
-        for name, second in ours.second.items():
-            assert torch.equal(second, theirs.second[name])
-            assert second.dtype == torch.float64
-    assert not torch.equal(again.moments[0].second[name], again.moments[1].second[name])
+def test_untrained_model_is_the_original_before_its_first_step(copied):
+    blank, again, other = (experiment.untrained(PROFILE, seed) for seed in (0, 0, 1))
+    assert same_weights(blank, again)
+    assert not same_weights(blank, other)
+    data = experiment.data_of(PROFILE).test
+    hits = [
+        (logits_of(net, data.float()).argmax(1) == data.labels).double().mean() for net in (blank, trained(PROFILE, 0))
+    ]
+    assert hits[0] < 0.3 < 0.6 < hits[1]
 
 
-def test_material_without_single_classes_survives_the_store_with_and_without_votes_for_a_merge():
+def moments_of(statistics):
+    means = statistics.moments
+    voted = [] if means.votes is None else [means.votes[1]]
+    return [means.pooled, means.averaged, *statistics.halves, *voted, *(means.per_class or ())]
+
+
+@pytest.mark.parametrize("kept", ["every class", "means", "means and votes"])
+def test_statistics_survive_the_store_bit_for_bit(tmp_path, kept):
     whole = small().statistics
-    for votes in (None, (0.9, whole.moments[2])):  # any moments will do for votes
-        means = replace(whole, moments=replace(whole.moments, per_class=None, votes=votes))
-        tensors, facts = experiment.materials._pack(means)
-        stored = [means.moments.pooled, means.moments.averaged, *means.halves, *([] if votes is None else [votes[1]])]
-        assert len(tensors) == 7 + sum(len(part.second) + len(part.factors) for part in stored)
-        again = experiment.materials._unpack(tensors, {"material": facts})
-        assert (again.moments.per_class, len(again.moments), again.frozen) == (None, 9, whole.frozen)
-        assert (again.moments.votes is None) == (votes is None)
-        kept = [(again.moments.pooled, whole.moments.pooled), (again.moments.averaged, whole.moments.averaged)]
-        if votes is not None:
-            assert again.moments.votes[0] == 0.9
-            kept.append((again.moments.votes[1], votes[1]))
-        for ours, theirs in kept:
-            assert again.names == whole.names
-            assert ours.rows_per_sample == theirs.rows_per_sample
-            assert all(torch.equal(ours.second[name], theirs.second[name]) for name in whole.names)
-            assert ours.factors.keys() == theirs.factors.keys()
-            assert all(torch.equal(ours.factors[name], theirs.factors[name]) for name in theirs.factors)
-    assert whole.moments.votes is None
-    assert any(part.factors for part in whole.moments)  # the head of a class has fewer rows than dimensions
+    if kept != "every class":  # any moments will do for votes
+        votes = (0.9, whole.moments[2]) if kept == "means and votes" else None
+        whole = replace(whole, moments=replace(whole.moments, per_class=None, votes=votes))
+    checkpoints.save(tmp_path / "statistics.safetensors", *experiment.statistics.pack(whole))
+    again = experiment.statistics.unpack(*checkpoints.load(tmp_path / "statistics.safetensors"))
+    for name in ("images", "labels", "sources", "barely"):
+        assert torch.equal(getattr(again.proxies, name), getattr(whole.proxies, name))
+    assert (again.proxies.hits, again.proxies.eps) == (whole.proxies.hits, whole.proxies.eps)
+    assert (again.seconds, again.frozen, again.names) == (whole.seconds, whole.frozen, whole.names)
+    assert (again.moments.per_class is None) == (kept != "every class")
+    assert (again.moments.votes and again.moments.votes[0]) == (0.9 if kept == "means and votes" else None)
+    assert len(again.moments) == len(whole.moments) == 9
+    for ours, theirs in zip(moments_of(again), moments_of(whole), strict=True):
+        assert ours.rows_per_sample == theirs.rows_per_sample
+        assert list(ours.second) == list(theirs.second)  # the last one is the head
+        assert ours.factors.keys() == theirs.factors.keys()
+        for mine, other in ((ours.second, theirs.second), (ours.factors, theirs.factors)):
+            assert all(torch.equal(mine[name], tensor) for name, tensor in other.items())
+    if kept == "every class":
+        assert any(part.factors for part in again.moments)  # the head of a class has fewer rows than dimensions
+        assert not torch.equal(again.moments[0].second[whole.names[0]], again.moments[1].second[whole.names[0]])
 
 
 def test_single_classes_are_made_again_where_they_were_not_kept(copied, monkeypatch):
     whole = statistics_of(CASE)
     assert experiment.statistics_with_classes(CASE).moments.per_class is not None
     means = replace(whole, moments=replace(whole.moments, per_class=None))
-    monkeypatch.setattr(experiment.materials, "statistics_of", lambda _case: means)
+    monkeypatch.setattr(experiment.statistics, "statistics_of", lambda _case: means)
     again = experiment.statistics_with_classes(CASE)
     assert again.proxies is means.proxies
     for ours, theirs in zip(again.moments, whole.moments, strict=True):
@@ -517,63 +480,100 @@ def test_single_classes_are_made_again_where_they_were_not_kept(copied, monkeypa
             torch.testing.assert_close(second, theirs.second[name], rtol=1e-5, atol=1e-6 * largest)
 
 
-def test_material_for_a_pool_is_no_answer_to_a_merge(copied, no_computing):
-    statistics_of(CASE)
+def test_statistics_are_found_again_and_those_of_a_pool_are_no_answer_to_a_merge(copied, no_computing):
+    first, second = statistics_of(CASE), statistics_of(CASE)
+    assert torch.equal(first.proxies.images, second.proxies.images)
     merging = replace(PROFILE, unlearn=replace(PROFILE.unlearn, subspace=SubspaceConfig(combine="merge")))
     with pytest.raises(AssertionError, match="this would compute"):
         statistics_of(replace(CASE, profile=merging))
 
 
-def test_material_is_found_again(copied, no_computing):
-    first, second = statistics_of(CASE), statistics_of(CASE)
-    assert torch.equal(first.proxies.images, second.proxies.images)
+OLDER = {"code": "older", "torch": "2.0", "threads": 7, "device": "cuda"}
 
 
-def recorded(root, key):
-    """Commit the stored original under ``key`` and empty the store."""
-    (source,) = (root / "runs" / "tiny" / "checkpoints" / "original").glob("*.safetensors")
+@pytest.mark.parametrize(
+    ("change", "without", "taken"),
+    [
+        (OLDER, (), True),
+        ({}, ("optimizer", "mixup"), True),  # options that are younger than the file
+        ({"seed": 1}, (), False),
+        ({"without": 4}, (), False),
+        ({"data": "other"}, (), False),
+        ({"width": 5}, (), False),
+    ],
+)
+def test_recorded_checkpoint_is_taken_if_it_has_the_same_recipe(copied, no_computing, change, without, taken):
+    key = json.loads(json.dumps(training_key(PROFILE, 0, None))) | change
+    key["train"] = {name: value for name, value in key["train"].items() if name not in without}
+    (source,) = (copied / "runs" / "tiny" / "checkpoints" / "original").glob("*.safetensors")
     tensors, record = checkpoints.load(source)
-    checkpoints.save(
-        root / "results" / "tiny" / "checkpoints" / "original.safetensors", tensors, record | {"config": key}
-    )
+    folder = copied / "results" / "tiny" / "checkpoints"
+    checkpoints.save(folder / "original.safetensors", tensors, record | {"config": key})
     source.unlink()
-    return tensors
-
-
-def test_recorded_checkpoint_is_taken_although_the_code_has_changed(copied, no_computing):
-    key = json.loads(json.dumps(training_key(PROFILE, 0, None)))
-    tensors = recorded(copied, key | {"code": "older", "torch": "2.0", "threads": 7, "device": "cuda"})
-    model = trained(replace(PROFILE, recorded_models=True), 0)
-    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
+    if taken:
+        model = trained(replace(PROFILE, recorded_models=True), 0)
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(AssertionError, match="would compute"):
-        trained(PROFILE, 0)  # only who asks for recorded models gets them
+        trained(replace(PROFILE, recorded_models=not taken), 0)  # only who asks for recorded models gets them
 
 
-def test_recorded_checkpoint_is_taken_although_the_recipe_has_a_new_option(copied, no_computing):
-    key = json.loads(json.dumps(training_key(PROFILE, 0, None)))
-    del key["train"]["optimizer"], key["train"]["mixup"]  # as in the files of before there was a choice
-    tensors = recorded(copied, key)
-    model = trained(replace(PROFILE, recorded_models=True), 0)
-    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
-
-
-@pytest.mark.parametrize("change", [{"seed": 1}, {"without": 4}, {"data": "other"}, {"width": 5}])
-def test_recorded_checkpoint_of_another_recipe_is_not_taken(copied, no_computing, change):
-    recorded(copied, json.loads(json.dumps(training_key(PROFILE, 0, None))) | change)
-    with pytest.raises(AssertionError, match="would compute"):
-        trained(replace(PROFILE, recorded_models=True), 0)
-
-
-def test_panel_holds_forget_and_retained_samples_apart(copied, no_computing):
-    references = references_of(CASE)
-    data = load("digits")
+def test_references_hold_forget_and_retained_samples_apart(copied, no_computing):
+    references, data = references_of(CASE), load("digits")
     assert set(references.labels.forget_train.tolist()) == set(references.labels.forget_test.tolist()) == {3}
     assert set(references.labels.retain_test.tolist()) == set(range(10)) - {3}
     assert len(references.labels.forget_test) + len(references.labels.retain_test) == len(data.test)
     assert references.original.retain_test.shape == (len(references.labels.retain_test), 10)
 
 
-# Subspaces compared
+# What a method is handed
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "forget", "retain"),
+    [
+        ("delete", {"forget_samples": 17}, 17, 0),
+        ("fine_tune", {"retain_samples": 4}, 146, 9 * 4),
+        ("fine_tune", {"retain_samples": None}, 146, 1438 - 146),
+    ],
+)
+def test_samples_of_a_profile_are_all_that_a_method_is_handed(copied, monkeypatch, method, change, forget, retain):
+    def run(problem, _config):
+        images, labels = problem.retain or ((), ())
+        assert len(images) == len(labels)
+        assert 5 not in labels
+        return len(problem.forget_images), len(images)
+
+    monkeypatch.setitem(METHODS, method, replace(METHODS[method], run=run))
+    handed, guard = run_method(Case(replace(PROFILE, **change), 0, 5), method, model=None, statistics=None)
+    assert handed == (forget, retain)
+    assert guard.retain_samples_read == retain
+
+
+def test_a_method_that_stops_at_the_rate_it_takes_ends_in_the_same_model(copied):
+    given = {"model": trained(PROFILE, 0), "statistics": statistics_of(CASE)}
+    (short, _), (long, _) = (run_method(CASE, "delete", **given, whole=whole) for whole in (False, True))
+    assert len(short.runs) < len(long.runs)
+    assert short.kept.lr == long.kept.lr
+    assert same_weights(short.kept.model, long.kept.model)
+
+
+@pytest.mark.filterwarnings("ignore:not reached", "ignore:the search for a rate ended")
+def test_a_run_of_the_grid_is_the_public_call_bit_for_bit(copied):
+    model = trained(PROFILE, 0)
+    with threads(PROFILE.threads):
+        ladder, guard = run_method(CASE, "zs_pag", model=model, statistics=statistics_of(CASE))
+        images, labels = experiment.forget_set(CASE, guard)
+        call, other = (
+            zero_shot_unlearn(model, images, labels, config=PROFILE.unlearn, seed=seed, progress=False)
+            for seed in (0, 5)
+        )
+    assert ladder.kept.lr == call.report.lr
+    assert same_weights(ladder.kept.model, call.open_model)
+    assert not same_weights(ladder.kept.model, model)
+    assert not same_weights(ladder.kept.model, other.open_model)  # the streams do matter
+
+
+# Subspaces, times and the noise floor
 
 
 def test_subspace_table_compares_at_equal_rank_and_the_oracle_is_the_best(copied, no_computing):
@@ -588,41 +588,6 @@ def test_subspace_table_compares_at_equal_rank_and_the_oracle_is_the_best(copied
     assert means["random"] < means["proxies"] < means["oracle"]
 
 
-def test_forget_samples_of_a_profile_are_the_ones_handed_out(copied, monkeypatch):
-    handed = []
-
-    def run(problem, _config):
-        handed.append(len(problem.forget_images))
-
-    monkeypatch.setitem(METHODS, "delete", replace(METHODS["delete"], run=run))
-    case = Case(replace(PROFILE, forget_samples=17), 0, 5)
-    experiment.run_method(case, "delete", model=None, statistics=None)
-    assert handed == [17]
-
-
-@pytest.mark.parametrize(("count", "expected"), [(4, 9 * 4), (None, 1438 - 146)])
-def test_retain_samples_of_a_profile_are_all_that_an_oracle_is_handed(copied, monkeypatch, count, expected):
-    def oracle(problem, _config):
-        assert len(problem.retain_images) == len(problem.retain_labels)
-        assert 5 not in problem.retain_labels
-        return len(problem.retain_images)
-
-    monkeypatch.setitem(METHODS, "fine_tune", replace(METHODS["fine_tune"], run=oracle))
-    case = Case(replace(PROFILE, retain_samples=count), 0, 5)
-    handed, guard = experiment.run_method(case, "fine_tune", model=None, statistics=None)
-    assert handed == guard.retain_samples_read == expected
-
-
-def test_files_of_the_grid_are_json_without_paths_of_this_machine(finished):
-    root, _ = finished
-    text = grid_files(root)[0].read_text()
-    assert files.read_json(grid_files(root)[0])["schema"] == 2
-    assert str(root) not in text
-
-
-# Times and the noise floor
-
-
 def test_update_costs_what_the_rates_up_to_the_chosen_one_cost(copied, finished, no_computing):
     frame = finished[1].replace({"method": {"delete": "zs_pag"}})
     frame = frame[frame["method"] == "zs_pag"].sort_values(["forget", "lr"], ignore_index=True)
@@ -634,22 +599,25 @@ def test_update_costs_what_the_rates_up_to_the_chosen_one_cost(copied, finished,
     assert all(value > 0 for value in seconds.values())
 
 
-def test_noise_floor_needs_two_seeds(copied, monkeypatch, no_computing):
+def test_noise_floor_needs_two_seeds_and_retrained_models(copied, monkeypatch, no_computing):
     assert len(experiment.retraining_noise(PROFILE)) == 0
-    panels = {case: references_of(case) for case in (Case(PROFILE, 0, label) for label in PROFILE.classes)}
-    monkeypatch.setattr(experiment.findings, "references_of", lambda case: panels[Case(PROFILE, 0, case.forget)])
+    known = {label: references_of(Case(PROFILE, 0, label)) for label in PROFILE.classes}
+    monkeypatch.setattr(experiment.findings, "references_of", lambda case: known[case.forget])
     floor = experiment.retraining_noise(replace(PROFILE, seeds=(0, 1, 2)))
     assert floor["forget"].tolist() == [3, 3, 5, 5]
     assert (floor[["agreement_forget", "agreement_retain"]] == 1).all(axis=None)  # the same model stands for all seeds
     assert floor[["js_forget", "js_retain"]].abs().max(axis=None) < 1e-12
+    known = {label: replace(references, retrained=None) for label, references in known.items()}
+    with pytest.raises(ValueError, match="leaves retrained models out"):
+        experiment.retraining_noise(replace(PROFILE, retrained=False, seeds=(0, 1)))
 
 
 # Half of the test set, and no retrained models
 
 
 def test_a_half_changes_what_is_judged_on_and_nothing_that_a_method_is_handed(copied, monkeypatch):
-    monkeypatch.setattr(experiment.cases, "train", None)  # trained models and material are found again
-    monkeypatch.setattr(experiment.materials, "prepare", None)
+    monkeypatch.setattr(experiment.cases, "train", None)  # trained models and statistics are found again
+    monkeypatch.setattr(experiment.statistics, "prepare", None)
     halves = [replace(CASE, profile=replace(PROFILE, test_half=name)) for name in ("first", "second")]
     whole, first, second = (references_of(case) for case in (CASE, *halves))
     for part in ("forget_test", "retain_test"):
@@ -660,88 +628,65 @@ def test_a_half_changes_what_is_judged_on_and_nothing_that_a_method_is_handed(co
         assert torch.equal(references.images.forget_train, whole.images.forget_train)
         images, _ = experiment.forget_set(case, experiment.guard_of(case))
         assert torch.equal(images, experiment.forget_set(CASE, experiment.guard_of(CASE))[0])
-        assert torch.equal(experiment.statistics_of(case).proxies.images, experiment.statistics_of(CASE).proxies.images)
+        assert torch.equal(statistics_of(case).proxies.images, statistics_of(CASE).proxies.images)
 
 
-def test_rows_of_a_half_are_those_of_the_half(copied, monkeypatch):
+def test_rows_of_a_half_are_those_of_the_half(copied, finished, monkeypatch):
     monkeypatch.setattr(experiment.cases, "train", None)
-    whole, first, second = (
-        by_method(compute_grid(replace(PROFILE, classes=(3,), seeds=(0,), test_half=name), ("head_only",)))
-        for name in (None, "first", "second")
-    )
-    counts = [len(references_of(Case(replace(PROFILE, test_half=name), 0, 3)).labels.forget_test)
-              for name in ("first", "second")]  # fmt: skip
+    names = ("first", "second")
+    profiles = [replace(PROFILE, classes=(3,), test_half=name) for name in names]
+    frames = [finished[1][finished[1]["forget"] == 3], *(compute_grid(one, ("head_only",)) for one in profiles)]
+    whole, first, second = (frame[frame["method"] == "head_only"].sort_values("lr") for frame in frames)
+    counts = [len(references_of(Case(profile, 0, 3)).labels.forget_test) for profile in profiles]
     own = [part["acc_forget"].to_numpy() for part in (whole, first, second)]
     assert own[0] == pytest.approx((counts[0] * own[1] + counts[1] * own[2]) / sum(counts))
     assert not (first["drift"].to_numpy() == second["drift"].to_numpy()).all()
 
 
-def by_method(frame):
-    return frame[frame["method"] != "retrained"].sort_values(["method", "lr"])
-
-
-def test_without_retrained_models_none_is_trained_and_what_needs_them_is_empty(copied, monkeypatch):
+def test_without_retrained_models_none_is_trained_and_what_needs_them_is_empty(copied, finished, monkeypatch):
     trainings = []
+
+    def spy(*job):
+        trainings.append(job[2:])
+        return trained(*job)
+
     for module in (experiment.cases, experiment.grid):
-        monkeypatch.setattr(module, "trained", lambda *job: trainings.append(job) or trained(*job))
-    profile = replace(PROFILE, classes=(3,), seeds=(0,))
-    frame = compute_grid(replace(profile, retrained=False), ("head_only",))
-    assert {job[2:] for job in trainings} == {()}
+        monkeypatch.setattr(module, "trained", spy)
+    frame = compute_grid(replace(PROFILE, classes=(3,), retrained=False), ("head_only",))
+    assert set(trainings) == {()}
+    references_of(CASE)
+    assert set(trainings) == {(), (3,)}
     beside = ["gap", "agreement_forget", "agreement_retain", "js_forget", "js_retain"]
     assert set(frame["method"]) == {"original", "masked", "head_only"}
     assert frame[beside].isna().all(axis=None)
-    references_of(CASE)
-    assert {job[2:] for job in trainings} == {(), (3,)}
-    whole = compute_grid(profile, ("head_only",))
+    whole = finished[1][finished[1]["forget"] == 3]
     assert not whole[beside].isna().any(axis=None)
     same = ["acc_forget", "acc_retain", "drift", "nll_retain"]
     ours, theirs = (one[one["method"] == "head_only"][same].to_numpy() for one in (frame, whole))
     assert (ours == theirs).all()
-    with pytest.raises(ValueError, match="leaves retrained models out"):
-        experiment.retraining_noise(replace(PROFILE, retrained=False, seeds=(0, 1)))
 
 
 # A look into one run
 
 
-@pytest.mark.parametrize("method", ["delete", "head_only", "zs_pag_fixed", "unprojected"])
+@pytest.mark.parametrize("method", ["delete", "zs_pag_fixed"])
 def test_watched_run_is_the_run_of_the_grid_bit_for_bit(copied, method):
     lr = getattr(PROFILE.ladders, METHODS[method].ladder)[1]
     model, rows = experiment.watched_run(CASE, method, lr=lr)
-    ladder, _ = experiment.run_method(CASE, method, model=trained(PROFILE, 0), statistics=statistics_of(CASE))
+    ladder, _ = run_method(CASE, method, model=trained(PROFILE, 0), statistics=statistics_of(CASE))
     (again,) = [run for run in ladder.runs if run.lr == lr]
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.model.state_dict().items())
+    assert same_weights(again.model, model)
     assert not model._forward_pre_hooks
-    assert len(rows) == len(again.history) + 1
     references = references_of(CASE)
     for row, net in ((rows.iloc[0], trained(PROFILE, 0)), (rows.iloc[-1], again.model)):
         assert row.drop("epoch").to_dict() == asdict(score(references.images.map_logits(net), references))
-    assert rows["epoch"].tolist() == list(range(len(rows)))
+    assert rows["epoch"].tolist() == list(range(len(again.history) + 1))
     assert rows.iloc[0]["acc_forget"] > rows.iloc[-1]["acc_forget"]
 
 
-@pytest.mark.filterwarnings("ignore:not reached", "ignore:the search for a rate ended")
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_run_of_the_grid_is_the_public_call_bit_for_bit(copied, seed):
-    case = replace(CASE, seed=seed)
-    model = trained(PROFILE, case.seed)
-    with threads(PROFILE.threads):
-        ladder, guard = run_method(case, "zs_pag", model=model, statistics=statistics_of(case))
-        images, labels = forget_set(case, guard)
-        call = zero_shot_unlearn(model, images, labels, config=PROFILE.unlearn, seed=case.seed, progress=False)
-        other = zero_shot_unlearn(model, images, labels, config=PROFILE.unlearn, seed=case.seed + 5, progress=False)
-    row, public, otherwise = (one.state_dict() for one in (ladder.kept.model, call.open_model, other.open_model))
-    assert ladder.kept.lr == call.report.lr
-    assert all(torch.equal(row[name], public[name]) for name in row)
-    assert any(not torch.equal(row[name], model.state_dict()[name]) for name in row)
-    assert any(not torch.equal(row[name], otherwise[name]) for name in row)  # the streams do matter
-
-
 def test_method_outside_the_loop_cannot_be_watched(copied, monkeypatch):
-    run = experiment.run_method
-
     def silent(case, name, *, model, statistics):
-        return run(case, name, model=trained(PROFILE, 0), statistics=statistics)  # a copy that nobody looks at
+        return run_method(case, name, model=trained(PROFILE, 0), statistics=statistics)  # a copy that nobody looks at
 
     monkeypatch.setattr(experiment.findings, "run_method", silent)
     with pytest.raises(ValueError, match=r"delete has \d+ epochs of which 0 were seen"):

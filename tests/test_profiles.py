@@ -40,7 +40,7 @@ def test_a_net_that_holds_forget_images_out_is_handed_all_of_them():
     assert (other.forget_samples, other.unlearn) == (cpu.forget_samples, cpu.unlearn)
 
 
-def test_a_strangers_net_is_trained_as_the_profiles_own_with_what_the_images_bear():
+def test_an_external_net_is_trained_as_the_profiles_own_with_what_the_images_bear():
     cpu = PROFILES["cpu"]
     chosen = for_pair(cpu, arch="net.py:build")
     assert chosen == replace(cpu, arch="net.py:build", train=replace(cpu.train, augment="hint"))

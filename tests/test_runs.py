@@ -1,6 +1,6 @@
 """One class after another into files."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -10,21 +10,30 @@ from laboratory import FORGET, TINY, rooted
 from zspag.lab import checkpoints, experiment, runs
 from zspag.lab.data.sources import read_digits
 from zspag.report import files, provenance
+from zspag.report.results import Result
 
 pytestmark = pytest.mark.usefixtures("own_data")
 PROFILE = replace(TINY, classes=(FORGET,), unlearn=replace(TINY.unlearn, update=replace(TINY.unlearn.update, lr=0.6)))
+NAMES = [f"{kind}.safetensors" for kind in ("original-digits-digits-seed0", "retrained-digits-digits-seed0-without3")]
 
 
 # Class numbers
 
 
-def test_classes_are_given_by_name_or_number():
+@pytest.fixture
+def named(monkeypatch):
+    """Digits whose classes have the given names."""
+
+    def rename(*classes):
+        data = replace(experiment.data_of(PROFILE), classes=classes)
+        monkeypatch.setattr(experiment, "data_of", lambda _profile: data)
+
+    return rename
+
+
+def test_classes_are_given_by_name_or_number_and_the_name_wins(named):
     assert runs.class_numbers(PROFILE, ["3", "0", "9"]) == (3, 0, 9)
-
-
-def test_name_wins_over_number(monkeypatch):
-    named = replace(experiment.data_of(PROFILE), classes=("9", "8", "7", "6", "5", "4", "3", "2", "one", "0"))
-    monkeypatch.setattr(experiment, "data_of", lambda _profile: named)
+    named("9", "8", "7", "6", "5", "4", "3", "2", "one", "0")
     assert runs.class_numbers(PROFILE, ["9", "one", "1"]) == (0, 8, 1)
 
 
@@ -35,15 +44,10 @@ def test_unknown_class_is_named_beside_the_known_ones(name):
     assert repr(name) in str(caught.value)
 
 
-@pytest.mark.parametrize("names", [["3", "0", "3"], ["9", "9"]])
-def test_class_that_is_named_twice_is_refused(names):
-    with pytest.raises(ValueError, match=rf"class '{names[0]}' is named twice \(class {names[0]}\)"):
-        runs.class_numbers(PROFILE, names)
-
-
-def test_name_and_number_of_the_same_class_are_the_same_class_twice(monkeypatch):
-    named = replace(experiment.data_of(PROFILE), classes=("ant", "bee", *map(str, range(2, 10))))
-    monkeypatch.setattr(experiment, "data_of", lambda _profile: named)
+def test_class_that_is_named_twice_is_refused_by_name_and_number_alike(named):
+    with pytest.raises(ValueError, match=r"class '3' is named twice \(class 3\)"):
+        runs.class_numbers(PROFILE, ["3", "0", "3"])
+    named("ant", "bee", *map(str, range(2, 10)))
     assert runs.class_numbers(PROFILE, ["bee", "0"]) == (1, 0)
     with pytest.raises(ValueError, match=r"class '1' is named twice \(class 1\)"):
         runs.class_numbers(PROFILE, ["bee", "1"])
@@ -54,9 +58,9 @@ def test_it_is_said_which_folder_became_which_class_and_what_was_left_out(tmp_pa
         folder = write_folder(tmp_path / name, folder_files(classes=classes) | {"train/notes.txt": b"x"})
         return list(runs.folder_lines(replace(PROFILE, dataset=str(folder))))
 
-    named = lines("named", ("bee", "ant"))
-    assert named[0] == "folders by class number: 0 ant, 1 bee"
-    assert named[1].startswith("named: image folder of .png files, left out 1 file: 1 not an image")
+    by_name = lines("named", ("bee", "ant"))
+    assert by_name[0] == "folders by class number: 0 ant, 1 bee"
+    assert by_name[1].startswith("named: image folder of .png files, left out 1 file: 1 not an image")
     assert lines("numbered", ("1", "0"))[0] == "a folder's name is the number of its class, 0 to 1"
     assert list(runs.folder_lines(PROFILE)) == []  # digits need no word
 
@@ -80,42 +84,41 @@ def root(finished, monkeypatch):
     return finished[0]
 
 
+@pytest.fixture
+def again(finished, tmp_path, monkeypatch):
+    """Another repository that finds what the finished run cached."""
+    (tmp_path / "runs").symlink_to(finished[0] / "runs")
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    return tmp_path
+
+
 def result_of(root, folder="results"):
     return files.read_json(root / folder / "tiny" / "run_digits_digits_3.json")
 
 
-def test_run_writes_a_result_by_the_schema(root):
+def test_run_writes_a_result_by_the_schema_and_a_figure_with_the_same_record(root):
     result = result_of(root)
-    assert set(result) == {
-        "schema",
-        "name",
-        "profile",
-        "draw",
-        "caption",
-        "numbers",
-        "measurements",
-        "data",
-        "provenance",
-        "made",
-    }
+    assert set(result) == {"schema", *(field.name for field in fields(Result))}
     assert (result["schema"], result["name"], result["profile"]) == (2, "run_digits_digits_3", "tiny")
     assert result == files.read_json(root / "runs" / "tiny" / "results" / "run_digits_digits_3.json")
-    assert result["provenance"] == provenance.read_record(root / "results" / "tiny" / "run_digits_digits_3.json")
     assert result["provenance"]["config"]["classes"] == [FORGET]
     assert result["provenance"]["seconds"] > 0
+    for path in (root / "results/tiny/run_digits_digits_3.json", root / "figures/tiny/run_digits_digits_3.png"):
+        assert provenance.read_record(path) == result["provenance"]
+    assert result["measurements"]["data_source"] == "scikit-learn's own copy"
+    (panel,) = result["data"]["panels"]
+    assert list(panel["series"]) == ["original", "masked original", "retrained", "ZS-PAG"]
+    assert panel["series"]["masked original"][FORGET] == 0
+    assert all(len(heights) == len(panel["groups"]) == 10 for heights in panel["series"].values())
 
 
-def test_run_read_no_retain_sample_and_says_so(root, finished):
-    (row,) = result_of(root)["measurements"]["rows"]
-    assert row["retain_samples_read"] == 0
-    assert row["forget_samples"] == int((read_digits().train.labels == FORGET).sum())
-    assert "0 retain samples read" in finished[1][0]
-
-
-def test_run_forgets_and_its_headline_numbers_are_its_rows(root):
+def test_run_forgets_reads_no_retain_sample_and_its_headline_numbers_are_its_rows(root, finished):
     result = result_of(root)
     (row,) = result["measurements"]["rows"]
     scores = row["scores"]
+    assert row["retain_samples_read"] == 0
+    assert "0 retain samples read" in finished[1][0]
+    assert row["forget_samples"] == int((read_digits().train.labels == FORGET).sum())
     assert scores["original"]["acc_forget"] > 0.9
     assert scores["unlearned"]["acc_forget"] < 0.2
     assert scores["masked"]["acc_forget"] == scores["retrained"]["acc_forget"] == 0
@@ -124,28 +127,14 @@ def test_run_forgets_and_its_headline_numbers_are_its_rows(root):
     assert row["seconds"]["total"] >= sum(row["seconds"][stage] for stage in ("proxies", "subspaces", "update"))
 
 
-def test_run_says_where_the_pixels_came_from(root):
-    assert result_of(root)["measurements"]["data_source"] == "scikit-learn's own copy"
-
-
-def test_run_draws_a_figure_that_carries_the_same_record(root):
-    figure = root / "figures" / "tiny" / "run_digits_digits_3.png"
-    assert provenance.read_record(figure) == result_of(root)["provenance"]
-    (panel,) = result_of(root)["data"]["panels"]
-    assert list(panel["series"]) == ["original", "masked original", "retrained", "ZS-PAG"]
-    assert panel["series"]["masked original"][FORGET] == 0
-    assert all(len(heights) == len(panel["groups"]) == 10 for heights in panel["series"].values())
-
-
 def test_recorded_checkpoints_are_those_of_the_run(root, finished):
     folder = root / "results" / "tiny" / "checkpoints"
-    names = ["original-digits-digits-seed0.safetensors", "retrained-digits-digits-seed0-without3.safetensors"]
-    assert sorted(path.name for path in folder.iterdir()) == names
-    tensors, record = checkpoints.load(folder / names[0])
+    assert sorted(path.name for path in folder.iterdir()) == NAMES
+    tensors, record = checkpoints.load(folder / NAMES[0])
     model = experiment.trained(PROFILE, 0)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
     assert record["config"]["seed"] == 0
-    assert finished[1][-2:] == [f"wrote {folder / name}" for name in names]
+    assert finished[1][-2:] == [f"wrote {folder / name}" for name in NAMES]
 
 
 def test_run_from_recorded_models_trains_nothing_and_finds_the_same(root, tmp_path, monkeypatch):
@@ -160,41 +149,37 @@ def test_run_from_recorded_models_trains_nothing_and_finds_the_same(root, tmp_pa
     lines = list(runs.run(replace(PROFILE, recorded_models=True), record=True))
     (before,), (after,) = result_of(root)["measurements"]["rows"], result_of(tmp_path)["measurements"]["rows"]
     assert {name for name in before if before[name] != after[name]} == {"seconds"}
-    assert lines[-1].startswith(f"left {target / 'retrained-digits-digits-seed0-without3.safetensors'} as it")
+    assert lines[-1].startswith(f"left {target / NAMES[1]} as it")
 
 
-def test_checkpoint_that_is_too_large_is_left_out_and_said_so(root, tmp_path, monkeypatch):
-    (tmp_path / "runs").symlink_to(root / "runs")
-    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+def test_checkpoint_that_is_too_large_is_left_out_and_said_so(again, monkeypatch):
     monkeypatch.setattr(runs, "RECORDED_BYTES", 100)
     lines = list(runs.run(PROFILE, record=True))
-    name = "retrained-digits-digits-seed0-without3.safetensors"
-    assert lines[-1].startswith(f"left out {tmp_path}/results/tiny/checkpoints/{name}: 0.0 MB")
-    assert not (tmp_path / "results" / "tiny" / "checkpoints").exists()
+    assert lines[-1].startswith(f"left out {again}/results/tiny/checkpoints/{NAMES[1]}: 0.0 MB")
+    assert not (again / "results" / "tiny" / "checkpoints").exists()
 
 
-def test_run_without_record_leaves_results_alone(root, tmp_path, monkeypatch):
-    (tmp_path / "runs").symlink_to(root / "runs")
-    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    lines = list(runs.run(PROFILE, record=False))
-    assert not (tmp_path / "results").exists()
-    assert lines[1:] == [
-        f"wrote {tmp_path}/runs/tiny/results/run_digits_digits_3.json",
-        f"wrote {tmp_path}/figures/tiny/run_digits_digits_3.png",
-    ]
-
-
-def test_second_run_forgets_nothing_anew_and_says_the_same(root, finished, tmp_path, monkeypatch):
-    (tmp_path / "runs").symlink_to(root / "runs")
-    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+def test_second_run_forgets_nothing_anew_and_without_record_leaves_results_alone(again, finished, monkeypatch):
     monkeypatch.setattr(runs, "zero_shot_unlearn", None)
-    assert list(runs.run(PROFILE, record=False))[0] == finished[1][0]
+    assert list(runs.run(PROFILE, record=False)) == [
+        finished[1][0],
+        f"wrote {again}/runs/tiny/results/run_digits_digits_3.json",
+        f"wrote {again}/figures/tiny/run_digits_digits_3.png",
+    ]
+    assert not (again / "results").exists()
     more = replace(PROFILE, unlearn=replace(PROFILE.unlearn, update=replace(PROFILE.unlearn.update, lr=0.1)))
     with pytest.raises(TypeError, match="NoneType"):  # the control: another configuration is another run
         list(runs.run(more, record=False))
 
 
-def test_class_that_the_data_lacks_is_said_before_anything_is_trained(root, monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": (FORGET, 11)}, r"forget must name classes in 0..9, got \(11,\)"),
+        ({"retrained": False}, "a run shows retrained models"),
+    ],
+)
+def test_what_a_run_cannot_do_is_said_before_anything_is_trained(root, monkeypatch, change, message):
     monkeypatch.setattr(experiment.cases, "train", None)
-    with pytest.raises(ValueError, match=r"forget must name classes in 0..9, got \(11,\)"):
-        next(runs.run(replace(PROFILE, classes=(FORGET, 11)), record=False))
+    with pytest.raises(ValueError, match=message):
+        next(runs.run(replace(PROFILE, **change), record=False))

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("own_data")
 
 PROFILE = replace(TINY, classes=(3,), ladders=Ladders(low=(0.003, 0.03), middle=(0.01, 0.1), high=(0.03, 0.3)))
 NAMES = ("delete", "head_only")
+FILE = "sweep_digits_digits_3.json"
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +26,24 @@ def finished(tmp_path_factory, data_folder):
     return root, lines
 
 
+@pytest.fixture
+def again(finished, tmp_path, monkeypatch):
+    """Another repository that finds what the finished sweep cached."""
+    (tmp_path / "runs").symlink_to(finished[0] / "runs")
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def grown(again):
+    """One where of two cached methods one is recorded."""
+    list(sweep.sweep(PROFILE, NAMES[:1], record=True))
+    assert set(result_of(again)["measurements"]["rows"]["method"]) == {*experiment.REFERENCES, NAMES[0]}
+    return again
+
+
 def result_of(root, folder="results/tiny"):
-    return files.read_json(root / folder / "sweep_digits_digits_3.json")
+    return files.read_json(root / folder / FILE)
 
 
 def rows_of(result):
@@ -37,19 +54,15 @@ def rows_of(result):
 def test_result_holds_every_row_and_its_curves(finished):
     result = result_of(finished[0])
     rows = rows_of(result)
-    assert [(row["method"], row["lr"]) for row in rows] == [
-        *((name, None) for name in experiment.REFERENCES), ("delete", 0.003), ("delete", 0.03), ("head_only", 0.01),
-        ("head_only", 0.1),
-    ]  # fmt: skip
+    runs = [("delete", 0.003), ("delete", 0.03), ("head_only", 0.01), ("head_only", 0.1)]
+    assert [(row["method"], row["lr"]) for row in rows] == [*((name, None) for name in experiment.REFERENCES), *runs]
     assert set(Scores.__annotations__) <= rows[-1].keys()
     assert rows[-1]["retain_samples_read"] == 0
     for panel, column in zip(result["data"]["panels"], ("acc_forget", "over_unlearning", "drift"), strict=True):
         factor = 1 if column == "drift" else 100
         drawn = panel["series"]["DELETE"]
         assert drawn["x"] == [0.003, 0.03]
-        assert drawn["y"] == pytest.approx(
-            [factor * row[column] for row in rows[3:5]], rel=1e-5
-        )  # rows keep six digits
+        assert drawn["y"] == pytest.approx([factor * row[column] for row in rows[3:5]], rel=1e-5)  # six digits are kept
 
 
 def test_result_answers_every_question_with_a_table_and_has_no_floor_with_one_seed(finished):
@@ -57,6 +70,7 @@ def test_result_answers_every_question_with_a_table_and_has_no_floor_with_one_se
     assert all(table.startswith("| method | ") for table in data["tables"].values())
     assert "masked original" in data["tables"]["Who is dominated?"]
     assert (data["noise"], data["verdicts"], data["seconds"]) == ([], [], {})  # nothing to say about an absent ZS-PAG
+    assert (data["class_names"], data["data_source"]) == (["3"], "scikit-learn's own copy")
 
 
 def test_sweep_of_zs_pag_says_whether_it_is_dominated_and_what_retraining_costs(finished, tmp_path, monkeypatch):
@@ -78,40 +92,25 @@ def test_many_methods_are_drawn_eight_at_a_time_beside_the_first(monkeypatch):
     assert sweep._panels(None, names[:1])["panels"] == [names[:1]]
 
 
-def test_result_names_the_classes_and_where_the_pixels_came_from(finished):
-    data = result_of(finished[0])["measurements"]
-    assert (data["class_names"], data["data_source"]) == (["3"], "scikit-learn's own copy")
-
-
-def test_result_and_figure_carry_their_provenance(finished):
-    root, _ = finished
-    for path in ("results/tiny", "runs/tiny/results"):
-        assert provenance.read_record(root / path / "sweep_digits_digits_3.json")["config"]["classes"] == [3]
-    assert provenance.read_record(root / "figures/tiny/sweep_digits_digits_3.png")["data_sha256"]
-
-
-def test_lines_name_the_safe_rates_and_the_files(finished):
+def test_result_and_figure_carry_their_provenance_and_lines_name_them(finished):
     root, lines = finished
     assert [line.split(":")[0] for line in lines[:2]] == [METHODS[name].title for name in NAMES]
     assert all("safe rates" in line for line in lines[:2])
-    assert lines[2:] == [
-        f"wrote {root}/runs/tiny/results/sweep_digits_digits_3.json",
-        f"wrote {root}/results/tiny/sweep_digits_digits_3.json",
-        f"wrote {root}/figures/tiny/sweep_digits_digits_3.png",
-    ]
+    places = [f"runs/tiny/results/{FILE}", f"results/tiny/{FILE}", "figures/tiny/sweep_digits_digits_3.png"]
+    assert lines[2:] == [f"wrote {root}/{place}" for place in places]
+    for place in places:
+        record = provenance.read_record(root / place)
+        assert record["config"]["classes"] == [3]
+        assert record["data_sha256"]
 
 
-def test_second_sweep_computes_nothing_and_records_only_if_asked(finished, tmp_path, monkeypatch):
-    (tmp_path / "runs").symlink_to(finished[0] / "runs")
-    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    monkeypatch.setattr(experiment.grid, "_compute_method", None)
-    monkeypatch.setattr(experiment.grid, "_prepare_case", None)
-    lines = list(sweep.sweep(PROFILE, NAMES, record=False))
-    assert len(lines) == 4
-    assert not (tmp_path / "results").exists()
+def test_second_sweep_computes_nothing_and_records_only_if_asked(again, finished, monkeypatch):
+    monkeypatch.setattr(experiment.grid, "run_method", None)
+    monkeypatch.setattr(experiment.cases, "train", None)
+    assert len(list(sweep.sweep(PROFILE, NAMES, record=False))) == 4
+    assert not (again / "results").exists()
     assert (
-        result_of(tmp_path, "runs/tiny/results")["measurements"]["rows"]
-        == result_of(finished[0])["measurements"]["rows"]
+        result_of(again, "runs/tiny/results")["measurements"]["rows"] == result_of(finished[0])["measurements"]["rows"]
     )
 
 
@@ -126,82 +125,58 @@ def test_sweep_from_recorded_models_trains_nothing(finished, tmp_path, monkeypat
         (path,) = (finished[0] / "runs" / "tiny" / "checkpoints" / kind).glob("*.safetensors")
         (folder / f"{kind}.safetensors").write_bytes(path.read_bytes())
     list(sweep.sweep(replace(PROFILE, recorded_models=True), ("delete",), record=False))
-    before = [row for row in rows_of(result_of(finished[0])) if row["method"] == "delete"]
-    after = [row for row in rows_of(result_of(tmp_path, "runs/tiny/results")) if row["method"] == "delete"]
-    assert [row | {"seconds": 0} for row in after] == [row | {"seconds": 0} for row in before]
+    whole, own = (rows_of(one) for one in (result_of(finished[0]), result_of(tmp_path, "runs/tiny/results")))
+    before, after = ([row | {"seconds": 0} for row in rows if row["method"] == "delete"] for rows in (whole, own))
+    assert after == before
 
 
-def grown_root(finished, tmp_path, monkeypatch):
-    """A repository where one method is recorded and both are in the cache."""
-    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    (tmp_path / "runs").symlink_to(finished[0] / "runs")
-    list(sweep.sweep(PROFILE, NAMES[:1], record=True))
-    assert set(result_of(tmp_path)["measurements"]["rows"]["method"]) == {*experiment.REFERENCES, NAMES[0]}
-
-
-def test_a_recorded_sweep_grows_by_the_methods_that_are_swept_later(finished, tmp_path, monkeypatch):
-    grown_root(finished, tmp_path, monkeypatch)
-    first = result_of(tmp_path)
+def test_a_recorded_sweep_grows_by_the_methods_that_are_swept_later(grown, finished, monkeypatch):
+    first = result_of(grown)
     monkeypatch.setattr(provenance, "_commit", lambda: ("another", False))
     lines = list(sweep.sweep(PROFILE, NAMES[1:], record=True))
     assert f"joined what is recorded of {METHODS[NAMES[0]].title}" in lines
-    grown, whole = result_of(tmp_path), result_of(finished[0])
-    assert rows_of(grown) == rows_of(whole)
-    assert grown["made"][NAMES[0]] == first["made"][NAMES[0]]
-    assert grown["made"][NAMES[1]]["commit"] == "another" != grown["made"][NAMES[0]]["commit"]
+    joined, whole = result_of(grown), result_of(finished[0])
+    assert rows_of(joined) == rows_of(whole)
+    assert joined["made"][NAMES[0]] == first["made"][NAMES[0]]
+    assert joined["made"][NAMES[1]]["commit"] == "another" != joined["made"][NAMES[0]]["commit"]
     for part in ("markdown", "tables", "titles"):
-        assert grown["measurements"][part] == whole["measurements"][part], part
-
-
-@pytest.mark.parametrize("change", [{"ladders": Ladders((0.003,), (0.1,), (0.3,))}, {"retrained": False}])
-def test_a_recorded_sweep_of_another_configuration_is_replaced(finished, tmp_path, monkeypatch, change):
-    grown_root(finished, tmp_path, monkeypatch)
-    lines = list(sweep.sweep(replace(PROFILE, **change), NAMES[1:], record=True))
-    assert not any(line.startswith("joined") for line in lines)
-    assert set(result_of(tmp_path)["made"]) == {NAMES[1]}
+        assert joined["measurements"][part] == whole["measurements"][part], part
 
 
 @pytest.mark.parametrize(
-    "change", [{"data_sha256": "of something else"}, {"config": {"name": "tiny", "an option of then": 1}}]
+    ("change", "edit"),
+    [
+        ({"ladders": Ladders((0.003,), (0.1,), (0.3,))}, {}),
+        ({"retrained": False}, {}),
+        ({}, {"data_sha256": "of something else"}),
+        ({}, {"config": {"name": "tiny", "an option of then": 1}}),
+    ],
 )
-def test_a_recorded_sweep_of_other_data_or_of_options_that_are_gone_is_replaced(
-    finished, tmp_path, monkeypatch, change
-):
-    grown_root(finished, tmp_path, monkeypatch)
-    path = tmp_path / "results/tiny/sweep_digits_digits_3.json"
-    content = files.read_json(path)
-    content["provenance"] |= change
-    files.write_json(path, content)
-    list(sweep.sweep(PROFILE, NAMES[1:], record=True))
-    assert set(result_of(tmp_path)["made"]) == {NAMES[1]}
+def test_a_recorded_sweep_of_another_configuration_or_of_other_data_is_replaced(grown, change, edit):
+    content = result_of(grown)
+    content["provenance"] |= edit
+    files.write_json(grown / "results" / "tiny" / FILE, content)
+    lines = list(sweep.sweep(replace(PROFILE, **change), NAMES[1:], record=True))
+    assert not any(line.startswith("joined") for line in lines)
+    assert set(result_of(grown)["made"]) == {NAMES[1]}
 
 
-def test_a_sweep_of_a_half_says_so_in_name_caption_and_rows_and_leaves_the_whole_alone(finished, tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    (tmp_path / "runs").symlink_to(finished[0] / "runs")
+def test_a_sweep_of_a_half_says_so_in_name_caption_and_rows_and_leaves_the_whole_alone(again, finished, monkeypatch):
     monkeypatch.setattr(experiment.cases, "train", None)
     lines = list(sweep.sweep(replace(PROFILE, test_half="second", retrained=False), ("delete",), record=True))
     name = "sweep_digits_digits_3_second-half"
-    assert f"wrote {tmp_path}/results/tiny/{name}.json" in lines
-    result = files.read_json(tmp_path / "results" / "tiny" / f"{name}.json")
-    assert result["caption"].endswith("judged on the second half of the test set.")
-    assert result["measurements"]["test_half"] == "second"
-    assert set(result["measurements"]["rows"]["gap"]) == {None}
-    assert "not measured" in result["measurements"]["markdown"]
-    assert result["measurements"]["titles"]["delete"] == "DELETE"
-    whole = result_of(finished[0])
-    assert whole["measurements"]["test_half"] is None
+    assert f"wrote {again}/results/tiny/{name}.json" in lines
+    half, whole = files.read_json(again / "results" / "tiny" / f"{name}.json"), result_of(finished[0])
+    assert half["caption"].endswith("judged on the second half of the test set.")
     assert "half" not in whole["caption"]
+    assert (half["measurements"]["test_half"], whole["measurements"]["test_half"]) == ("second", None)
+    assert set(half["measurements"]["rows"]["gap"]) == {None}
     assert None not in whole["measurements"]["rows"]["gap"]
+    assert "not measured" in half["measurements"]["markdown"]
     assert "not measured" not in whole["measurements"]["markdown"]
 
 
-def test_a_sweep_of_several_seeds_without_retrained_models_has_no_noise_floor(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    profile = replace(PROFILE, seeds=(0, 1))
-    found = {}
-    for retrained in (False, True):
-        list(sweep.sweep(replace(profile, retrained=retrained), ("delete",), record=True))
-        found[retrained] = result_of(tmp_path)["measurements"]["noise"]
-    assert found[False] == []
-    assert len(found[True]) == 1
+@pytest.mark.parametrize(("retrained", "lines"), [(False, 0), (True, 1)])
+def test_a_sweep_of_two_seeds_has_a_noise_floor_if_it_has_retrained_models(again, retrained, lines):
+    list(sweep.sweep(replace(PROFILE, seeds=(0, 1), retrained=retrained), ("delete",), record=True))
+    assert len(result_of(again)["measurements"]["noise"]) == lines

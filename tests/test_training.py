@@ -14,30 +14,34 @@ from zspag.lab.models import build
 from zspag.lab.training import augmented, distorted, mixed, one_cycle, precision_of, train
 
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.1, augment="shift_flip", pad=2)
+ADAMW = replace(CONFIG, optimizer="adamw", lr=0.01)
 
 
-def make_model(*, dropout=0.3):
-    body = build("digits", num_classes=3, in_channels=2, image_size=6, width=3, seed=0)
-    return nn.Sequential(*body[:-1], nn.Dropout(dropout), body[-1])
+def make_model(*, channels=2, width=3):
+    body = build("digits", num_classes=3, in_channels=channels, image_size=6, width=width, seed=0)
+    return nn.Sequential(*body[:-1], nn.Dropout(0.3), body[-1])
 
 
 @pytest.fixture
 def samples():
     """Three classes that differ in where a 6x6 image of two channels is bright; 50 is no multiple of the batch."""
-    generator = torch.Generator().manual_seed(0)
     labels = torch.arange(50) % 3
-    images = torch.rand(50, 2, 6, 6, generator=generator) * 100
+    images = torch.rand(50, 2, 6, 6, generator=torch.Generator().manual_seed(0)) * 100
     images[:, 0] += 50 * labels[:, None, None]
     return images.to(torch.uint8), labels
+
+
+def pictures(count, channels=3):
+    return torch.randint(0, 256, (count, channels, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def run(samples, *, config=CONFIG, seed=1, model=None, **options):
     return train(make_model() if model is None else model, *samples, config=config, seed=seed, **options)
 
 
-def assert_same_bits(first, second):
+def same_bits(first, second):
     assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_training_learns_and_records_every_epoch(samples):
@@ -46,94 +50,93 @@ def test_training_learns_and_records_every_epoch(samples):
     assert trained.history[-1].loss < 0.7 * trained.history[0].loss
     assert trained.history[-1].accuracy > 0.8 > trained.history[0].accuracy
     assert all(epoch.images_per_second == pytest.approx(50 / epoch.seconds) for epoch in trained.history)
+    assert trained.precision == "float32"
 
 
-def test_the_trained_model_is_ready_to_use_and_to_save(samples):
-    trained = run(samples).model
-    assert not any(part.training for part in trained.modules())
-    assert all(parameter.grad is None for parameter in trained.parameters())
-    assert all(tensor.is_contiguous() for tensor in trained.state_dict().values())
-
-
-def test_the_model_passed_in_is_left_alone(samples):
+def test_the_trained_model_is_ready_to_use_and_the_model_passed_in_is_left_alone(samples):
     model = make_model().train()
     model[1].eval()
+    model[0].weight.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    run(samples, model=model)
-    assert_same_bits(model.state_dict(), before)
+    trained = run(samples, model=model).model
+    assert not any(part.training for part in trained.modules())
+    assert all(parameter.grad is None for parameter in (*trained.parameters(), *model.parameters()))
+    assert all(tensor.is_contiguous() for tensor in trained.state_dict().values())
+    assert same_bits(model.state_dict(), before)
     assert model.training
     assert not model[1].training
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(trained[0].weight, model[0].weight)  # frozen
+    assert not torch.equal(trained[-1].weight, model[-1].weight)
 
 
-def test_the_same_arguments_give_the_same_bits_and_another_seed_does_not(samples):
-    torch.manual_seed(3)
-    first = run(samples).model.state_dict()
-    torch.manual_seed(4)  # the global stream must not matter, dropout included
-    assert_same_bits(first, run(samples).model.state_dict())
-    other = run(samples, seed=2).model.state_dict()
-    assert not torch.equal(first["0.weight"], other["0.weight"])
-
-
-def test_the_global_stream_is_left_as_it_was(samples):
+def test_the_same_arguments_give_the_same_bits_and_the_global_stream_is_neither_read_nor_moved(samples):
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    run(samples)
+    first = run(samples).model.state_dict()
     assert torch.equal(torch.rand(2), expected)
-
-
-def test_uint8_and_float_images_give_the_same_bits(samples):
+    assert same_bits(first, run(samples).model.state_dict())  # from another state of the stream
+    assert not same_bits(first, run(samples, seed=2).model.state_dict())
     images, labels = samples
-    as_float = run((images.float() / 255, labels)).model.state_dict()
-    assert_same_bits(as_float, run(samples).model.state_dict())
+    assert same_bits(first, run((images.float() / 255, labels)).model.state_dict())
 
 
-def interrupt_after(monkeypatch, epochs):
+# Interrupts
+
+
+def interrupted(samples, state, monkeypatch, **options):
+    """Train until two epochs are saved, then interrupt."""
     save, saved = training._save_state, []
 
     def save_then_interrupt(*arguments):
         save(*arguments)
         saved.append(1)
-        if len(saved) == epochs:
+        if len(saved) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_save_state", save_then_interrupt)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_save_state", save_then_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(samples, state_path=state, **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "lr": 0.01}, {"mixup": 0.3}], ids=str)
 def test_two_epochs_and_two_more_after_an_interrupt_are_four_epochs_bit_for_bit(
     options, samples, tmp_path, monkeypatch
 ):
-    config = replace(CONFIG, **options)
+    config, state = replace(CONFIG, **options), tmp_path / "state.safetensors"
     whole = run(samples, config=config)
-    state = tmp_path / "state.safetensors"
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            run(samples, config=config, state_path=state)
+    interrupted(samples, state, monkeypatch, config=config)
     resumed = run(samples, config=config, state_path=state)
-
-    assert_same_bits(resumed.model.state_dict(), whole.model.state_dict())
-    assert [(e.epoch, e.loss, e.accuracy) for e in resumed.history] == [
-        (e.epoch, e.loss, e.accuracy) for e in whole.history
-    ]
+    assert same_bits(resumed.model.state_dict(), whole.model.state_dict())
+    facts = [[(e.epoch, e.loss, e.accuracy) for e in one.history] for one in (resumed, whole)]
+    assert facts[0] == facts[1]
 
 
-def test_resuming_without_the_momentum_would_end_elsewhere(samples, tmp_path, monkeypatch):
-    whole, state = run(samples), tmp_path / "state.safetensors"
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            run(samples, state_path=state)
+def test_a_training_with_distortions_goes_on_bit_for_bit_and_gives_the_global_generator_back(tmp_path, monkeypatch):
+    given, before = (pictures(50), torch.arange(50) % 3), torch.get_rng_state()
+    options = {"config": replace(CONFIG, rand_augment=9), "model": make_model(channels=3)}
+    whole, plain = run(given, **options), run(given, model=options["model"])
+    assert torch.equal(torch.get_rng_state(), before)
+    interrupted(given, tmp_path / "state.safetensors", monkeypatch, **options)
+    resumed = run(given, state_path=tmp_path / "state.safetensors", **options)
+    assert same_bits(resumed.model.state_dict(), whole.model.state_dict())
+    assert not same_bits(plain.model.state_dict(), whole.model.state_dict())
+
+
+@pytest.mark.parametrize(("config", "lost"), [(CONFIG, "momentum_buffer/"), (ADAMW, "exp_avg_sq/")])
+def test_going_on_without_a_part_of_the_optimizers_state_would_end_elsewhere(
+    config, lost, samples, tmp_path, monkeypatch
+):
+    whole, state = run(samples, config=config), tmp_path / "state.safetensors"
+    interrupted(samples, state, monkeypatch, config=config)
     with safe_open(state, "pt") as opened:
-        metadata = opened.metadata()
-        kept = {
-            name: opened.get_tensor(name) for name in list(opened.keys()) if not name.startswith("momentum_buffer/")
-        }
+        metadata, names = opened.metadata(), list(opened.keys())
+        kept = {name: opened.get_tensor(name) * (0 if name.startswith(lost) else 1) for name in names}
+    assert any(name.startswith(lost) for name in names)
     save_file(kept, state, metadata)
-    resumed = run(samples, state_path=state)
-    assert not torch.equal(resumed.model.state_dict()["0.weight"], whole.model.state_dict()["0.weight"])
+    resumed = run(samples, config=config, state_path=state)
+    assert not same_bits(resumed.model.state_dict(), whole.model.state_dict())
 
 
 def test_an_interrupt_inside_an_epoch_goes_on_from_the_last_whole_one(samples, tmp_path, monkeypatch):
@@ -152,65 +155,55 @@ def test_an_interrupt_inside_an_epoch_goes_on_from_the_last_whole_one(samples, t
             run(samples, state_path=state)
     resumed = run(samples, state_path=state)
     assert steps == list(range(10))
-    assert_same_bits(resumed.model.state_dict(), whole.model.state_dict())
+    assert same_bits(resumed.model.state_dict(), whole.model.state_dict())
 
 
-def test_a_finished_training_is_not_run_again(samples, tmp_path, monkeypatch):
-    state = tmp_path / "state.safetensors"
+def test_the_state_of_a_finished_training_answers_for_it_and_for_no_other(samples, tmp_path, monkeypatch):
+    state, (images, labels) = tmp_path / "state.safetensors", samples
     first = run(samples, state_path=state)
     monkeypatch.setattr(training, "_run_epoch_", None)  # calling it would fail
     again = run(samples, state_path=state)
-    assert_same_bits(first.model.state_dict(), again.model.state_dict())
+    assert same_bits(first.model.state_dict(), again.model.state_dict())
     assert again.history == first.history
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"seed": 2}, "belongs to another training: seed is 2 here and 1 there"),
-        ({"config": replace(CONFIG, lr=0.2)}, "belongs to another training: config"),
-        ({"model": build("digits", num_classes=3, in_channels=2, image_size=6, width=2, seed=0)}, "initial weights"),
-    ],
-)
-def test_the_state_of_another_training_is_refused(samples, tmp_path, changes, message):
-    state = tmp_path / "state.safetensors"
-    run(samples, state_path=state)
-    with pytest.raises(ValueError, match=message):
-        run(samples, state_path=state, **changes)
-
-
-def test_the_state_of_other_images_is_refused(samples, tmp_path):
-    state = tmp_path / "state.safetensors"
-    run(samples, state_path=state)
-    images, labels = samples
-    with pytest.raises(ValueError, match="belongs to another training: training set"):
-        run((images.flip(3), labels), state_path=state)
-
-
-def test_a_damaged_state_is_named(samples, tmp_path):
-    state = tmp_path / "state.safetensors"
-    run(samples, state_path=state)
+    for changes, field in (
+        ({"seed": 2}, "seed is 2 here and 1 there"),
+        ({"config": replace(CONFIG, lr=0.2)}, "config"),
+        ({"model": make_model(width=2)}, "initial weights"),
+        ({"samples": (images.flip(3), labels)}, "training set"),
+    ):
+        with pytest.raises(ValueError, match=f"belongs to another training: {field}"):
+            run(**{"samples": samples, "state_path": state} | changes)
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"state.safetensors is damaged .*delete it"):
         run(samples, state_path=state)
 
 
-def test_weights_decay_but_biases_and_norms_do_not():
-    model = make_model()
-    groups = training._optimizer(model, replace(CONFIG, weight_decay=0.1)).param_groups
-    decaying = {parameter for group in groups if group["weight_decay"] == 0.1 for parameter in group["params"]}
-    weights = {part.weight for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)}
-    assert decaying == weights
-    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters())) > len(weights)
-    assert all(group["nesterov"] for group in groups)
+# Rates, decay, augmentation
 
 
-def test_a_frozen_parameter_stays(samples):
-    model = make_model()
-    model[0].weight.requires_grad_(False)
-    trained = run(samples, model=model).model
-    assert torch.equal(trained[0].weight, model[0].weight)
-    assert not torch.equal(trained[-1].weight, model[-1].weight)
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Parameter(torch.ones(1, 2, 6, 6))
+        self.head = nn.Linear(72, 3)
+
+    def forward(self, images):
+        return self.head((images * 0 + self.position * 0 + images).flatten(1))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_decay_pulls_weights_and_leaves_positions_norms_and_biases(optimizer, samples):
+    torch.manual_seed(0)
+    model = Tokens()
+    config = replace(CONFIG, optimizer=optimizer, lr=1e-3, weight_decay=30.0, augment="none", pad=0)
+    trained = run(samples, model=model, config=config).model
+    assert trained.head.weight.norm() < 0.8 * model.head.weight.norm()
+    assert torch.equal(trained.position, model.position)  # its gradient is zero: only decay could have moved it
+    net = make_model()
+    groups = training._optimizer(net, config).param_groups
+    decaying = {parameter for group in groups if group["weight_decay"] for parameter in group["params"]}
+    assert decaying == {part.weight for part in net.modules() if isinstance(part, nn.Conv2d | nn.Linear)}
+    assert sum(len(group["params"]) for group in groups) == len(list(net.parameters())) > len(decaying)
 
 
 def test_one_cycle_rises_to_its_peak_and_falls_to_zero():
@@ -233,8 +226,7 @@ def shifted_by_padding(image, rows, columns, pad):
 def test_every_augmented_image_is_a_window_of_the_reflected_image(augment):
     images = torch.randint(0, 256, (40, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     moved = augmented(images, augment=augment, pad=2, generator=torch.Generator().manual_seed(1))
-    assert moved.dtype == torch.uint8
-    assert moved.shape == images.shape
+    assert (moved.dtype, moved.shape) == (torch.uint8, images.shape)
     flips, places = 0, set()
     for before, after in zip(images, moved, strict=True):
         windows = {
@@ -252,9 +244,50 @@ def test_every_augmented_image_is_a_window_of_the_reflected_image(augment):
     assert (10 < flips < 30) if augment == "shift_flip" else flips == 0
 
 
-def test_no_augmentation_returns_the_images():
-    images = torch.rand(3, 1, 4, 4)
-    assert augmented(images, augment="none", pad=0, generator=torch.Generator()) is images
+def test_mixing_is_between_pairs_of_the_batch_and_labels_follow(samples):
+    images, labels = torch.arange(5.0)[:, None, None, None].expand(5, 1, 2, 2), torch.arange(5)
+    blend, other, share = mixed(images, labels, most=0.4, generator=torch.Generator().manual_seed(0))
+    assert 0 < share <= 0.4
+    assert sorted(other.tolist()) == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(blend[:, 0, 0, 0], (1 - share) * labels + share * other)
+    plain, blended = (run(samples, config=replace(CONFIG, mixup=most)).model.state_dict() for most in (0.0, 0.3))
+    assert not same_bits(plain, blended)
+
+
+def test_what_changes_nothing_draws_nothing():
+    images, labels, generator = pictures(5), torch.arange(5), torch.Generator().manual_seed(0)
+    before, ambient = generator.get_state(), torch.get_rng_state()
+    assert augmented(images, augment="none", pad=0, generator=generator) is images
+    assert mixed(images, labels, most=0.0, generator=generator)[0] is images
+    assert distorted(images, magnitude=0) is images
+    assert torch.equal(generator.get_state(), before)
+    assert torch.equal(torch.get_rng_state(), ambient)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_distortions_are_drawn_for_every_group_and_from_the_seeded_generator(channels):
+    alike = pictures(1, channels).expand(3 * training.DISTORTED_ALIKE, -1, -1, -1).contiguous()
+    answers = []
+    for seed in (2, 2, 3):
+        torch.manual_seed(seed)
+        answers.append(distorted(alike, magnitude=20))
+    first, again, other = answers
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert (first.dtype, first.shape) == (alike.dtype, alike.shape)
+    groups = first.split(training.DISTORTED_ALIKE)
+    assert all(torch.equal(group, group[:1].expand_as(group)) for group in groups)  # one draw for a whole group
+    assert any(not torch.equal(groups[0], group) for group in groups[1:])  # and a fresh one for the next
+
+
+@pytest.mark.parametrize(("has_it", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_precision_follows_the_device(has_it, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_options: has_it)
+    assert precision_of(torch.device("cuda")) == expected
+    assert precision_of(torch.device("cpu")) == torch.float32
+
+
+# What is refused
 
 
 BAD = {
@@ -276,144 +309,26 @@ def test_bad_training_sets_are_named_with_their_value(samples, case):
         run(spoil(*samples))
 
 
-@pytest.mark.parametrize("pad", [0, 6])
-def test_a_shift_needs_a_pad_inside_the_image(samples, pad):
-    with pytest.raises(ValueError, match=f"pad must lie in 1..5 pixels for 'shift', got {pad}"):
-        run(samples, config=replace(CONFIG, augment="shift", pad=pad))
-
-
-def test_a_model_without_flat_logits_is_named(samples):
-    with pytest.raises(ValueError, match=r"logits of shape \(n, K\), got \(1, 4, 6, 6\)"):
-        run(samples, model=nn.Conv2d(2, 4, 3, padding=1))
-
-
-def test_a_loss_that_explodes_names_epoch_and_remedy(samples):
-    linear = nn.Sequential(nn.Flatten(), nn.Linear(72, 3))
-    with pytest.raises(ValueError, match=r"the loss became (nan|inf) in epoch \d of 4: lower lr \(now 1e\+30\)"):
-        run(samples, model=linear, config=replace(CONFIG, lr=1e30))
-
-
-# Optimizers, mixing, precision
-
-
-def test_adamw_without_its_second_moment_would_end_elsewhere(samples, tmp_path, monkeypatch):
-    config, state = replace(CONFIG, optimizer="adamw", lr=0.01), tmp_path / "state.safetensors"
-    whole = run(samples, config=config)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            run(samples, config=config, state_path=state)
-    with safe_open(state, "pt") as opened:
-        metadata, names = opened.metadata(), list(opened.keys())
-        kept = {name: opened.get_tensor(name) * (0 if name.startswith("exp_avg_sq/") else 1) for name in names}
-    save_file(kept, state, metadata)
-    resumed = run(samples, config=config, state_path=state)
-    assert not torch.equal(resumed.model.state_dict()["0.weight"], whole.model.state_dict()["0.weight"])
-
-
-class Tokens(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.position = nn.Parameter(torch.ones(1, 2, 6, 6))
-        self.head = nn.Linear(72, 3)
-
-    def forward(self, images):
-        return self.head((images * 0 + self.position * 0 + images).flatten(1))
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_decay_pulls_weights_and_leaves_positions_and_biases(optimizer, samples):
-    torch.manual_seed(0)
-    model = Tokens()
-    config = replace(CONFIG, optimizer=optimizer, lr=1e-3, weight_decay=30.0, augment="none", pad=0)
-    trained = run(samples, model=model, config=config).model
-    assert trained.head.weight.norm() < 0.8 * model.head.weight.norm()
-    assert torch.equal(trained.position, model.position)  # its gradient is zero: only decay could have moved it
-
-
-def test_mixing_is_between_pairs_of_the_batch_and_labels_follow():
-    images, labels = torch.arange(5.0)[:, None, None, None].expand(5, 1, 2, 2), torch.arange(5)
-    generator = torch.Generator().manual_seed(0)
-    blend, other, share = mixed(images, labels, most=0.4, generator=generator)
-    assert 0 < share <= 0.4
-    assert sorted(other.tolist()) == [0, 1, 2, 3, 4]
-    torch.testing.assert_close(blend[:, 0, 0, 0], (1 - share) * labels + share * other)
-
-
-def test_no_mixing_draws_nothing():
-    images, labels = torch.rand(3, 1, 2, 2), torch.arange(3)
-    generator = torch.Generator().manual_seed(0)
-    before = generator.get_state()
-    blend, _, share = mixed(images, labels, most=0.0, generator=generator)
-    assert torch.equal(blend, images)
-    assert share == 0
-    assert torch.equal(generator.get_state(), before)
-
-
-def test_mixing_changes_the_training(samples):
-    plain, blended = (run(samples, config=replace(CONFIG, mixup=most)).model.state_dict() for most in (0.0, 0.3))
-    assert not torch.equal(plain["0.weight"], blended["0.weight"])
-
-
-@pytest.mark.parametrize(("has_it", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_precision_follows_the_device(has_it, expected, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_options: has_it)
-    assert precision_of(torch.device("cuda")) == expected
-    assert precision_of(torch.device("cpu")) == torch.float32
-
-
-def test_precision_is_part_of_the_answer(samples):
-    assert run(samples).precision == "float32"
-
-
-# Distortions
-
-
-def pictures(count, channels=3):
-    return torch.randint(0, 256, (count, channels, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_distortions_are_drawn_for_every_group_and_from_the_seeded_generator(channels):
-    one = pictures(1, channels)
-    alike = one.expand(3 * training.DISTORTED_ALIKE, -1, -1, -1).contiguous()
-    torch.manual_seed(2)
-    first = distorted(alike, magnitude=20)
-    torch.manual_seed(2)
-    assert torch.equal(distorted(alike, magnitude=20), first)
-    torch.manual_seed(3)
-    assert not torch.equal(distorted(alike, magnitude=20), first)
-    assert (first.dtype, first.shape) == (alike.dtype, alike.shape)
-    groups = first.split(training.DISTORTED_ALIKE)
-    assert all(torch.equal(group, group[:1].expand_as(group)) for group in groups)  # one draw for a whole group
-    assert any(not torch.equal(groups[0], group) for group in groups[1:])  # and a fresh one for the next
-
-
-def test_no_distortion_returns_the_images_and_draws_nothing():
-    images, before = pictures(5), torch.get_rng_state()
-    assert distorted(images, magnitude=0) is images
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_training_with_distortions_goes_on_bit_for_bit_and_gives_the_global_generator_back(tmp_path, monkeypatch):
-    images, labels, config = pictures(50), torch.arange(50) % 3, replace(CONFIG, rand_augment=9)
-    model = build("digits", num_classes=3, in_channels=3, image_size=6, width=3, seed=0)
-    before, state = torch.get_rng_state(), tmp_path / "state.safetensors"
-    whole = train(model, images, labels, config=config, seed=1).model.state_dict()
-    assert torch.equal(torch.get_rng_state(), before)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            train(model, images, labels, config=config, seed=1, state_path=state)
-    assert_same_bits(train(model, images, labels, config=config, seed=1, state_path=state).model.state_dict(), whole)
-    plain = train(model, images, labels, config=CONFIG, seed=1).model.state_dict()
-    assert any(not torch.equal(plain[name], whole[name]) for name in whole)
-
-
 @pytest.mark.parametrize(
-    ("images", "found"), [(pictures(9).float() / 255, "torch.float32 with 3"), (pictures(9, 2), "torch.uint8 with 2")]
+    ("changes", "message"),
+    [
+        ({"config": replace(CONFIG, pad=0)}, "pad must lie in 1..5 pixels for 'shift_flip', got 0"),
+        ({"config": replace(CONFIG, pad=6)}, "got 6"),
+        ({"config": replace(CONFIG, augment="hint")}, "augment 'hint' leaves the choice to the data set"),
+        ({"model": nn.Conv2d(2, 4, 3, padding=1)}, r"logits of shape \(n, K\), got \(1, 4, 6, 6\)"),
+        ({"config": replace(CONFIG, rand_augment=9)}, "rand_augment needs .* got torch.uint8 with 2 channels"),
+        (
+            {"model": nn.Sequential(nn.Flatten(), nn.Linear(72, 3)), "config": replace(CONFIG, lr=1e30)},
+            r"the loss became (nan|inf) in epoch \d of 4: lower lr \(now 1e\+30\)",
+        ),
+    ],
 )
-def test_distortions_need_grey_or_rgb_images_of_bytes(images, found):
-    model = build("digits", num_classes=3, in_channels=images.shape[1], image_size=6, width=3, seed=0)
-    with pytest.raises(ValueError, match=f"rand_augment needs grey or RGB images of uint8, got {found} channels"):
-        train(model, images, torch.arange(9) % 3, config=replace(CONFIG, rand_augment=9), seed=1)
+def test_what_cannot_be_trained_is_named_with_its_value(samples, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(samples, **changes)
+
+
+def test_distortions_need_images_of_bytes():
+    given = (pictures(9).float() / 255, torch.arange(9) % 3)
+    with pytest.raises(ValueError, match="rand_augment needs grey or RGB images of uint8, got torch.float32 with 3"):
+        run(given, model=make_model(channels=3), config=replace(CONFIG, rand_augment=9))

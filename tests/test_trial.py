@@ -52,6 +52,7 @@ def zspag(place, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_every_notebook_of_the_paper_profile_runs_and_draws_every_figure(place):
     done = zspag(place, "reproduce", "--profile", "paper-trial")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -67,6 +68,7 @@ def test_every_notebook_of_the_paper_profile_runs_and_draws_every_figure(place):
 OTHERS = [("svhn", "alexnet"), ("facescrub", "vgg16"), ("cifar100", "vit")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "arch"), OTHERS)
 def test_each_data_set_and_architecture_of_the_paper_is_trained_forgets_and_is_judged(dataset, arch, place):
     done = zspag(place, "run", "--profile", "paper-trial", "--dataset", dataset, "--arch", arch)

@@ -40,17 +40,11 @@ PAPER_NETS = ("alexnet", "vgg16", "resnet18", "vit")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one architecture is built and trained, and what it needs to be made to forget.
+    """How one architecture is built and trained, and what it needs to be made to forget."""
 
-    Attributes:
-        width: Channels of the first block (hidden dimension of a transformer).
-        train: Training recipe.
-        held_out: ``UpdateConfig.held_out`` for this net; above 0 it is handed the whole forget set of the profile.
-    """
-
-    width: int
+    width: int  # channels of the first block (hidden dimension of a transformer)
     train: TrainConfig
-    held_out: float = 0.0
+    held_out: float = 0.0  # of ``UpdateConfig``; above 0 the net is handed the whole forget set of the profile
 
 
 # Large nets on a GPU: SGD with Nesterov momentum for convolutions, AdamW with mixup for the transformer.
@@ -158,15 +152,11 @@ PROFILES: dict[str, Profile] = {
 
 
 def trial(profile: Profile) -> Profile:
-    """Return a profile that takes the same way on 1 % of the images, with small nets and little effort.
-
-    Whoever has no GPU can see with it that every line of a large profile runs, on the data at hand.
-    """
+    """Return a profile that does the same on 1 % of the images, with small nets: every line runs without a GPU."""
     unlearn = profile.unlearn
-    # A net that has seen little is hard to fool: a wide ball, small steps, and a third of the attacks may fail.
+    # A net that has seen few images is hard to fool: a wide ball, small steps, and a third of the attacks may fail.
     proxies = replace(unlearn.proxies, eps=1.0, steps=30, step_share=0.05, per_class=4, oversample=3.0)
-    # Whatever the recipe: the quickest way to a net that has an idea of every class.
-    # Dropout takes half of the little that a narrow VGG knows: it needs more steps.
+    # The quickest way to a net that knows a little of every class. A narrow VGG, with dropout, needs more steps.
     batch_size = 16 if profile.arch.startswith("vgg") else 32
     train = TrainConfig(epochs=30, batch_size=batch_size, lr=3e-3, optimizer="adamw")
     update = replace(unlearn.update, epochs=4, min_steps=4)

@@ -202,15 +202,14 @@ def begin_worker(count: int) -> None:
     """Set up a process that works for this one: ``count`` threads, memory kept, and an end when this one ends."""
     keep_freed_memory()
     torch.set_num_threads(count)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for its next job for ever."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)  # or it would wait for its next job for ever
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def pool_map(
@@ -236,23 +235,21 @@ def pool_map(
     if workers == 1 or len(jobs) <= 1:
         with threads(threads_each):
             for job in progress(jobs, total=len(jobs), title=title):
-                yield job, _attempt(function, job)
+                answer: Answer | Exception
+                try:
+                    answer = function(job)
+                except Exception as error:  # noqa: BLE001  the caller decides what a failed job means
+                    answer = error
+                yield job, answer
         return
     context = multiprocessing.get_context("spawn")  # a forked child inherits torch's thread pools in a broken state
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=begin_worker, initargs=(threads_each,)
     ) as executor:
-        futures = {executor.submit(_attempt, function, job): job for job in jobs}
+        futures = {executor.submit(function, job): job for job in jobs}
         try:
             for future in progress(as_completed(futures), total=len(jobs), title=title):
-                error = future.exception()
-                yield futures[future], error if isinstance(error, Exception) else future.result()
+                failure = future.exception()
+                yield futures[future], failure if isinstance(failure, Exception) else future.result()
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _attempt(function: Callable[[Any], Any], job: Any) -> Any:
-    try:
-        return function(job)
-    except Exception as error:  # noqa: BLE001  the caller decides what a failed job means
-        return error

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each, whole or absent, verified when read, found by what made it.
+"""Checkpoints: named tensors and their record in one safetensors file, whole or absent, verified when read.
 
 Invariant: what was saved comes back bit for bit (values, dtypes, strides, tied tensors), or ``CorruptCheckpoint`` is
 raised. Every byte that matters, the record included, is under the SHA-256 in the header.
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from zspag.report.files import replacing
-from zspag.report.provenance import KEY, differences, digest, safetensors_metadata
+from zspag.report.provenance import KEY
 
 Tensors = dict[str, Tensor]
 
@@ -25,11 +25,8 @@ Tensors = dict[str, Tensor]
 class CorruptCheckpoint(ValueError):  # noqa: N818  named after what is wrong
     """A checkpoint whose bytes are not those that were written."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} is damaged ({reason}); delete it and run again")
 
-
-def save(path: str | Path, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+def save(path: str | Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Write ``tensors`` and their provenance to ``path``, atomically.
 
     Args:
@@ -41,7 +38,27 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], record: dict[str, Any]
         Names that share one storage with equal offset, shape and strides (tied weights) come back tied. Views that
         overlap in any other way come back as separate tensors of the same values.
     """
-    _write(Path(path), tensors, {KEY: _json(record)})
+    stored: Tensors = {}
+    ties: dict[str, str] = {}
+    strides: dict[str, list[int]] = {}
+    seen: dict[tuple[object, ...], str] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and place in seen:
+            ties[name] = seen[place]
+            continue
+        seen[place] = name
+        stored[name] = tensor.detach().cpu().contiguous().clone()
+        if tensor.stride() != stored[name].stride() and _is_dense(tensor):
+            strides[name] = list(tensor.stride())
+    header, data = _split(safetensors.torch.save(stored))
+    layout = {"ties": ties, "strides": strides, "order": list(tensors)}
+    header["__metadata__"] = {KEY: _json(record), "layout": _json(layout)}
+    header["__metadata__"]["sha256"] = _hash(header, data)
+    text = _json(header).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the tensors to eight bytes
+    with replacing(path) as temporary:
+        temporary.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def load(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
@@ -56,29 +73,16 @@ def load(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
     Raises:
         CorruptCheckpoint: If a byte changed or the file ends early.
     """
-    path = Path(path)
-    blob = path.read_bytes()
+    blob, cause = Path(path).read_bytes(), None
+    reason = "its contents do not match the SHA-256 in its header"
     try:
         header, data = _split(blob)
         metadata = header["__metadata__"]
-        if metadata.pop("sha256") != _hash(header, data):
-            raise CorruptCheckpoint(path, "its contents do not match the SHA-256 in its header")
-        return _restore(safetensors.torch.load(blob), json.loads(metadata["layout"])), json.loads(metadata[KEY])
-    except (struct.error, KeyError, TypeError, AttributeError, UnicodeDecodeError, SafetensorError) as error:
-        raise CorruptCheckpoint(path, f"{type(error).__name__} while reading its header") from error
-    except json.JSONDecodeError as error:
-        raise CorruptCheckpoint(path, "its header is not JSON") from error
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    stored, layout = _flatten(tensors)
-    header, data = _split(safetensors.torch.save(stored))
-    header["__metadata__"] = metadata | {"layout": _json(layout)}
-    header["__metadata__"]["sha256"] = _hash(header, data)
-    text = _json(header).encode()
-    text += b" " * (-len(text) % 8)  # the format aligns the tensors to eight bytes
-    with replacing(path) as temporary:
-        temporary.write_bytes(struct.pack("<Q", len(text)) + text + data)
+        if metadata.pop("sha256") == _hash(header, data):
+            return _restored(safetensors.torch.load(blob), json.loads(metadata["layout"])), json.loads(metadata[KEY])
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        cause, reason = error, f"{type(error).__name__} while reading its header"
+    raise CorruptCheckpoint(f"{path} is damaged ({reason}); delete it and run again") from cause
 
 
 def _split(blob: bytes) -> tuple[dict[str, Any], bytes]:
@@ -95,24 +99,6 @@ def _hash(header: dict[str, Any], data: bytes) -> str:
     return hashlib.sha256(_json(header).encode() + data).hexdigest()
 
 
-def _flatten(tensors: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, Any]]:
-    """Return contiguous tensors without aliases, and what is needed to undo that."""
-    stored: Tensors = {}
-    ties: dict[str, str] = {}
-    strides: dict[str, list[int]] = {}
-    seen: dict[tuple[object, ...], str] = {}
-    for name, tensor in tensors.items():
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() and place in seen:
-            ties[name] = seen[place]
-            continue
-        seen[place] = name
-        stored[name] = tensor.detach().cpu().contiguous().clone()
-        if tensor.stride() != stored[name].stride() and _is_dense(tensor):
-            strides[name] = list(tensor.stride())
-    return stored, {"ties": ties, "strides": strides, "order": list(tensors)}
-
-
 def _is_dense(tensor: Tensor) -> bool:
     """Tell whether the strides are a permutation of contiguous ones (channels_last is), without gaps or overlap."""
     expected = 1
@@ -123,7 +109,7 @@ def _is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def _restore(stored: Tensors, layout: dict[str, Any]) -> Tensors:
+def _restored(stored: Tensors, layout: dict[str, Any]) -> Tensors:
     loaded: Tensors = {}
     for name in layout["order"]:
         if name in layout["ties"]:
@@ -133,50 +119,3 @@ def _restore(stored: Tensors, layout: dict[str, Any]) -> Tensors:
         strides = layout["strides"].get(name, plain.stride())
         loaded[name] = torch.empty_strided(plain.shape, strides, dtype=plain.dtype).copy_(plain)
     return loaded
-
-
-class Store:
-    """Checkpoints under one folder, each named by the hash of the key that says what made it.
-
-    Args:
-        root: The folder; made when the first checkpoint is put.
-    """
-
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-
-    def path(self, kind: str, key: dict[str, Any]) -> Path:
-        """Return where the checkpoint of ``kind`` (a folder, such as "original") made by ``key`` lies, or would lie."""
-        return self.root / kind / f"{digest(key)}.safetensors"
-
-    def get(self, kind: str, key: dict[str, Any]) -> tuple[Tensors, dict[str, Any]] | None:
-        """Return tensors and record of the checkpoint made by ``key``, or None; a damaged one raises as in ``load``."""
-        path = self.path(kind, key)
-        return load(path) if path.exists() else None
-
-    def put(self, kind: str, key: dict[str, Any], tensors: Mapping[str, Tensor], record: dict[str, Any]) -> Path:
-        """Store ``tensors`` under ``key``, atomically, and return the file."""
-        path = self.path(kind, key)
-        _write(path, tensors, {KEY: _json(record), "key": _json(key)})
-        return path
-
-    def explain(self, kind: str, key: dict[str, Any]) -> str:
-        """Return one sentence on why ``get`` finds nothing: the fields in which the nearest stored key differs."""
-        stored = self._keys(kind)
-        if not stored:
-            return f"nothing of kind {kind!r} is stored in {self.root}"
-        nearest = min((differences(key, other, names=("wanted", "stored")) for other in stored), key=len)
-        if not nearest:
-            return f"{self.path(kind, key)} is stored"
-        return f"the nearest stored {kind!r} differs in " + "; ".join(nearest)
-
-    def _keys(self, kind: str) -> list[dict[str, Any]]:
-        keys = []
-        for path in sorted((self.root / kind).glob("*.safetensors")):
-            if path.name.startswith("."):
-                continue  # what a killed writer left behind
-            try:
-                keys.append(json.loads(safetensors_metadata(path)["key"]))
-            except (struct.error, ValueError, KeyError, TypeError):
-                continue  # damaged: `get` says so, an explanation need not
-        return keys

@@ -4,6 +4,9 @@ Without an address a cluster of this machine is started: one worker process per 
 as the profile says, each with the profile's threads. On other machines the package, the folder that ``ZSPAG_ROOT``
 names and the data must be there under the same paths, as on the shared file system of a cluster.
 
+Why not joblib: its dask backend needs the same client and workers that are set up here, and its own pool gives up the
+whole map when one worker dies. ``runtime.pool_map`` then still names each job that was lost.
+
 Invariant: a job's result is a file that it writes itself, so a worker that dies costs its own unfinished job, which
 another worker does again. Nothing here knows what a job computes.
 """
@@ -13,7 +16,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,38 +60,29 @@ def spread_over(scheduler: str | None, *, workers: int, threads_each: int) -> Ge
     if importlib.util.find_spec("distributed") is None:  # said now, and not after the trainings
         raise ModuleNotFoundError("a sweep over processes needs dask.distributed", name="distributed")
     with ExitStack() as opened:
-        start = cache(lambda: opened.enter_context(_client(scheduler, workers=workers, threads_each=threads_each)))
+
+        @cache
+        def client() -> "Client":
+            return opened.enter_context(_client(scheduler, workers=workers, threads_each=threads_each))
+
+        def carry(
+            function: Callable[[Job], Answer], jobs: Sequence[Job], *, title: str, threads_each: int, **_: Any
+        ) -> Iterator[tuple[Job, Answer | Exception]]:
+            if not jobs:
+                return
+            from distributed import as_completed
+
+            futures = {client().submit(_with_threads, function, job, threads_each, pure=False): job for job in jobs}
+            try:
+                for future in progress(as_completed(futures, loop=client().loop), total=len(jobs), title=title):
+                    error = future.exception()
+                    yield futures[future], error if error is not None else future.result()
+            finally:
+                client().cancel(list(futures))
+
         if scheduler is not None:
-            start()  # whether anybody answers is known at once; workers here are started for the first job
-        yield partial(_carry, start)
-
-
-def _carry(
-    start: Callable[[], "Client"],
-    function: Callable[[Job], Answer],
-    jobs: Sequence[Job],
-    *,
-    workers: int,  # the cluster has the workers it has
-    threads_each: int,
-    title: str,
-) -> Iterator[tuple[Job, Answer | Exception]]:
-    """Send the jobs to the cluster.
-
-    Yields:
-        Each job as it finishes, with its answer or its exception.
-    """
-    if not jobs:
-        return
-    from distributed import as_completed
-
-    client = start()
-    futures = {client.submit(_with_threads, function, job, threads_each, pure=False): job for job in jobs}
-    try:
-        for future in progress(as_completed(futures, loop=client.loop), total=len(jobs), title=title):
-            error = future.exception()
-            yield futures[future], error if error is not None else future.result()
-    finally:
-        client.cancel(list(futures))
+            client()  # whether anybody answers is known at once; workers here are started for the first job
+        yield carry
 
 
 def _with_threads(function: Callable[[Job], Answer], job: Job, threads_each: int) -> Answer:
@@ -98,7 +92,16 @@ def _with_threads(function: Callable[[Job], Answer], job: Job, threads_each: int
 
 @contextmanager
 def _client(scheduler: str | None, *, workers: int, threads_each: int) -> Generator["Client", None, None]:
-    from distributed import Client
+    """Connect to a scheduler, or start one here with workers that do one job at a time, one per GPU if there are GPUs.
+
+    Yields:
+        The client.
+
+    Raises:
+        ValueError: If nobody answers at the address.
+    """
+    import dask
+    from distributed import Client, Nanny, Scheduler, SpecCluster
 
     if scheduler is not None:
         try:
@@ -110,35 +113,18 @@ def _client(scheduler: str | None, *, workers: int, threads_each: int) -> Genera
         with client:
             yield client
         return
-    with (
-        tempfile.TemporaryDirectory(prefix="zspag-workers-") as folder,
-        _local_cluster(workers, threads_each, folder) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
-
-
-def _local_cluster(workers: int, threads_each: int, folder: str) -> Any:
-    """Start one-job-at-a-time workers here, one per GPU if there are GPUs."""
-    import dask
-    from distributed import Nanny, Scheduler, SpecCluster
-
-    gpus = torch.cuda.device_count()
-    spec = {}
-    for index in range(gpus or workers):
-        env = {"OMP_NUM_THREADS": str(threads_each)} | ({"CUDA_VISIBLE_DEVICES": str(index)} if gpus else {})
-        options = {
-            "nthreads": 1,
-            "memory_limit": 0,
-            "env": env,
-            "local_directory": folder,
-            "host": HERE,
-            "silence_logs": logging.CRITICAL,
-        }
-        spec[index] = {"cls": Nanny, "options": options}
     dask.config.set(_WORKERS)
-    return SpecCluster(
-        workers=spec,
-        scheduler={"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": f"{HERE}:0", "host": HERE}},
-        silence_logs=logging.CRITICAL,
-    )
+    gpus, quiet = torch.cuda.device_count(), logging.CRITICAL
+    with tempfile.TemporaryDirectory(prefix="zspag-workers-") as folder:
+        shared = {"nthreads": 1, "memory_limit": 0, "local_directory": folder, "host": HERE, "silence_logs": quiet}
+        spec = {}
+        for index in range(gpus or workers):
+            env = {"OMP_NUM_THREADS": str(threads_each)} | ({"CUDA_VISIBLE_DEVICES": str(index)} if gpus else {})
+            spec[index] = {"cls": Nanny, "options": shared | {"env": env}}
+        options = {"dashboard": False, "dashboard_address": f"{HERE}:0", "host": HERE}
+        place = {"cls": Scheduler, "options": options}
+        with (
+            SpecCluster(workers=spec, scheduler=place, silence_logs=quiet) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            yield client

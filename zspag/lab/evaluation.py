@@ -98,17 +98,11 @@ def agreement(first: Tensor, second: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Parts:
-    """One tensor per part of the data: what a model is judged on.
+    """One tensor per part of the data that a model is judged on."""
 
-    Attributes:
-        forget_train: Forget training samples.
-        forget_test: Forget test samples.
-        retain_test: Retained test samples.
-    """
-
-    forget_train: Tensor
-    forget_test: Tensor
-    retain_test: Tensor
+    forget_train: Tensor  # of the forget training samples
+    forget_test: Tensor  # of the forget test samples
+    retain_test: Tensor  # of the retained test samples
 
     def map_logits(self, model: nn.Module) -> "Parts":
         """Return the model's logits on every part."""
@@ -117,103 +111,73 @@ class Parts:
 
 @dataclass(frozen=True)
 class References:
-    """Everything a score needs of one (class, seed): labels, and the logits of the reference models.
-
-    Attributes:
-        images: Images of every part.
-        labels: Labels of every part.
-        original: Logits of the original.
-        retrained: Logits of the retrained model; None where there is none.
-        forget: Forget classes.
-    """
+    """What the models of one class and seed are judged on, and the logits of the reference models."""
 
     images: Parts
     labels: Parts
-    original: Parts
-    retrained: Parts | None
-    forget: tuple[int, ...]
+    original: Parts  # logits
+    retrained: Parts | None  # logits; None where there is no retrained model
+    forget: tuple[int, ...]  # classes
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What evaluation.md asks of one model; accuracies are fractions, divergences nats.
+    """What is measured of one model; accuracies are fractions, divergences nats.
 
-    What compares with the retrained model is None where there is none.
-
-    Attributes:
-        acc_forget: Test accuracy on the forget classes.
-        acc_retain: Test accuracy on the retained classes, macro.
-        acc_retain_micro: The same, micro.
-        acc_forget_train: Accuracy on the forget training samples.
-        over_unlearning: acc_retain of the masked original minus acc_retain.
-        drift: Mean KL(masked original, model) on retained test images.
-        nll_retain: Mean negative log-likelihood of the true labels on retained test images.
-        gap: Mean absolute difference in accuracy to the retrained model over forget train, forget test, retain test.
-        agreement_forget: Share of forget test images on which model and retrained model agree.
-        agreement_retain: The same on retained test images.
-        js_forget: Jensen-Shannon divergence to the retrained model on forget test images.
-        js_retain: The same on retained test images.
+    The last five compare with the retrained model; they are None where there is none.
     """
 
-    acc_forget: float
-    acc_retain: float
-    acc_retain_micro: float
-    acc_forget_train: float
-    over_unlearning: float
-    drift: float
-    nll_retain: float
-    gap: float | None
-    agreement_forget: float | None
-    agreement_retain: float | None
-    js_forget: float | None
-    js_retain: float | None
+    acc_forget: float  # on test images of the forget classes
+    acc_retain: float  # on test images of the retained classes, macro
+    acc_retain_micro: float  # the same, micro
+    acc_forget_train: float  # on the forget training samples
+    over_unlearning: float  # acc_retain of the masked original minus acc_retain
+    drift: float  # mean KL(masked original, model) on retained test images
+    nll_retain: float  # mean negative log-likelihood of the true labels on retained test images
+    gap: float | None  # mean absolute difference in accuracy over forget train, forget test, retain test
+    agreement_forget: float | None  # share of forget test images on which both models agree
+    agreement_retain: float | None  # the same on retained test images
+    js_forget: float | None  # Jensen-Shannon divergence on forget test images
+    js_retain: float | None  # the same on retained test images
 
 
 def score(logits: Parts, references: References) -> Scores:
-    """Return the scores of a model given its logits on the panel's images.
+    """Return the scores of a model given its logits (or log-probabilities) on the images of the references.
 
-    Args:
-        logits: Logits (or log-probabilities) on every part.
-        references: Labels and reference models.
-
-    Returns:
-        The scores. Non-finite logits count as wrong and their divergences are cut at a large finite value.
+    Non-finite logits count as wrong; their divergences are cut at a large finite value.
     """
     clean = Parts(*(finite(part) for part in (logits.forget_train, logits.forget_test, logits.retain_test)))
+    labels, other = references.labels, references.retrained
     yardstick = masked(references.original.retain_test, forget=references.forget)
-    acc_retain = macro_accuracy(clean.retain_test, references.labels.retain_test)
+    acc_retain = macro_accuracy(clean.retain_test, labels.retain_test)
+    beside: dict[str, float | None]
+    beside = dict.fromkeys(("gap", "agreement_forget", "agreement_retain", "js_forget", "js_retain"))
+    if other is not None:
+        differences = [
+            abs(accuracy(ours, truth) - accuracy(theirs, truth))
+            for ours, theirs, truth in (
+                (clean.forget_train, other.forget_train, labels.forget_train),
+                (clean.forget_test, other.forget_test, labels.forget_test),
+                (clean.retain_test, other.retain_test, labels.retain_test),
+            )
+        ]
+        beside = {
+            "gap": sum(differences) / len(differences),
+            "agreement_forget": agreement(clean.forget_test, other.forget_test),
+            "agreement_retain": agreement(clean.retain_test, other.retain_test),
+            "js_forget": mean_js(clean.forget_test, other.forget_test),
+            "js_retain": mean_js(clean.retain_test, other.retain_test),
+        }
     return Scores(
-        acc_forget=accuracy(clean.forget_test, references.labels.forget_test),
+        acc_forget=accuracy(clean.forget_test, labels.forget_test),
         acc_retain=acc_retain,
-        acc_retain_micro=accuracy(clean.retain_test, references.labels.retain_test),
-        acc_forget_train=accuracy(clean.forget_train, references.labels.forget_train),
-        over_unlearning=macro_accuracy(yardstick, references.labels.retain_test) - acc_retain,
+        acc_retain_micro=accuracy(clean.retain_test, labels.retain_test),
+        acc_forget_train=accuracy(clean.forget_train, labels.forget_train),
+        over_unlearning=macro_accuracy(yardstick, labels.retain_test) - acc_retain,
         drift=mean_kl(yardstick, clean.retain_test),
-        nll_retain=mean_nll(clean.retain_test, references.labels.retain_test),
-        **_beside_retrained(clean, references),
+        nll_retain=mean_nll(clean.retain_test, labels.retain_test),
+        **beside,
     )
-
-
-def _beside_retrained(clean: Parts, references: References) -> dict[str, float | None]:
-    """Compare with the retrained model: accuracies on all parts, answers and divergences on the test parts."""
-    other = references.retrained
-    if other is None:
-        return dict.fromkeys(("gap", "agreement_forget", "agreement_retain", "js_forget", "js_retain"))
-    differences = [
-        abs(accuracy(own, labels) - accuracy(reference, labels))
-        for own, reference, labels in (
-            (clean.forget_train, other.forget_train, references.labels.forget_train),
-            (clean.forget_test, other.forget_test, references.labels.forget_test),
-            (clean.retain_test, other.retain_test, references.labels.retain_test),
-        )
-    ]
-    return {
-        "gap": sum(differences) / len(differences),
-        "agreement_forget": agreement(clean.forget_test, other.forget_test),
-        "agreement_retain": agreement(clean.retain_test, other.retain_test),
-        "js_forget": mean_js(clean.forget_test, other.forget_test),
-        "js_retain": mean_js(clean.retain_test, other.retain_test),
-    }
 
 
 def finite(logits: Tensor) -> Tensor:

@@ -29,50 +29,40 @@ Interval = tuple[float, float]
 class Metrics:
     """What a model does on labelled images; accuracies are fractions, intervals are Wilson's at 95 %.
 
-    What there is no image for, or no original, is None.
-
-    Attributes:
-        forget_classes: Classes that should be gone.
-        n_forget: Images of these classes.
-        n_retain: Images of all others.
-        acc_forget: Accuracy on the images of the forget classes.
-        acc_forget_interval: Its interval.
-        acc_retain: Mean over the retained classes of each class's accuracy (macro).
-        acc_retain_micro: Accuracy on all retained images.
-        acc_retain_micro_interval: Its interval.
-        per_class: Accuracy of every class present.
-        per_class_interval: Their intervals.
-        over_unlearning: ``acc_retain`` of the masked original (the original with the forget classes' logits at a floor)
-            minus ``acc_retain``: what was lost beyond removing a competitor.
-        drift: Mean KL divergence of the model from the masked original on the retained images, in nats.
+    What there is no image for, or no original, is None. The masked original is the original with the logits of the
+    forget classes at a floor: the yardstick of what was lost beyond removing a competitor.
     """
 
-    forget_classes: tuple[int, ...]
-    n_forget: int
-    n_retain: int
+    forget_classes: tuple[int, ...]  # those that should be gone
+    n_forget: int  # images of these classes
+    n_retain: int  # images of all others
     acc_forget: float | None
     acc_forget_interval: Interval | None
-    acc_retain: float | None
-    acc_retain_micro: float | None
+    acc_retain: float | None  # macro: mean over the retained classes of each class's accuracy
+    acc_retain_micro: float | None  # on all retained images
     acc_retain_micro_interval: Interval | None
-    per_class: dict[int, float]
+    per_class: dict[int, float]  # of every class present
     per_class_interval: dict[int, Interval]
-    over_unlearning: float | None
-    drift: float | None
+    over_unlearning: float | None  # acc_retain of the masked original minus acc_retain
+    drift: float | None  # mean KL divergence from the masked original on the retained images, nats
 
     def __str__(self) -> str:
-        lines = [
-            _line("forget accuracy", self.acc_forget, self.acc_forget_interval, f"{self.n_forget} images"),
-            _line("retained accuracy, macro", self.acc_retain, None, "mean over classes"),
-            _line(
+        shares = [
+            ("forget accuracy", self.acc_forget, self.acc_forget_interval, f"{self.n_forget} images"),
+            ("retained accuracy, macro", self.acc_retain, None, "mean over classes"),
+            (
                 "retained accuracy, micro",
                 self.acc_retain_micro,
                 self.acc_retain_micro_interval,
                 f"{self.n_retain} images",
             ),
-            _line("over-unlearning", self.over_unlearning, None, "against the masked original"),
-            f"{'drift':<26}{'-' if self.drift is None else f'{self.drift:.4f}':>8} nats",
+            ("over-unlearning", self.over_unlearning, None, "against the masked original"),
         ]
+        lines = []
+        for name, share, interval, note in shares:
+            around = "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} % at 95 %, "
+            lines.append(f"{name:<26}{'-' if share is None else f'{100 * share:.1f}':>8} %    ({around}{note})")
+        lines.append(f"{'drift':<26}{'-' if self.drift is None else f'{self.drift:.4f}':>8} nats")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,10 +107,14 @@ def evaluate(
         >>> found.acc_forget, found.acc_retain
         (0.5, 1.0)
     """
-    gone = _classes(forget_classes)
+    numbers = np.ravel(forget_classes)
+    if numbers.dtype.kind not in "iu":  # an empty list is one of floats
+        raise ValueError(f"forget_classes must be one class number or several, got {forget_classes!r}")
+    gone = tuple(sorted(set(numbers.tolist())))
     (logits, before), labels = _answers((model, original), data)
     _check(gone, logits, before, labels, num_classes)
-    judged = _judgeable(logits, labels)
+    sound, judged = logits.isfinite().all(1), finite(logits.double())
+    judged[~sound, labels[~sound]] = -2e6  # a row that was not finite recognizes nothing
     hidden = torch.isin(labels, torch.tensor(gone))
     n_forget, n_retain = int(hidden.sum()), int((~hidden).sum())
     kept, kept_labels = judged[~hidden], labels[~hidden]
@@ -150,16 +144,15 @@ def evaluate(
     )
 
 
-def wilson(share: float, count: int, *, quantile: float = QUANTILE) -> Interval:
-    """Return Wilson's score interval of a proportion.
+def wilson(share: float, count: int) -> Interval:
+    """Return Wilson's score interval of a proportion, at 95 %.
 
     Args:
         share: Proportion observed, a fraction.
         count: Independent trials behind it.
-        quantile: Standard deviations to each side; the default makes 95 %.
 
     Returns:
-        Lowest and highest share from which the observed one is at most ``quantile`` standard deviations away.
+        Lowest and highest share from which the observed one is at most ``QUANTILE`` standard deviations away.
 
     Reference:
         Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
@@ -168,28 +161,10 @@ def wilson(share: float, count: int, *, quantile: float = QUANTILE) -> Interval:
         >>> [round(end, 3) for end in wilson(0.0, 20)]
         [0.0, 0.161]
     """
-    square = quantile**2 / count
+    square = QUANTILE**2 / count
     middle = (share + square / 2) / (1 + square)
-    reach = quantile / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
+    reach = QUANTILE / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
     return max(0.0, middle - reach), min(1.0, middle + reach)
-
-
-def _classes(named: Any) -> tuple[int, ...]:
-    """Return class numbers in increasing order.
-
-    Raises:
-        ValueError: If there is none, or something that is no whole number.
-    """
-    numbers = np.ravel(named)
-    if numbers.dtype.kind not in "iu":  # an empty list is one of floats
-        raise ValueError(f"forget_classes must be one class number or several, got {named!r}")
-    return tuple(sorted(set(numbers.tolist())))
-
-
-def _line(name: str, share: float | None, interval: Interval | None, note: str) -> str:
-    """Return a line of the table that ``print`` shows."""
-    around = "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} % at 95 %, "
-    return f"{name:<26}{'-' if share is None else f'{100 * share:.1f}':>8} %    ({around}{note})"
 
 
 def _answers(models: Sequence[nn.Module | None], data: Any) -> tuple[list[Any], Tensor]:
@@ -245,14 +220,6 @@ def _batches(data: Any) -> Iterator[tuple[Tensor, Tensor]]:
             waiting, numbers = [], []
     if waiting:
         yield torch.cat(waiting), torch.cat(numbers)
-
-
-def _judgeable(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return finite logits; a row that was not finite has its label at the bottom, since it recognizes nothing."""
-    sound = logits.isfinite().all(1)
-    clean = finite(logits.double())
-    clean[~sound, labels[~sound]] = -2e6
-    return clean
 
 
 def _check(gone: Sequence[int], logits: Tensor, before: Tensor | None, labels: Tensor, num_classes: int | None) -> None:

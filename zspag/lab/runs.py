@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-from zspag.config import Profile, to_dict
-from zspag.lab import experiment
+from zspag.config import Profile
+from zspag.lab import cache, experiment
 from zspag.lab.data.listing import is_number
 from zspag.lab.data.loading import NAMED
 from zspag.lab.evaluation import masked_parts, per_class_accuracy, score
 from zspag.lab.experiment import Case
-from zspag.report import files, plots, provenance
+from zspag.report import files, plots
 from zspag.report.results import Result
-from zspag.runtime import pick_device, pool_map, threads
-from zspag.unlearning import Unlearned, zero_shot_unlearn
+from zspag.runtime import pool_map, threads
+from zspag.unlearning import zero_shot_unlearn
 
 RECORDED_BYTES = 1_000_000  # the largest checkpoint that is committed; a larger net is trained again
 
@@ -83,10 +83,15 @@ def run(profile: Profile, *, record: bool) -> Iterator[str]:
     if not profile.retrained:
         raise ValueError("a run shows retrained models beside the unlearned ones: leave retrained=False to sweeps")
     started = time.time()
-    cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
+    cases = experiment.cases_of(profile)
     for case in cases:
         experiment.guard_of(case)  # a missing data set or class is said now, and not by a worker after an hour
-    _train_missing(profile, cases)
+    nets = list(dict.fromkeys((profile, case.seed, without) for case in cases for without in (None, case.forget)))
+    # One thread each: single-threaded trainings side by side use the cores best.
+    trainings = pool_map(_train, nets, workers=profile.workers, threads_each=profile.threads, title="trainings")
+    for _, answer in trainings:
+        if isinstance(answer, Exception):
+            raise answer
     rows = []
     for case in cases:
         row = forget_class(case)
@@ -95,9 +100,12 @@ def run(profile: Profile, *, record: bool) -> Iterator[str]:
     name = f"run_{experiment.case_name(profile)}"
     yield from publish(_result(profile, name, rows, started), record=record)
     if record:
-        wanted = dict.fromkeys((profile, case.seed, without) for case in cases for without in (None, case.forget))
-        for job in wanted:
-            yield _record_checkpoint(*job)
+        for net in nets:
+            yield _record_checkpoint(*net)
+
+
+def _train(net: tuple[Profile, int, int | None]) -> None:
+    experiment.trained(*net)
 
 
 def publish(result: Result, *, record: bool) -> Iterator[str]:
@@ -116,19 +124,6 @@ def publish(result: Result, *, record: bool) -> Iterator[str]:
     yield f"wrote {files.shown(figure)}"
 
 
-def _train_missing(profile: Profile, cases: Sequence[Case]) -> None:
-    """Train in parallel, one thread each: single-threaded trainings side by side use the cores best."""
-    wanted = dict.fromkeys((profile, case.seed, without) for case in cases for without in (None, case.forget))
-    answers = pool_map(_train, list(wanted), workers=profile.workers, threads_each=profile.threads, title="trainings")
-    for _, answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-
-
-def _train(job: tuple[Profile, int, int | None]) -> None:
-    experiment.trained(*job)
-
-
 def forget_class(case: Case) -> dict[str, Any]:
     """Forget one class with all cores and the profile's configuration; return the scores, stages and counts.
 
@@ -141,49 +136,31 @@ def forget_class(case: Case) -> dict[str, Any]:
 
 def _forget_class(case: Case, all_cores: int) -> dict[str, Any]:
     profile, guard = case.profile, experiment.guard_of(case)
+    data, references = experiment.data_of(profile), experiment.references_of(case)
     model = experiment.trained(profile, case.seed)
     images, labels = experiment.forget_set(case, guard)
     with threads(all_cores), guard.method():
         started = time.perf_counter()
         unlearned = zero_shot_unlearn(
-            model,
-            images,
-            labels,
-            num_classes=experiment.data_of(profile).num_classes,
-            config=profile.unlearn,
-            seed=case.seed,
+            model, images, labels, num_classes=data.num_classes, config=profile.unlearn, seed=case.seed
         )
         seconds = time.perf_counter() - started
-    return _judge(case, unlearned) | {
-        "forget_samples": len(images),
-        "retain_samples_read": guard.retain_samples_read,
-        "threads": all_cores,
-        "seconds": {"total": seconds} | unlearned.report.seconds,
-    }
-
-
-def _judge(case: Case, unlearned: Unlearned) -> dict[str, Any]:
-    references = experiment.references_of(case)
-    logits = references.images.map_logits(unlearned.open_model)  # closing rows is free, so nobody is praised for it
     assert references.retrained is not None, "run refuses a profile without retrained models"
     judged = {
         "original": references.original,
         "masked": masked_parts(references),
         "retrained": references.retrained,
-        "unlearned": logits,
+        "unlearned": references.images.map_logits(unlearned.open_model),  # closing rows is free, and not judged
     }
     truth = torch.cat([references.labels.forget_test, references.labels.retain_test])
-    per_class = {
-        name: list(per_class_accuracy(torch.cat([parts.forget_test, parts.retain_test]), truth).values())
-        for name, parts in judged.items()
-    }
+    tests = {name: torch.cat([parts.forget_test, parts.retain_test]) for name, parts in judged.items()}
     report = unlearned.report
     return {
         "forget": case.forget,
-        "class_name": experiment.data_of(case.profile).classes[case.forget],
+        "class_name": data.classes[case.forget],
         "seed": case.seed,
         "scores": {name: asdict(score(parts, references)) for name, parts in judged.items()},
-        "per_class": per_class,
+        "per_class": {name: list(per_class_accuracy(logits, truth).values()) for name, logits in tests.items()},
         "eps": report.eps,
         "lr": report.lr,
         "reached": report.reached,
@@ -193,6 +170,10 @@ def _judge(case: Case, unlearned: Unlearned) -> dict[str, Any]:
         "epochs": len(report.history),
         "free_dimension": report.free_dimension,
         "frozen": report.frozen,
+        "forget_samples": len(images),
+        "retain_samples_read": guard.retain_samples_read,
+        "threads": all_cores,
+        "seconds": {"total": seconds} | report.seconds,
     }
 
 
@@ -210,23 +191,24 @@ def _line(row: dict[str, Any]) -> str:
 def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started: float) -> Result:
     """Return a result file: the rows, headline numbers, and the figure's panels (one per class)."""
     numbers: dict[str, list[float | None]] = {}
+    data = experiment.data_of(profile)
     for row in rows:
         tag = f"{row['class_name']} seed {row['seed']}"
         numbers[f"{tag} acc_forget"] = [row["scores"]["unlearned"]["acc_forget"], 0.01]
         numbers[f"{tag} over_unlearning"] = [row["scores"]["unlearned"]["over_unlearning"], 0.01]
         numbers[f"{tag} seconds"] = [row["seconds"]["total"], None]
-    names = list(experiment.data_of(profile).classes)
     labels = {"original": "original", "masked": "masked original", "retrained": "retrained", "unlearned": "ZS-PAG"}
     panels = [
         {
             "title": f"forget {row['class_name']} (seed {row['seed']})",
-            "groups": names,
+            "groups": list(data.classes),
             "series": {labels[key]: [100 * value for value in values] for key, values in row["per_class"].items()},
             "ylabel": "test accuracy (%)",
             "ylim": [0, 100],
         }
         for row in rows
     ]
+    made_by = experiment.made_now(profile, seed=profile.seeds[0], started=started)
     return Result(
         name=name,
         profile=profile.name,
@@ -234,22 +216,15 @@ def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started
         caption="Test accuracy per class before and after forgetting one class.",
         numbers=numbers,
         data={"panels": panels, "columns": 1, "size": [9, 3.2]},
-        measurements={"rows": list(rows), "data_source": experiment.data_of(profile).data_source},
-        provenance=provenance.record(
-            config=to_dict(profile),
-            seed=profile.seeds[0],
-            data_sha256=experiment.data_of(profile).sha256,
-            device=pick_device().type,
-            threads=profile.workers * profile.threads,
-            started=started,
-        ),
+        measurements={"rows": list(rows), "data_source": data.data_source},
+        provenance=made_by | {"threads": profile.workers * profile.threads},
     )
 
 
 def _record_checkpoint(profile: Profile, seed: int, without: int | None) -> str:
     """Copy a trained model to the committed folder; its record holds the recipe and the file its own SHA-256."""
     kind = "original" if without is None else "retrained"
-    source = experiment.store(profile).path(kind, experiment.training_key(profile, seed, without))
+    source = cache.tensors_path(profile, kind, experiment.training_key(profile, seed, without))
     net = f"{Path(profile.dataset).name}-{Path(profile.arch.split(':')[0]).stem}"
     name = f"{kind}-{net}-seed{seed}" + ("" if without is None else f"-without{without}")
     target = experiment.recorded_folder(profile) / f"{name}.safetensors"

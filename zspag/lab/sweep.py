@@ -11,7 +11,7 @@ each method by which commit, when and with which versions its rows were made.
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def sweep(profile: Profile, methods: Sequence[str], *, record: bool, scheduler: 
 
     Args:
         profile: Data, architecture, classes, seeds, configuration and ladders.
-        methods: Names of ``baselines.METHODS``.
+        methods: Names of ``methods.METHODS``.
         record: Write the result to ``results/<profile>`` too; what is recorded there of other methods, with the same
             configuration and data, stays.
         scheduler: Address of a dask scheduler; None starts workers on this machine.
@@ -47,24 +47,23 @@ def sweep(profile: Profile, methods: Sequence[str], *, record: bool, scheduler: 
     name = f"sweep_{experiment.case_name(profile)}"
     data = experiment.data_of(profile)
     made_by = experiment.made_now(profile, seed=profile.seeds[0], started=started)
-    made = dict.fromkeys(methods, _without_config(made_by))
+    made = dict.fromkeys(methods, _short(made_by))
     if record:
         before = _recorded(files.repository_root() / "results" / profile.name / f"{name}.json", profile, data.sha256)
         joining = [method for method in before[1] if method not in methods]
         if joining:
             yield f"joined what is recorded of {', '.join(experiment.TITLES[method] for method in joining)}"
-            frame = _sorted(pd.concat([frame, before[0][before[0]["method"].isin(joining)]]), profile)
+            frame = pd.concat([frame, before[0][before[0]["method"].isin(joining)]])
+            order = {"seed": profile.seeds, "forget": profile.classes, "method": tuple(experiment.TITLES)}
+            frame = frame.sort_values(  # as in a grid that was computed as a whole
+                list(order),
+                key=lambda column: column.map(order[str(column.name)].index),
+                kind="stable",
+                ignore_index=True,
+            )
             made |= {method: before[1][method] for method in joining}
             methods = [method for method in experiment.TITLES if method in made]
     yield from runs.publish(_result(profile, name, methods, frame, made, made_by), record=record)
-
-
-def _sorted(frame: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Return rows in the order of a grid that was computed as a whole."""
-    order = {"seed": profile.seeds, "forget": profile.classes, "method": tuple(experiment.TITLES)}
-    return frame.sort_values(
-        list(order), key=lambda column: column.map(order[str(column.name)].index), kind="stable", ignore_index=True
-    )
 
 
 def _recorded(path: Path, profile: Profile, data_sha256: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
@@ -84,10 +83,11 @@ def _recorded(path: Path, profile: Profile, data_sha256: str) -> tuple[pd.DataFr
         return pd.DataFrame(), {}
     rows = pd.DataFrame(content.measurements["rows"])
     methods = [name for name in rows["method"].unique() if name not in experiment.REFERENCES]
-    return rows, content.made or dict.fromkeys(methods, _without_config(record))
+    return rows, content.made or dict.fromkeys(methods, _short(record))
 
 
-def _without_config(record: Mapping[str, Any]) -> dict[str, Any]:
+def _short(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a method's record what the record of the whole file holds."""
     return {name: value for name, value in record.items() if name not in ("config", "platform")}
 
 

@@ -1,8 +1,7 @@
 """Training of the original model and of the retrained reference: SGD or AdamW under a one-cycle rate.
 
-The device decides how: channels innermost everywhere, bfloat16 autocast where the GPU has it. What was decided is part
-of the answer. Nothing is compiled: on two cores ``torch.compile`` made a step 1.1 to 1.3 times as fast and took a
-minute to begin; whether a GPU gains has not been measured.
+Channels are innermost everywhere; a GPU that has bfloat16 uses it (autocast). Nothing is compiled: on two cores
+``torch.compile`` made a step 1.1 to 1.3 times as fast and took a minute to begin; a GPU was not measured.
 
 Invariant: an epoch is a function of (weights, optimizer state, seed, epoch), so an interrupted training that goes on
 from its state file ends in the same bits as one that was never interrupted (on a CPU; a GPU adds in any order).
@@ -21,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from zspag.config import TrainConfig, to_dict
 from zspag.report.files import replacing
@@ -33,36 +32,22 @@ DISTORTED_ALIKE = 32  # images that share the two distortions RandAugment draws:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch measured, on the augmented training images as the weights moved.
+    """What one epoch measured, on the augmented training images as the weights moved."""
 
-    Attributes:
-        epoch: Number of the epoch, from 1.
-        loss: Mean cross-entropy in nats.
-        accuracy: Share of images classified correctly.
-        seconds: Wall-clock time.
-        images_per_second: Throughput.
-    """
-
-    epoch: int
-    loss: float
-    accuracy: float
+    epoch: int  # from 1
+    loss: float  # mean cross-entropy in nats
+    accuracy: float  # share of images classified correctly
     seconds: float
     images_per_second: float
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a training left behind.
+    """What a training left behind."""
 
-    Attributes:
-        model: The trained copy, in evaluation mode.
-        history: One entry per epoch.
-        precision: Type of the forward and backward arithmetic, "float32" or "bfloat16" (weights stay float32).
-    """
-
-    model: nn.Module
+    model: nn.Module  # the trained copy, in evaluation mode
     history: tuple[Epoch, ...]
-    precision: str
+    precision: str  # of the forward and backward passes, "float32" or "bfloat16"; weights stay float32
 
 
 def train(
@@ -85,7 +70,7 @@ def train(
         config: The recipe.
         seed: Seed of order, augmentation and dropout; the initial weights are the model's own.
         device: Where to train; None means where the model is.
-        state_path: File that holds weights, optimizer state and progress after every epoch. A training that finds its
+        state_path: File that holds weights, optimizer state and progress after every epoch; a training that finds its
             own state there goes on from it.
         title: Title of the progress bar.
 
@@ -112,8 +97,11 @@ def train(
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         for epoch in range(len(history), config.epochs):
             torch.manual_seed(derive_seed(seed, "dropout", epoch))
-            history.append(_run_epoch_(model, optimizer, images, labels, config, seed, epoch, steps))
-            bar.set_postfix_str(_said(history[-1]))
+            done = _run_epoch_(model, optimizer, images, labels, config, seed, epoch, steps)
+            history.append(done)
+            bar.set_postfix_str(
+                f"loss {done.loss:.3f}, {100 * done.accuracy:.1f} %, {done.images_per_second:.0f} images/s"
+            )
             if state_path is not None and identity is not None:
                 _save_state(state_path, identity, model, optimizer, history)
     next(steps, None)  # closes the bar
@@ -126,10 +114,6 @@ def precision_of(device: torch.device) -> torch.dtype:
     """Return the arithmetic of forward and backward passes: bfloat16 on a GPU that has it, else float32."""
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32
-
-
-def _said(epoch: Epoch) -> str:
-    return f"loss {epoch.loss:.3f}, {100 * epoch.accuracy:.1f} %, {epoch.images_per_second:.0f} images/s"
 
 
 def one_cycle(step: int, total: int, *, peak: float) -> float:
@@ -161,8 +145,10 @@ def augmented(images: Tensor, *, augment: str, pad: int, generator: torch.Genera
         return images
     count, _, height, width = images.shape
     shifts = torch.randint(-pad, pad + 1, (2, count, 1), generator=generator)
-    rows = _reflected(torch.arange(height) + shifts[0], height)  # (n, H)
-    columns = _reflected(torch.arange(width) + shifts[1], width)  # (n, W)
+    rows = (torch.arange(height) + shifts[0]).abs()  # (n, H)
+    rows = torch.where(rows >= height, 2 * (height - 1) - rows, rows)
+    columns = (torch.arange(width) + shifts[1]).abs()  # (n, W)
+    columns = torch.where(columns >= width, 2 * (width - 1) - columns, columns)
     if augment == "shift_flip":
         flipped = torch.rand(count, 1, generator=generator) < 0.5
         columns = torch.where(flipped, columns.flip(1), columns)
@@ -194,11 +180,6 @@ def distorted(images: Tensor, *, magnitude: int) -> Tensor:
     return torch.cat([distort(group) for group in images.split(DISTORTED_ALIKE)])
 
 
-def _reflected(positions: Tensor, size: int) -> Tensor:
-    positions = positions.abs()
-    return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
-
-
 def _run_epoch_(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -226,9 +207,9 @@ def _run_epoch_(
         batch, other, share = mixed(batch, labels[chosen], most=config.mixup, generator=generator)
         with torch.autocast(batch.device.type, precision, enabled=precision != torch.float32):
             logits = model(batch).float()
-        loss = (1 - share) * _loss(logits, labels[chosen], config)
+        loss = (1 - share) * F.cross_entropy(logits, labels[chosen], label_smoothing=config.label_smoothing)
         if share:
-            loss = loss + share * _loss(logits, other, config)
+            loss = loss + share * F.cross_entropy(logits, other, label_smoothing=config.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -264,10 +245,6 @@ def mixed(images: Tensor, labels: Tensor, *, most: float, generator: torch.Gener
     share = most * torch.rand((), generator=generator).item()
     pair = sent(torch.randperm(len(images), generator=generator), images.device)
     return images.lerp(images[pair], share), labels[pair], share
-
-
-def _loss(logits: Tensor, labels: Tensor, config: TrainConfig) -> Tensor:
-    return functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
 
 
 def _scaled(images: Tensor) -> Tensor:
@@ -320,17 +297,17 @@ def _check_training_set(model: nn.Module, images: Tensor, labels: Tensor, config
 
 
 def _identity(model: nn.Module, images: Tensor, labels: Tensor, config: TrainConfig, seed: int) -> dict[str, object]:
-    def fingerprint(*tensors: Tensor) -> str:
+    hashes = []
+    for tensors in (model.state_dict().values(), (images, labels)):
         digest = hashlib.sha256()
         for tensor in tensors:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
-
+        hashes.append(digest.hexdigest()[:16])
     return {
         "config": to_dict(config),
         "seed": seed,
-        "initial weights": fingerprint(*model.state_dict().values()),
-        "training set": fingerprint(images, labels),
+        "initial weights": hashes[0],
+        "training set": hashes[1],
         "threads": torch.get_num_threads(),
     }
 
@@ -342,9 +319,8 @@ def _save_state(
     for name, parameter in model.named_parameters():
         for kind, tensor in optimizer.state.get(parameter, {}).items():
             tensors[f"{kind}/{name}"] = tensor
-    whole = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
+    plain = torch.contiguous_format
+    whole = {name: tensor.detach().cpu().clone(memory_format=plain) for name, tensor in tensors.items()}
     metadata = {"identity": json.dumps(identity), "history": json.dumps([asdict(epoch) for epoch in history])}
     with replacing(path) as temporary:
         save_file(whole, temporary, metadata)
@@ -371,7 +347,6 @@ def _load_state_(
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")
         if kind != "model":  # on the CPU: the number of steps AdamW counts; else laid out in memory as its parameter is
-            whole = tensor.ndim == 0
-            kept = tensor if whole else torch.empty_like(parameters[name]).copy_(tensor)
+            kept = tensor if tensor.ndim == 0 else torch.empty_like(parameters[name]).copy_(tensor)
             optimizer.state[parameters[name]][kind] = kept
     return [Epoch(**values) for values in json.loads(metadata["history"])]

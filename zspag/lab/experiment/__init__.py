@@ -1,4 +1,4 @@
-"""From a profile to files: trained models, material, every method on every class and seed.
+"""From a profile to files: trained models, proxy statistics, every method on every class and seed.
 
 Invariant: this is the laboratory. It may read retain data; a method it runs may not, and the data guard counts.
 """
@@ -6,7 +6,7 @@ Invariant: this is the laboratory. It may read retain data; a method it runs may
 from zspag.lab.experiment.cases import (
     Case,
     case_name,
-    code_of,
+    cases_of,
     data_of,
     forget_set,
     guard_of,
@@ -17,7 +17,6 @@ from zspag.lab.experiment.cases import (
     references_against,
     references_of,
     shown_case,
-    store,
     trained,
     trained_on,
     training_key,
@@ -44,7 +43,7 @@ from zspag.lab.experiment.grid import (
     run_method,
     whole_ladder,
 )
-from zspag.lab.experiment.materials import (
+from zspag.lab.experiment.statistics import (
     statistics_of,
     statistics_with_classes,
 )
@@ -60,26 +59,25 @@ __all__ = [
     "TITLES",
     "answered",
     "case_name",
-    "code_of",
+    "cases_of",
     "compute_grid",
     "data_of",
     "forget_set",
     "guard_of",
-    "made_now",
     "judged_on",
     "kept_rows",
-    "statistics_of",
-    "statistics_with_classes",
-    "references_against",
-    "references_of",
+    "made_now",
     "recipe",
     "recorded_folder",
+    "references_against",
+    "references_of",
     "relearn_steps",
     "retraining_noise",
     "run_method",
     "shown_case",
     "stage_seconds",
-    "store",
+    "statistics_of",
+    "statistics_with_classes",
     "subspace_table",
     "trained",
     "trained_on",
@@ -87,8 +85,4 @@ __all__ = [
     "untrained",
     "watched_run",
     "whole_ladder",
-    "references_against",
-    "references_of",
-    "statistics_of",
-    "statistics_with_classes",
 ]

@@ -1,15 +1,12 @@
 """One forget class of one seed under one profile: its data, its trained models, and what they are judged on.
 
-A trained model is a file named by everything that determines it, so that it is trained once.
-
 Invariant: whatever changes a model is in its key, all the code that its training imports included; an edit of other
 code does not move it.
 """
 
-import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zspag.config import FolderConfig, Profile, TrainConfig, from_dict, to_dict
-from zspag.lab import checkpoints, models
+from zspag.lab import cache, checkpoints, models
 from zspag.lab.data import Dataset, Guard, Split, channel_statistics, halved, load, thinned
 from zspag.lab.evaluation import Parts, References
 from zspag.lab.training import train
@@ -25,8 +22,6 @@ from zspag.profiles import PROFILES
 from zspag.report import provenance
 from zspag.report.files import repository_root
 from zspag.runtime import channels_last, pick_device
-
-_TRAINING_CODE = ("zspag.lab.training", "zspag.lab.models.building")
 
 
 @dataclass(frozen=True)
@@ -38,28 +33,29 @@ class Case:
     forget: int
 
 
+def cases_of(profile: Profile) -> list[Case]:
+    """Return every class of every seed of a profile, seed by seed."""
+    return [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
+
+
 def data_of(profile: Profile) -> Dataset:
     """Return a profile's data set, loaded once per process."""
-    return _data(profile.dataset, profile.share, profile.folder)
-
-
-@lru_cache(maxsize=2)
-def _data(name: str, share: float, folder: FolderConfig) -> Dataset:
-    return thinned(load(name, **asdict(folder)), share)
+    return _data(profile.dataset, profile.share, profile.folder, None)
 
 
 def judged_on(profile: Profile) -> Dataset:
     """Return the data set that models are judged on: its test set is the profile's half, if the profile names one.
 
-    Trainings and material are keyed by ``data_of``: what was made while one half judged serves the other as well.
+    Trainings and statistics are keyed by ``data_of``: what was made while one half judged serves the other as well.
     """
-    half = profile.test_half
-    return data_of(profile) if half is None else _half_of(profile.dataset, profile.share, profile.folder, half)
+    return _data(profile.dataset, profile.share, profile.folder, profile.test_half)
 
 
-@lru_cache(maxsize=2)
-def _half_of(name: str, share: float, folder: FolderConfig, half: str) -> Dataset:
-    return halved(_data(name, share, folder), half)
+@lru_cache(maxsize=4)
+def _data(name: str, share: float, folder: FolderConfig, half: str | None) -> Dataset:
+    if half is not None:
+        return halved(_data(name, share, folder, None), half)
+    return thinned(load(name, **asdict(folder)), share)
 
 
 def case_name(profile: Profile) -> str:
@@ -79,31 +75,6 @@ def shown_case(profile: Profile) -> Case:
     """
     order = sorted(profile.classes, key=lambda forget: (forget != 8, forget == 3))
     return Case(profile, profile.seeds[0], order[0])
-
-
-def store(profile: Profile) -> checkpoints.Store:
-    """Return the checkpoint store of a profile."""
-    return checkpoints.Store(repository_root() / "runs" / profile.name / "checkpoints")
-
-
-def code_of(profile: Profile, *further: str, without: Iterable[str] = ()) -> str:
-    """Hash the code that trains the profile's net, and further modules, with all that they import.
-
-    Args:
-        profile: Says which architecture counts; the others do not. A file of the user's is in the key itself.
-        further: Full names of modules.
-        without: Modules that do not count.
-    """
-    factory = models.ARCHITECTURES.get(profile.arch)
-    own = () if factory is None else (factory.__module__,)
-    others = {made.__module__ for made in models.ARCHITECTURES.values()}.difference(own)
-    return _code_hash((*_TRAINING_CODE, *own, *further), frozenset(others | {*without}))
-
-
-@lru_cache(maxsize=64)
-def _code_hash(code: tuple[str, ...], without: frozenset[str]) -> str:
-    """Hash once per process: the code that runs is the code that was there when it started, and parsing takes time."""
-    return provenance.closure_hash(code, without=without)
 
 
 def recipe(profile: Profile) -> TrainConfig:
@@ -128,8 +99,27 @@ def training_key(profile: Profile, seed: int, without: int | None) -> dict[str, 
         "torch": torch.__version__,
         "device": pick_device().type,
         "threads": profile.threads,
-        "code": code_of(profile),
+        "code": cache.code_of(profile),
     }
+
+
+def made_now(profile: Profile, *, seed: int, started: float, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the provenance of what a profile's threads have just computed.
+
+    Args:
+        profile: Says data and threads.
+        seed: Seed of the computation.
+        started: ``time.time()`` when it began.
+        config: What determined it; None means the whole profile.
+    """
+    return provenance.record(
+        config=to_dict(profile) if config is None else dict(config),
+        seed=seed,
+        data_sha256=data_of(profile).sha256,
+        device=pick_device().type,
+        threads=profile.threads,
+        started=started,
+    )
 
 
 def trained(profile: Profile, seed: int, without: int | None = None) -> nn.Module:
@@ -148,54 +138,48 @@ def trained(profile: Profile, seed: int, without: int | None = None) -> nn.Modul
 
 
 def trained_on(kept: Split, profile: Profile, seed: int, *, kind: str, key: dict[str, Any], title: str) -> nn.Module:
-    """Return the model of a profile and seed that has seen these training samples, from the store or trained.
+    """Return the model of a profile and seed that has seen these training samples, from the cache or trained.
 
     Args:
         kept: The training samples.
         profile: Says architecture and recipe.
         seed: Seed of initial weights, order and augmentation.
-        kind: What the model is, in the store's file names: "original" or "retrained".
+        kind: What the model is, in the cache's file names: "original" or "retrained".
         key: Everything that determines the model, which samples it sees among it.
         title: Title of the progress bar.
     """
-    data = data_of(profile)
-    found = store(profile).get(kind, key) or (_recorded_checkpoint(profile, key) if profile.recorded_models else None)
-    model = _build(profile, data, kept, seed)
-    if found is not None:
-        model.load_state_dict(found[0])
-        return model.eval().to(pick_device())
-    started, path = time.time(), store(profile).path(kind, key)
-    state = path.with_suffix(".state.safetensors")
-    result = train(
-        model,
-        kept.images,
-        kept.labels,
-        config=recipe(profile),
-        seed=seed,
-        device=pick_device(),
-        state_path=state,
-        title=title,
-    )
-    record = provenance.record(
-        config=key,
-        seed=seed,
-        data_sha256=data.sha256,
-        device=pick_device().type,
-        threads=profile.threads,
-        started=started,
-    )
-    store(profile).put(
-        kind,
-        key,
-        result.model.state_dict(),
-        record | {"history": [asdict(epoch) for epoch in result.history], "precision": result.precision},
-    )
-    state.unlink(missing_ok=True)
-    return result.model
+    path = cache.tensors_path(profile, kind, key)
+    found = _recorded_checkpoint(profile, key) if profile.recorded_models and not path.exists() else None
+    model, state = _build(profile, kept, seed), path.with_suffix(".state.safetensors")
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        result = train(
+            model,
+            kept.images,
+            kept.labels,
+            config=recipe(profile),
+            seed=seed,
+            device=pick_device(),
+            state_path=state,
+            title=title,
+        )
+        facts = {"history": [asdict(epoch) for epoch in result.history], "precision": result.precision}
+        return result.model.state_dict(), facts
+
+    if found is None:
+        found, _ = cache.kept_tensors(path, make, made=partial(made_now, profile, seed=seed, config=key))
+        state.unlink(missing_ok=True)
+    model.load_state_dict(found)
+    return model.eval().to(pick_device())
 
 
-def _build(profile: Profile, data: Dataset, kept: Split, seed: int) -> nn.Module:
-    mean, std = channel_statistics(kept.images)
+def untrained(profile: Profile, seed: int) -> nn.Module:
+    """Return the original of a seed as it was before its first step."""
+    return _build(profile, data_of(profile).train, seed).eval().to(pick_device())
+
+
+def _build(profile: Profile, kept: Split, seed: int) -> nn.Module:
+    data, (mean, std) = data_of(profile), channel_statistics(kept.images)
     return models.build(
         profile.arch,
         num_classes=data.num_classes,
@@ -208,30 +192,12 @@ def _build(profile: Profile, data: Dataset, kept: Split, seed: int) -> nn.Module
     )
 
 
-def made_now(profile: Profile, *, seed: int, started: float) -> dict[str, Any]:
-    """Return the provenance of what a profile's threads have just computed, begun at ``started`` (``time.time()``)."""
-    return provenance.record(
-        config=to_dict(profile),
-        seed=seed,
-        data_sha256=data_of(profile).sha256,
-        device=pick_device().type,
-        threads=profile.threads,
-        started=started,
-    )
-
-
-def untrained(profile: Profile, seed: int) -> nn.Module:
-    """Return the original of a seed as it was before its first step."""
-    data = data_of(profile)
-    return _build(profile, data, data.train, seed).eval().to(pick_device())
-
-
 def recorded_folder(profile: Profile) -> Path:
     """Return where a profile's committed checkpoints lie."""
     return repository_root() / "results" / profile.name / "checkpoints"
 
 
-def _recorded_checkpoint(profile: Profile, key: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def _recorded_checkpoint(profile: Profile, key: dict[str, Any]) -> dict[str, Tensor] | None:
     """Find a committed checkpoint of the same recipe; a later edit of the code or another torch does not void it.
 
     An option of the recipe that is younger than the checkpoint had its default then.
@@ -241,7 +207,7 @@ def _recorded_checkpoint(profile: Profile, key: dict[str, Any]) -> tuple[dict[st
         tensors, record = checkpoints.load(path)
         made = record["config"] | {"train": to_dict(from_dict(TrainConfig, record["config"]["train"]))}
         if all(made.get(name) == value for name, value in key.items() if name not in ignored):
-            return tensors, record
+            return tensors
     return None
 
 
@@ -266,7 +232,7 @@ def references_of(case: Case) -> References:
 
 
 def references_against(case: Case, *, original: nn.Module, retrained: nn.Module | None) -> References:
-    """Return the panel of a case with reference models of the caller's."""
+    """Return what a case's models are judged on, with reference models of the caller's."""
     guard, device = guard_of(case), pick_device()
     parts = [guard.forget_train(case.profile.forget_samples), guard.forget_test(), guard.retain_test()]
     images = Parts(*(part[0].to(device) for part in parts))

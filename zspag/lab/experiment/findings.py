@@ -5,7 +5,7 @@ Invariant: looking changes nothing; a run that was watched ends in the grid's ow
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from zspag.config import Ladders, Profile
+from zspag.lab import cache
 from zspag.lab.evaluation import agreement, captured, mean_js, score, selectivity
-from zspag.lab.experiment.cases import Case, forget_set, guard_of, references_of, store, trained, training_key
+from zspag.lab.experiment.cases import Case, cases_of, forget_set, guard_of, references_of, trained, training_key
 from zspag.lab.experiment.grid import kept_rows, run_method
-from zspag.lab.experiment.materials import statistics_of
+from zspag.lab.experiment.statistics import statistics_of
 from zspag.lab.methods import forget_subspace, noise_subspace, retain_subspace
+from zspag.report import provenance
 from zspag.runtime import generator_for
 from zspag.subspaces import combine, pooled, random_like, second_moments
 
@@ -33,42 +35,38 @@ def subspace_table(case: Case) -> pd.DataFrame:
     return pd.DataFrame(kept_rows(case, "subspaces", lambda: _subspace_rows(case)))
 
 
-def _subspace_rows(case: Case) -> list[dict[str, Any]]:
+def _subspace_rows(case: Case) -> Iterator[dict[str, Any]]:
     guard, model, statistics = guard_of(case), trained(case.profile, case.seed), statistics_of(case)
     images, _ = forget_set(case, guard)
     retain_images, retain_labels = (part.to(images.device) for part in guard.retain_train())
     own = combine(statistics.moments, config=case.profile.unlearn.subspace)
-    drawn, lots = (generator_for(case.seed, "subspace", index) for index in (1, 2))
+    noise, random = (generator_for(case.seed, "subspace", index) for index in (1, 2))
     count = len(statistics.proxies.labels)
     subspaces = {
         "proxies": own,
         "forget": forget_subspace(model, images, own=own),
-        "noise": noise_subspace(model, images, count=count, own=own, generator=drawn),
-        "random": random_like(own, generator=lots),
+        "noise": noise_subspace(model, images, count=count, own=own, generator=noise),
+        "random": random_like(own, generator=random),
         "oracle": retain_subspace(model, retain_images, retain_labels, own=own),
     }
     forget = second_moments(model, images)
     retain = pooled([second_moments(model, retain_images[retain_labels == c]) for c in retain_labels.unique()])
     best = captured(subspaces["oracle"], retain)
-    rows = []
     for name, subspace in subspaces.items():
         inside, free = captured(subspace, retain), subspace.free_dimension()
-        choosy = selectivity(subspace, forget=forget, retain=retain)
-        rows += [
-            {
+        ratio = selectivity(subspace, forget=forget, retain=retain)
+        for weight in own.bases:
+            yield {
                 "subspace": name,
                 "forget": case.forget,
                 "seed": case.seed,
                 "weight": weight,
                 "capture": inside[weight],
                 "of_oracle": inside[weight] / best[weight],
-                "selectivity": choosy[weight],
+                "selectivity": ratio[weight],
                 "rank": sum(subspace.ranks[weight]),
                 "free": free[weight],
             }
-            for weight in own.bases
-        ]
-    return rows
 
 
 def stage_seconds(profile: Profile, frame: pd.DataFrame) -> dict[str, float]:
@@ -81,17 +79,18 @@ def stage_seconds(profile: Profile, frame: pd.DataFrame) -> dict[str, float]:
     Returns:
         Seconds of "proxies", "subspaces", "update" (every rate the rule tried, labels included) and "retraining".
     """
-    cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
+    cases = cases_of(profile)
     stages = [statistics_of(case).seconds for case in cases]
     own = frame[frame["method"] == "zs_pag"]
     chosen = own[own["chosen"].eq(True)].set_index(["forget", "seed"])["lr"]
     tried = own[own["lr"] <= own.set_index(["forget", "seed"]).index.map(chosen)]
-    trainings = [store(profile).get("retrained", training_key(profile, case.seed, case.forget)) for case in cases]
+    keys = [training_key(profile, case.seed, case.forget) for case in cases]
+    models = [cache.tensors_path(profile, "retrained", key) for key in keys]
     return {
         "proxies": sum(part["proxies"] for part in stages) / len(stages),
         "subspaces": sum(part["subspaces"] for part in stages) / len(stages),
         "update": float(tried["seconds"].sum()) / len(cases),
-        "retraining": sum(found[1]["seconds"] for found in trainings if found) / len(cases),
+        "retraining": sum(provenance.read_record(path)["seconds"] for path in models if path.exists()) / len(cases),
     }
 
 
@@ -142,29 +141,15 @@ def watched_run(case: Case, name: str, *, lr: float) -> tuple[nn.Module, pd.Data
     """
     references, net = references_of(case), trained(case.profile, case.seed)
     rows: list[dict[str, float]] = []
+    fitting = False
 
     def look(current: nn.Module) -> None:
         net.load_state_dict(current.state_dict())  # without hooks, and laid as every net that is judged
         rows.append({"epoch": len(rows)} | asdict(score(references.images.map_logits(net), references)))
 
-    look(net)
-    alone = replace(case, profile=replace(case.profile, ladders=Ladders(low=(lr,), middle=(lr,), high=(lr,))))
-    ladder, _ = run_method(alone, name, model=_looked_at(net, look), statistics=statistics_of(case))
-    if len(rows) != len(ladder.kept.history) + 1:
-        raise ValueError(f"{name} has {len(ladder.kept.history)} epochs of which {len(rows) - 1} were seen")
-    net.load_state_dict(ladder.kept.model.state_dict())
-    return net, pd.DataFrame(rows)
-
-
-def _looked_at(model: nn.Module, look: Callable[[nn.Module], None]) -> nn.Module:
-    """Return a copy of a model whose own copies call ``look`` at the end of every epoch of ``projected_sgd``.
-
-    The loop fits with gradients and then judges the forget samples without: the first forward pass without gradients
-    after one with them is the end of an epoch.
-    """
-    watched, fitting = copy.deepcopy(model), False
-
     def before_forward(current: nn.Module, _inputs: Any) -> None:
+        # The loop fits with gradients and then judges the forget samples without: the first forward pass without
+        # gradients after one with them is the end of an epoch.
         nonlocal fitting
         if torch.is_grad_enabled():
             fitting = True
@@ -172,5 +157,12 @@ def _looked_at(model: nn.Module, look: Callable[[nn.Module], None]) -> nn.Module
             fitting = False  # first, for looking passes forward too
             look(current)
 
+    look(net)
+    watched = copy.deepcopy(net)
     watched.register_forward_pre_hook(before_forward)
-    return watched
+    alone = replace(case, profile=replace(case.profile, ladders=Ladders(low=(lr,), middle=(lr,), high=(lr,))))
+    ladder, _ = run_method(alone, name, model=watched, statistics=statistics_of(case))
+    if len(rows) != len(ladder.kept.history) + 1:
+        raise ValueError(f"{name} has {len(ladder.kept.history)} epochs of which {len(rows) - 1} were seen")
+    net.load_state_dict(ladder.kept.model.state_dict())
+    return net, pd.DataFrame(rows)

@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
 from zspag.config import Profile, UnlearnConfig, to_dict
+from zspag.lab import cache
 from zspag.lab.data import Guard, spread_evenly
 from zspag.lab.evaluation import Masked, Parts, References, Scores, accuracy, masked_parts, score
 from zspag.lab.experiment.cases import (
     Case,
-    code_of,
+    cases_of,
     data_of,
     forget_set,
     guard_of,
@@ -31,12 +32,12 @@ from zspag.lab.experiment.cases import (
     trained,
     training_key,
 )
-from zspag.lab.experiment.materials import statistics_of
+from zspag.lab.experiment.statistics import statistics_of
 from zspag.lab.methods import FAMILIES, METHODS, Problem
 from zspag.lab.relearning import MOST_STEPS, RATE, SHARE, relearning_curve, steps_until
 from zspag.projected_sgd import RateSearch
 from zspag.proxy_statistics import ProxyStatistics
-from zspag.report import files, provenance
+from zspag.report import provenance
 from zspag.report.files import repository_root
 from zspag.runtime import generator_for, pick_device, pool_map
 
@@ -48,17 +49,16 @@ TITLES = {"original": "original", "masked": "masked original", "retrained": "ret
 READS = {name: method.reads for name, method in METHODS.items()}
 
 
-class Spread(Protocol):
-    """Carries jobs to processes, as ``runtime.pool_map`` does."""
-
-    def __call__(
-        self, function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: int, threads_each: int, title: str
-    ) -> Iterable[tuple[Any, Any]]:
-        """Yield each job with its answer, or with the exception it raised."""
+# Carries jobs to processes, as ``runtime.pool_map`` does: yields each job with its answer or its exception.
+Spread = Callable[..., Iterable[tuple[Any, Any]]]
 
 
 class RunsFailed(RuntimeError):  # noqa: N818  reads as a fact
     """Some runs of a grid failed; the others are finished and kept."""
+
+
+class RetainDataRead(RuntimeError):  # noqa: N818  reads as a fact
+    """A forget-only method read samples it may not see."""
 
 
 def answered(
@@ -78,7 +78,7 @@ def answered(
         function: Does a job.
         jobs: Hashable jobs.
         title: Title of the progress bar.
-        name: Names a job in the message, should it fail.
+        name: Names a job that failed, for the message.
 
     Raises:
         RunsFailed: If a job failed; what the others finished is kept.
@@ -91,10 +91,6 @@ def answered(
     return answers
 
 
-class RetainDataRead(RuntimeError):  # noqa: N818  reads as a fact
-    """A forget-only method read samples it may not see."""
-
-
 def compute_grid(profile: Profile, methods: Sequence[str], *, spread: Spread = pool_map) -> pd.DataFrame:
     """Run methods on every class and seed of a profile, and return one row per run.
 
@@ -102,7 +98,7 @@ def compute_grid(profile: Profile, methods: Sequence[str], *, spread: Spread = p
 
     Args:
         profile: Says classes, seeds, rates and workers.
-        methods: Names of ``baselines.METHODS``.
+        methods: Names of ``methods.METHODS``.
         spread: What carries jobs to processes: ``runtime.pool_map``, or a cluster's.
 
     Returns:
@@ -119,56 +115,50 @@ def compute_grid(profile: Profile, methods: Sequence[str], *, spread: Spread = p
     if unknown:
         raise ValueError(f"unknown method {', '.join(unknown)}; known are {', '.join(METHODS)}")
     data_of(profile)  # a missing data set is said once, not by every worker
-    finish = partial(_finish, profile, spread)
-    cases = [Case(profile, seed, forget) for seed in profile.seeds for forget in profile.classes]
-    missing = [(case, name) for case in cases for name in methods if not _run_path(case, name).exists()]
+    cases = cases_of(profile)
+    missing = [(case, name) for case in cases for name in methods if not rows_path(case, name).exists()]
     started = {case for case, _ in missing}
-    bare = [case for case in cases if case in started or not _run_path(case, "references").exists()]
-    seeds = dict.fromkeys(case.seed for case in bare)  # where all is finished, no process is started
-    failures = finish(_train_original, [(profile, seed) for seed in seeds], "originals")
-    lost = {seed for (_, seed), _ in failures}
-    failures += finish(_prepare_case, [(case,) for case in bare if case.seed not in lost], "classes and seeds")
-    broken = {job[0] for job, _ in failures}
-    ready = [job for job in missing if job[0].seed not in lost and job[0] not in broken]
-    failures += finish(_compute_method, ready, "methods")
+    bare = [case for case in cases if case in started or not rows_path(case, "references").exists()]
+    failures: dict[Any, Exception] = {}
+
+    def do(function: Callable[[Any], None], jobs: Iterable[Any], title: str) -> None:
+        options = {"workers": profile.workers, "threads_each": profile.threads, "title": title}
+        answers = spread(function, list(jobs), **options)  # without jobs no process is started
+        failures.update({job: answer for job, answer in answers if isinstance(answer, Exception)})
+
+    do(_train_original, dict.fromkeys((profile, case.seed) for case in bare), "originals")
+    do(_prepare_case, [case for case in bare if (profile, case.seed) not in failures], "classes and seeds")
+    ready = [job for job in missing if job[0] not in failures and (profile, job[0].seed) not in failures]
+    do(_compute_method, ready, "methods")
     if failures:
-        lines = "\n".join(f"  {_name(job)}: {type(error).__name__}: {error}" for job, error in failures)
+        lines = "\n".join(f"  {_name(job)}: {type(error).__name__}: {error}" for job, error in failures.items())
         raise RunsFailed(
             f"{len(failures)} job{'s' * (len(failures) > 1)} of the grid failed; the others are kept:\n{lines}"
         )
-    rows = [row for case in cases for name in ("references", *methods) for row in read_rows(_run_path(case, name))]
-    frame = pd.DataFrame(rows)
+    finished = [rows_path(case, name) for case in cases for name in ("references", *methods)]
+    frame = pd.DataFrame([row for path in finished for row in cache.read_rows(path)])
     return frame.astype({item.name: float for item in fields(Scores)})  # a column of None alone is no number otherwise
 
 
-def _finish(
-    profile: Profile, spread: Spread, function: Callable[[Any], None], jobs: Sequence[Any], title: str
-) -> list[tuple[Any, Exception]]:
-    """Do the jobs and return those that failed, each with its exception."""
-    answers = spread(function, jobs, workers=profile.workers, threads_each=profile.threads, title=title)
-    return [(job, answer) for job, answer in answers if isinstance(answer, Exception)]
-
-
 def _name(job: Any) -> str:
-    first, *further = job
-    if not isinstance(first, Case):
-        return f"seed {job[1]}"
-    return ", ".join([f"seed {first.seed}, class {first.forget}", *further])
+    """Name an original (profile, seed), a case, or a method of a case (case, method)."""
+    if isinstance(job, Case):
+        return f"seed {job.seed}, class {job.forget}"
+    first, last = job
+    return f"{_name(first)}, {last}" if isinstance(first, Case) else f"seed {last}"
 
 
 def _train_original(job: tuple[Profile, int]) -> None:
     trained(*job)
 
 
-def _prepare_case(job: tuple[Case]) -> None:
-    """Compute what all methods of a case share: the retrained model, the references' rows, the material."""
-    (case,) = job
+def _prepare_case(case: Case) -> None:
+    """Compute what all methods of a case share: the retrained model, the references' rows, the statistics."""
     kept_rows(case, "references", lambda: _reference_rows(case))
     statistics_of(case)
 
 
 def _compute_method(job: tuple[Case, str]) -> None:
-    """Compute one method of a case over its ladder."""
     case, name = job
     model, statistics, references = _at_hand(case, repository_root())
     kept_rows(case, name, lambda: _ladder_rows(case, name, model, statistics, references))
@@ -202,22 +192,22 @@ def _ladder_rows(
     started = time.perf_counter()
     ladder, guard = run_method(case, name, model=model, statistics=statistics)
     spent = [sum(epoch.seconds for epoch in run.history) for run in ladder.runs]
-    beside = max(
-        0.0, time.perf_counter() - started - sum(spent)
-    )  # trials that chose the rate: the chosen run bears them
-    return [
-        _row(case, name, references.images.map_logits(run.model), references)
-        | {
+    beside = max(0.0, time.perf_counter() - started - sum(spent))  # trials that chose the rate
+    rows = []
+    for index, run in enumerate(ladder.runs):
+        chosen = index == ladder.chosen
+        row = _row(case, name, references.images.map_logits(run.model), references)
+        row |= {
             "lr": run.lr,
-            "chosen": index == ladder.chosen,
+            "chosen": chosen,
             "reached": run.reached(case.profile.unlearn.update.forget_accuracy),
             "epochs": len(run.history),
-            "seconds": spent[index] + (beside if index == ladder.chosen else 0.0),
+            "seconds": spent[index] + (beside if chosen else 0.0),
             "retain_samples_read": guard.retain_samples_read,
-            "relearn_steps": relearn_steps(case, run.model, references) if index == ladder.chosen else None,
+            "relearn_steps": relearn_steps(case, run.model, references) if chosen else None,
         }
-        for index, run in enumerate(ladder.runs)
-    ]
+        rows.append(row)
+    return rows
 
 
 def _row(case: Case, name: str, logits: Parts, references: References) -> dict[str, Any]:
@@ -291,55 +281,38 @@ def kept_rows(
         case: What the rows are of.
         name: Name of the part.
         compute: Makes the rows, of what JSON holds.
-        code: Modules beside those of the grid whose edit, or that of anything they import, voids the file; with any,
-            all methods count.
+        code: See ``rows_path``.
 
     Raises:
         ValueError: If the file's rows are not those that were written.
     """
-    path = _run_path(case, name, code)
-    if not path.exists():
-        started, rows = time.time(), list(compute())
-        record = made_now(case.profile, seed=case.seed, started=started)
-        files.write_json(path, {"schema": 2, "rows": rows, "sha256": provenance.digest(rows), "provenance": record})
-    return read_rows(path)
+    made = partial(made_now, case.profile, seed=case.seed)
+    return cache.kept_rows(rows_path(case, name, code), compute, made=made)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a finished file.
+def rows_path(case: Case, name: str, code: Sequence[str] = ()) -> Path:
+    """Return where the rows of one part of a case lie, or would lie.
 
-    Raises:
-        ValueError: If they are not those that were written.
+    Args:
+        case: What the rows are of.
+        name: Name of the part: a method, "references", or another.
+        code: Modules beside those of the grid whose edit, or that of anything they import, voids the file; with any,
+            all methods count. Without, only the family of the method itself does.
     """
-    found = files.read_json(path)
-    rows: list[dict[str, Any]] = found["rows"]
-    if provenance.digest(rows) != found.get("sha256"):
-        raise ValueError(
-            f"{path} was changed after it was written (its rows do not have its hash); delete it and run again"
-        )
-    return rows
-
-
-def _run_path(case: Case, name: str, code: Sequence[str] = ()) -> Path:
-    own = _family(name)
+    method, profile = METHODS.get(name), case.profile
+    own = () if method is None else (method.run.__module__,)
     others = {family.__name__ for family in FAMILIES}.difference(own)
-    key = training_key(case.profile, case.seed, None) | {
+    key = training_key(profile, case.seed, None) | {
         "forget": case.forget,
-        "forget_samples": case.profile.forget_samples,
-        "config": to_dict(whole_ladder(case.profile, name) if name in METHODS else case.profile.unlearn),
+        "forget_samples": profile.forget_samples,
+        "config": to_dict(profile.unlearn if method is None else whole_ladder(profile, name)),
         "method": name,
-        "recorded_models": case.profile.recorded_models,
-        "test_half": case.profile.test_half,
-        "retrained": case.profile.retrained,
-        "code": code_of(case.profile, __name__, *own, *code, without=() if code else others),
+        "recorded_models": profile.recorded_models,
+        "test_half": profile.test_half,
+        "retrained": profile.retrained,
+        "code": cache.code_of(profile, __name__, *own, *code, without=() if code else others),
     }
-    if case.profile.retain_samples is not None and name in METHODS and METHODS[name].oracle:
-        key["retain_samples"] = case.profile.retain_samples  # nobody else is handed any
-    folder = repository_root() / "runs" / case.profile.name / "grid"
+    if method is not None and method.oracle and profile.retain_samples is not None:
+        key["retain_samples"] = profile.retain_samples  # nobody else is handed any
+    folder = repository_root() / "runs" / profile.name / "grid"
     return folder / f"{name}-class{case.forget}-seed{case.seed}-{provenance.digest(key)[:16]}.json"
-
-
-def _family(name: str) -> tuple[str, ...]:
-    """Return the module a method stands in: an edit of another family leaves its runs as they are."""
-    method = METHODS.get(name)
-    return () if method is None else (method.run.__module__,)

@@ -1,67 +1,54 @@
-"""The material of a class and seed, proxies and the moments of their inputs, made once and kept as a file.
+"""The proxy statistics of a class and seed: proxies and the moments of their inputs, made once and kept as a file.
 
 Invariant: what comes back from a file is bit for bit what was made.
 """
 
-import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from zspag.config import to_dict
-from zspag.lab.experiment.cases import Case, code_of, data_of, forget_set, guard_of, store, trained, training_key
+from zspag.lab import cache
+from zspag.lab.experiment.cases import Case, data_of, forget_set, guard_of, made_now, trained, training_key
 from zspag.proxies import ProxySet
 from zspag.proxy_statistics import ProxyStatistics, prepare
-from zspag.report import provenance
 from zspag.runtime import generator_for, pick_device
 from zspag.subspaces import ClassMoments, Moments, second_moments
 from zspag.views import Views
 
 
 def statistics_of(case: Case) -> ProxyStatistics:
-    """Return proxies and their input moments for a case, from the store or computed (and stored)."""
-    config, key = case.profile.unlearn, _key(case)
-    if (found := store(case.profile).get("material", key)) is not None:
-        return _unpack(*found)
-    started, guard = time.time(), guard_of(case)
-    images, _ = forget_set(case, guard)
-    statistics = prepare(
-        trained(case.profile, case.seed),
-        images,
-        forget=(case.forget,),
-        num_classes=data_of(case.profile).num_classes,
-        config=config,
-        generator=generator_for(case.seed, "material"),
-    )
-    tensors, facts = _pack(statistics)
-    record = provenance.record(
-        config=key,
-        seed=case.seed,
-        data_sha256=key["data"],
-        device=pick_device().type,
-        threads=case.profile.threads,
-        started=started,
-    )
-    store(case.profile).put("material", key, tensors, record | {"material": facts})
-    return statistics
-
-
-def _key(case: Case) -> dict[str, Any]:
-    """Return everything that determines the material of a case."""
-    config = case.profile.unlearn
-    return training_key(case.profile, case.seed, None) | {
+    """Return proxies and their input moments for a case, from the cache or computed (and kept)."""
+    profile, config = case.profile, case.profile.unlearn
+    key = training_key(profile, case.seed, None) | {
         "forget": case.forget,
-        "forget_samples": case.profile.forget_samples,
+        "forget_samples": profile.forget_samples,
         "proxies": to_dict(config.proxies),
         "views": config.views,
         "merge_at": config.subspace.merge_at,
-        "code": code_of(case.profile, __name__),
+        "code": cache.code_of(profile, __name__),
     }
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        images, _ = forget_set(case, guard_of(case))
+        made = prepare(
+            trained(profile, case.seed),
+            images,
+            forget=(case.forget,),
+            num_classes=data_of(profile).num_classes,
+            config=config,
+            generator=generator_for(case.seed, "material"),  # names the stream: another word, other numbers
+        )
+        return pack(made)
+
+    path = cache.tensors_path(profile, "statistics", key)
+    return unpack(*cache.kept_tensors(path, make, made=partial(made_now, profile, seed=case.seed, config=key)))
 
 
 def statistics_with_classes(case: Case) -> ProxyStatistics:
-    """Return the material with the moments of every single class, made again where they were too large to keep."""
+    """Return the statistics with the moments of every single class, made again where they were too large to keep."""
     statistics = statistics_of(case)
     if statistics.moments.per_class is not None:
         return statistics
@@ -71,9 +58,9 @@ def statistics_with_classes(case: Case) -> ProxyStatistics:
     return replace(statistics, moments=replace(statistics.moments, per_class=per_class))
 
 
-def _pack(statistics: ProxyStatistics) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    proxies, moments = statistics.proxies, statistics.moments
-    views = statistics.views
+def pack(statistics: ProxyStatistics) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return statistics as named tensors on the CPU and facts of what JSON holds; ``unpack`` is the inverse."""
+    proxies, moments, views = statistics.proxies, statistics.moments, statistics.views
     tensors = {"images": proxies.images, "labels": proxies.labels, "sources": proxies.sources, "barely": proxies.barely}
     tensors |= {"views/images": views.images, "views/sources": views.sources, "half_of": statistics.half_of}
     means = [("pooled", moments.pooled), ("averaged", moments.averaged)]
@@ -93,20 +80,16 @@ def _pack(statistics: ProxyStatistics) -> tuple[dict[str, Tensor], dict[str, Any
         "unprojectable": statistics.frozen,
         "seconds": statistics.seconds,
     }
-    return {name: tensor.cpu() for name, tensor in tensors.items()}, facts
+    return {name: tensor.cpu() for name, tensor in tensors.items()}, {"statistics": facts}
 
 
-def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> ProxyStatistics:
-    facts, device = record["material"], pick_device()
+def unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> ProxyStatistics:
+    """Return the statistics that were packed, on the device of this process."""
+    facts, device = record["statistics"], pick_device()
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    proxies = ProxySet(
-        tensors["images"],
-        tensors["labels"],
-        tensors["sources"],
-        {int(k): v for k, v in facts["hits"]},
-        facts["eps"],
-        tensors["barely"],
-    )
+    hits = {int(label): share for label, share in facts["hits"]}
+    images, labels, sources = tensors["images"], tensors["labels"], tensors["sources"]
+    proxies = ProxySet(images, labels, sources, hits, facts["eps"], tensors["barely"])
     views = Views(tensors["views/images"], tensors["views/sources"].cpu(), tuple(facts["kinds"]))
 
     def part(place: object) -> Moments:
@@ -114,7 +97,7 @@ def _unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> ProxyStatisti
         factors = {name: tensors[key] for name in second if (key := f"factor/{place}/{name}") in tensors}
         return Moments(second, facts["rows_per_sample"], facts["unprojectable"], factors)
 
-    classes = len(proxies.hits)
+    classes = len(hits)
     per_class = tuple(map(part, range(classes))) if facts["per_class"] else None
     votes = None if facts["merge_at"] is None else (facts["merge_at"], part("votes"))
     means = ClassMoments(part("pooled"), part("averaged"), classes, per_class, votes)
