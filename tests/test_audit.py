@@ -7,9 +7,9 @@ import pytest
 import torch
 from laboratory import TINY, rooted
 
-from zspag.lab import audit
+from zspag.lab import audit, relearning
 from zspag.lab.audit import bench as benches
-from zspag.lab.audit import record, recovery, running
+from zspag.lab.audit import record, running
 from zspag.lab.audit.measures import MEASURES
 from zspag.lab.evaluation import Masked, accuracy
 from zspag.lab.experiment import TITLES, Case, RunsFailed, references_of
@@ -26,8 +26,8 @@ RATES, RATES_OF_OTHERS = {RATE: 4, 1e-2: 30}, {1e-2: 5}
 def finished(tmp_path_factory, data_folder):
     """An audit of one class and seed with few steps of relearning, and where it lies."""
     with pytest.MonkeyPatch.context() as patch, rooted(tmp_path_factory.mktemp("root"), data_folder) as root:
-        patch.setattr(recovery, "RATES", RATES)
-        patch.setattr(recovery, "RATES_OF_OTHERS", RATES_OF_OTHERS)
+        patch.setattr(relearning, "RATES", RATES)
+        patch.setattr(relearning, "RATES_OF_OTHERS", RATES_OF_OTHERS)
         rows = audit.audit(PROFILE, seeds=(0,))
     return root, rows
 
@@ -42,8 +42,8 @@ def test_every_network_has_rows_of_every_measure(finished):
     assert set(counts.index) == set(MEASURES)
     assert set(counts.columns) == set(audit.SUBJECTS)
     assert (counts.nunique(axis=1) == 1).all()  # no network is looked at more often than another
-    assert not finished[1].duplicated(["measure", "method", "attack", "split", "probe", "stage", "shown", "lr", "step",
-                                       "moved", "radius"]).any()  # fmt: skip
+    places = ["attack", "split", "probe", "stage", "shown", "lr", "step", "moved", "radius"]
+    assert not finished[1].duplicated(["measure", "method", *places]).any()
 
 
 def test_the_retrained_network_is_at_no_distance_from_itself(finished):
@@ -90,19 +90,14 @@ def test_the_original_is_back_at_once_and_the_retrained_network_late(finished):
 
 
 def test_arrivals_that_did_not_happen_carry_a_plus_sign():
-    back = pd.DataFrame(
-        [
-            {"method": "zs_pag", "forget": forget, "seed": 0, "lr": 0.1, "share": 0.5, "step": step, "reached": reached,
-             "acc_retain": 0.5, "samples": 64 * step}
-            for forget, step, reached in ((1, 4, True), (2, 8, False))
-        ]
-        + [
-            {"method": "retrained", "forget": forget, "seed": 0, "lr": 0.1, "share": 0.5, "step": 16, "reached": True,
-             "acc_retain": 0.9, "samples": 1024}
-            for forget in (1, 2)
-        ]
-    )  # fmt: skip
-    table = audit.arrival_table(back, TITLES)
+    place = {"seed": 0, "lr": 0.1, "share": 0.5}
+    found = {"zs_pag": [(4, True, 0.5), (8, False, 0.5)], "retrained": [(16, True, 0.9), (16, True, 0.9)]}
+    back = [
+        place | {"method": method, "forget": forget, "step": step, "reached": reached, "acc_retain": kept}
+        for method, classes in found.items()
+        for forget, (step, reached, kept) in enumerate(classes)
+    ]
+    table = audit.arrival_table(pd.DataFrame(back).assign(samples=lambda rows: 64 * rows["step"]), TITLES)
     assert table.loc["ZS-PAG", "50 % back at 0.1"] == "6+ steps (384 images), AIN 0.375, retained 50 %"
     assert table.loc["retrained", "50 % back at 0.1"] == "16 steps (1024 images), AIN 1.000, retained 90 %"
 
@@ -145,7 +140,7 @@ def test_an_audit_without_retrained_models_is_refused(finished, monkeypatch):
 def test_a_published_audit_is_read_back_as_it_was_found(finished, monkeypatch):
     root, rows = finished
     monkeypatch.setenv("ZSPAG_ROOT", str(root))
-    monkeypatch.setattr(recovery, "RATES", RATES)
+    monkeypatch.setattr(relearning, "RATES", RATES)
     monkeypatch.setattr(record, "audit", lambda _profile, seeds: rows)
     lines = list(audit.publish(PROFILE, record=True))
     assert lines[0].startswith("Membership, AUC of the attack on all four scores: ZS-PAG")
