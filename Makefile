@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help figures test lint format lab notebooks readme bench bench-compare fresh-clone clean
+.PHONY: help figures test test-slow test-all lint format lab notebooks readme bench bench-compare fresh-clone clean
 
 PYTHON ?= python3
 PROFILE ?= digits
@@ -20,12 +20,16 @@ help: ## Show this list
 figures: $(STAMP) ## Run the notebooks and draw every figure into figures/PROFILE
 	@$(RUN) -m zspag reproduce $(if $(filter 1,$(RECORDED)),--recorded,--profile $(PROFILE))
 
-test: lint ## Lint, then the tests, the doctests, every notebook in the smoke profile, and the claims on what it made
-	@$(RUN) -m pytest -n 2 --dist loadfile
-	@if compgen -G 'notebooks/*.ipynb' > /dev/null; then \
-	  ZSPAG_PROFILE=smoke ZSPAG_DATA="$(CURDIR)/runs/smoke/data" \
-	  $(RUN) -m pytest notebooks -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	  && $(RUN) -m zspag claims --profile smoke --fresh; fi
+test: lint ## Lint, types, the tests and doctests that take seconds, and every notebook once in the smoke profile
+	@$(RUN) -m pytest -n 2 --dist loadfile -m 'not slow'
+	@ZSPAG_PROFILE=smoke ZSPAG_DATA="$(CURDIR)/runs/smoke/data" \
+	  $(RUN) -m pytest notebooks -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+	@$(RUN) -m zspag claims --profile smoke --fresh
+
+test-slow: $(STAMP) ## The tests marked slow: the paper profile's trial, a fake GPU's notebooks, interrupts, whole grids
+	@$(RUN) -m pytest -n 2 --dist load -m slow
+
+test-all: test test-slow ## Both, as continuous integration does
 
 lint: $(STAMP) ## Check format, style and types
 	@$(RUN) -m ruff format --check --quiet .

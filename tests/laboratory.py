@@ -87,8 +87,8 @@ def changed_names(before: nn.Module, after: nn.Module) -> set[str]:
 def caught_losses(monkeypatch, run):
     """Call ``run``, a method of the table, and return what it hands to the loop at two rates: loss and options."""
     caught = []
-    monkeypatch.setattr(method, "descend", lambda *_, loss, **options: caught.append((loss, options)))
-    monkeypatch.setattr(method, "climb", lambda run, **_: [run(0.1), run(0.2)])
+    monkeypatch.setattr(method, "projected_sgd", lambda *_, loss, **options: caught.append((loss, options)))
+    monkeypatch.setattr(method, "rate_search", lambda run, **_: [run(0.1), run(0.2)])
     run()
     return caught
 

@@ -330,7 +330,9 @@ def test_curvature_gets_moments_in_their_own_size(monkeypatch):
     """As in ``zero_shot_unlearn``: normalized moments, which subspaces are cut from, would change the damping."""
     real, handed = cross_fitting.pseudo_labeler, []
     monkeypatch.setattr(
-        cross_fitting, "relabeler", lambda *args, **options: handed.append(options["moments"]) or real(*args, **options)
+        cross_fitting,
+        "pseudo_labeler",
+        lambda *args, **options: handed.append(options["moments"]) or real(*args, **options),
     )
     go("influence_labels", ladder=(0.03,))
     parts = small().statistics.moments

@@ -316,8 +316,8 @@ def test_distilled_is_projected_and_every_rate_draws_the_same_proxies(monkeypatc
     seen, real = [], labels._with_proxies
     monkeypatch.setattr(labels, "_with_proxies", lambda *args: seen.append(args[2].get_state()) or real(*args))
     caught = []
-    monkeypatch.setattr(labels, "descend", lambda *_, **options: caught.append(options))
-    monkeypatch.setattr(labels, "climb", lambda run, **_: [run(0.1), run(0.2)])
+    monkeypatch.setattr(labels, "projected_sgd", lambda *_, **options: caught.append(options))
+    monkeypatch.setattr(labels, "rate_search", lambda run, **_: [run(0.1), run(0.2)])
     METHODS["distilled"].run(problem(), small().config)
     assert torch.equal(*seen)
     assert all(options["project"] is not None for options in caught)

@@ -179,7 +179,7 @@ def test_labels_of_unsc_are_the_second_best(monkeypatch):
     monkeypatch.setattr(
         oracles, "fit_labels", lambda model, *_, relabel, **_options: caught.append(relabel(model)) or None
     )
-    monkeypatch.setattr(oracles, "climb", lambda run, **_: run(0.1))
+    monkeypatch.setattr(oracles, "rate_search", lambda run, **_: run(0.1))
     go("unsc")
     order = logits_of(case.model, case.images).argsort(1, descending=True)
     expected = torch.where(order[:, 0] == FORGET, order[:, 1], order[:, 0])

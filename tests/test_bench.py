@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from benchmarks import stages
+from benchmarks.__main__ import main
 from benchmarks.stages import machine, moments, precision, report, settings, startup, step, timing, trace, whole
 from benchmarks.stages.findings import Finding
-from zspag.__main__ import main
 from zspag.config import SubspaceConfig
 from zspag.lab.evaluation import captured
 from zspag.profiles import PROFILES
@@ -73,7 +73,7 @@ def test_a_gpu_races_the_large_net_too_and_a_cpu_says_that_it_does_not(monkeypat
 
 def test_a_run_writes_a_file_that_is_drawn_and_compared(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(stages, "STAGES", {"labels": stages.STAGES["labels"], "broken": _broken})
-    assert main(["bench", "--tiny"]) == 0
+    assert main(["--tiny"]) == 0
     out = capsys.readouterr().out
     path = tmp_path / "runs" / "bench" / "cpu.json"
     content = json.loads(path.read_text())
@@ -85,7 +85,7 @@ def test_a_run_writes_a_file_that_is_drawn_and_compared(tmp_path, capsys, monkey
     assert content["data"]["machine"]["threads"] == torch.get_num_threads()
     assert content["provenance"]["config"]["trial"] is True
     assert provenance.read_record(path) == content["provenance"]
-    assert main(["bench", "--compare", str(path)]) == 0
+    assert main(["--compare", str(path)]) == 0
     assert "x 1.00  label influence" in capsys.readouterr().out
 
 
@@ -100,17 +100,17 @@ def _broken(*_):
         (["--only", "tea"], "there is no stage tea; stages are moments, bases, "),
         (["--tiny", "--record"], "only a whole run of the usual sizes is recorded"),
         (["--only", "step", "--record"], "only a whole run of the usual sizes is recorded"),
-        (["--compare", "nowhere.json"], "there is no nowhere.json: name a file that zspag bench wrote"),
+        (["--compare", "nowhere.json"], "there is no nowhere.json: name a file"),
     ],
 )
 def test_what_cannot_work_is_said_in_a_sentence(arguments, message, capsys):
-    assert main(["bench", *arguments]) == 2
+    assert main([*arguments]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_file_of_another_kind_is_not_compared(tmp_path, capsys):
     write_json(tmp_path / "other.json", {"data": {}})
-    assert main(["bench", "--compare", str(tmp_path / "other.json")]) == 2
+    assert main(["--compare", str(tmp_path / "other.json")]) == 2
     assert "other.json holds no benchmark" in capsys.readouterr().err
 
 

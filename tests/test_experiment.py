@@ -209,7 +209,7 @@ def test_class_that_cannot_be_prepared_costs_its_own_methods_only(copied, monkey
             raise ArithmeticError("out of reach")
         return real(case)
 
-    monkeypatch.setattr(experiment.grid, "material_of", fails_on_five)
+    monkeypatch.setattr(experiment.grid, "statistics_of", fails_on_five)
     with pytest.raises(RuntimeError, match=r"^1 job of .*\n  seed 0, class 5: ArithmeticError: out of reach$"):
         compute_grid(PROFILE, METHODS_HERE)
     kept = {path.name.rpartition("-")[0] for path in grid_files(copied)}
@@ -259,7 +259,7 @@ def test_names_of_results_are_file_names_whatever_the_classes_are_called(monkeyp
 
 
 def test_a_method_that_stops_at_the_rate_it_takes_ends_in_the_same_model(copied):
-    given = {"model": trained(PROFILE, 0), "material": statistics_of(CASE)}
+    given = {"model": trained(PROFILE, 0), "statistics": statistics_of(CASE)}
     (short, _), (long, _) = (experiment.run_method(CASE, "delete", **given, whole=whole) for whole in (False, True))
     assert len(short.runs) < len(long.runs)
     assert short.kept.lr == long.kept.lr
@@ -508,7 +508,7 @@ def test_single_classes_are_made_again_where_they_were_not_kept(copied, monkeypa
     whole = statistics_of(CASE)
     assert experiment.statistics_with_classes(CASE).moments.per_class is not None
     means = replace(whole, moments=replace(whole.moments, per_class=None))
-    monkeypatch.setattr(experiment.materials, "material_of", lambda _case: means)
+    monkeypatch.setattr(experiment.materials, "statistics_of", lambda _case: means)
     again = experiment.statistics_with_classes(CASE)
     assert again.proxies is means.proxies
     for ours, theirs in zip(again.moments, whole.moments, strict=True):
@@ -637,7 +637,7 @@ def test_update_costs_what_the_rates_up_to_the_chosen_one_cost(copied, finished,
 def test_noise_floor_needs_two_seeds(copied, monkeypatch, no_computing):
     assert len(experiment.retraining_noise(PROFILE)) == 0
     panels = {case: references_of(case) for case in (Case(PROFILE, 0, label) for label in PROFILE.classes)}
-    monkeypatch.setattr(experiment.findings, "panel_of", lambda case: panels[Case(PROFILE, 0, case.forget)])
+    monkeypatch.setattr(experiment.findings, "references_of", lambda case: panels[Case(PROFILE, 0, case.forget)])
     floor = experiment.retraining_noise(replace(PROFILE, seeds=(0, 1, 2)))
     assert floor["forget"].tolist() == [3, 3, 5, 5]
     assert (floor[["agreement_forget", "agreement_retain"]] == 1).all(axis=None)  # the same model stands for all seeds

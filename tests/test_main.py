@@ -21,7 +21,7 @@ from zspag.profiles import PROFILES
 from zspag.report import provenance
 from zspag.report.files import write_json
 
-COMMANDS = ("reproduce", "run", "sweep", "audit", "unlearn", "methods", "claims", "bench", "data", "env", "provenance")
+COMMANDS = ("reproduce", "run", "sweep", "audit", "unlearn", "methods", "claims", "data", "env", "provenance")
 
 
 @pytest.fixture

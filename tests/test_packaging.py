@@ -217,7 +217,6 @@ LACK = {
     "sweep --profile smoke": "zspag sweep needs pandas: pip install 'zspag[notebooks]'\n",
     "audit --profile smoke": "zspag audit needs pandas: pip install 'zspag[notebooks]'\n",
     "claims": "zspag claims needs pandas: pip install 'zspag[notebooks]'\n",
-    "bench --tiny": "zspag bench needs seaborn: pip install 'zspag[notebooks]'\n",
     "reproduce": "zspag reproduce needs nbformat: pip install 'zspag[notebooks]'\n",
     "reproduce --recorded": "zspag reproduce needs seaborn: pip install 'zspag[notebooks]'\n",
     "data get digits": "zspag data needs scikit-learn: pip install 'zspag[notebooks]'\n",

@@ -37,8 +37,8 @@ def page(*sources, output="1"):
 def root(tmp_path, monkeypatch):
     """A checkout with a little code, a notebook, a cached data set, and no graphics card."""
     root = tmp_path / "root"
-    (root / "zspag").mkdir(parents=True)
-    for name in ("tables", "plots"):
+    (root / "zspag" / "report").mkdir(parents=True)
+    for name in ("tables", "report/plots"):
         (root / "zspag" / f"{name}.py").write_text(SOURCE)
     write_json(root / "notebooks" / "05_experiments.ipynb", page("x = 1", "y = 2"))
     write_json(root / "notebooks" / "06_ablations.ipynb", page("x = 1"))
@@ -87,7 +87,7 @@ def test_same_code_configuration_data_and_versions_reproduce_it(root, capsys):
 def test_comments_docstrings_outputs_and_code_that_only_shows_do_not_count(root):
     path = result(root)
     (root / "zspag" / "tables.py").write_text(SOURCE.replace("Twice", "Two times").replace("  # reason", ""))
-    (root / "zspag" / "plots.py").write_text(SOURCE.replace("2 * x", "3 * x"))
+    (root / "zspag" / "report" / "plots.py").write_text(SOURCE.replace("2 * x", "3 * x"))
     (root / "zspag" / "new.py").write_text(SOURCE)
     write_json(root / "notebooks" / "05_experiments.ipynb", page("x = 1", "y = 2", output="another"))
     write_json(root / "notebooks" / "06_ablations.ipynb", page("x = 9"))

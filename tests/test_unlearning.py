@@ -637,7 +637,7 @@ def test_a_class_already_forgotten_is_no_label_and_is_not_protected(monkeypatch)
         )
         return seen[-1][2]
 
-    monkeypatch.setattr(cross_fitting, "relabeler", spy)
+    monkeypatch.setattr(cross_fitting, "pseudo_labeler", spy)
     model, (images, labels) = make_model(), forget_set()
     for already in ((), (3,), (3, 2)):  # a class may be asked for twice
         report = zero_shot_unlearn(

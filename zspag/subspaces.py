@@ -109,7 +109,7 @@ class MomentAccumulator:
 
     Note:
         CHOICE: products in float32, which take half the time of float64 on a CPU and up to 1/64 on a GPU. Their error
-        is some 1e-7 of the largest entry, whatever the number of rows; ``zspag bench`` measures it, and what the bases
+        is some 1e-7 of the largest entry, whatever the number of rows; ``make bench`` measures it, and what the bases
         lose by it. Rows in float64 are multiplied in float64, those in half precision in float32: ``precision`` is the
         least that a product has.
     """

@@ -171,9 +171,9 @@ def compare(old: Path) -> Iterator[str]:
     contents = []
     for path in (old, new):
         if not path.is_file():
-            raise ValueError(f"there is no {path}: name a file that zspag bench wrote, and run zspag bench first")
+            raise ValueError(f"there is no {path}: name a file that `python -m benchmarks` wrote, and run that first")
         content = files.read_json(path)
         if "found" not in content.get("data", {}):
-            raise ValueError(f"{path} holds no benchmark: name a file that zspag bench wrote")
+            raise ValueError(f"{path} holds no benchmark: name a file that `python -m benchmarks` wrote")
         contents.append(content)
     return report.compare(*contents)

@@ -153,7 +153,9 @@ def _counts(name: str, path: Path) -> bool:
     folder, _, rest = name.partition("/")
     if folder == "notebooks":
         return _of_a_notebook(path) and rest.startswith(path.stem[:2]) and rest.endswith(".ipynb")
-    return name.endswith(".py") and f"{folder}.{rest.split('/')[0].removesuffix('.py')}" not in provenance.SHOWING
+    module = name.removesuffix(".py").replace("/", ".")
+    shows = any(f"{module}.".startswith(f"{known}.") for known in provenance.SHOWING)
+    return name.endswith(".py") and not shows
 
 
 def _differs(name: str, commit: str) -> bool:

@@ -2,7 +2,7 @@
 
 A convolution's output of several MB is one block of the system's each time: fetched zeroed page by page, used once,
 given back. On two cores a forward and backward pass of 512 images took twice as long per image as one of 64 for this
-reason alone (``zspag bench`` measures it). With the two settings below the C library serves such blocks from what the
+reason alone (``make bench`` measures it). With the two settings below the C library serves such blocks from what the
 process already has; the process then keeps its largest size until it ends.
 
 Invariant: memory is kept by programs of this package, for their own process; importing the package changes nothing,
