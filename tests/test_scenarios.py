@@ -154,6 +154,7 @@ def test_several_classes_are_forgotten_together():
     assert (own["reached"], own["warned"]) == (True, [])
 
 
+@pytest.mark.slow
 def test_a_row_of_requests_goes_on_from_model_to_model(calls):
     rows = in_a_row(QUICK, 0, (8, 1, 5))
     assert [row["classes"] for row in rows] == [[8], [1, 8], [1, 5, 8]]
@@ -197,6 +198,7 @@ def test_samples_across_all_classes_are_refused_and_a_few_of_most_warned_about()
     assert few["over_unlearning"] > 0.5
 
 
+@pytest.mark.slow
 def test_rows_are_made_once(monkeypatch):
     def all_kinds():
         return [
