@@ -1,4 +1,4 @@
-"""A hardened net is harder to fool, and the net it was made from stays as it is."""
+"""An adversarially trained net is harder to fool, and the net it was made from stays as it is."""
 
 import copy
 
@@ -16,11 +16,11 @@ RADIUS = 0.1
 
 @pytest.fixture(scope="module")
 def pair():
-    """A trained net, and the same after hardening on true images of all classes."""
+    """A trained net, and the same trained further on attacked images of all classes."""
     here = small()
     images, labels = torch.cat([here.images, here.retain_images]), torch.cat([here.labels, here.retain_labels])
     before = copy.deepcopy(here.model)
-    hard = adversarially_trained(here.model, images, labels, radius=RADIUS, generator=generator_for(0, "hardening"))
+    hard = adversarially_trained(here.model, images, labels, radius=RADIUS, generator=generator_for(0, "adversarial"))
     assert not changed_names(before, here.model)
     assert not here.model.training
     return here, hard, (images, labels)
@@ -34,7 +34,7 @@ def hits(model, images):
     return (logits_of(model, found.images).argmax(1) == targets).double().mean().item()
 
 
-def test_a_hardened_net_is_fooled_less_often(pair):
+def test_it_is_fooled_less_often(pair):
     here, hard, _ = pair
     assert hits(hard, here.images) < 0.8 * hits(here.model, here.images)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from laboratory import TINY, rooted
 
-from zspag.lab import audit
+from zspag.lab import audit, relearning
 from zspag.lab.audit import bench as benches
-from zspag.lab.audit import record, recovery, running
+from zspag.lab.audit import measures, record, running
 from zspag.lab.audit.measures import MEASURES
 from zspag.lab.evaluation import Masked, accuracy
 from zspag.lab.experiment import Case, RunsFailed, references_of
@@ -25,12 +25,27 @@ RATES, RATES_OF_OTHERS = {RATE: 4, 1e-2: 30}, {1e-2: 5}
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_folder):
-    """An audit of one class and seed with few steps of relearning, and where it lies."""
+    """An audit of one class and seed with few steps and radii, and where it lies."""
     with pytest.MonkeyPatch.context() as patch, rooted(tmp_path_factory.mktemp("root"), data_folder) as root:
-        patch.setattr(recovery, "RATES", RATES)
-        patch.setattr(recovery, "RATES_OF_OTHERS", RATES_OF_OTHERS)
+        patch.setattr(relearning, "RATES", RATES)
+        patch.setattr(relearning, "RATES_OF_OTHERS", RATES_OF_OTHERS)
+        patch.setattr(measures, "RADII", (8 / 255, 64 / 255))
         rows = audit.audit(PROFILE, seeds=(0,))
     return root, rows
+
+
+@pytest.fixture(scope="module")
+def networks(finished, data_folder):
+    """The networks of that class and seed."""
+    with rooted(finished[0], data_folder):
+        return benches.networks(Case(PROFILE, 0, FORGET))
+
+
+@pytest.fixture
+def inside(finished, networks, monkeypatch):
+    """Work where the audit lies, with the networks that are there already."""
+    monkeypatch.setenv("ZSPAG_ROOT", str(finished[0]))
+    monkeypatch.setattr(benches, "networks", lambda _case: networks)
 
 
 def of(rows, measure, method):
@@ -43,8 +58,8 @@ def test_every_network_has_rows_of_every_measure(finished):
     assert set(counts.index) == set(MEASURES)
     assert set(counts.columns) == set(audit.SUBJECTS)
     assert (counts.nunique(axis=1) == 1).all()  # no network is looked at more often than another
-    assert not finished[1].duplicated(["measure", "method", "attack", "split", "probe", "stage", "shown", "lr", "step",
-                                       "moved", "radius"]).any()  # fmt: skip
+    places = ["attack", "split", "probe", "stage", "shown", "lr", "step", "moved", "radius"]
+    assert not finished[1].duplicated(["measure", "method", *places]).any()
 
 
 def test_the_retrained_network_is_at_no_distance_from_itself(finished):
@@ -58,12 +73,12 @@ def test_the_retrained_network_is_at_no_distance_from_itself(finished):
     assert (of(rows, "residual", "original")["difference"] > 0.5).any()
 
 
-def test_beside_retraining_stands_retraining_of_another_seed_where_there_is_one(finished, monkeypatch):
-    root, rows = finished
+@pytest.mark.usefixtures("inside")
+def test_beside_retraining_stands_retraining_of_another_seed_where_there_is_one(finished):
+    _, rows = finished
     floor = of(rows, "distance", "retrained")
     assert (floor["js"] > 0).all()
     assert floor.set_index("split")["gap"]["forget_test"] == 0  # neither knows the class
-    monkeypatch.setenv("ZSPAG_ROOT", str(root))
     alone = benches.Bench(Case(replace(PROFILE, seeds=(0,)), 0, FORGET))
     assert list(MEASURES["distance"](alone, "retrained")) == []
     assert len(list(MEASURES["distance"](alone, "original"))) == 3
@@ -99,19 +114,19 @@ def test_a_second_audit_computes_nothing_and_another_number_of_steps_is_another_
         audit.audit(PROFILE, seeds=(1,))
 
 
-def test_networks_are_those_of_the_forget_only_rule_and_do_not_share_weights(finished, monkeypatch):
-    monkeypatch.setenv("ZSPAG_ROOT", str(finished[0]))
-    case = Case(PROFILE, 0, FORGET)
-    found, references = benches.networks(case), references_of(case)
-    assert tuple(found) == audit.SUBJECTS
-    assert isinstance(found["masked"], Masked)
-    assert accuracy(logits_of(found["zs_pag"], references.images.forget_train), references.labels.forget_train) <= 0.01
-    assert torch.equal(logits_of(found["original"], references.images.retain_test), references.original.retain_test)
+@pytest.mark.usefixtures("inside")
+def test_networks_are_those_of_the_forget_only_rule_and_do_not_share_weights(networks):
+    references = references_of(Case(PROFILE, 0, FORGET))
+    assert tuple(networks) == audit.SUBJECTS
+    assert isinstance(networks["masked"], Masked)
+    assert (
+        accuracy(logits_of(networks["zs_pag"], references.images.forget_train), references.labels.forget_train) <= 0.01
+    )
+    assert torch.equal(logits_of(networks["original"], references.images.retain_test), references.original.retain_test)
 
 
-def test_a_ruined_network_has_one_row_that_says_so(finished, monkeypatch):
-    monkeypatch.setenv("ZSPAG_ROOT", str(finished[0]))
-    networks = benches.networks(Case(PROFILE, 0, FORGET))
+@pytest.mark.usefixtures("inside")
+def test_a_ruined_network_has_one_row_that_says_so(networks, monkeypatch):
     ruined = torch.nn.Sequential(networks["original"], torch.nn.Threshold(0, float("inf")))
     monkeypatch.setattr(benches, "networks", lambda _case: {"retrained": networks["retrained"], "delete": ruined})
     monkeypatch.setattr(running, "MEASURES", {"restored": lambda bench, name: iter([{"acc_forget": 0.0}])})
@@ -119,16 +134,17 @@ def test_a_ruined_network_has_one_row_that_says_so(finished, monkeypatch):
     assert [(row["measure"], row["method"]) for row in rows] == [("restored", "retrained"), ("ruined", "delete")]
 
 
-def test_an_audit_without_retrained_models_is_refused(finished, monkeypatch):
-    monkeypatch.setenv("ZSPAG_ROOT", str(finished[0]))
+@pytest.mark.usefixtures("inside")
+def test_an_audit_without_retrained_models_is_refused():
     with pytest.raises(ValueError, match="an audit needs retrained models"):
         benches.Bench(Case(replace(PROFILE, retrained=False), 0, FORGET))
 
 
+@pytest.mark.slow
 def test_a_published_audit_is_read_back_as_it_was_found(finished, monkeypatch):
     root, rows = finished
     monkeypatch.setenv("ZSPAG_ROOT", str(root))
-    monkeypatch.setattr(recovery, "RATES", RATES)
+    monkeypatch.setattr(relearning, "RATES", RATES)
     monkeypatch.setattr(record, "audit", lambda _profile, seeds: rows)
     lines = list(audit.publish(PROFILE, record=True))
     assert lines[0].startswith("Membership, AUC of the attack on all four scores: ZS-PAG")

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from sklearn.linear_model import Ridge
 from torch import nn
 
 from tests import reference
@@ -77,12 +76,13 @@ def test_linear_probe_is_ridge_regression_on_standardized_features():
     train, train_labels = cloud((15, 20, 11, 17), apart=1.5)
     test, test_labels = cloud((40, 30, 50, 20), apart=1.5)
     mean, deviation = train.mean(0), train.std(0, correction=0)
-    targets = (train_labels[:, None] == torch.tensor(CLASSES)).double()
-    slow = Ridge(alpha=PENALTY * len(train)).fit(((train - mean) / deviation).numpy(), targets.numpy())
-    scores = torch.from_numpy(slow.predict(((test - mean) / deviation).numpy()))
+    x, targets = (train - mean) / deviation, (train_labels[:, None] == torch.tensor(CLASSES)).double()
+    second = x.T @ x / len(x) + PENALTY * torch.eye(x.shape[1], dtype=x.dtype)
+    weights = torch.linalg.solve(second, x.T @ targets / len(x))
+    scores = (test - mean) / deviation @ weights + targets.mean(0)
     hit = torch.tensor(CLASSES)[scores.argmax(1)] == test_labels
     shares = {label: hit[test_labels == label].double().mean().item() for label in CLASSES}
-    result = linear_probe(train, train_labels, test, test_labels, forget=(9, 5), penalty=PENALTY)
+    result = linear(train, train_labels, test, test_labels, forget=(9, 5))
     assert result.forget == pytest.approx((shares[9] + shares[5]) / 2)
     assert result.retain == pytest.approx((shares[2] + shares[6]) / 2)
     assert 0.2 < result.forget < 0.95
@@ -110,21 +110,28 @@ def test_a_unit_that_never_moved_in_training_says_nothing_however_it_moves_later
     assert linear(with_dead, train_labels, moved, test_labels) != linear(train, train_labels, test, test_labels)
 
 
+def test_a_layer_that_never_moved_tells_nothing_and_breaks_nothing():
+    (train, train_labels), (test, test_labels) = cloud((60, 80, 70, 50), apart=9), cloud((40, 30, 50, 20), apart=9)
+    found = linear(torch.full_like(train, 0.3), train_labels, test, test_labels)
+    assert (found.forget, found.retain) == (1.0, 0.0)  # always the most frequent class
+
+
 @PROBES
-def test_what_cannot_be_probed_is_said(probe):
-    train, labels = cloud((5, 4, 3, 6), apart=1)
-    with pytest.raises(ValueError, match="18 test features come with 17 labels"):
-        probe(train, labels, train, labels[1:])
-    with pytest.raises(ValueError, match=r"of the forget classes \[3\] and others, got \[2, 5, 6, 9\]"):
-        probe(train, labels, train, labels, forget=(3,))
-    with pytest.raises(ValueError, match=r"of the forget classes \[\] and others"):
-        probe(train, labels, train, labels, forget=())
-    with pytest.raises(ValueError, match=r"of the forget classes \[5\] and others, got \[5\]"):
-        probe(train, labels, train[labels == 5], labels[labels == 5])
-    with pytest.raises(ValueError, match=r"of classes \[5\], of which there is no train image"):
-        probe(train[labels != 5], labels[labels != 5], train, labels)
-    with pytest.raises(ValueError, match="train features are not finite: the model is ruined"):
-        probe(train / 0, labels, train, labels)
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda x, y: (x, y, x, y[1:], (5,)), "18 test features come with 17 labels"),
+        (lambda x, y: (x, y, x, y, (3,)), r"forget classes \[3\] and others, got \[2, 5, 6, 9\]"),
+        (lambda x, y: (x, y, x, y, ()), r"forget classes \[\]"),
+        (lambda x, y: (x, y, x[y == 5], y[y == 5], (5,)), r"and others, got \[5\]"),
+        (lambda x, y: (x[y != 5], y[y != 5], x, y, (5,)), r"classes \[5\], of which there is no train image"),
+        (lambda x, y: (x / 0, y, x, y, (5,)), "train features are not finite"),
+    ],
+)
+def test_what_cannot_be_probed_is_said(probe, broken, message):
+    *rows, forget = broken(*cloud((5, 4, 3, 6), apart=1))
+    with pytest.raises(ValueError, match=message):
+        probe(*rows, forget=forget)
 
 
 @pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan")])

@@ -23,8 +23,8 @@ from zspag.lab.scenarios import (
     order_of,
     part_of_class,
     retrained,
-    sent,
     table,
+    unlearned,
 )
 from zspag.unlearning import zero_shot_unlearn
 
@@ -154,6 +154,7 @@ def test_several_classes_are_forgotten_together():
     assert (own["reached"], own["warned"]) == (True, [])
 
 
+@pytest.mark.slow
 def test_a_row_of_requests_goes_on_from_model_to_model(calls):
     rows = in_a_row(QUICK, 0, (8, 1, 5))
     assert [row["classes"] for row in rows] == [[8], [1, 8], [1, 5, 8]]
@@ -161,7 +162,7 @@ def test_a_row_of_requests_goes_on_from_model_to_model(calls):
     assert [already for *_, already, _ in calls] == [(), (8,), (8, 1)]
     assert calls[1][0] is calls[0][-1].open_model
     assert calls[2][0] is calls[1][-1].open_model
-    untold = in_a_row(QUICK, 0, (8, 1, 5), told=False)
+    untold = in_a_row(QUICK, 0, (8, 1, 5), disclosed=False)
     assert [already for *_, already, _ in calls[3:]] == [(), (), ()]
     assert [row["told"] for row in rows + untold] == [True] * 3 + [False] * 3
     assert untold[0] == rows[0] | {"told": False, "seconds": untold[0]["seconds"]}
@@ -197,31 +198,28 @@ def test_samples_across_all_classes_are_refused_and_a_few_of_most_warned_about()
     assert few["over_unlearning"] > 0.5
 
 
+@pytest.mark.slow
 def test_rows_are_made_once(monkeypatch):
-    case = Case(QUICK, 0, 8)
-    rows = [
-        part_of_class(case),
-        across_classes(QUICK, 0),
-        in_a_row(QUICK, 0, (8, 1, 5)),
-        at_once(QUICK, 0, counts=(2,)),
-    ]
+    def all_kinds():
+        return [
+            part_of_class(Case(QUICK, 0, 8)),
+            across_classes(QUICK, 0),
+            in_a_row(QUICK, 0, (8, 1, 5)),
+            at_once(QUICK, 0, counts=(2,)),
+        ]
+
+    rows = all_kinds()
     monkeypatch.setattr(scenarios.outcome, "zero_shot_unlearn", None)
-    again = [
-        part_of_class(case),
-        across_classes(QUICK, 0),
-        in_a_row(QUICK, 0, (8, 1, 5)),
-        at_once(QUICK, 0, counts=(2,)),
-    ]
-    assert rows == again
+    assert all_kinds() == rows
     with pytest.raises(TypeError, match="not callable"):
-        part_of_class(case, share=0.3)
+        part_of_class(Case(QUICK, 0, 8), share=0.3)
     with pytest.raises(TypeError, match="not callable"):
         in_a_row(QUICK, 0, (8, 5, 1))
 
 
 def test_the_table_holds_every_kind_and_says_what_failed(monkeypatch):
     kinds = {"part": lambda profile, seed: part_of_class(Case(profile, seed, 8)), "across": across_classes}
-    monkeypatch.setattr(scenarios.kinds, "_KINDS", kinds)
+    monkeypatch.setattr(scenarios.kinds, "KINDS", kinds)
     rows = table(QUICK, (0,))
     assert [row["kind"] for row in rows] == ["part"] * 3 + ["across"] * 6
     assert [row["method"] for row in rows] == ["original", "retrained", "zs_pag"] * 3
@@ -237,4 +235,4 @@ def test_the_table_holds_every_kind_and_says_what_failed(monkeypatch):
 def test_an_error_of_ours_is_no_refusal(monkeypatch):
     monkeypatch.setattr(scenarios.outcome, "zero_shot_unlearn", partial(zero_shot_unlearn, unknown=1))
     with pytest.raises(TypeError, match="unknown"):
-        sent(every_other((2,)), trained(QUICK, 0))
+        unlearned(every_other((2,)), trained(QUICK, 0))

@@ -5,10 +5,10 @@ import math
 import pandas as pd
 import pytest
 
-from zspag.lab import scenarios
-from zspag.report import plots
+from zspag.report import plots, scenarios
 
 NOTHING = {"acc_retain": math.nan, "refused": "", "warned": []}
+PARTS = ("acc_forget_train", "acc_rest", "acc_forget")
 
 
 def made():
@@ -17,23 +17,20 @@ def made():
     for seed in (0, 1):
         for method, known, lost in (("original", 0.9, 0.02), ("retrained", 0.0, 0.0), ("zs_pag", 0.02 * seed, 0.01)):
             judged = {"seed": seed, "method": method, "acc_retain": 0.9 - lost, "refused": "", "warned": []}
-            rows.append({"kind": "at once", "request": "2 classes", "classes": [1, 4], "acc_forget": known,
-                         "over_unlearning": lost, "gap": known} | judged)  # fmt: skip
-            left = {"original": 0.9, "retrained": 0.8, "zs_pag": 0.05}[method]
-            rows.append({"kind": "part of a class", "request": "50 % of a class", "acc_forget_train": left,
-                         "acc_rest": left, "acc_forget": left} | judged
-                        | ({"warned": ["it is a part"]} if method == "zs_pag" else {}))  # fmt: skip
-            across = {"kind": "across classes", "request": "1 % of all samples", "acc_forget_train": 0.9,
-                      "acc_rest": 0.9, "acc_forget": 0.9} | judged  # fmt: skip
-            refused = {"kind": "across classes", "request": "1 % of all samples", "seed": seed, "method": method}
-            rows.append(refused | NOTHING | {"refused": "no class is left"} if method == "zs_pag" else across)
+            forgot = {"classes": [1, 4], "acc_forget": known, "over_unlearning": lost, "gap": known}
+            rows.append({"kind": "at once", "request": "2 classes"} | forgot | judged)
+            half = dict.fromkeys(PARTS, {"original": 0.9, "retrained": 0.8, "zs_pag": 0.05}[method])
+            warned = {"warned": ["it is a part"]} if method == "zs_pag" else {}
+            rows.append({"kind": "part of a class", "request": "50 % of a class"} | half | judged | warned)
+            refused = NOTHING | {"refused": "no class is left", "seed": seed, "method": method}
+            result = refused if method == "zs_pag" else dict.fromkeys(PARTS, 0.9) | judged
+            rows.append({"kind": "across classes", "request": "1 % of all samples"} | result)
         for kind, growth in (("in a row", 0.001), ("in a row, untold", 0.1)):
-            rows += [
-                {"kind": kind, "seed": seed, "step": step, "by_class": [0.0] * (step - 1) + [growth * step],
-                 "over_unlearning": growth * step, "drift": growth * step} | NOTHING | {"acc_retain": 0.9}
-                for step in (1, 2)
-            ]  # fmt: skip
-            rows.append({"kind": kind, "seed": seed, "step": 3} | NOTHING | {"refused": "too few proxies"})
+            place = NOTHING | {"kind": kind, "seed": seed}
+            for step in (1, 2):
+                lost = {"by_class": [0.0] * (step - 1) + [growth * step], "acc_retain": 0.9}
+                rows.append(place | {"step": step, "over_unlearning": growth * step, "drift": growth * step} | lost)
+            rows.append(place | {"step": 3, "refused": "too few proxies"})
     return pd.DataFrame(rows)
 
 
@@ -48,9 +45,8 @@ def test_classes_at_once_are_means_over_seeds_in_percent():
 def test_a_row_ends_where_it_was_refused():
     back, lost, drift = scenarios.row_panels(made())
     for panel in (back, lost, drift):
-        assert {name: curve["x"] for name, curve in panel["series"].items()} == {
-            "told what is gone": [1, 2], "not told": [1, 2]
-        }  # fmt: skip
+        steps = {name: curve["x"] for name, curve in panel["series"].items()}
+        assert steps == {"told what is gone": [1, 2], "not told": [1, 2]}
     assert back["series"]["not told"]["y"] == pytest.approx([10, 20])
     assert drift["series"]["told what is gone"]["y"] == pytest.approx([0.001, 0.002])
 

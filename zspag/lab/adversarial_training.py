@@ -37,8 +37,8 @@ def adversarially_trained(
         DIFFERS: adversarial training (Madry et al., 2018) pushes away from the true class and starts from scratch. A
         random wrong class is what the proxies' attack aims at, and a finished original costs nothing more.
     """
-    hard, place = copy.deepcopy(model).train(), device_of(model)
-    optimizer = torch.optim.SGD(hard.parameters(), lr=TRAINING.lr, momentum=TRAINING.momentum, nesterov=True)
+    trained, place = copy.deepcopy(model).train(), device_of(model)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=TRAINING.lr, momentum=TRAINING.momentum, nesterov=True)
     images, labels = images.to(place), labels.to(place)
     classes = logits_of(model, images[:1]).shape[1]
     for _ in range(TRAINING.epochs):
@@ -46,10 +46,10 @@ def adversarially_trained(
         for batch in order.split(TRAINING.batch_size):
             away = sent(torch.randint(1, classes, (len(batch),), generator=generator), place)
             wrong = (labels[batch] + away) % classes
-            moved = attack(hard, images[batch], wrong, eps=radius, config=ATTACK, generator=generator).images
-            loss = F.cross_entropy(hard(moved), labels[batch])
+            moved = attack(trained, images[batch], wrong, eps=radius, config=ATTACK, generator=generator).images
+            loss = F.cross_entropy(trained(moved), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     optimizer.zero_grad()
-    return hard.eval()
+    return trained.eval()

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from zspag.lab.audit import features
+from zspag.lab.audit.features import stage_features
 from zspag.lab.data import spread_evenly
 from zspag.lab.evaluation import Masked, Parts
 from zspag.lab.experiment import (
@@ -27,27 +27,24 @@ from zspag.runtime import pick_device
 T = TypeVar("T")
 METHODS = ("zs_pag", "delete", "head_only")  # beside the references; notebook 05 says what speaks for the other two
 SUBJECTS = ("original", "masked", "retrained", *METHODS)
-FOLDS = 5  # of the attacks on membership
 GRID = 2  # cells along an axis that a map of features is averaged over
-PENALTY = 0.01  # of the linear probe
 FITTED = 200  # training images of a class that a probe is fitted to
 JUDGED = {"acc_forget": 100, "acc_retain": 30}  # test images of a class that training curves are judged on, at most
 MOVED = 100  # forget test images that are moved, at most: an attack on each radius and network takes long
-DRAWS = 8  # random moves of an image
 
 
 def networks(case: Case) -> dict[str, nn.Module]:
     """Return every network that is looked at, by its name in ``SUBJECTS``."""
     original, statistics = trained(case.profile, case.seed), statistics_of(case)
-    hidden = Masked(original, forget=(case.forget,), num_classes=data_of(case.profile).num_classes)
+    masked = Masked(original, forget=(case.forget,), num_classes=data_of(case.profile).num_classes)
     found = {
         "original": original,
-        "masked": hidden.to(pick_device()),
+        "masked": masked.to(pick_device()),
         "retrained": trained(case.profile, case.seed, case.forget),
     }
     for name in METHODS:
-        ladder, _ = run_method(case, name, model=original, statistics=statistics, whole=False)
-        found[name] = ladder.kept.model
+        search, _ = run_method(case, name, model=original, statistics=statistics, whole=False)
+        found[name] = search.kept.model
     return found
 
 
@@ -56,16 +53,19 @@ def other_seed(case: Case) -> int | None:
     return next((seed for seed in case.profile.seeds if seed != case.seed), None)
 
 
-def _evenly(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    kept = spread_evenly(torch.arange(len(labels)), count)
-    return images[kept], labels[kept]
-
-
 class Bench:
     """What the measures of one class and seed share.
 
     Args:
         case: Class and seed; its profile has retrained models.
+
+    Attributes:
+        target: Logits of the retrained network.
+        retained: Retained training images and their labels.
+        fitted: The same with as many images of the forget class; labels on the CPU, for probes.
+        test: All test images and their labels.
+        judged: Test images that training curves are judged on, by the name of the accuracy.
+        moved: Forget test images that are moved to see what is recognized nearby.
     """
 
     def __init__(self, case: Case) -> None:
@@ -73,39 +73,22 @@ class Bench:
         if self.references.retrained is None:
             raise ValueError("an audit needs retrained models, and the profile leaves them out (retrained=False)")
         self.target, self.networks = self.references.retrained, networks(case)
-        guard, device = guard_of(case), pick_device()
-        images, labels = guard.retain_train(FITTED)
-        self.retained = images.to(device), labels.to(device)
-        self.fitted = self._with_forgotten()
+        device, images, labels = pick_device(), self.references.images, self.references.labels
+        retained, retained_labels = guard_of(case).retain_train(FITTED)
+        self.retained = retained.to(device), retained_labels.to(device)
+        forgotten = _evenly(images.forget_train, labels.forget_train, FITTED)
+        both = zip(self.retained, forgotten, strict=True)
+        fitted, fitted_labels = (torch.cat(parts) for parts in both)
+        self.fitted = fitted, fitted_labels.cpu()
         test = judged_on(case.profile).test
         self.test = test.float().to(device), test.labels
-        self._seen: dict[tuple[Hashable, ...], Any] = {}
-
-    def _with_forgotten(self) -> tuple[Tensor, Tensor]:
-        """Return the retained training images and as many of the forget class; labels on the CPU, for probes."""
-        forgotten, labels = self.references.images.forget_train, self.references.labels.forget_train
-        kept = spread_evenly(torch.arange(len(labels)), FITTED)
-        images, classes = self.retained
-        return torch.cat([images, forgotten[kept]]), torch.cat([classes, labels[kept]]).cpu()
-
-    @property
-    def judged(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Test images that training curves are judged on, evenly spread, by the name of the accuracy."""
-        references, classes = self.references, data_of(self.case.profile).num_classes - 1
-        parts = {
-            "acc_forget": (references.images.forget_test, references.labels.forget_test, JUDGED["acc_forget"]),
-            "acc_retain": (
-                references.images.retain_test,
-                references.labels.retain_test,
-                JUDGED["acc_retain"] * classes,
-            ),
+        retained_most = JUDGED["acc_retain"] * (data_of(case.profile).num_classes - 1)
+        self.judged = {
+            "acc_forget": _evenly(images.forget_test, labels.forget_test, JUDGED["acc_forget"]),
+            "acc_retain": _evenly(images.retain_test, labels.retain_test, retained_most),
         }
-        return {name: _evenly(*part) for name, part in parts.items()}
-
-    @property
-    def moved(self) -> tuple[Tensor, Tensor]:
-        """Forget test images that are moved to see what is recognized nearby, evenly spread, and their labels."""
-        return _evenly(self.references.images.forget_test, self.references.labels.forget_test, MOVED)
+        self.moved = _evenly(images.forget_test, labels.forget_test, MOVED)
+        self._seen: dict[tuple[Hashable, ...], Any] = {}
 
     def once(self, key: tuple[Hashable, ...], compute: Callable[[], T]) -> T:
         """Return what a computation gave the first time; the last part of its key says of which network it is."""
@@ -119,10 +102,13 @@ class Bench:
 
     def features_of(self, name: str) -> dict[str, Tensor]:
         """Return what enters each weight of a network on all test images."""
-        return self.once(
-            ("features", name), lambda: features.stage_features(self.networks[name], self.test[0], grid=GRID)
-        )
+        return self.once(("features", name), lambda: stage_features(self.networks[name], self.test[0], grid=GRID))
 
     def logits_of(self, name: str) -> Parts:
-        """Return the logits of a network on the images of the panel."""
+        """Return the logits of a network on the images of the references."""
         return self.once(("logits", name), lambda: self.references.images.map_logits(self.networks[name]))
+
+
+def _evenly(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    kept = spread_evenly(torch.arange(len(labels)), count)
+    return images[kept], labels[kept]

@@ -122,18 +122,6 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     return _overlap(x, y) / size if size > 0 else math.nan  # NaN is not above 0 either
 
 
-def cka_per_stage(first: nn.Module, second: nn.Module, images: Tensor, *, grid: int) -> dict[str, float]:
-    """Return the linear CKA of what enters each weight of two models of one architecture, by the weight's name.
-
-    Raises:
-        ValueError: If the models name different weights.
-    """
-    ours, theirs = (stage_features(model, images, grid=grid) for model in (first, second))
-    if ours.keys() != theirs.keys():
-        raise ValueError(f"only one of the models has {sorted(ours.keys() ^ theirs.keys())}: compare like with like")
-    return {name: linear_cka(features, theirs[name]) for name, features in ours.items()}
-
-
 def _centred(features: Tensor) -> Tensor:
     """Subtract the mean; what is left by rounding (features come from a float32 network) is nothing."""
     centred = features.double() - features.double().mean(0)

@@ -11,37 +11,47 @@ from typing import Any
 
 from torch import Tensor
 
-from zspag.lab.audit import features, membership, output_divergence, probes, recovery, residual
-from zspag.lab.audit.bench import DRAWS, FOLDS, GRID, PENALTY, Bench, other_seed
+from zspag.lab import relearning
+from zspag.lab.audit.bench import GRID, Bench, other_seed
+from zspag.lab.audit.features import linear_cka, stage_features
+from zspag.lab.audit.membership_inference import membership_inference
+from zspag.lab.audit.output_divergence import (
+    RADII,
+    recognized_nearby,
+    recognized_under_attack,
+    residual,
+    streisand,
+    zrf,
+)
+from zspag.lab.audit.probes import linear_probe, logit_restored, prototype_probe
 from zspag.lab.evaluation import accuracy, agreement, macro_accuracy, mean_js
 from zspag.lab.experiment import trained, untrained
-from zspag.lab.relearning import share_recognized
 from zspag.runtime import generator_for, logits_of
 
 Rows = Iterator[dict[str, Any]]
+FOLDS = 5  # of membership inference
+PENALTY = 0.01  # of the linear probe
+DRAWS = 8  # random moves of an image
 TRIAL_STEPS = 10  # of training, where numbers mean nothing
 
 
 def membership_rows(bench: Bench, name: str) -> Rows:
-    """Attack the membership of the forget training images, against forget test images.
+    """Infer the membership of the forget training images, against forget test images.
 
     Yields:
-        A row per attack: attack, and the fields of ``membership.Attack``.
+        A row per score: attack (the name of the score), and the fields of ``membership_inference.Inference``.
     """
-    logits, labels = bench.logits_of(name), bench.references.labels
-    draws = generator_for(bench.case.seed, "membership")
-    members, others = membership.balanced(labels.forget_train, labels.forget_test, generator=draws)
-    folds = min(FOLDS, len(members) // 2)  # fewer where a trial leaves a handful of images
-    found = membership.attack(
-        logits.forget_train.cpu()[members],
-        labels.forget_train.cpu()[members],
-        logits.forget_test.cpu()[others],
-        labels.forget_test.cpu()[others],
-        folds=folds,
-        generator=draws,
+    logits = bench.logits_of(name)
+    members, others = logits.forget_train, logits.forget_test
+    found = membership_inference(
+        members,
+        others,
+        label=bench.case.forget,
+        folds=min(FOLDS, len(members) // 2, len(others) // 2),  # fewer where a trial leaves a handful of images
+        generator=generator_for(bench.case.seed, "membership"),
     )
-    for attack, figures in found.items():
-        yield {"attack": attack} | asdict(figures)
+    for score, figures in found.items():
+        yield {"attack": score} | asdict(figures)
 
 
 def distance_rows(bench: Bench, name: str) -> Rows:
@@ -67,7 +77,7 @@ def distance_rows(bench: Bench, name: str) -> Rows:
             "agreement": agreement(mine, theirs),
             "js": mean_js(mine, theirs),
             "gap": abs(right - accuracy(theirs, truth)),
-            "zrf": output_divergence.zrf(mine, getattr(blank, split)),
+            "zrf": zrf(mine, getattr(blank, split)),
         }
 
 
@@ -79,12 +89,12 @@ def probe_rows(bench: Bench, name: str) -> Rows:
         and known_retained (recall of the forget class and mean recall of the others).
     """
     images, labels = bench.fitted
-    train, test = features.stage_features(bench.networks[name], images, grid=GRID), bench.features_of(name)
+    train, test = stage_features(bench.networks[name], images, grid=GRID), bench.features_of(name)
     for depth, stage in enumerate(train):
         rows, forget = (train[stage], labels, test[stage], bench.test[1]), (bench.case.forget,)
-        found = {"linear": probes.linear_probe(*rows, forget=forget, penalty=PENALTY)}
+        found = {"linear": linear_probe(*rows, forget=forget, penalty=PENALTY)}
         if depth == len(train) - 1:
-            found["class means"] = probes.prototype_probe(*rows, forget=forget)
+            found["class means"] = prototype_probe(*rows, forget=forget)
         for probe, recall in found.items():
             place = {"probe": probe, "stage": stage, "depth": depth}
             yield place | {"known": recall.forget, "known_retained": recall.retain}
@@ -97,7 +107,7 @@ def likeness_rows(bench: Bench, name: str) -> Rows:
         A row per stage: stage, depth and cka; None where features are the same for all images.
     """
     for depth, (stage, rows) in enumerate(bench.features_of(name).items()):
-        cka = features.linear_cka(rows, bench.features_of("retrained")[stage])
+        cka = linear_cka(rows, bench.features_of("retrained")[stage])
         yield {"stage": stage, "depth": depth, "cka": cka if math.isfinite(cka) else None}
 
 
@@ -108,7 +118,7 @@ def restored_rows(bench: Bench, name: str) -> Rows:
         One row: acc_forget and acc_retain with that layer, and acc_forget_before.
     """
     images, labels = bench.references.images, bench.references.labels
-    back = probes.logit_restored(bench.networks["original"], bench.networks[name], bench.test[0][:1])
+    back = logit_restored(bench.networks["original"], bench.networks[name], bench.test[0][:1])
     yield {
         "acc_forget_before": accuracy(bench.logits_of(name).forget_test, labels.forget_test),
         "acc_forget": accuracy(logits_of(back, images.forget_test), labels.forget_test),
@@ -125,36 +135,36 @@ def relearning_rows(bench: Bench, name: str) -> Rows:
     """
     images, labels = bench.references.images.forget_train, bench.references.labels.forget_train
     known = bench.once(
-        ("original", "known"), lambda: share_recognized(bench.networks["original"], *bench.judged["acc_forget"])
+        ("original", "known"),
+        lambda: relearning.share_recognized(bench.networks["original"], *bench.judged["acc_forget"]),
     )
     shown = {
-        "the class": (images, labels, recovery.RATES, max(recovery.SHARES) * known),
-        "other classes": (*bench.retained, recovery.RATES_OF_OTHERS, math.inf),
+        "the class": (images, labels, relearning.RATES, max(relearning.SHARES) * known),
+        "other classes": (*bench.retained, relearning.RATES_OF_OTHERS, math.inf),
     }
     for what, (pictures, classes, rates, enough) in shown.items():
-        if bench.case.profile.trial:
-            rates = dict.fromkeys(rates, TRIAL_STEPS)
-        curves = recovery.training_curves(
-            bench.networks[name],
-            pictures,
-            classes,
-            judged=bench.judged,
-            rates=rates,
-            seeds=(bench.case.seed,),
-            enough=enough,
-        )
-        for row in curves.drop(columns="seed").to_dict("records"):
-            yield {"shown": what} | {str(column): value for column, value in row.items()}
+        for lr, most_steps in rates.items():
+            curve = relearning.relearning_curve(
+                bench.networks[name],
+                pictures,
+                classes,
+                judged=bench.judged,
+                lr=lr,
+                steps=relearning.checkpoints(TRIAL_STEPS if bench.case.profile.trial else most_steps),
+                generator=generator_for(bench.case.seed, "relearning"),
+                enough=enough,
+            )
+            yield from ({"shown": what, "lr": lr} | row for row in curve)
 
 
 def streisand_rows(bench: Bench, name: str) -> Rows:
     """Compare outputs on forget test images with the retrained network's.
 
     Yields:
-        One row: the fields of ``output_divergence.Traces``.
+        One row: the fields of ``output_divergence.OutputDivergence``.
     """
     own = bench.logits_of(name).forget_test
-    yield asdict(output_divergence.streisand(own, bench.target.forget_test, forget=bench.references.forget))
+    yield asdict(streisand(own, bench.target.forget_test, forget=bench.references.forget))
 
 
 def residual_rows(bench: Bench, name: str) -> Rows:
@@ -162,30 +172,24 @@ def residual_rows(bench: Bench, name: str) -> Rows:
 
     Yields:
         A row per kind of move and radius: moved ("at random" or "by attack"), radius (pixels), and the fields of
-        ``residual.Residual``.
+        ``output_divergence.Residual``.
     """
-    images, labels = bench.moved
     looks: dict[str, Callable[..., Tensor]] = {
-        "at random": partial(residual.recognized_nearby, draws=DRAWS),
-        "by attack": residual.recognized_under_attack,
+        "at random": partial(recognized_nearby, draws=DRAWS),
+        "by attack": recognized_under_attack,
     }
-    for radius in residual.RADII:
-        for moved, look in looks.items():
-            known, target = (
-                bench.once(
-                    (moved, radius, one),
-                    partial(
-                        look,
-                        bench.networks[one],
-                        images,
-                        labels,
-                        radius=radius,
-                        generator=generator_for(bench.case.seed, "moved"),
-                    ),
-                )
-                for one in (name, "retrained")
-            )
-            yield {"moved": moved, "radius": radius} | asdict(residual.residual(known, target))
+
+    def recognized(network: str, moved: str, radius: float) -> Tensor:
+        generator = generator_for(bench.case.seed, "moved")
+        return bench.once(
+            (moved, radius, network),
+            lambda: looks[moved](bench.networks[network], *bench.moved, radius=radius, generator=generator),
+        )
+
+    for radius in RADII:
+        for moved in looks:
+            known, target = (recognized(network, moved, radius) for network in (name, "retrained"))
+            yield {"moved": moved, "radius": radius} | asdict(residual(known, target))
 
 
 MEASURES: Mapping[str, Callable[[Bench, str], Rows]] = {

@@ -40,7 +40,7 @@ def linear_probe(
     forget: Sequence[int],
     penalty: float,
 ) -> Recall:
-    """Fit a linear classifier of all classes by ridge regression on one-hot targets, in closed form.
+    """Fit a linear classifier of all classes by ridge regression on one-hot targets.
 
     Args:
         train_features: Shape (n, d), standardized by their own mean and deviation.
@@ -56,19 +56,22 @@ def linear_probe(
     Raises:
         ValueError: If the penalty is not positive, a class has no images, or a feature is not finite.
     """
+    from sklearn.linear_model import RidgeClassifier  # a second of import that most of the package does not need
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if not penalty > 0:
         raise ValueError(f"penalty must be above 0, got {penalty}")
-    train_labels, test_labels = train_labels.cpu(), test_labels.cpu()
     _check(train_features, train_labels, test_features, test_labels, forget)
-    mean, deviation = train_features.mean(0), train_features.std(0, correction=0)
-    alive = deviation > torch.finfo(torch.float32).eps * train_features.abs().amax(0)
-    scale = torch.where(alive, deviation, torch.inf)  # a unit that never moved says nothing, wherever it moves later
-    train, test = (train_features - mean) / scale, (test_features - mean) / scale
-    classes = train_labels.unique()
-    targets = (train_labels[:, None] == classes).to(train)
-    second = train.T @ train / len(train) + penalty * torch.eye(train.shape[1], dtype=train.dtype)
-    weights = torch.linalg.solve(second, train.T @ targets / len(train))
-    return _recall(classes[(test @ weights + targets.mean(0)).argmax(1)], test_labels, forget)
+    deviation, largest = train_features.std(0, correction=0), train_features.abs().amax(0)
+    alive = deviation > torch.finfo(torch.float32).eps * largest
+    train, test = (
+        train_features * alive,
+        test_features * alive,
+    )  # what never moved says nothing, wherever it moves later
+    classifier = make_pipeline(StandardScaler(), RidgeClassifier(alpha=penalty * len(train)))
+    classifier.fit(train.numpy(), train_labels.cpu().numpy())
+    return _recall(torch.from_numpy(classifier.predict(test.numpy())), test_labels.cpu(), forget)
 
 
 def prototype_probe(
@@ -84,11 +87,10 @@ def prototype_probe(
     Raises:
         ValueError: If a class has no images, or a feature is not finite.
     """
-    train_labels, test_labels = train_labels.cpu(), test_labels.cpu()
     _check(train_features, train_labels, test_features, test_labels, forget)
-    classes = train_labels.unique()
+    classes, train_labels = train_labels.cpu().unique(), train_labels.cpu()
     means = torch.stack([train_features[train_labels == label].mean(0) for label in classes])
-    return _recall(classes[torch.cdist(test_features, means).argmin(1)], test_labels, forget)
+    return _recall(classes[torch.cdist(test_features, means).argmin(1)], test_labels.cpu(), forget)
 
 
 def _check(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, forget: Sequence[int]) -> None:

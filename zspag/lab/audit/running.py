@@ -14,20 +14,6 @@ from zspag.lab.audit.measures import MEASURES
 from zspag.lab.experiment import Case, Spread, answered, kept_rows
 from zspag.runtime import logits_of, pool_map
 
-# What an edit of voids a finished audit; how it is drawn and told does not.
-CODE = (
-    "zspag.lab.audit.bench",
-    "zspag.lab.audit.measures",
-    "zspag.lab.audit.running",
-    "zspag.lab.audit.features",
-    "zspag.lab.audit.membership",
-    "zspag.lab.audit.probes",
-    "zspag.lab.audit.recovery",
-    "zspag.lab.audit.residual",
-    "zspag.lab.audit.roc",
-    "zspag.lab.audit.output_divergence",
-)
-
 
 def audit(profile: Profile, *, seeds: Sequence[int], spread: Spread = pool_map) -> pd.DataFrame:
     """Audit every class of a profile, from files where they are finished.
@@ -46,19 +32,22 @@ def audit(profile: Profile, *, seeds: Sequence[int], spread: Spread = pool_map) 
         RunsFailed: If a class and seed failed; the others are finished and kept.
     """
     cases = [Case(profile, seed, forget) for seed in seeds for forget in profile.classes]
-    answers = answered(profile, spread, audited, cases, title="audits", name=_name)
+    answers = answered(
+        profile,
+        spread,
+        audited,
+        cases,
+        title="audits",
+        name=lambda case: f"the audit of class {case.forget}, seed {case.seed} failed",
+    )
     return pd.DataFrame([row for case in cases for row in answers[case]])
-
-
-def _name(case: Case) -> str:
-    return f"the audit of class {case.forget}, seed {case.seed} failed"
 
 
 def audited(case: Case) -> list[dict[str, Any]]:
     """Return the rows of one class and seed."""
     beside = other_seed(case)
     name = "audit" if beside is None else f"audit-beside-seed{beside}"
-    return kept_rows(case, name, lambda: _rows(case), code=CODE)
+    return kept_rows(case, name, lambda: _rows(case), code=(__name__,))
 
 
 def _rows(case: Case) -> Iterator[dict[str, Any]]:

@@ -34,7 +34,7 @@ from zspag.lab.experiment.cases import (
 )
 from zspag.lab.experiment.statistics import statistics_of
 from zspag.lab.methods import FAMILIES, METHODS, Problem
-from zspag.lab.relearning import MOST_STEPS, RATE, SHARE, relearning_curve, steps_until
+from zspag.lab.relearning import MOST_STEPS, RATE, SHARE, relearning_curve
 from zspag.projected_sgd import RateSearch
 from zspag.proxy_statistics import ProxyStatistics
 from zspag.report import provenance
@@ -225,14 +225,12 @@ def relearn_steps(case: Case, model: nn.Module, references: References) -> int:
         model,
         references.images.forget_train,
         references.labels.forget_train,
-        judged_images=references.images.forget_test[judged],
-        judged_labels=references.labels.forget_test[judged],
-        level=level,
+        judged={"acc_forget": (references.images.forget_test[judged], references.labels.forget_test[judged])},
         lr=RATE,
-        most_steps=MOST_STEPS,
+        steps=range(MOST_STEPS + 1),
         generator=generator_for(case.seed, "relearning"),
     )
-    return steps_until(curve, level, most_steps=MOST_STEPS)
+    return next((int(row["step"]) for row in curve if row["acc_forget"] >= level), MOST_STEPS)
 
 
 def whole_ladder(profile: Profile, method: str) -> UnlearnConfig:

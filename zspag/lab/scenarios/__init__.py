@@ -1,16 +1,15 @@
 """Requests beyond one class: several at once, one after another, a part of a class, samples across classes.
 
-Every request goes through ``zero_shot_unlearn`` as a user would send it, and what comes out stands beside a model that
-was retrained without the same samples. What a request does not name shall stay; of a class that it names in part, that
-is the rest of the class.
+Every request goes through ``zero_shot_unlearn`` as a user would send it, and the result stands beside a model that was
+retrained without the same samples. What a request does not name shall stay; of a class that it names in part, that is
+the rest of the class.
 
 Invariant: the method is handed the named samples and their labels, and nothing that an earlier request was handed.
 """
 
 from zspag.lab.scenarios.kinds import across_classes, at_once, in_a_row, order_of, part_of_class, table
-from zspag.lab.scenarios.outcome import Request, compared, drawn, handed, judged, of_classes, retrained, sent
-from zspag.lab.scenarios.panels import part_panels, row_panels, together_panels
-from zspag.lab.scenarios.summary import said, summary
+from zspag.lab.scenarios.outcome import Request, compared, drawn, handed, judged, of_classes, retrained, unlearned
+from zspag.report.scenarios import part_panels, row_panels, said, summary, together_panels
 
 __all__ = [
     "Request",
@@ -28,8 +27,8 @@ __all__ = [
     "retrained",
     "row_panels",
     "said",
-    "sent",
     "summary",
     "table",
     "together_panels",
+    "unlearned",
 ]

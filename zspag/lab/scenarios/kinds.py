@@ -1,4 +1,4 @@
-"""The requests that are tried: classes together, classes in a row, a part of a class, samples across classes.
+"""The kinds of requests: classes together, classes in a row, a part of a class, samples across classes.
 
 Invariant: what is asked for depends on the profile and the seed alone, and every finished request is a file.
 """
@@ -11,11 +11,10 @@ import torch
 
 from zspag.config import Profile
 from zspag.lab.experiment import Case, Spread, answered, data_of, kept_rows, shown_case, trained
-from zspag.lab.scenarios.outcome import Request, compared, drawn, judged, of_classes, sent
+from zspag.lab.scenarios.outcome import Request, compared, drawn, judged, of_classes, unlearned
 from zspag.runtime import generator_for, pool_map
 
 COUNTS = (2, 3, 5)  # classes at once
-CODE = ("zspag.lab.scenarios.kinds", "zspag.lab.scenarios.outcome")
 SHARES = (0.01, 0.05)  # of all training samples, drawn across the classes
 
 Rows = list[dict[str, Any]]
@@ -41,36 +40,35 @@ def at_once(profile: Profile, seed: int, *, counts: Sequence[int] = COUNTS) -> R
     return rows
 
 
-def in_a_row(profile: Profile, seed: int, order: Sequence[int], *, told: bool = True) -> Rows:
+def in_a_row(profile: Profile, seed: int, order: Sequence[int], *, disclosed: bool = True) -> Rows:
     """Forget one class after the other, each in the model that the request before it left.
 
     Args:
         profile: Whose data and whose original.
         seed: Seed of the original.
         order: The classes.
-        told: Whether the method is told which classes are forgotten already.
+        disclosed: Whether the method knows which classes are forgotten already.
 
     Returns:
-        One row per request, until one is refused: seed, told, step, label (the class forgotten last), the columns of
-        ``judged`` on all classes so far against the original, and those of ``sent``.
+        One row per request, until one is refused: seed, told (``disclosed``), step, label (the class forgotten last),
+        the columns of ``judged`` on all classes so far against the original, and those of ``unlearned``.
     """
-    name = f"row-{'told' if told else 'untold'}-" + "-".join(map(str, order))
-    first = of_classes(profile, seed, order[:1])
-    return _kept(first, name, lambda: _in_a_row(profile, seed, order, told=told))
 
+    def compute() -> Rows:
+        model = trained(profile, seed)
+        rows: Rows = []
+        for step, label in enumerate(order, 1):
+            place = {"seed": seed, "told": disclosed, "step": step, "label": label}
+            already = tuple(order[: step - 1]) if disclosed else ()
+            changed, facts = unlearned(of_classes(profile, seed, (label,)), model, already_forgotten=already)
+            if changed is None:
+                return [*rows, place | facts]
+            model = changed
+            rows.append(place | judged(of_classes(profile, seed, order[:step]), model) | facts)
+        return rows
 
-def _in_a_row(profile: Profile, seed: int, order: Sequence[int], *, told: bool) -> Rows:
-    model = trained(profile, seed)
-    rows: Rows = []
-    for step, label in enumerate(order, 1):
-        place = {"seed": seed, "told": told, "step": step, "label": label}
-        already = tuple(order[: step - 1]) if told else ()
-        changed, facts = sent(of_classes(profile, seed, (label,)), model, already_forgotten=already)
-        if changed is None:
-            return [*rows, place | facts]
-        model = changed
-        rows.append(place | judged(of_classes(profile, seed, order[:step]), model) | facts)
-    return rows
+    name = f"row-{'told' if disclosed else 'untold'}-" + "-".join(map(str, order))
+    return _kept(of_classes(profile, seed, order[:1]), name, compute)
 
 
 def part_of_class(case: Case, *, share: float = 0.5) -> Rows:
@@ -90,22 +88,22 @@ def across_classes(profile: Profile, seed: int, *, shares: Sequence[float] = SHA
 
 
 def table(profile: Profile, seeds: Sequence[int], *, spread: Spread = pool_map) -> Rows:
-    """Return the rows of every kind of request, from files where they are finished; rows in a row told and untold.
+    """Return the rows of every kind of request, from files where they are finished.
 
     Raises:
         RunsFailed: If a job failed; what the others finished is kept.
     """
     do = partial(answered, profile, spread, title="requests", name=lambda job: f"seed {job[1]}, {job[2] or 'original'}")
     do(_original, [(profile, seed, "") for seed in seeds])  # first, or every job would train it
-    jobs = [(profile, seed, kind) for seed in seeds for kind in _KINDS]
+    jobs = [(profile, seed, kind) for seed in seeds for kind in KINDS]
     answers = do(_kind, jobs)
     return [row for job in jobs for row in answers[job]]
 
 
-_KINDS: dict[str, Callable[[Profile, int], Rows]] = {
+KINDS: dict[str, Callable[[Profile, int], Rows]] = {
     "at once": at_once,
     "in a row": lambda profile, seed: in_a_row(profile, seed, order_of(profile, seed)),
-    "in a row, untold": lambda profile, seed: in_a_row(profile, seed, order_of(profile, seed), told=False),
+    "in a row, untold": lambda profile, seed: in_a_row(profile, seed, order_of(profile, seed), disclosed=False),
     "part of a class": lambda profile, seed: part_of_class(Case(profile, seed, shown_case(profile).forget)),
     "across classes": across_classes,
 }
@@ -117,9 +115,9 @@ def _original(job: tuple[Profile, int, str]) -> None:
 
 def _kind(job: tuple[Profile, int, str]) -> Rows:
     profile, seed, kind = job
-    return [{"kind": kind} | row for row in _KINDS[kind](profile, seed)]
+    return [{"kind": kind} | row for row in KINDS[kind](profile, seed)]
 
 
 def _kept(request: Request, name: str, compute: Callable[[], Rows]) -> Rows:
     case = Case(request.profile, request.seed, request.classes[0])
-    return kept_rows(case, f"requests-{name}", compute, code=CODE)
+    return kept_rows(case, f"requests-{name}", compute, code=(__name__,))

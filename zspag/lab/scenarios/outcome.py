@@ -79,11 +79,11 @@ def compared(request: Request, title: str) -> list[dict[str, Any]]:
     Returns:
         Rows of the methods "original", "retrained" and "zs_pag": request (the title), method, the columns of
         ``judged``, gap (mean absolute difference to the retrained model over ``COMPARED``), and for "zs_pag" those of
-        ``sent``; where the request is refused they are all that it has.
+        ``unlearned``; where the request is refused they are all that it has.
     """
     original = trained(request.profile, request.seed)
     target = judged(request, retrained(request))
-    model, facts = sent(request, original)
+    model, facts = unlearned(request, original)
     rows = {"original": judged(request, original), "retrained": target}
     rows["zs_pag"] = facts if model is None else judged(request, model) | facts
     for row in rows.values():
@@ -92,7 +92,7 @@ def compared(request: Request, title: str) -> list[dict[str, Any]]:
     return [{"request": title, "method": name, "seed": request.seed} | row for name, row in rows.items()]
 
 
-def sent(
+def unlearned(
     request: Request, model: nn.Module, *, already_forgotten: Sequence[int] = ()
 ) -> tuple[nn.Module | None, dict[str, Any]]:
     """Send a request to the method, with the profile's options.
@@ -102,7 +102,7 @@ def sent(
         messages), and where it was not refused lr, reached, eps and seconds.
     """
     named, device = handed(request), pick_device()
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             result = zero_shot_unlearn(
@@ -119,7 +119,7 @@ def sent(
     report = result.report
     return result.open_model, {
         "refused": "",
-        "warned": [str(warning.message) for warning in said],
+        "warned": [str(warning.message) for warning in caught],
         "lr": report.lr,
         "reached": report.reached,
         "eps": report.eps,
@@ -155,16 +155,16 @@ def judged(request: Request, model: nn.Module) -> dict[str, Any]:
         of all: acc_retain (macro), acc_retain_micro, over_unlearning and drift as in ``evaluation.Scores``, drift None
         where the model is ruined and it is not finite.
     """
-    device, test, classes, named = pick_device(), judged_on(request.profile).test, request.classes, handed(request)
-    original = trained(request.profile, request.seed)
 
     def answers(one: nn.Module, split: Split) -> Tensor:
-        return logits_of(one, split.float().to(device)).cpu()
+        return logits_of(one, split.float().to(pick_device())).cpu()
 
-    among, rest = torch.isin(test.labels, torch.tensor(classes)), request.rest
+    test, classes, named, rest = judged_on(request.profile).test, request.classes, handed(request), request.rest
     rest = rest.select(torch.isin(rest.labels, torch.tensor(classes)))
-    logits, stays = answers(model, test), ~among if request.whole else torch.ones_like(among)
-    yardstick = masked(answers(original, test)[stays], forget=classes if request.whole else ())
+    among = torch.isin(test.labels, torch.tensor(classes))
+    stays = ~among if request.whole else torch.ones_like(among)
+    logits, original = answers(model, test), answers(trained(request.profile, request.seed), test)
+    yardstick = masked(original[stays], forget=classes if request.whole else ())
     acc_retain = macro_accuracy(logits[stays], test.labels[stays])
     drift = mean_kl(yardstick, logits[stays])
     return {
