@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import stages
-from zspag.speedups.allocator import keep_freed_memory
+from zspag.process.allocator import keep_freed_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

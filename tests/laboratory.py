@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zspag.config import Ladders, UnlearnConfig
+from zspag.config import UnlearnConfig
 from zspag.lab.data import Guard, channel_statistics
 from zspag.lab.data.sources import read_digits
 from zspag.lab.methods import Problem, method
 from zspag.lab.models import build
 from zspag.lab.training import train
 from zspag.outcome import Epoch
-from zspag.profiles import PROFILES
+from zspag.profiles import PROFILES, Ladders
 from zspag.projected_sgd import Run
 from zspag.proxy_statistics import ProxyStatistics, prepare
 from zspag.runtime import generator_for

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from zspag.speedups import allocator
+from zspag.process import allocator
 
 PROGRAM = """
 import resource
-from zspag.speedups import allocator
+from zspag.process import allocator
 if {keep}:
     assert allocator.keep_freed_memory()
 def faults():

@@ -16,7 +16,7 @@ import zspag
 
 PACKAGE = Path(zspag.__file__).parent
 MOST_AT_THE_TOP = 16
-PLAIN = {"zspag.config", "zspag.profiles", "zspag.speedups.allocator"}  # of the method, and without torch
+PLAIN = {"zspag.config", "zspag.profiles", "zspag.process.allocator"}  # of the method, and without torch
 LIBRARIES = {"torch", "numpy", "tqdm"}
 DRAW = ("zspag.outcome", "zspag.outcome_plot")  # a run's own figure; the second is imported by the call alone
 CLASS_NUMBERS = {"int", "Sequence[int]", "tuple[int, ...]"}

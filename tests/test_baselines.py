@@ -11,11 +11,11 @@ from laboratory import FORGET, LADDER, TINY, caught_losses, changed_names, probl
 from reference import assert_same_state, state_of
 
 import zspag.lab.data
-from zspag.config import LabelConfig, Ladders, UnlearnConfig
+from zspag.config import LabelConfig, UnlearnConfig
 from zspag.lab import experiment
 from zspag.lab.experiment import Case, RetainDataRead, run_method
 from zspag.lab.methods import FAMILIES, METHODS, Method, Problem, labels, listing, method, oracles, projected, targets
-from zspag.profiles import PROFILES
+from zspag.profiles import PROFILES, Ladders
 from zspag.runtime import channels_last, generator_for, logits_of, seed_of
 from zspag.subspaces import combine
 

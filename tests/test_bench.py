@@ -16,10 +16,10 @@ from benchmarks.stages import machine, moments, precision, report, settings, sta
 from benchmarks.stages.findings import Finding
 from zspag.config import SubspaceConfig
 from zspag.lab.evaluation import captured
+from zspag.process import allocator
 from zspag.profiles import PROFILES
 from zspag.report import provenance, tables
 from zspag.report.files import write_json
-from zspag.speedups import allocator
 from zspag.subspaces import Moments, Subspace, by_rank, projector, second_moments
 
 ROOT = Path(__file__).parents[1]

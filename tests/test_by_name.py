@@ -14,12 +14,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import zspag
-from zspag.config import Ladders, ProxyConfig, UnlearnConfig, UpdateConfig
+from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig
 from zspag.lab import by_name
 from zspag.lab.by_name import method_named, unlearn_by
 from zspag.lab.evaluation import accuracy
 from zspag.lab.methods import METHODS, Problem
-from zspag.profiles import LADDERS
+from zspag.profiles import LADDERS, Ladders
 from zspag.proxy_statistics import prepare
 from zspag.runtime import generator_for, logits_of
 from zspag.unlearning import zero_shot_unlearn

@@ -5,18 +5,8 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
-from zspag.config import (
-    LabelConfig,
-    Ladders,
-    Profile,
-    ProxyConfig,
-    SubspaceConfig,
-    TrainConfig,
-    UnlearnConfig,
-    UpdateConfig,
-    from_dict,
-    to_dict,
-)
+from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig, from_dict, to_dict
+from zspag.profiles import Ladders, Profile, TrainConfig
 
 TRAIN = TrainConfig(epochs=2, batch_size=16, lr=0.1)
 PROFILE = Profile(

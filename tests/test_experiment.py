@@ -14,7 +14,7 @@ from laboratory import TINY, rooted, small
 
 import zspag
 from zspag import zero_shot_unlearn
-from zspag.config import Ladders, SubspaceConfig
+from zspag.config import SubspaceConfig
 from zspag.lab import cache, checkpoints, experiment
 from zspag.lab.cluster import spread_over
 from zspag.lab.data import load
@@ -33,7 +33,7 @@ from zspag.lab.experiment import (
     whole_ladder,
 )
 from zspag.lab.methods import METHODS
-from zspag.profiles import PROFILES
+from zspag.profiles import PROFILES, Ladders
 from zspag.report import provenance, reproducible
 from zspag.runtime import logits_of, pool_map, threads
 

@@ -10,10 +10,10 @@ import torch
 from external_model import external_model
 
 from zspag import zero_shot_unlearn
-from zspag.config import TrainConfig
 from zspag.lab.data import load
 from zspag.lab.models import build
 from zspag.lab.training import train
+from zspag.profiles import TrainConfig
 
 FORGET = 8
 

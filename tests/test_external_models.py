@@ -32,7 +32,7 @@ from zspag.preflight.classifiers import (
 )
 from zspag.preflight.model_checks import layout_of
 from zspag.preflight.reachability import unreachable
-from zspag.preflight.surroundings import SETTINGS, plain_layout, surroundings
+from zspag.process.surroundings import SETTINGS, plain_layout, surroundings
 from zspag.runtime import channels_last, copied
 
 

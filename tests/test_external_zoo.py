@@ -32,9 +32,10 @@ from benchmarks.external.old import main as answer_jobs
 from benchmarks.external.table import choices_page, page, write_choices, write_table
 from zspag import proxies, zero_shot_unlearn
 from zspag.calibration import trials
-from zspag.config import ProxyConfig, TrainConfig, to_dict
+from zspag.config import ProxyConfig, to_dict
 from zspag.lab.data.splits import Dataset, Split
 from zspag.outcome import Trial
+from zspag.profiles import TrainConfig
 from zspag.report.files import read_json
 
 ROOT = Path(__file__).parents[1]

@@ -18,11 +18,12 @@ from benchmarks import stages
 from benchmarks.stages import machine
 from benchmarks.stages.settings import TINY
 from zspag import runtime
-from zspag.config import ProxyConfig, TrainConfig, UpdateConfig
+from zspag.config import ProxyConfig, UpdateConfig
 from zspag.influence import conjugate_gradients, label_scores, loss_gradient
 from zspag.lab.methods import METHODS, Problem
 from zspag.lab.models import build
 from zspag.lab.training import train
+from zspag.profiles import TrainConfig
 from zspag.projected_sgd import projected_sgd
 from zspag.proxies import attack
 from zspag.proxy_statistics import prepare

@@ -15,10 +15,9 @@ from PIL import Image
 
 import zspag
 from zspag.__main__ import main
-from zspag.config import FolderConfig, Ladders
 from zspag.lab import audit, experiment, runs, sweep, unlearn_files
 from zspag.lab.methods import METHODS
-from zspag.profiles import PROFILES
+from zspag.profiles import PROFILES, FolderConfig, Ladders
 from zspag.report import provenance
 from zspag.report.files import write_json
 

@@ -11,7 +11,7 @@ from external_nets import FORGET, forget_images, mlp, trained
 
 from zspag import zero_shot_unlearn
 from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig
-from zspag.preflight.progress import somebody_watches, step, watched
+from zspag.process.progress import somebody_watches, step, watched
 
 QUICK = UnlearnConfig(
     proxies=ProxyConfig(steps=4, per_class=4),

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from laboratory import TINY, rooted
 
-from zspag.config import Ladders
 from zspag.lab import experiment, sweep
 from zspag.lab.evaluation import Scores
 from zspag.lab.methods import METHODS
+from zspag.profiles import Ladders
 from zspag.report import files, provenance
 
 pytestmark = pytest.mark.usefixtures("own_data")

@@ -8,10 +8,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from zspag.config import TrainConfig
 from zspag.lab import training
 from zspag.lab.models import build
 from zspag.lab.training import augmented, distorted, mixed, one_cycle, precision_of, train
+from zspag.profiles import TrainConfig
 
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.1, augment="shift_flip", pad=2)
 ADAMW = replace(CONFIG, optimizer="adamw", lr=0.01)

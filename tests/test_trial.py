@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zspag.config import Profile
-from zspag.profiles import PAPER_DATA, PAPER_NETS, PROFILES
+from zspag.profiles import PAPER_DATA, PAPER_NETS, PROFILES, Profile
 from zspag.report.files import read_json
 
 ROOT = Path(__file__).parents[1]

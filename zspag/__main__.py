@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from zspag import __version__, profiles
-from zspag.config import FolderConfig, Ladders, Profile
-from zspag.speedups.allocator import keep_freed_memory
+from zspag.process.allocator import keep_freed_memory
+from zspag.profiles import FolderConfig, Ladders, Profile
 
 GONE = 141  # what a shell reports of a program that writes where nobody reads any more
 REMEDIES = {

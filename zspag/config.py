@@ -10,7 +10,12 @@ from typing import Any, TypeVar, get_type_hints
 T = TypeVar("T")
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Refuse a value of an option.
+
+    Raises:
+        ValueError: If ``condition`` does not hold; its text is ``message``.
+    """
     if not condition:
         raise ValueError(message)
 
@@ -49,15 +54,15 @@ class ProxyConfig:
     oversample: float = 1.15
 
     def __post_init__(self) -> None:
-        _require(self.eps is None or 0 < self.eps <= 1, f"eps must lie in (0, 1] (pixels) or be None, got {self.eps}")
-        _require(0 < self.eps_start <= self.eps_max, f"eps_start must lie in (0, eps_max], got {self.eps_start}")
-        _require(0 < self.hit_rate <= 1, f"hit_rate must lie in (0, 1], got {self.hit_rate}")
-        _require(self.margin >= 1, f"margin must be at least 1, got {self.margin}")
-        _require(self.norm in ("linf", "l2"), f"norm must be 'linf' or 'l2', got {self.norm!r}")
-        _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
-        _require(0 < self.step_share <= 1, f"step_share must lie in (0, 1], got {self.step_share}")
-        _require(self.per_class >= 1, f"per_class must be at least 1, got {self.per_class}")
-        _require(self.oversample >= 1, f"oversample must be at least 1, got {self.oversample}")
+        require(self.eps is None or 0 < self.eps <= 1, f"eps must lie in (0, 1] (pixels) or be None, got {self.eps}")
+        require(0 < self.eps_start <= self.eps_max, f"eps_start must lie in (0, eps_max], got {self.eps_start}")
+        require(0 < self.hit_rate <= 1, f"hit_rate must lie in (0, 1], got {self.hit_rate}")
+        require(self.margin >= 1, f"margin must be at least 1, got {self.margin}")
+        require(self.norm in ("linf", "l2"), f"norm must be 'linf' or 'l2', got {self.norm!r}")
+        require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+        require(0 < self.step_share <= 1, f"step_share must lie in (0, 1], got {self.step_share}")
+        require(self.per_class >= 1, f"per_class must be at least 1, got {self.per_class}")
+        require(self.oversample >= 1, f"oversample must be at least 1, got {self.oversample}")
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,11 @@ class SubspaceConfig:
     damping: float = 0.01
 
     def __post_init__(self) -> None:
-        _require(0 < self.energy <= 1, f"energy must lie in (0, 1], got {self.energy}")
-        _require(0 < self.merge_energy <= 1, f"merge_energy must lie in (0, 1], got {self.merge_energy}")
-        _require(self.combine in ("merge", "pool"), f"combine must be 'merge' or 'pool', got {self.combine!r}")
-        _require(self.kind in ("hard", "soft"), f"kind must be 'hard' or 'soft', got {self.kind!r}")
-        _require(self.damping > 0, f"damping must be positive, got {self.damping}")
+        require(0 < self.energy <= 1, f"energy must lie in (0, 1], got {self.energy}")
+        require(0 < self.merge_energy <= 1, f"merge_energy must lie in (0, 1], got {self.merge_energy}")
+        require(self.combine in ("merge", "pool"), f"combine must be 'merge' or 'pool', got {self.combine!r}")
+        require(self.kind in ("hard", "soft"), f"kind must be 'hard' or 'soft', got {self.kind!r}")
+        require(self.damping > 0, f"damping must be positive, got {self.damping}")
 
     @property
     def merge_at(self) -> float | None:
@@ -121,11 +126,11 @@ class LabelConfig:
     cg_iterations: int = 20
 
     def __post_init__(self) -> None:
-        _require(self.strategy in STRATEGIES, f"strategy must be one of {STRATEGIES}, got {self.strategy!r}")
-        _require(self.beta >= 0, f"beta must not be negative, got {self.beta}")
-        _require(self.solver in SOLVERS, f"solver must be one of {SOLVERS}, got {self.solver!r}")
-        _require(self.damping > 0, f"damping must be positive, got {self.damping}")
-        _require(self.cg_iterations >= 1, f"cg_iterations must be at least 1, got {self.cg_iterations}")
+        require(self.strategy in STRATEGIES, f"strategy must be one of {STRATEGIES}, got {self.strategy!r}")
+        require(self.beta >= 0, f"beta must not be negative, got {self.beta}")
+        require(self.solver in SOLVERS, f"solver must be one of {SOLVERS}, got {self.solver!r}")
+        require(self.damping > 0, f"damping must be positive, got {self.damping}")
+        require(self.cg_iterations >= 1, f"cg_iterations must be at least 1, got {self.cg_iterations}")
 
 
 LAYERS = ("auto", "all", "body", "head")
@@ -175,29 +180,29 @@ class UpdateConfig:
     held_out: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.lr is None or self.lr > 0, f"lr must be positive or None, got {self.lr}")
-        _require(self.layers in LAYERS, f"layers must be one of {LAYERS}, got {self.layers!r}")
-        _require(
+        require(self.lr is None or self.lr > 0, f"lr must be positive or None, got {self.lr}")
+        require(self.layers in LAYERS, f"layers must be one of {LAYERS}, got {self.layers!r}")
+        require(
             len(self.ladder) > 0 and min(self.ladder) > 0 and list(self.ladder) == sorted(set(self.ladder)),
             f"ladder must hold positive rates in increasing order, got {self.ladder}",
         )
-        _require(0 <= self.momentum < 1, f"momentum must lie in [0, 1), got {self.momentum}")
-        _require(
+        require(0 <= self.momentum < 1, f"momentum must lie in [0, 1), got {self.momentum}")
+        require(
             self.optimizer == "sgd",
             f"optimizer must be 'sgd', got {self.optimizer!r}: an adaptive optimizer rescales each coordinate after the"
             " projection and so moves weights back into the protected subspace",
         )
-        _require(
+        require(
             self.weight_decay == 0,
             f"weight_decay must be 0, got {self.weight_decay}: decay moves weights inside the protected subspace",
         )
-        _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
-        _require(self.min_steps is None or self.min_steps >= 1, f"min_steps must be at least 1, got {self.min_steps}")
-        _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
-        _require(self.settle >= 0, f"settle must not be negative, got {self.settle}")
-        _require(0 < self.give_up <= 1, f"give_up must lie in (0, 1], got {self.give_up}")
-        _require(0 <= self.forget_accuracy < 1, f"forget_accuracy must lie in [0, 1), got {self.forget_accuracy}")
-        _require(0 <= self.held_out <= 0.5, f"held_out must lie in [0, 0.5], got {self.held_out}")
+        require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        require(self.min_steps is None or self.min_steps >= 1, f"min_steps must be at least 1, got {self.min_steps}")
+        require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        require(self.settle >= 0, f"settle must not be negative, got {self.settle}")
+        require(0 < self.give_up <= 1, f"give_up must lie in (0, 1], got {self.give_up}")
+        require(0 <= self.forget_accuracy < 1, f"forget_accuracy must lie in [0, 1), got {self.forget_accuracy}")
+        require(0 <= self.held_out <= 0.5, f"held_out must lie in [0, 0.5], got {self.held_out}")
 
 
 @dataclass(frozen=True)
@@ -223,159 +228,7 @@ class UnlearnConfig:
     views: int = 200
 
     def __post_init__(self) -> None:
-        _require(self.views >= 1, f"views must be at least 1, got {self.views}")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Training of the original and of the retrained reference, with a one-cycle rate.
-
-    Attributes:
-        epochs: Passes over the training set.
-        batch_size: Samples per step.
-        lr: Peak learning rate.
-        optimizer: "sgd" with Nesterov momentum, or "adamw", which transformers need.
-        momentum: Nesterov momentum, or the first beta of AdamW.
-        weight_decay: Decay of weights (not of norm affine parameters, biases or embeddings).
-        label_smoothing: Share of the target spread over all classes.
-        augment: "none", "shift" (random crop with reflect padding of ``pad`` pixels), "shift_flip", or "hint": what
-            the data set says its images bear (no flip for digits).
-        pad: Padding of the random crop, in pixels.
-        mixup: Largest share of a second image mixed into each (drawn uniformly per batch), labels likewise; 0 is none.
-        rand_augment: Magnitude of RandAugment's two random distortions, 1 to 30; 0 is none.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    augment: str = "none"
-    pad: int = 0
-    mixup: float = 0.0
-    rand_augment: int = 0
-
-    def __post_init__(self) -> None:
-        _require(self.optimizer in ("sgd", "adamw"), f"optimizer must be 'sgd' or 'adamw', got {self.optimizer!r}")
-        _require(0 <= self.mixup <= 0.5, f"mixup must lie in [0, 0.5], got {self.mixup}")
-        _require(0 <= self.rand_augment <= 30, f"rand_augment must lie in 0..30, got {self.rand_augment}")
-        _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
-        _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
-        _require(self.lr > 0, f"lr must be positive, got {self.lr}")
-        _require(
-            self.augment in ("none", "shift", "shift_flip", "hint"),
-            f"augment must be 'none', 'shift', 'shift_flip' or 'hint', got {self.augment!r}",
-        )
-
-
-@dataclass(frozen=True)
-class Ladders:
-    """Learning rates of a grid, the same number for every method, placed where the method's useful rates lie.
-
-    A projected gradient has lost nearly all of its length, so its useful rates lie two decades above those of a whole
-    one. One ladder for all methods would cut off some safe windows, and so decide the comparison.
-
-    Attributes:
-        low: For updates along whole gradients, smallest rate first, a factor of about 3 apart.
-        middle: For updates of the last layer only, along a good part of the gradient, or of another kind; what a rate
-            means to a method without a gradient loop, the method says.
-        high: For projected updates.
-    """
-
-    low: tuple[float, ...]
-    middle: tuple[float, ...]
-    high: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        for name in ("low", "middle", "high"):
-            rates = getattr(self, name)
-            _require(
-                len(rates) > 0 and min(rates) > 0 and list(rates) == sorted(set(rates)),
-                f"{name} must hold positive rates in increasing order, got {rates}",
-            )
-        counts = {len(self.low), len(self.middle), len(self.high)}
-        _require(len(counts) == 1, f"every ladder must have the same number of rates, got {sorted(counts)}")
-
-
-@dataclass(frozen=True)
-class FolderConfig:
-    """How an image folder of the user's is read; None leaves an option to ``zspag.lab.data``, which checks them all.
-
-    Attributes:
-        image_size: Height and width that images are resized to, in pixels.
-        test_share: Share of every class for the test where a folder has no train/ and test/.
-        split_seed: Seed of that split.
-        min_per_class: Fewest images of a class that is split so.
-    """
-
-    image_size: int | None = None
-    test_share: float | None = None
-    split_seed: int | None = None
-    min_per_class: int | None = None
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How large the experiments are: every knob of scale hangs here.
-
-    Attributes:
-        name: Name on the command line and in every path.
-        dataset: Name known to ``zspag.lab.data``, or the path of an image folder.
-        arch: Name known to ``zspag.lab.models``, or ``file.py:factory``.
-        width: Channels of the first block.
-        classes: Forget classes, each in turn.
-        seeds: A seed is a new original and new retrained models.
-        train: Training recipe.
-        unlearn: Configuration of ZS-PAG.
-        ladders: Learning rates a method is run at.
-        methods: Names known to ``zspag.lab.methods``.
-        forget_samples: Forget images of a class handed to a method; None means all of its training images.
-        retain_samples: Images of every retained class handed to an oracle, and to no other method; None means all.
-        workers: Processes of the grid.
-        threads: Threads per process; part of every key, since different counts give different bits.
-        demonstration: Marked on every figure; a demonstration supports no claim of the paper's scale.
-        recorded_models: Take committed checkpoints of the same recipe, where there are any, instead of training.
-        trial: Proves that every line runs; its nets are hardly trained and its numbers mean nothing.
-        share: Share of every class's images, in both splits.
-        folder: How an image folder is read.
-        test_half: Half of the test set that models are judged on, "first" or "second"; None judges on all of it. It
-            changes nothing that a method or a training sees.
-        retrained: Train the retrained references; without them what compares with a retrained model stays empty.
-    """
-
-    name: str
-    dataset: str
-    arch: str
-    width: int
-    classes: tuple[int, ...]
-    seeds: tuple[int, ...]
-    train: TrainConfig
-    unlearn: UnlearnConfig
-    ladders: Ladders
-    methods: tuple[str, ...]
-    forget_samples: int | None = None
-    retain_samples: int | None = None
-    workers: int = 2
-    threads: int = 1
-    demonstration: bool = False
-    recorded_models: bool = False
-    trial: bool = False
-    share: float = 1.0
-    folder: FolderConfig = field(default_factory=FolderConfig)
-    test_half: str | None = None
-    retrained: bool = True
-
-    def __post_init__(self) -> None:
-        _require(0 < self.share <= 1, f"share must lie in (0, 1], got {self.share}")
-        for name in ("forget_samples", "retain_samples"):
-            count = getattr(self, name)
-            _require(count is None or count >= 1, f"{name} must be at least 1 image or None, got {count}")
-        _require(
-            self.test_half in (None, "first", "second"),
-            f"test_half must be 'first', 'second' or None, got {self.test_half!r}",
-        )
+        require(self.views >= 1, f"views must be at least 1, got {self.views}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -7,9 +7,162 @@ accuracy of *original* models alone.
 Invariant: a profile is a constant; what the command line changes is another profile.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from zspag.config import Ladders, Profile, ProxyConfig, TrainConfig, UnlearnConfig, UpdateConfig
+from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig, require
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training of the original and of the retrained reference, with a one-cycle rate.
+
+    Attributes:
+        epochs: Passes over the training set.
+        batch_size: Samples per step.
+        lr: Peak learning rate.
+        optimizer: "sgd" with Nesterov momentum, or "adamw", which transformers need.
+        momentum: Nesterov momentum, or the first beta of AdamW.
+        weight_decay: Decay of weights (not of norm affine parameters, biases or embeddings).
+        label_smoothing: Share of the target spread over all classes.
+        augment: "none", "shift" (random crop with reflect padding of ``pad`` pixels), "shift_flip", or "hint": what
+            the data set says its images bear (no flip for digits).
+        pad: Padding of the random crop, in pixels.
+        mixup: Largest share of a second image mixed into each (drawn uniformly per batch), labels likewise; 0 is none.
+        rand_augment: Magnitude of RandAugment's two random distortions, 1 to 30; 0 is none.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    augment: str = "none"
+    pad: int = 0
+    mixup: float = 0.0
+    rand_augment: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.optimizer in ("sgd", "adamw"), f"optimizer must be 'sgd' or 'adamw', got {self.optimizer!r}")
+        require(0 <= self.mixup <= 0.5, f"mixup must lie in [0, 0.5], got {self.mixup}")
+        require(0 <= self.rand_augment <= 30, f"rand_augment must lie in 0..30, got {self.rand_augment}")
+        require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        require(self.lr > 0, f"lr must be positive, got {self.lr}")
+        require(
+            self.augment in ("none", "shift", "shift_flip", "hint"),
+            f"augment must be 'none', 'shift', 'shift_flip' or 'hint', got {self.augment!r}",
+        )
+
+
+@dataclass(frozen=True)
+class Ladders:
+    """Learning rates of a grid, the same number for every method, placed where the method's useful rates lie.
+
+    A projected gradient has lost nearly all of its length, so its useful rates lie two decades above those of a whole
+    one. One ladder for all methods would cut off some safe windows, and so decide the comparison.
+
+    Attributes:
+        low: For updates along whole gradients, smallest rate first, a factor of about 3 apart.
+        middle: For updates of the last layer only, along a good part of the gradient, or of another kind; what a rate
+            means to a method without a gradient loop, the method says.
+        high: For projected updates.
+    """
+
+    low: tuple[float, ...]
+    middle: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("low", "middle", "high"):
+            rates = getattr(self, name)
+            require(
+                len(rates) > 0 and min(rates) > 0 and list(rates) == sorted(set(rates)),
+                f"{name} must hold positive rates in increasing order, got {rates}",
+            )
+        counts = {len(self.low), len(self.middle), len(self.high)}
+        require(len(counts) == 1, f"every ladder must have the same number of rates, got {sorted(counts)}")
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """How an image folder of the user's is read; None leaves an option to ``zspag.lab.data``, which checks them all.
+
+    Attributes:
+        image_size: Height and width that images are resized to, in pixels.
+        test_share: Share of every class for the test where a folder has no train/ and test/.
+        split_seed: Seed of that split.
+        min_per_class: Fewest images of a class that is split so.
+    """
+
+    image_size: int | None = None
+    test_share: float | None = None
+    split_seed: int | None = None
+    min_per_class: int | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large the experiments are: every knob of scale hangs here.
+
+    Attributes:
+        name: Name on the command line and in every path.
+        dataset: Name known to ``zspag.lab.data``, or the path of an image folder.
+        arch: Name known to ``zspag.lab.models``, or ``file.py:factory``.
+        width: Channels of the first block.
+        classes: Forget classes, each in turn.
+        seeds: A seed is a new original and new retrained models.
+        train: Training recipe.
+        unlearn: Configuration of ZS-PAG.
+        ladders: Learning rates a method is run at.
+        methods: Names known to ``zspag.lab.methods``.
+        forget_samples: Forget images of a class handed to a method; None means all of its training images.
+        retain_samples: Images of every retained class handed to an oracle, and to no other method; None means all.
+        workers: Processes of the grid.
+        threads: Threads per process; part of every key, since different counts give different bits.
+        demonstration: Marked on every figure; a demonstration supports no claim of the paper's scale.
+        recorded_models: Take committed checkpoints of the same recipe, where there are any, instead of training.
+        trial: Proves that every line runs; its nets are hardly trained and its numbers mean nothing.
+        share: Share of every class's images, in both splits.
+        folder: How an image folder is read.
+        test_half: Half of the test set that models are judged on, "first" or "second"; None judges on all of it. It
+            changes nothing that a method or a training sees.
+        retrained: Train the retrained references; without them what compares with a retrained model stays empty.
+    """
+
+    name: str
+    dataset: str
+    arch: str
+    width: int
+    classes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    train: TrainConfig
+    unlearn: UnlearnConfig
+    ladders: Ladders
+    methods: tuple[str, ...]
+    forget_samples: int | None = None
+    retain_samples: int | None = None
+    workers: int = 2
+    threads: int = 1
+    demonstration: bool = False
+    recorded_models: bool = False
+    trial: bool = False
+    share: float = 1.0
+    folder: FolderConfig = field(default_factory=FolderConfig)
+    test_half: str | None = None
+    retrained: bool = True
+
+    def __post_init__(self) -> None:
+        require(0 < self.share <= 1, f"share must lie in (0, 1], got {self.share}")
+        for name in ("forget_samples", "retain_samples"):
+            count = getattr(self, name)
+            require(count is None or count >= 1, f"{name} must be at least 1 image or None, got {count}")
+        require(
+            self.test_half in (None, "first", "second"),
+            f"test_half must be 'first', 'second' or None, got {self.test_half!r}",
+        )
+
 
 # Wide enough that no safe window reached an end on digits or CIFAR-10; one that does is marked by tables.window_text.
 LADDERS = Ladders(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zspag.config import ProxyConfig
-from zspag.preflight.progress import step
+from zspag.process.progress import step
 from zspag.runtime import chunks, frozen, logits_of, sent
 from zspag.speedups.conv_bn import conv_bn_pairs, fuse_conv_bn
 

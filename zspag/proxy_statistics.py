@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zspag.config import UnlearnConfig
-from zspag.preflight.progress import step
+from zspag.process.progress import step
 from zspag.proxies import ProxySet, generate
 from zspag.pseudo_labels import retained_classes
 from zspag.runtime import channels_last, logits_of

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from zspag.preflight.surroundings import layout_is_plain
-from zspag.speedups.allocator import keep_freed_memory
+from zspag.process.allocator import keep_freed_memory
+from zspag.process.surroundings import layout_is_plain
 
 # Samples per pass: bounds memory, changes no result. Without ``keep_freed_memory``, a pass of 512
-# images takes nearly twice as long per image as one of 128 (``zspag.speedups.allocator`` says why).
+# images takes nearly twice as long per image as one of 128 (``zspag.process.allocator`` says why).
 CHUNK = 128
 CHUNK_GPU = 1024
 

@@ -21,11 +21,11 @@ from zspag.config import UnlearnConfig
 from zspag.heads.closed_row import Closed, close_rows
 from zspag.heads.remainder import measure_remainder
 from zspag.outcome import Remainder, Report
-from zspag.preflight import progress as bars
 from zspag.preflight.checks import Preflight, look, unsound
 from zspag.preflight.classifiers import cast_back, own_model
 from zspag.preflight.inputs import ForgetSet
-from zspag.preflight.surroundings import plain_layout, surroundings
+from zspag.process import progress as bars
+from zspag.process.surroundings import plain_layout, surroundings
 from zspag.proxy_statistics import HALVABLE, ProxyStatistics, prepare
 from zspag.runtime import channels_last, generator_for, logits_of, seed_of
 

@@ -27,11 +27,12 @@ from benchmarks.external.originals import Original, on, runs
 from zspag.calibration.cross_fitting import Calibration, calibrate, free_shares
 from zspag.calibration.open_search import LARGEST, Search, rate_at
 from zspag.calibration.trials import Fold, make_folds
-from zspag.config import Ladders, ProxyConfig, UnlearnConfig, UpdateConfig
+from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig
 from zspag.heads.closed_row import original_row_closed
 from zspag.lab.by_name import unlearn_by
 from zspag.lab.data.splits import Split
 from zspag.outcome import Trial
+from zspag.profiles import Ladders
 from zspag.proxies import Attacked, ProxySet, generate, margins_of
 from zspag.report.provenance import closure_hash, code_hash, digest
 from zspag.runtime import chunks, frozen, logits_of, pool_map, sent

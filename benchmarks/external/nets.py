@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.config import TrainConfig
+from zspag.profiles import TrainConfig
 
 DEVELOPMENT, CONFIRMATION = "development", "confirmation"
 

@@ -21,9 +21,9 @@ from benchmarks.stages.step import epoch
 from benchmarks.stages.timing import alone, exponent, timed
 from zspag.config import ProxyConfig
 from zspag.influence import label_scores, weights_of
+from zspag.process.allocator import peak_bytes
 from zspag.proxies import attack
 from zspag.runtime import CHUNK, generator_for
-from zspag.speedups.allocator import peak_bytes
 from zspag.subspaces import second_moments
 
 STAGE = "growth"

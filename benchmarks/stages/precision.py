@@ -17,10 +17,11 @@ from benchmarks.stages.findings import Finding, spread
 from benchmarks.stages.machine import Machine
 from benchmarks.stages.settings import Sizes
 from benchmarks.stages.timing import interleaved
-from zspag.config import Profile, SubspaceConfig, UnlearnConfig, UpdateConfig
+from zspag.config import SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.lab import experiment
 from zspag.lab.evaluation import Scores, captured
 from zspag.lab.methods import METHODS, Problem
+from zspag.profiles import Profile
 from zspag.proxy_statistics import prepare
 from zspag.runtime import generator_for
 from zspag.subspaces import accumulate, by_energy, second_moments

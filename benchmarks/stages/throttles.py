@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from benchmarks.stages.findings import Finding
 from benchmarks.stages.machine import Machine
 from benchmarks.stages.settings import Sizes, images, net
+from zspag.process.allocator import keep_freed_memory
 from zspag.runtime import channels_last, frozen
-from zspag.speedups.allocator import keep_freed_memory
 from zspag.speedups.conv_bn import conv_bn_pairs, fuse_conv_bn
 
 STAGE = "throttles"

@@ -15,11 +15,11 @@ from benchmarks.stages.findings import Finding
 from benchmarks.stages.machine import Machine
 from benchmarks.stages.settings import Sizes
 from benchmarks.stages.timing import Timing, timed
-from zspag.config import Profile, UnlearnConfig
+from zspag.config import UnlearnConfig
 from zspag.lab import experiment
 from zspag.lab.evaluation import Scores, score
 from zspag.lab.training import train
-from zspag.profiles import PROFILES
+from zspag.profiles import PROFILES, Profile
 from zspag.runtime import threads
 from zspag.unlearning import zero_shot_unlearn
 

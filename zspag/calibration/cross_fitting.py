@@ -28,7 +28,7 @@ from zspag.calibration.trials import Fold, attempt, held_out_damage, make_folds
 from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.outcome import Layer, Trial
 from zspag.preflight.classifiers import own_name
-from zspag.preflight.progress import step
+from zspag.process.progress import step
 from zspag.projected_sgd import Run, fit_labels
 from zspag.proxy_statistics import ProxyStatistics
 from zspag.pseudo_labels import PseudoLabeler, pseudo_labeler

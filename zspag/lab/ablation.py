@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from zspag.calibration.cross_fitting import free_dimension, unlearn_with
-from zspag.config import Profile, to_dict
+from zspag.config import to_dict
 from zspag.lab import adversarial_training, cache
 from zspag.lab.evaluation import score
 from zspag.lab.experiment import (
@@ -33,6 +33,7 @@ from zspag.lab.experiment import (
     trained,
     training_key,
 )
+from zspag.profiles import Profile
 from zspag.projected_sgd import Run, fit_labels, rate_search
 from zspag.proxy_statistics import ProxyStatistics, prepare
 from zspag.pseudo_labels import pseudo_labeler

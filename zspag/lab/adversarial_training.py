@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.config import ProxyConfig, TrainConfig
+from zspag.config import ProxyConfig
+from zspag.profiles import TrainConfig
 from zspag.proxies import attack
 from zspag.runtime import device_of, logits_of, sent
 

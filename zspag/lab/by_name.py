@@ -19,7 +19,7 @@ from zspag.outcome import Report, Trial
 from zspag.preflight.checks import Preflight, preflight, unsound
 from zspag.preflight.classifiers import cast_back, classifier, own_model, place_of, working_copy
 from zspag.preflight.inputs import ForgetSet, forget_set
-from zspag.preflight.surroundings import plain_layout, surroundings
+from zspag.process.surroundings import plain_layout, surroundings
 from zspag.profiles import LADDERS
 from zspag.projected_sgd import RateSearch
 from zspag.proxy_statistics import prepare

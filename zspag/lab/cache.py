@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from zspag.config import Profile
 from zspag.lab import checkpoints, models
+from zspag.profiles import Profile
 from zspag.report import files, provenance
 
 Record = dict[str, Any]

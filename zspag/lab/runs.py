@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from zspag.config import Profile
 from zspag.lab import cache, experiment
 from zspag.lab.data.listing import is_number
 from zspag.lab.data.loading import NAMED
 from zspag.lab.evaluation import masked_parts, per_class_accuracy, score
 from zspag.lab.experiment import Case
+from zspag.profiles import Profile
 from zspag.report import files, plots
 from zspag.report.results import Result
 from zspag.runtime import pool_map, threads

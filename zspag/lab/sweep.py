@@ -18,8 +18,9 @@ from typing import Any
 
 import pandas as pd
 
-from zspag.config import Profile, from_dict
+from zspag.config import from_dict
 from zspag.lab import cluster, experiment, runs
+from zspag.profiles import Profile
 from zspag.report import claims, files, results, tables
 from zspag.report.results import Result
 

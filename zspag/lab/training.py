@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zspag.config import TrainConfig, to_dict
+from zspag.config import to_dict
+from zspag.profiles import TrainConfig
 from zspag.report.files import replacing
 from zspag.runtime import copied, derive_seed, device_of, generator_for, progress, sent
 

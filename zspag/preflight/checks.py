@@ -17,7 +17,7 @@ from zspag.preflight.classifiers import classifier, place_of, working_copy
 from zspag.preflight.inputs import ForgetSet, forget_set, whole_number
 from zspag.preflight.model_checks import check_gradients, check_logits, immovable, inconstancy, layout_of
 from zspag.preflight.reachability import unreachable
-from zspag.preflight.surroundings import plain_layout
+from zspag.process.surroundings import plain_layout
 from zspag.runtime import logits_of
 
 

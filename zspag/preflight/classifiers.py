@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zspag.preflight.surroundings import plain_layout
+from zspag.process.surroundings import plain_layout
 from zspag.runtime import copied, frozen, without_graph
 
 

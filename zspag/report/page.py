@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from zspag import config
-from zspag.profiles import PROFILES
+from zspag.process.allocator import RSS_UNIT, keep_freed_memory, peak_bytes
+from zspag.profiles import PROFILES, Profile
 from zspag.report import files, provenance
 from zspag.report.files import plain, repository_root
 from zspag.report.results import Result
-from zspag.speedups.allocator import RSS_UNIT, keep_freed_memory, peak_bytes
 
 SCHEMA = 1
 _NAME = re.compile(r"\d\d_[a-z0-9_]+")
@@ -29,7 +29,7 @@ _SCREEN_DPI = 96  # CSS pixels per inch: a figure is shown at its own size, what
 _MIB = 2**20
 
 
-def resolve_profile(profile: str | None) -> config.Profile:
+def resolve_profile(profile: str | None) -> Profile:
     """Return the profile to work with: the papermill parameter, then ``ZSPAG_PROFILE``, then "digits".
 
     Args:
@@ -85,7 +85,7 @@ class Page:
         ValueError: If the name does not start with two digits, or the profile is unknown.
     """
 
-    def __init__(self, name: str, profile: config.Profile | str, *, data_sha256: str | None = None) -> None:
+    def __init__(self, name: str, profile: Profile | str, *, data_sha256: str | None = None) -> None:
         if not _NAME.fullmatch(name):
             raise ValueError(f"a notebook is called like 02_proxy_generation, got {name!r}")
         keep_freed_memory()
@@ -285,7 +285,7 @@ def _checked_numbers(numbers: Mapping[str, tuple[Any, float | None]]) -> dict[st
     return checked
 
 
-def _device_and_threads(profile: config.Profile) -> tuple[str, int]:
+def _device_and_threads(profile: Profile) -> tuple[str, int]:
     """Ask torch if this process has loaded it; a page without torch computed on the CPU."""
     torch = sys.modules.get("torch")
     if torch is None:

@@ -28,7 +28,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "pape
 SHOWING = (
     "zspag.__main__",
     "zspag.outcome_plot",
-    "zspag.preflight.progress",
+    "zspag.process.progress",
     "zspag.lab.cluster",
     "zspag.report.plots",
     "zspag.report.readme",

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zspag.config import Profile, from_dict, to_dict
-from zspag.profiles import PROFILES, for_pair
+from zspag.config import from_dict, to_dict
+from zspag.profiles import PROFILES, Profile, for_pair
 from zspag.report import files, provenance
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")  # those that compute

@@ -6,10 +6,10 @@ Invariant: the file holds every number of every class and seed but the training 
 import time
 from collections.abc import Iterator
 
-from zspag.config import Profile
 from zspag.lab import experiment, runs
 from zspag.lab.audit.bench import SUBJECTS
 from zspag.lab.audit.running import audit
+from zspag.profiles import Profile
 from zspag.report import audit as report
 from zspag.report.results import Result
 from zspag.report.tables import markdown

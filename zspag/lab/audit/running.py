@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from zspag.config import Profile
 from zspag.lab.audit.bench import Bench, other_seed
 from zspag.lab.audit.measures import MEASURES
 from zspag.lab.experiment import Case, Spread, answered, kept_rows
+from zspag.profiles import Profile
 from zspag.runtime import logits_of, pool_map
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zspag.config import FolderConfig, Profile, TrainConfig, from_dict, to_dict
+from zspag.config import from_dict, to_dict
 from zspag.lab import cache, checkpoints, models
 from zspag.lab.data import Dataset, Guard, Split, channel_statistics, halved, load, thinned
 from zspag.lab.evaluation import Parts, References
 from zspag.lab.training import train
-from zspag.profiles import PROFILES
+from zspag.profiles import PROFILES, FolderConfig, Profile, TrainConfig
 from zspag.report import provenance
 from zspag.report.files import repository_root
 from zspag.runtime import channels_last, pick_device

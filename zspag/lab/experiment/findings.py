@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from torch import nn
 
-from zspag.config import Ladders, Profile
 from zspag.lab import cache
 from zspag.lab.evaluation import agreement, captured, mean_js, score, selectivity
 from zspag.lab.experiment.cases import Case, cases_of, forget_set, guard_of, references_of, trained, training_key
 from zspag.lab.experiment.grid import kept_rows, run_method
 from zspag.lab.experiment.statistics import statistics_of
 from zspag.lab.methods import forget_subspace, noise_subspace, retain_subspace
+from zspag.profiles import Ladders, Profile
 from zspag.report import provenance
 from zspag.runtime import generator_for
 from zspag.subspaces import combine, pooled, random_like, second_moments

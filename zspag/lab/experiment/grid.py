@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from zspag.config import Profile, UnlearnConfig, to_dict
+from zspag.config import UnlearnConfig, to_dict
 from zspag.lab import cache
 from zspag.lab.data import Guard, spread_evenly
 from zspag.lab.evaluation import Masked, Parts, References, Scores, accuracy, masked_parts, score
@@ -35,6 +35,7 @@ from zspag.lab.experiment.cases import (
 from zspag.lab.experiment.statistics import statistics_of
 from zspag.lab.methods import FAMILIES, METHODS, Problem
 from zspag.lab.relearning import MOST_STEPS, RATE, SHARE, relearning_curve
+from zspag.profiles import Profile
 from zspag.projected_sgd import RateSearch
 from zspag.proxy_statistics import ProxyStatistics
 from zspag.report import provenance

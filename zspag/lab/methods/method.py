@@ -11,7 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from zspag.config import Ladders, UnlearnConfig
+from zspag.config import UnlearnConfig
+from zspag.profiles import Ladders
 from zspag.projected_sgd import BatchLoss, RateSearch, Run, fit_labels, projected_sgd, rate_search
 from zspag.proxy_statistics import ProxyStatistics
 from zspag.pseudo_labels import PseudoLabeler
@@ -78,7 +79,7 @@ class Method:
         run: Maps a problem and a configuration to runs at the learning rates of ``config.update``.
         reads: What data it touches, in words.
         reference: Where it comes from.
-        ladder: Which of ``config.Ladders`` it is run at.
+        ladder: Which of ``profiles.Ladders`` it is run at.
         oracle: It is handed retain data.
         fixed: Names of the numbers that its code fixes, constants of its module.
     """

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from zspag.config import Profile
 from zspag.lab.experiment import Case, Spread, answered, data_of, kept_rows, shown_case, trained
 from zspag.lab.scenarios.outcome import Request, compared, drawn, judged, of_classes, unlearned
+from zspag.profiles import Profile
 from zspag.runtime import generator_for, pool_map
 
 COUNTS = (2, 3, 5)  # classes at once
