@@ -1,4 +1,4 @@
-"""Every option of the package, once: frozen dataclasses per stage.
+"""Every option of the method, once: frozen dataclasses per stage.
 
 Invariant: a number that changes results has its default here and nowhere else. ``CHOICE:`` marks what the paper leaves
 open; the experiment that supports the choice stands behind it.
