@@ -344,10 +344,10 @@ def test_provenance_prints_what_a_file_carries(capsys, recorded):
     ("name", "content", "message"),
     [
         ("absent.json", None, "absent.json"),
-        ("data.csv", "1,2", "none of the files that carry provenance"),
+        ("data.csv", "1,2", "carries no provenance"),
         ("plain.json", "{}", "carries no provenance"),
         ("broken.json", "{", "is not readable as JSON"),
-        ("not.png", "text", "is not a PNG file"),
+        ("not.png", "text", "is not a whole PNG file"),
     ],
 )
 def test_file_without_provenance_is_said_in_one_sentence(name, content, message, capsys, tmp_path):

@@ -178,7 +178,7 @@ def test_perfect_separation_is_found_in_either_direction():
 
 
 def test_identical_distributions_give_one_half_within_the_error():
-    runs = 25
+    runs = 40
     drawn = [inferred(3 * randn(12, K), 3 * randn(12, K), seed=seed) for seed in range(runs)]
     for name in SCORES:
         found = [one[name] for one in drawn]

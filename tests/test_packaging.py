@@ -197,8 +197,8 @@ def test_help_and_version_answer_and_help_names_the_two_variables(installed, tmp
 
 MANY = """
 import contextlib, io, os, sys
-from zspag import provenance
-from zspag import cluster
+from zspag.lab import cluster
+from zspag.report import provenance
 from zspag.__main__ import main
 from zspag.report.files import repository_root
 

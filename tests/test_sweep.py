@@ -132,7 +132,7 @@ def test_sweep_from_recorded_models_trains_nothing(finished, tmp_path, monkeypat
 
 def test_a_recorded_sweep_grows_by_the_methods_that_are_swept_later(grown, finished, monkeypatch):
     first = result_of(grown)
-    monkeypatch.setattr(provenance, "_commit", lambda: ("another", False))
+    monkeypatch.setattr(provenance, "git", lambda *arguments: "another" if arguments[0] == "rev-parse" else "")
     lines = list(sweep.sweep(PROFILE, NAMES[1:], record=True))
     assert f"joined what is recorded of {METHODS[NAMES[0]].title}" in lines
     joined, whole = result_of(grown), result_of(finished[0])

@@ -157,7 +157,11 @@ def main(package: str, threads: str) -> None:
         SystemExit: If ``zspag`` does not come from the folder ``package``.
     """
     import torch
-    from zspag.files import plain  # where fa40f86 has it
+
+    try:
+        from zspag.report.files import plain
+    except ModuleNotFoundError:  # fa40f86 has it at the top
+        from zspag.files import plain
 
     import zspag
 

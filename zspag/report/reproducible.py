@@ -77,8 +77,11 @@ def _configuration(path: Path, record: dict[str, Any]) -> Iterator[Finding]:
         yield DIFFERS, "the record's configuration does not have the hash that stands beside it"
     if "without" in config:  # a trained model: its record holds its whole recipe
         return
-    if config.get("name") not in PROFILES:
-        yield UNKNOWN, f"there is no profile {config.get('name')!r}, which its record names"
+    if (name := config.get("name")) not in PROFILES:
+        yield (
+            UNKNOWN,
+            f"there is no profile {name!r}, which its record names" if name else "the record names no profile",
+        )
         return
     try:
         recorded = from_dict(Profile, config)  # an option that is younger than the file had its default then
