@@ -102,6 +102,7 @@ def test_an_error_of_ours_is_no_row(monkeypatch):
         table([CASE], {"energy": (wide,)})
 
 
+@pytest.mark.slow
 def test_no_tilt_is_no_influence_and_a_tilt_is_some():
     labels = "unlearn.labels."
 
@@ -128,6 +129,7 @@ def test_a_frozen_layer_has_no_free_direction_and_an_unprojected_one_has_all():
     assert 0 < head["free"] < everything["free"] < whole["free"] == 1
 
 
+@pytest.mark.slow
 def test_an_adversarial_training_changes_the_net_and_is_done_once(monkeypatch):
     own, other = rows(CASE, (OWN, Variant("hardened", 0.1, adversarial=0.1)))
     assert other["failed"] == ""

@@ -39,7 +39,9 @@ def _own_folder(tmp_path, monkeypatch):
 # ---- Every line runs
 
 
-@pytest.mark.parametrize("stage", stages.STAGES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(one, marks=() if one == "labels" else pytest.mark.slow) for one in stages.STAGES]
+)
 @pytest.mark.filterwarnings("ignore")  # a kernel's own
 def test_every_stage_runs_on_tiny_sizes_and_finds_something(stage):
     found = list(stages.measure(stage, settings.TINY, HERE, CPU))
@@ -58,6 +60,7 @@ def test_a_gpu_leaves_out_what_measures_the_cpu():
     assert set(stages.STAGES) - set(stages.stages_of(torch.device("cuda"))) == {"start-up", "growth", "throttles"}
 
 
+@pytest.mark.slow
 def test_a_gpu_races_the_large_net_too_and_a_cpu_says_that_it_does_not(monkeypatch):
     tiny = PROFILES["smoke"]
     monkeypatch.setattr(whole, "profile_of", lambda sizes: tiny)
@@ -141,6 +144,7 @@ def test_an_exponent_is_that_of_the_power_law(power):
     assert timing.exponent(x, [7 * one**power for one in x]) == pytest.approx(power, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_has_its_own_threads_and_peak():
     assert timing.alone(torch.get_num_threads, threads=2) == 2
     least, most = (timing.alone(_peak_of, size, threads=1) for size in (1, 2**28))

@@ -12,6 +12,8 @@ from zspag.lab import cluster
 from zspag.lab.cluster import spread_over
 from zspag.runtime import pool_map
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 
 def _square(number):
     if number == 3:

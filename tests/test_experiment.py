@@ -208,6 +208,7 @@ def test_failing_job_leaves_the_others_and_is_named(copied, monkeypatch):
     assert len(compute_grid(PROFILE, METHODS_HERE)) == 2 * (3 + len(METHODS_HERE) * len(PROFILE.ladders.low))
 
 
+@pytest.mark.slow
 def test_class_that_cannot_be_prepared_costs_its_own_methods_only(copied, monkeypatch):
     lose(copied, "references-class5", "delete-class5", "head_only")
     monkeypatch.setattr(experiment.grid, "statistics_of", failing(statistics_of, lambda case: case.forget == 5))
@@ -631,6 +632,7 @@ def test_a_half_changes_what_is_judged_on_and_nothing_that_a_method_is_handed(co
         assert torch.equal(statistics_of(case).proxies.images, statistics_of(CASE).proxies.images)
 
 
+@pytest.mark.slow
 def test_rows_of_a_half_are_those_of_the_half(copied, finished, monkeypatch):
     monkeypatch.setattr(experiment.cases, "train", None)
     names = ("first", "second")

@@ -122,6 +122,7 @@ def installed(tmp_path_factory):
 # The archives
 
 
+@pytest.mark.slow
 def test_the_source_archive_holds_notebooks_constraints_and_citation_and_nothing_that_was_computed(installed):
     with tarfile.open(installed.source) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -130,6 +131,7 @@ def test_the_source_archive_holds_notebooks_constraints_and_citation_and_nothing
     assert not [name for name in names if name.startswith(("results/", "figures/", "runs/", "data/cache"))]
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_alone_and_says_that_it_is_typed(installed):
     with zipfile.ZipFile(installed.wheel) as archive:
         names = set(archive.namelist())
@@ -161,6 +163,7 @@ print(zspag.evaluate(other.model, (torch.rand(30, 1, 8, 8), torch.arange(30) % 3
 """
 
 
+@pytest.mark.slow
 def test_the_method_another_method_metrics_and_the_plot_work_without_the_laboratory(installed, tmp_path):
     run(installed.bin / "python", "-c", API.format(laboratory=LABORATORY), folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.png"]
@@ -180,6 +183,7 @@ def photos(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_made_to_forget_on_the_command_line(installed, photos):
     before = installed.written()
     options = "--model net.py:make --weights net.pt --forget photos --out forgot.pt"
@@ -189,6 +193,7 @@ def test_a_model_of_ones_own_is_made_to_forget_on_the_command_line(installed, ph
     assert installed.written() == before
 
 
+@pytest.mark.slow
 def test_help_and_version_answer_and_help_names_the_two_variables(installed, tmp_path):
     assert run(installed.bin / "zspag", "--version", folder=tmp_path).stdout.startswith("zspag ")
     told = run(installed.bin / "zspag", "--help", folder=tmp_path).stdout
@@ -223,6 +228,7 @@ LACK = {
 }
 
 
+@pytest.mark.slow
 def test_the_other_commands_work_or_name_the_extra_they_need_and_the_root_is_the_current_folder(installed, tmp_path):
     (tmp_path / "notebooks").mkdir()
     shutil.copy(next((ROOT / "notebooks").glob("00_*.ipynb")), tmp_path / "notebooks")
@@ -262,6 +268,7 @@ SKIP = "".join(
 )
 
 
+@pytest.mark.slow
 def test_mypy_reads_the_types_of_the_installed_package(installed, tmp_path):
     (tmp_path / "typed.py").write_text(TYPED)
     (tmp_path / "mypy.ini").write_text(f"[mypy]\n{SKIP}")

@@ -73,6 +73,7 @@ def test_result_answers_every_question_with_a_table_and_has_no_floor_with_one_se
     assert (data["class_names"], data["data_source"]) == (["3"], "scikit-learn's own copy")
 
 
+@pytest.mark.slow
 def test_sweep_of_zs_pag_says_whether_it_is_dominated_and_what_retraining_costs(finished, tmp_path, monkeypatch):
     shutil.copytree(finished[0] / "runs", tmp_path / "runs")
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
@@ -114,6 +115,7 @@ def test_second_sweep_computes_nothing_and_records_only_if_asked(again, finished
     )
 
 
+@pytest.mark.slow
 def test_sweep_from_recorded_models_trains_nothing(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
     monkeypatch.setattr(experiment.cases, "train", None)
@@ -176,6 +178,7 @@ def test_a_sweep_of_a_half_says_so_in_name_caption_and_rows_and_leaves_the_whole
     assert "not measured" not in whole["measurements"]["markdown"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("retrained", "lines"), [(False, 0), (True, 1)])
 def test_a_sweep_of_two_seeds_has_a_noise_floor_if_it_has_retrained_models(again, retrained, lines):
     list(sweep.sweep(replace(PROFILE, seeds=(0, 1), retrained=retrained), ("delete",), record=True))
