@@ -3,6 +3,7 @@
 Invariant: the pages hold no number that was typed; what failed stands in them.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ from benchmarks.external.bars import (
 )
 from benchmarks.external.choices import CHOSEN, CLASSES, VARIANTS
 from benchmarks.external.nets import CONFIRMATION, DEVELOPMENT, NETS
-from zspag.report.files import plain, read_json, repository_root, write_json
+from zspag.report.files import plain, read_json, replacing, repository_root
 
 ROLES: tuple[str | None, ...] = (None, DEVELOPMENT, CONFIRMATION)
 OLD = "fa40f86"
@@ -56,6 +57,9 @@ def folder() -> Path:
     return repository_root() / "results" / "external"
 
 
+LONG = ("layers", "tried", "history", "remainder")  # of a report: they stay in runs/
+
+
 def write_table(rows: Sequence[Row], *, timing: dict[str, Any] | None = None, target: Path | None = None) -> str:
     """Write ``zoo.json`` and ``README.md``, and return the text of the page.
 
@@ -66,17 +70,23 @@ def write_table(rows: Sequence[Row], *, timing: dict[str, Any] | None = None, ta
         raise ValueError("there is no row to write a table from: run `python -m benchmarks.external rows` first")
     target = target or folder()
     bars = {role or "all": [vars(bar) for bar in all_bars(of_role(rows, role), goal=GOAL)] for role in ROLES}
-    content = {
-        "schema": 1,
-        "goal": GOAL,
-        "bars": bars,
-        "time": [vars(bar) for bar in time_bars(timing)],
-        "rows": list(rows),
-    }
-    write_json(target / "zoo.json", plain(content, "zoo"))
+    _write_rows(
+        target / "zoo.json", rows, schema=1, goal=GOAL, bars=bars, time=[vars(bar) for bar in time_bars(timing)]
+    )
     text = page(rows, timing=timing)
     (target / "README.md").write_text(text, encoding="utf-8")
     return text
+
+
+def _write_rows(path: Path, rows: Sequence[Row], **beside: Any) -> None:
+    """Write rows as JSON, one on a line, without what is long in their reports and in no table."""
+    head, *_ = json.dumps(plain(beside, "beside"), allow_nan=False).rpartition("}")
+    short = [
+        row | {"report": {name: row["report"][name] for name in row["report"] if name not in LONG}} for row in rows
+    ]
+    lines = ",\n".join(json.dumps(plain(row, "row"), allow_nan=False, separators=(",", ":")) for row in short)
+    with replacing(path) as temporary:
+        temporary.write_text(f'{head}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def recorded_timing() -> dict[str, Any] | None:
@@ -366,8 +376,7 @@ def write_choices(rows: Sequence[Row], *, target: Path | None = None) -> str:
     """Write ``choices.json`` and ``CHOICES.md``, and return the text of the page."""
     target = target or folder()
     titles = {name: {"title": one.title, "against": one.against} for name, one in VARIANTS.items()}
-    content = {"schema": 1, "goal": GOAL, "variants": titles, "rows": list(rows)}
-    write_json(target / "choices.json", plain(content, "choices"))
+    _write_rows(target / "choices.json", rows, schema=1, goal=GOAL, variants=titles)
     text = choices_page(rows)
     (target / "CHOICES.md").write_text(text, encoding="utf-8")
     return text

@@ -26,7 +26,7 @@ from zspag.report import files, provenance
 
 Panel = dict[str, Any]
 
-DPI = 140
+DPI = 100
 # seaborn's colour-blind palette; a name listed below has the same colour in every figure, whatever stands beside it.
 _COLOURS = sns.color_palette("colorblind", 10).as_hex()
 _MARKERS = "osD^vP*X<>"
@@ -101,7 +101,7 @@ def save(result: dict[str, Any], target: Path) -> None:
 
     Args:
         result: Content of a result file: ``draw``, ``data``, ``profile`` and ``provenance`` are used.
-        target: Where the PNG goes. It has 256 colours: a third of the bytes, and lines, bars and letters look the same.
+        target: Where the PNG goes. It has 128 colours: a third of the bytes, and lines, bars and letters look the same.
 
     Raises:
         ValueError: If ``draw`` names no kind of panel.
@@ -111,7 +111,7 @@ def save(result: dict[str, Any], target: Path) -> None:
     for name, text in provenance.png_metadata(result["provenance"]).items():
         chunks.add_text(name, text)
     with Image.open(drawn) as full, files.replacing(target) as temporary:
-        pixels = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        pixels = full.convert("RGB").quantize(128, dither=Image.Dither.NONE)
         pixels.save(temporary, format="PNG", optimize=True, dpi=(DPI, DPI), pnginfo=chunks)
 
 
