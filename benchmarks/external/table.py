@@ -82,7 +82,8 @@ def _write_rows(path: Path, rows: Sequence[Row], **beside: Any) -> None:
     """Write rows as JSON, one on a line, without what is long in their reports and in no table."""
     head, *_ = json.dumps(plain(beside, "beside"), allow_nan=False).rpartition("}")
     short = [
-        row | {"report": {name: row["report"][name] for name in row["report"] if name not in LONG}} for row in rows
+        row | {"report": {name: part for name, part in row.get("report", {}).items() if name not in LONG}}
+        for row in rows
     ]
     lines = ",\n".join(json.dumps(plain(row, "row"), allow_nan=False, separators=(",", ":")) for row in short)
     with replacing(path) as temporary:
