@@ -49,7 +49,7 @@ def inside(finished, networks, monkeypatch):
 
 
 def of(rows, measure, method):
-    found = audit.measured(rows, measure)
+    found = report.measured(rows, measure)
     return found[found["method"] == method]
 
 
@@ -96,11 +96,11 @@ def test_a_masked_original_is_the_original_once_its_last_layer_is_put_back(finis
 
 
 def test_the_original_is_back_at_once_and_the_retrained_network_late(finished):
-    back = audit.arrivals(audit.measured(finished[1], "relearning"))
+    back = report.arrivals(report.measured(finished[1], "relearning"))
     steps = back[back["lr"] == 1e-2].pivot(index="share", columns="method", values="step")
     assert (steps["original"] == 0).all()
     assert (steps["masked"] <= steps["retrained"]).all()
-    index = audit.anamnesis(back, lr=1e-2, share=SHARE)
+    index = report.anamnesis(back, lr=1e-2, share=SHARE)
     assert index["retrained"] == 1
     assert index["original"] == 0
 
@@ -151,7 +151,7 @@ def test_a_published_audit_is_read_back_as_it_was_found(finished, monkeypatch):
     ((title, (content, found)),) = report.recorded(root / "results").items()
     assert title == f"{PROFILE.dataset}, 3, 2 seeds"
     assert content.measurements["markdown"].startswith("| question | retrained |")
-    expected = audit.findings(rows)
+    expected = report.findings(rows)
     assert set(found) == set(expected)
     pd.testing.assert_frame_equal(found["arrivals"], expected["arrivals"], check_dtype=False)
     assert (root / "figures" / PROFILE.name / f"{content.name}.png").is_file()

@@ -16,9 +16,9 @@ from torch import nn
 from zspag.config import UnlearnConfig
 from zspag.lab.methods import METHODS, Method, Problem
 from zspag.outcome import Report, Trial
-from zspag.preflight.checks import Preflight, preflight, unsound
-from zspag.preflight.classifiers import cast_back, classifier, own_model, place_of, working_copy
-from zspag.preflight.inputs import ForgetSet, forget_set
+from zspag.preflight.checks import Preflight, look, unsound
+from zspag.preflight.classifiers import cast_back, own_model
+from zspag.preflight.inputs import ForgetSet
 from zspag.process.surroundings import plain_layout, surroundings
 from zspag.profiles import LADDERS
 from zspag.projected_sgd import RateSearch
@@ -80,11 +80,7 @@ def unlearn_by(
     config = replace(config, update=replace(config.update, ladder=getattr(LADDERS, method.ladder)))
     with surroundings(model):
         started = time.perf_counter()
-        working = working_copy(model)
-        device, dtype = place_of(working)
-        forget = forget_set(forget_images, forget_labels, device=device, dtype=dtype)
-        net = classifier(working, forget.images, num_classes=num_classes)
-        found = preflight(net, forget, num_classes=num_classes)
+        net, forget, found = look(model, forget_images, forget_labels, num_classes=num_classes)
         checked = time.perf_counter()
         with plain_layout(found.layout == "plain"):
             images, classes = channels_last(forget.images), found.num_classes

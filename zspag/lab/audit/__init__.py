@@ -3,7 +3,7 @@
 Every measure is made of the references and of methods alike, for a number of this kind means something only beside the
 retrained network's, and beside that of one that only hides the class. ``bench`` holds the networks and the images,
 ``measures`` what is measured, ``running`` spreads classes and seeds over processes. ``zspag.report.audit`` reads the
-rows; its names are offered here as well.
+rows.
 
 Invariant: the laboratory's view; an audit changes no network.
 """
@@ -11,59 +11,5 @@ Invariant: the laboratory's view; an audit changes no network.
 from zspag.lab.audit.bench import METHODS, SUBJECTS
 from zspag.lab.audit.record import publish
 from zspag.lab.audit.running import audit, audited
-from zspag.report.audit import (
-    Comparison,
-    Findings,
-    anamnesis,
-    arrival_table,
-    arrivals,
-    compared,
-    distance_panels,
-    findings,
-    mean_curves,
-    measured,
-    membership_panels,
-    packed,
-    probe_panels,
-    recorded,
-    recovery_panels,
-    relearning_panels,
-    residual_panels,
-    restored_panels,
-    spread_panels,
-    trace_panels,
-    unpacked,
-    verdict_table,
-    verdicts,
-)
 
-__all__ = [
-    "METHODS",
-    "SUBJECTS",
-    "Comparison",
-    "Findings",
-    "anamnesis",
-    "arrival_table",
-    "arrivals",
-    "audit",
-    "audited",
-    "compared",
-    "distance_panels",
-    "findings",
-    "mean_curves",
-    "measured",
-    "membership_panels",
-    "packed",
-    "probe_panels",
-    "publish",
-    "recorded",
-    "recovery_panels",
-    "relearning_panels",
-    "residual_panels",
-    "restored_panels",
-    "spread_panels",
-    "trace_panels",
-    "unpacked",
-    "verdict_table",
-    "verdicts",
-]
+__all__ = ["METHODS", "SUBJECTS", "audit", "audited", "publish"]
