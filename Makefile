@@ -49,13 +49,13 @@ notebooks: $(STAMP) ## Run the notebooks and write them back with their outputs
 readme: $(STAMP) ## Write the README's tables from the recorded results
 	@$(RUN) -m zspag.report.readme
 
-# The peer of one stage pins an old `requests`: it is put apart, without its dependencies, and found here only.
+# Peers pin old versions of what we use: they are put apart, without their dependencies, and found here only.
 PEERS := runs/peers
-TORCHATTACKS := torchattacks==3.5.1
 
-bench: $(STAMP) ## Time every stage against other ways and the machine (TINY=1 to see that it runs, RECORD=1 to keep it)
-	@test -d $(PEERS)/torchattacks || $(RUN) -m pip install --disable-pip-version-check --no-input --quiet --no-deps \
-	  --target $(PEERS) $(TORCHATTACKS) || echo "$(TORCHATTACKS) cannot be fetched: its column stays empty" >&2
+bench: $(STAMP) ## Time every stage against peers and the machine (TINY=1 to see that it runs, RECORD=1 to keep it)
+	@cmp -s benchmarks/peers.txt $(PEERS)/peers.txt || { $(RUN) -m pip install --disable-pip-version-check --no-input --quiet \
+	  --no-deps --upgrade --target $(PEERS) -r benchmarks/peers.txt && cp benchmarks/peers.txt $(PEERS)/; } || \
+	  echo "The packages of benchmarks/peers.txt cannot be fetched: their columns stay empty" >&2
 	@PYTHONPATH=$(PEERS) $(RUN) -m benchmarks $(if $(filter 1,$(TINY)),--tiny) $(if $(filter 1,$(RECORD)),--record)
 
 OLD ?= $(firstword $(filter %.json,$(MAKECMDGOALS)))

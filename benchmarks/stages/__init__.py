@@ -1,7 +1,7 @@
 """Benchmarks: every stage against the obvious way, a peer's way and the machine itself, all in one run.
 
-A stage is a module with ``measure(sizes, machine, device)``, which yields findings; numbers are ratios of medians of
-interleaved repetitions. Operations and bytes are counted by hand in the stages' docstrings.
+A stage is a module with ``measure(sizes, machine, device)``, which yields findings; numbers are medians of ratios in
+interleaved rounds. Operations and bytes are counted by hand in the stages' docstrings.
 
 Invariant: nothing asserts on an absolute time, and a stage that fails does not take the others along.
 """
@@ -15,16 +15,15 @@ from typing import Any
 import torch
 
 from benchmarks.stages import (
-    bases,
     growth,
-    labels,
+    influence,
     machine,
-    moments,
     precision,
     proxies,
     report,
     startup,
     step,
+    subspaces,
     throttles,
     trace,
     whole,
@@ -35,13 +34,12 @@ from benchmarks.stages.settings import TINY, Sizes
 from zspag.report import files, plots, provenance
 from zspag.runtime import pick_device, progress
 
-__all__ = ["STAGES", "Finding", "Machine", "Sizes", "compare", "measure", "run"]
+__all__ = ["STAGES", "Finding", "Machine", "Sizes", "compare", "measure", "run", "write_table"]
 
 STAGES: dict[str, Callable[[Sizes, Machine, torch.device], Iterator[Finding]]] = {
-    "moments": moments.measure,
-    "bases": bases.measure,
+    "subspaces": subspaces.measure,
     "proxies": proxies.measure,
-    "labels": labels.measure,
+    "influence": influence.measure,
     "step": step.measure,
     "whole": whole.measure,
     "precision": precision.measure,
@@ -64,7 +62,7 @@ def run(*, tiny: bool, only: Sequence[str] | None, record: bool) -> Iterator[str
     Args:
         tiny: Take sizes at which numbers mean nothing, to see that every line runs.
         only: Names of stages; None measures all that say something of the device.
-        record: Write ``results/bench/<device>.json`` and draw its figures too.
+        record: Write ``results/bench/<device>.json``, its figures and the table too.
 
     Yields:
         Lines for the reader.
@@ -128,6 +126,28 @@ def _write(
             figure = root / "figures" / "bench" / f"{name}.png"
             plots.save(result, figure)
             yield f"wrote {files.shown(figure)}"
+    if record:
+        yield from write_table()
+
+
+def write_table() -> Iterator[str]:
+    """Write ``results/bench/README.md`` from the recorded files.
+
+    Yields:
+        A line for the reader.
+
+    Raises:
+        ValueError: If nothing is recorded.
+    """
+    folder = files.repository_root() / "results" / "bench"
+    contents = [
+        content for path in sorted(folder.glob("*.json")) if "found" in (content := files.read_json(path))["data"]
+    ]
+    if not contents:
+        raise ValueError(f"{files.shown(folder)} holds no benchmark: run `make bench RECORD=1` first")
+    with files.replacing(folder / "README.md") as path:
+        path.write_text(report.page(contents), encoding="utf-8")
+    yield f"wrote {files.shown(folder / 'README.md')}"
 
 
 def results_of(

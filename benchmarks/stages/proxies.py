@@ -1,40 +1,41 @@
-"""Proxies: targeted PGD against torchattacks, and against nothing but its forward and backward passes.
+"""Proxies: targeted PGD against torchattacks and foolbox, and against nothing but its forward and backward passes.
 
 A step is one forward pass and the gradient in the input, 2 + 2 operations per weight and position (no gradient in the
 weights), and moves the image about 12 times: sign or length, step, ball, range. The bare passes are those of the model
 as it is; the attack folds batch norms into convolutions, so that it may be faster than they are.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.stages.findings import Finding, spread
+from benchmarks.stages.findings import Finding, compared
 from benchmarks.stages.machine import Machine
+from benchmarks.stages.peers import foolbox_pgd, torchattacks_pgd
 from benchmarks.stages.settings import Sizes, images, net
 from benchmarks.stages.timing import interleaved
 from zspag.config import ProxyConfig
 from zspag.proxies import attack
-from zspag.runtime import chunks, frozen, generator_for
+from zspag.runtime import CHUNK, chunks, frozen, generator_for
 
 STAGE = "proxies"
 EPS = 8 / 255
 
 
 def measure(sizes: Sizes, _machine: Machine, device: torch.device) -> Iterator[Finding]:
-    """Yield every net under both norms, and what stopping early saves."""
-    for arch, width in sizes.nets:
-        model, x = net(arch, width, sizes, device=device), images(sizes.forget, sizes, device=device)
+    """Yield every net under both norms; the larger net takes the default norm alone."""
+    for index, (arch, width) in enumerate(sizes.nets):
+        model = net(arch, width, sizes, device=device)
+        x = images(min(CHUNK, sizes.forget), sizes, device=device)
         targets = torch.arange(len(x), device=device) % sizes.classes
-        for norm in ("linf", "l2"):
+        for norm in ("linf", "l2")[min(index, 1) :]:
             case = f"{arch} of width {width}, {norm}, {sizes.steps} steps, {len(x)} images"
             config = ProxyConfig(norm=norm, steps=sizes.steps, random_start=False)
-            # The peer's L2 attack does not run on channels-last images, so all ways take others there.
+            # The L2 attacks of the peers do not run on channels-last images, so all ways take others there.
             given = x.contiguous() if norm == "l2" else x
-            yield from _against(model, given, targets, case, config, repeats=3 * sizes.repeats)  # a matter of per cents
+            yield from _against(model, given, targets, case, config, repeats=sizes.repeats)
 
 
 def _against(
@@ -43,28 +44,18 @@ def _against(
     def ours() -> Tensor:
         return attack(model, x, targets, eps=EPS, config=config, generator=generator_for("bench")).images
 
-    ways: dict[str, Callable[[], Any]] = {"ours": ours, "bare passes": lambda: _bare(model, x, targets, config.steps)}
-    peer = _torchattacks(model, config)
-    if peer is not None:
-        ways["torchattacks"] = lambda: [peer(*part) for part in chunks(x, targets)]
+    ways = {"ours": ours, "bare passes": lambda: _bare(model, x, targets, config.steps)}
+    peers = {"torchattacks": torchattacks_pgd, "foolbox": foolbox_pgd}
+    for name, make in peers.items():
+        peer = make(model, config, eps=EPS)
+        if peer is not None:
+            ways[name] = lambda peer=peer: peer(x, targets)
     timings = interleaved(ways, repeats=repeats)
-    yield Finding(
-        STAGE,
-        case,
-        "share of the rate of bare forward and input-gradient passes",
-        timings["bare passes"].over(timings["ours"]),
-        at_least=0.9,
-        seconds=spread(timings),
-    )
-    yield Finding(
-        STAGE,
-        case,
-        "time over that of torchattacks' PGD, same model, steps and batches",
-        timings["ours"].over(timings["torchattacks"]) if peer else None,
-        at_most=1,
-        seconds=spread(timings),
-        note="" if peer else "torchattacks is not installed: make bench fetches it",
-    )
+    what = "share of the rate of bare forward and input-gradient passes"
+    yield compared(STAGE, case, what, timings, "bare passes", "ours", at_least=0.9)
+    for name in peers:
+        what = f"time over that of the PGD of {name}, same model, steps and batches"
+        yield compared(STAGE, case, what, timings, "ours", name, at_most=1)
 
 
 def _bare(model: nn.Module, x: Tensor, targets: Tensor, steps: int) -> None:
@@ -73,16 +64,3 @@ def _bare(model: nn.Module, x: Tensor, targets: Tensor, steps: int) -> None:
             moving = part.detach().requires_grad_(True)
             for _ in range(steps):
                 torch.autograd.grad(F.cross_entropy(model(moving), wanted, reduction="sum"), moving)
-
-
-def _torchattacks(model: nn.Module, config: ProxyConfig) -> Callable[[Tensor, Tensor], Tensor] | None:
-    try:
-        import torchattacks
-    except ImportError:
-        return None
-    if config.norm == "linf":
-        peer = torchattacks.PGD(model, eps=EPS, alpha=EPS * config.step_share, steps=config.steps, random_start=False)
-    else:
-        peer = torchattacks.PGDL2(model, eps=1.0, alpha=config.step_share, steps=config.steps, random_start=False)
-    peer.set_mode_targeted_by_label(quiet=True)
-    return peer

@@ -1,4 +1,4 @@
-"""Findings as lines, as a figure, and stage by stage beside older ones; ``report.tables`` makes the table.
+"""Findings as lines, as a table, as a figure, and stage by stage beside older ones.
 
 Invariant: what is read is what a result file holds.
 """
@@ -6,9 +6,13 @@ Invariant: what is read is what a result file holds.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from zspag.report.tables import number
-
 Row = Mapping[str, Any]
+PREFACE = """Written by `python -m benchmarks --table` from the JSON files here. `make bench RECORD=1` measures anew.
+
+Ways that are compared run in turns. Each round gives a ratio. The table shows the median of these ratios, their range
+and how many there were. A bar is *met* if every round meets it and *missed* if none does. Otherwise the verdict is
+*within noise*. A line without a bar informs. The docstrings of `benchmarks/stages/` count the operations of each limit.
+"""
 FAR = 8  # margins from here on are drawn alike: one of a billion would leave no room to see the others
 
 
@@ -16,11 +20,51 @@ def told(row: Row) -> str:
     """Return one finding in a line."""
     wanted = f" ({row['wanted']}: {row['verdict']})" if row["wanted"] else ""
     value = "not measured" if row["value"] is None else number(row["value"])
-    return f"{row['stage']}: {row['what']}: {value}{wanted} -- {row['case']}{_because(row)}"
+    because = f" [{row['note']}]" if row["note"] else ""
+    return f"{row['stage']}: {row['what']}: {value}{wanted} -- {row['case']}{because}"
 
 
-def _because(row: Row) -> str:
-    return f" [{row['note']}]" if row["note"] else ""
+def number(value: float | None) -> str:
+    """Return a number with three digits; nothing for None.
+
+    Example:
+        >>> number(0.12345), number(4321.5), number(None)
+        ('0.123', '4322', '')
+    """
+    return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def page(contents: Sequence[Row]) -> str:
+    """Return the page of all recorded benchmarks: a table per device, and the machine it was measured on.
+
+    Args:
+        contents: Result files that hold findings.
+    """
+    parts = ["# How fast\n", PREFACE]
+    for content in contents:
+        here, made = content["data"]["machine"], content["provenance"]
+        rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in here["products"].items())
+        parts.append(
+            f"## {here['name']}, {here['threads']} threads\n\ntorch {made['versions']['torch']}, commit"
+            f" {made['commit'][:7]}, {made['seconds'] / 60:.0f} minutes. Matrix products {rates} GFLOP/s; copies"
+            f" {here['copy'] / 1e9:.0f} GB/s.\n\n{table(content['data']['found'])}"
+        )
+    return "\n".join(parts)
+
+
+def table(found: Sequence[Row]) -> str:
+    """Return findings as a Markdown table, one line each."""
+    lines = [
+        "| stage | measured on | number | wanted | median | min – max | rounds | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in found:
+        rounds = row.get("rounds") or [row["value"]]  # records from before there were rounds have none
+        spread = f"{number(min(rounds))} – {number(max(rounds))}" if len(rounds) > 1 else ""
+        measured = "" if row["value"] is None else len(rounds)
+        cells = (row["case"], row["what"], row["wanted"], number(row["value"]), spread, measured, row["verdict"])
+        lines.append(f"| {row['stage']} | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
 
 
 def panels(found: Sequence[Row]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -10,10 +11,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.stages.findings import Finding, spread
+from benchmarks.stages.findings import Finding
 from benchmarks.stages.machine import Machine
 from benchmarks.stages.settings import Sizes
-from benchmarks.stages.timing import Timing
 from zspag.report.files import repository_root
 from zspag.report.reproduce.execution import KERNEL, own_kernel
 
@@ -40,24 +40,12 @@ print(time.perf_counter() - started, sum(name.split(".")[0] == "torch" for name 
 def measure(sizes: Sizes, _machine: Machine, _device: torch.device) -> Iterator[Finding]:
     """Yield what fresh processes take, and every notebook in a fresh kernel."""
     repeats = min(3, sizes.repeats)
-    imported = Timing(tuple(float(_said(_IMPORT)[-1]) for _ in range(repeats)))
-    yield Finding(
-        STAGE,
-        "import zspag, the method included",
-        "seconds beyond torch's own import",
-        imported.median,
-        at_most=0.3,
-        seconds=spread({"import": imported}),
-    )
-    helped = [_said(_HELP)[-2:] for _ in range(repeats)]
-    yield Finding(
-        STAGE,
-        "zspag --help",
-        "modules of torch that are loaded",
-        float(helped[0][1]),
-        at_most=0,
-        seconds=spread({"help": Timing(tuple(float(spent) for spent, _ in helped))}),
-    )
+    seconds = tuple(float(_said(_IMPORT)[-1]) for _ in range(repeats))
+    case, what = "import zspag, the method included", "seconds beyond torch's own import"
+    yield Finding(STAGE, case, what, statistics.median(seconds), at_most=0.3, rounds=seconds)
+    spent, loaded = _said(_HELP)[-2:]
+    note = f"{float(spent):.2f} seconds"
+    yield Finding(STAGE, "zspag --help", "modules of torch that are loaded", float(loaded), at_most=0, note=note)
     yield _notebooks(repository_root() / "notebooks", limit=1 if sizes.tiny else None)
 
 

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.stages.findings import Finding, spread
+from benchmarks.stages.findings import Finding, compared
 from benchmarks.stages.machine import Machine
 from benchmarks.stages.settings import Sizes, images, net
 from benchmarks.stages.timing import interleaved
@@ -42,15 +42,9 @@ def _of_net(arch: str, width: int, sizes: Sizes, device: torch.device) -> Findin
         {"plain": partial(run, project=None), "projected": partial(run, project=keep_out)}, repeats=2 * sizes.repeats
     )
     counted = _counted(model, moments, keep_out, batch=min(BATCH, len(x)))
-    return Finding(
-        STAGE,
-        f"{arch} of width {width}, batches of {min(BATCH, len(x))}",
-        "time over its counted cost",
-        timings["projected"].over(timings["plain"]) / counted,
-        at_most=1.3,
-        seconds=spread(timings),
-        note=f"counted: {counted:.3f} of a plain step; an epoch of steps, the copy of the net included",
-    )
+    case, what = f"{arch} of width {width}, batches of {min(BATCH, len(x))}", "time over its counted cost"
+    note = f"counted: {counted:.3f} of a plain step; an epoch of steps, the copy of the net included"
+    return compared(STAGE, case, what, timings, "projected", "plain", factor=1 / counted, at_most=1.3, note=note)
 
 
 def epoch(

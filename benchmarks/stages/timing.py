@@ -1,7 +1,6 @@
 """How long something takes: ways to do the same, run in turns, medians and spread; and what a process needs in all.
 
-Invariant: ways that are compared are warmed up first and then interleaved, so that a machine that slows down in between
-slows them all.
+Invariant: ways that are compared are interleaved, so that a machine that slows down in between slows them all.
 """
 
 import multiprocessing
@@ -34,10 +33,6 @@ class Timing:
     def spread(self) -> tuple[float, float, float]:
         """Median, fastest and slowest."""
         return self.median, min(self.seconds), max(self.seconds)
-
-    def over(self, other: "Timing") -> float:
-        """Return the median of the rounds' ratios to another way: what slows a round down slows both."""
-        return statistics.median(one / two for one, two in zip(self.seconds, other.seconds, strict=True))
 
 
 def timed(function: Callable[[], object]) -> float:

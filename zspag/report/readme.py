@@ -9,6 +9,7 @@ Invariant: no number is typed; a block without its files says that it was not me
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -274,20 +275,24 @@ def older(folder: Path) -> str:
 
 
 def bench(folder: Path) -> str:
-    """Return the recorded benchmarks: a table per device, and the machine it was measured on."""
+    """Return how many bars the recorded benchmarks met, device by device, and every one that was missed."""
     parts = []
     for path in sorted(folder.glob("bench/*.json")):
         found = files.read_json(path)
         if "found" not in found["data"]:
             continue  # curves, which are drawn
-        here = found["data"]["machine"]
-        rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in here["products"].items())
+        here, held = found["data"]["machine"], [row for row in found["data"]["found"] if row["wanted"]]
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(row["verdict"] for row in held).items())
         parts.append(
-            f"On {here['name']}, {here['threads']} threads, {found['provenance']['versions']['torch']} (torch),"
-            f" matrix products {rates} GFLOP/s, copies {here['copy'] / 1e9:.0f} GB/s, commit"
-            f" {found['provenance']['commit'][:7]}:\n\n{tables.benchmarks(found['data']['found'])}"
+            f"On {here['name']}, {here['threads']} threads, commit {found['provenance']['commit'][:7]}: of {len(held)}"
+            f" bars {counts}. Every number, its range and its rounds: [results/bench](results/bench/README.md).\n"
         )
-    return "\n".join(parts) or NOT_YET
+        parts += [
+            f"* Missed: {row['what']}, {row['wanted']} wanted, {row['value']:.3g} found ({row['case']}).\n"
+            for row in held
+            if row["verdict"] == "missed"
+        ]
+    return "".join(parts) or NOT_YET
 
 
 def external(folder: Path) -> str:

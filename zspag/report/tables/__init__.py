@@ -23,7 +23,6 @@ from zspag.report.tables.averages import (
     paired,
     ranked,
 )
-from zspag.report.tables.benchmarks import benchmarks, number
 from zspag.report.tables.cells import columns, markdown, nats
 from zspag.report.tables.curves import (
     curve,
@@ -39,7 +38,6 @@ __all__ = [
     "REFERENCES",
     "SAFE_FORGET",
     "SAFE_RETAIN",
-    "benchmarks",
     "by_rule",
     "columns",
     "cost_table",
@@ -53,7 +51,6 @@ __all__ = [
     "main_table",
     "markdown",
     "nats",
-    "number",
     "over_classes",
     "paired",
     "prediction_table",
