@@ -17,7 +17,7 @@ from benchmarks.stages.peers import curvlinops_product, scores_by_gradients, sco
 from benchmarks.stages.settings import Sizes, images, net, weight_names
 from benchmarks.stages.timing import interleaved
 from zspag.influence import Direction, gauss_newton_product, label_scores, weights_of
-from zspag.runtime import generator_for, logits_of
+from zspag.runtime import CHUNK, generator_for, logits_of
 
 STAGE = "influence"
 FEW = 16  # images of the way by gradients; its time is linear in them
@@ -26,7 +26,7 @@ FEW = 16  # images of the way by gradients; its time is linear in them
 def measure(sizes: Sizes, _machine: Machine, device: torch.device) -> Iterator[Finding]:
     """Yield the cost of every net."""
     for arch, width in sizes.nets:
-        model, x = net(arch, width, sizes, device=device), images(sizes.forget, sizes, device=device)
+        model, x = net(arch, width, sizes, device=device), images(min(CHUNK, sizes.forget), sizes, device=device)
         draw = generator_for("bench")
         weights = weights_of(model, weight_names(model))
         direction = {name: torch.randn(weight.shape, generator=draw).to(device) for name, weight in weights.items()}

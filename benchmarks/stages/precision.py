@@ -19,7 +19,7 @@ from benchmarks.stages.settings import Sizes
 from benchmarks.stages.timing import interleaved
 from zspag.config import SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.lab import experiment
-from zspag.lab.evaluation import Scores, captured
+from zspag.lab.evaluation import Scores, captured, score
 from zspag.lab.methods import METHODS, Problem
 from zspag.profiles import Profile
 from zspag.proxy_statistics import prepare
@@ -89,8 +89,9 @@ def _both(case: experiment.Case) -> tuple[Scores, Scores]:
     retained = ours.proxies.labels.unique().tolist()
     parts = (second_moments(model, ours.proxies.of_class(label), precision=EXACT) for label in retained)
     exact = replace(ours, moments=accumulate(parts, classes=len(retained)))
-    one, two = (
-        METHODS["zs_pag"].run(Problem(model, images, labels, classes, generator_for("bench"), statistics), ONE_RATE)
-        for statistics in (ours, exact)
-    )
-    return whole.scored(case, one.kept.model), whole.scored(case, two.kept.model)
+    references, scores = experiment.references_of(case), []
+    for statistics in (ours, exact):
+        problem = Problem(model, images, labels, classes, generator_for("bench"), statistics)
+        unlearned = METHODS["zs_pag"].run(problem, ONE_RATE).kept.model
+        scores.append(score(references.images.map_logits(unlearned), references))
+    return scores[0], scores[1]

@@ -7,6 +7,7 @@ the R rows are fewer than d, F F^T (R x R) is decomposed instead, and a QR of d 
 UNSC decomposes R x d once per class and layer, about 6 R d^2 operations, and then the union of the bases.
 """
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -61,7 +62,7 @@ def _against_machine(model: nn.Module, x: Tensor, case: str, machine: Machine, *
             limit = 2 * rows * d * d / machine.products["float32"]
             timings = interleaved({"moments": partial(_alone, layer, given)}, repeats=repeats)
             shares = tuple(limit / seconds for seconds in timings["moments"].seconds)
-            found.append((sorted(shares)[len(shares) // 2], shares, f"d = {d}, {rows} rows"))
+            found.append((statistics.median(shares), shares, f"d = {d}, {rows} rows"))
     if found:
         share, rounds, worst = min(found)
         what = "share of the machine's matrix-product rate, slowest layer"

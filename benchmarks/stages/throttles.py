@@ -48,13 +48,11 @@ def measure(sizes: Sizes, machine: Machine, _device: torch.device) -> Iterator[F
     large, single = replace(usual, batch=4 * usual.batch), replace(usual, threads=1, processes=cores)
     pairs = {
         f"freed memory is kept, batches of {usual.batch}": (usual, replace(usual, keep=False)),
-        f"freed memory is kept, batches of {large.batch}": (large, replace(large, keep=False)),
         f"batches of {large.batch} instead of {usual.batch}, freed memory kept": (large, usual),
         "channels-last images": (usual, replace(usual, last=False)),
         "batch norms are folded into convolutions": (replace(usual, fold=True), usual),
         "denormals are flushed to zero": (replace(usual, flush=True), usual),
         f"{cores} processes of one thread instead of one of {cores}": (single, usual),
-        f"{cores} processes of {cores} threads instead of one thread each": (replace(usual, processes=cores), single),
     }
     if not sizes.tiny:
         pairs["torch.compile, its compilation not counted"] = (replace(usual, compiled=True), usual)

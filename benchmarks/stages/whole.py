@@ -5,7 +5,8 @@ every class that is forgotten: a class is a round. DELETE and boundary shrink ar
 would run them: the smallest rate of their ladder that forgets is taken. On a GPU the paper's ResNet-18 is raced too.
 """
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -69,11 +70,12 @@ def _raced(profile: Profile, device: torch.device, *, wanted: float) -> Iterator
     left: dict[str, list[Scores]] = {name: [] for name in ways}
     for label in profile.classes:
         one, model = experiment.Case(profile, 0, label), trained_of(profile)
+        references = experiment.references_of(one)
         seconds["retraining"].append(_retraining(profile, label, device))
         for name, way in ways.items():
-            kept: list[nn.Module] = []
-            seconds[name].append(timed(lambda way=way, kept=kept, one=one, model=model: kept.append(way(one, model))))
-            left[name].append(scored(one, kept[0]))
+            spent, unlearned = _timed(partial(way, one, model))
+            seconds[name].append(spent)
+            left[name].append(score(references.images.map_logits(unlearned), references))
     timings = {name: Timing(tuple(each)) for name, each in seconds.items()}
     note = f"an epoch on every {PART}th image, times {PART} x {profile.train.epochs} epochs"
     yield compared(STAGE, case, RATIO, timings, "retraining", OURS, at_least=wanted, note=note)
@@ -85,10 +87,16 @@ def _raced(profile: Profile, device: torch.device, *, wanted: float) -> Iterator
         note = ", ".join(f"{share:.3g}" for share in unseen)
         yield Finding(STAGE, case, what, max(unseen), at_most=1 if name == OURS else None, note=note)
     for peer in PEERS:
-        rounds = tuple(one.nll_retain / two.nll_retain for one, two in zip(left[OURS], left[peer], strict=True))
-        what, middle = f"retained loss over that of {peer}", sorted(rounds)[len(rounds) // 2]
-        note = "; ".join(f"{name}: {', '.join(f'{one.nll_retain:.3f}' for one in left[name])}" for name in (OURS, peer))
-        yield Finding(STAGE, case, what, middle, at_most=1, rounds=rounds, note=note)
+        losses = [(one.nll_retain, two.nll_retain) for one, two in zip(left[OURS], left[peer], strict=True)]
+        rounds, what = tuple(one / two for one, two in losses), f"retained loss over that of {peer}"
+        note = "in nats: " + "; ".join(f"{one:.3f} and {two:.3f}" for one, two in losses)
+        yield Finding(STAGE, case, what, statistics.median(rounds), at_most=1, rounds=rounds, note=note)
+
+
+def _timed(way: Callable[[], nn.Module]) -> tuple[float, nn.Module]:
+    kept: list[nn.Module] = []
+    seconds = timed(lambda: kept.append(way()))
+    return seconds, kept[0]
 
 
 def _retraining(profile: Profile, label: int, device: torch.device) -> float:
@@ -113,12 +121,6 @@ def _peer(case: experiment.Case, model: nn.Module, *, name: str) -> nn.Module:
     statistics: Any = None  # these methods take neither proxies nor moments
     ladder, _ = experiment.run_method(case, name, model=model, statistics=statistics, whole=False)
     return ladder.kept.model
-
-
-def scored(case: experiment.Case, model: nn.Module) -> Scores:
-    """Return the scores of an unlearned model."""
-    references = experiment.references_of(case)
-    return score(references.images.map_logits(model), references)
 
 
 def trained_of(profile: Profile) -> nn.Module:
