@@ -57,7 +57,7 @@ def measure(sizes: Sizes, machine: Machine, _device: torch.device) -> Iterator[F
     if not sizes.tiny:
         pairs["torch.compile, its compilation not counted"] = (replace(usual, compiled=True), usual)
     settings = dict.fromkeys(setting for pair in pairs.values() for setting in pair)
-    rounds = [{setting: _rate(setting, sizes) for setting in settings} for _ in range(min(2, sizes.repeats))]
+    rounds = [{setting: _rate(setting, sizes) for setting in settings} for _ in range(1 if sizes.tiny else 2)]
     for what, (with_it, without) in pairs.items():
         gains = tuple(rates[with_it] / rates[without] for rates in rounds)
         note = "images per second: " + "; ".join(f"{one[with_it]:.0f} against {one[without]:.0f}" for one in rounds)
