@@ -221,8 +221,9 @@ def _fit_(
                     continue
                 if project is not None and inside is not None and name not in inside.done:
                     gradient = project(name, gradient)
-                velocity[name].mul_(update.momentum).add_(gradient)
-                move = update.lr * velocity[name]
+                if update.momentum:
+                    gradient = velocity[name].mul_(update.momentum).add_(gradient)
+                move = update.lr * gradient
                 parameter.sub_(move if sound is None else torch.where(sound, move, 0))
     read: list[float] = torch.stack(costs).tolist()
     return read[: next((index for index, cost in enumerate(read, 1) if not math.isfinite(cost)), len(read))]
