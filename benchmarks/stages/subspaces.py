@@ -23,22 +23,20 @@ from benchmarks.stages.timing import interleaved
 from zspag.activations import watching
 from zspag.config import SubspaceConfig
 from zspag.runtime import generator_for
-from zspag.subspaces import MomentAccumulator, Moments, accumulate, by_energy, combine, projector, second_moments
+from zspag.subspaces import MomentAccumulator, Moments, accumulate, by_energy, projector, second_moments
 
 STAGE = "subspaces"
 WIDE_ROWS = 256  # layers from this width on are held to the machine's rate
 
 
 def measure(sizes: Sizes, machine: Machine, device: torch.device) -> Iterator[Finding]:
-    """Yield what every net takes beside UNSC and beside the machine, then what many classes and few rows cost."""
+    """Yield what every net takes beside UNSC and beside the machine, then what few rows save."""
     for arch, width in (*sizes.nets, sizes.wide):
         model, x = net(arch, width, sizes, device=device), images(sizes.per_class, sizes, device=device)
         case = f"{arch} of width {width}, {len(x)} images of a class"
         if (arch, width) != sizes.wide:
             yield _against_unsc(model, x, case, classes=sizes.classes - 1, repeats=max(2, sizes.repeats // 2))
         yield from _against_machine(model, x, case, machine, repeats=sizes.repeats)
-    model, x = net(*sizes.nets[0], sizes, device=device), images(sizes.per_class, sizes, device=device)
-    yield _of_many_classes(second_moments(model, x), f"{sizes.nets[0][0]} of width {sizes.nets[0][1]}", sizes)
     yield _of_few_rows(sizes, device)
 
 
@@ -75,17 +73,6 @@ def _alone(layer: nn.Module, given: Tensor) -> None:
     """Take the moments of one layer: its forward pass comes along."""
     with watching(layer, MomentAccumulator().add):
         layer(given)
-
-
-def _of_many_classes(one: Moments, case: str, sizes: Sizes) -> Finding:
-    few, many = sizes.classes, 10 * sizes.classes
-
-    def pooled(count: int) -> None:
-        combine(accumulate(iter([one] * count), classes=count), config=SubspaceConfig())
-
-    timings = interleaved({f"K = {count}": partial(pooled, count) for count in (few, many)}, repeats=sizes.repeats)
-    what = f"bases of {many} classes, time over that of {few}"
-    return compared(STAGE, case, what, timings, f"K = {many}", f"K = {few}", at_most=3)
 
 
 def _of_few_rows(sizes: Sizes, device: torch.device) -> Finding:
