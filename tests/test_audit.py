@@ -9,7 +9,7 @@ from laboratory import TINY, rooted
 
 from zspag.lab import audit, relearning
 from zspag.lab.audit import bench as benches
-from zspag.lab.audit import measures, record, running
+from zspag.lab.audit import measures, running
 from zspag.lab.audit.measures import MEASURES
 from zspag.lab.evaluation import Masked, accuracy
 from zspag.lab.experiment import Case, RunsFailed, references_of
@@ -145,7 +145,7 @@ def test_a_published_audit_is_read_back_as_it_was_found(finished, monkeypatch):
     root, rows = finished
     monkeypatch.setenv("ZSPAG_ROOT", str(root))
     monkeypatch.setattr(relearning, "RATES", RATES)
-    monkeypatch.setattr(record, "audit", lambda _profile, seeds: rows)
+    monkeypatch.setattr(audit, "audit", lambda _profile, seeds: rows)
     lines = list(audit.publish(PROFILE, record=True))
     assert lines[0].startswith("Membership, AUC of the attack on all four scores: ZS-PAG")
     ((title, (content, found)),) = report.recorded(root / "results").items()

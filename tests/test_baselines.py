@@ -120,8 +120,9 @@ def test_only_the_oracles_say_that_they_read_retain_data():
 def test_an_oracle_needs_retain_data_and_a_forget_only_problem_holds_none(name):
     with pytest.raises(ValueError, match="only an oracle is handed any"):
         METHODS[name].run(problem(), small().config)
-    assert problem(oracle=True).retain_images is small().retain_images
-    assert problem(oracle=True).retain_labels is small().retain_labels
+    images, labels = problem(oracle=True).oracle_data
+    assert images is small().retain_images
+    assert labels is small().retain_labels
 
 
 def test_seed_of_a_problem_is_one_draw_however_often_it_is_asked_for():

@@ -41,7 +41,7 @@ GENERATED = ("figures", "results", "README.md")  # a run rewrites these itself: 
 def record(
     *, config: dict[str, Any], seed: int | None, data_sha256: str | None, device: str, threads: int, started: float
 ) -> dict[str, Any]:
-    """Return the provenance of what has just been computed.
+    """Return the provenance of what has just been computed as JSON values; see ``describe`` for their meaning.
 
     Args:
         config: The resolved configuration, as plain JSON values.
@@ -50,9 +50,6 @@ def record(
         device: Kind of device, such as "cpu".
         threads: Intra-op threads; other counts give other bits.
         started: ``time.time()`` at the start of the computation.
-
-    Returns:
-        A dictionary of JSON values; ``commit`` and ``dirty`` are None outside a git checkout.
     """
     changes = git("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in GENERATED))
     return {
@@ -88,11 +85,6 @@ def _canonical(value: Any) -> str:
 def differences(one: Any, other: Any, *, names: tuple[str, str]) -> list[str]:
     """Name the values in which two nested dictionaries differ; tuples and lists are one value and equal each other.
 
-    Args:
-        one: The first, of what JSON holds.
-        other: The second.
-        names: What the two are called.
-
     Example:
         >>> differences({"train": {"lr": 0.1}}, {"train": {"lr": 0.3, "pad": 4}}, names=("wanted", "stored"))
         ['train.lr: 0.1 wanted, 0.3 stored', 'train.pad: absent wanted, 4 stored']
@@ -118,8 +110,7 @@ def _leaves(value: Any, name: str = "") -> dict[str, str]:
 def code_hash(module_names: Iterable[str]) -> str:
     """Return one SHA-256 (hex) over the syntax trees of modules; comments, layout and docstrings do not count.
 
-    Args:
-        module_names: Full names such as "zspag.proxies", in any order; a package counts with its ``__init__`` alone.
+    A package such as "zspag.report" counts with its ``__init__`` alone.
 
     Raises:
         ValueError: If a name has no source file.
@@ -128,27 +119,16 @@ def code_hash(module_names: Iterable[str]) -> str:
 
 
 def closure_hash(module_names: Iterable[str], *, without: Iterable[str] = ()) -> str:
-    """Return the ``code_hash`` of modules and of all that they import: what keys of caches hold.
-
-    Args:
-        module_names: As for ``code_hash``.
-        without: As for ``import_closure``.
-
-    Raises:
-        ValueError: If a name has no source file.
-    """
+    """Return the ``code_hash`` of an ``import_closure``: what keys of caches hold."""
     return code_hash(import_closure(module_names, without=without))
 
 
 def import_closure(module_names: Iterable[str], *, without: Iterable[str] = ()) -> list[str]:
     """Return modules and all modules of their own packages that they import, directly or not, sorted.
 
-    The imports are read in the source, also those inside functions and under ``TYPE_CHECKING``. No module is run.
-
-    Args:
-        module_names: Full names such as "zspag.proxies".
-        without: Modules to leave out, with what only they import. ``SHOWING`` is always left out, and so is the package
-            itself, whose ``__init__`` names everything.
+    The imports are read in the source, also those inside functions and under ``TYPE_CHECKING``. No module is run. The
+    modules of ``without`` and ``SHOWING`` are left out, with what only they import, and so is the package itself, whose
+    ``__init__`` names everything.
 
     Raises:
         ValueError: If a name has no source file.
@@ -253,12 +233,6 @@ def png_metadata(record: dict[str, Any]) -> dict[str, str]:
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """Read the provenance out of a result (.json), a figure (.png), a notebook (.ipynb) or a checkpoint (.safetensors).
-
-    Args:
-        path: The file.
-
-    Returns:
-        The record.
 
     Raises:
         ValueError: If the kind of file is unknown, the file is damaged, or it carries no record.

@@ -3,6 +3,7 @@
 Invariant: a measure changes no network, and every network of a bench is given the same images, draws and orders.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -15,14 +16,7 @@ from zspag.lab import relearning
 from zspag.lab.audit.bench import GRID, Bench, other_seed
 from zspag.lab.audit.features import linear_cka, stage_features
 from zspag.lab.audit.membership_inference import membership_inference
-from zspag.lab.audit.output_divergence import (
-    RADII,
-    recognized_nearby,
-    recognized_under_attack,
-    residual,
-    streisand,
-    zrf,
-)
+from zspag.lab.audit.output_divergence import recognized_nearby, recognized_under_attack, residual, streisand, zrf
 from zspag.lab.audit.probes import linear_probe, logit_restored, prototype_probe
 from zspag.lab.evaluation import accuracy, agreement, macro_accuracy, mean_js
 from zspag.lab.experiment import trained, untrained
@@ -31,6 +25,7 @@ from zspag.runtime import generator_for, logits_of
 Rows = Iterator[dict[str, Any]]
 FOLDS = 5  # of membership inference
 PENALTY = 0.01  # of the linear probe
+RADII = (4 / 255, 8 / 255, 16 / 255, 32 / 255, 64 / 255)  # of moves, in pixels
 DRAWS = 8  # random moves of an image
 TRIAL_STEPS = 10  # of training, where numbers mean nothing
 
@@ -41,15 +36,10 @@ def membership_rows(bench: Bench, name: str) -> Rows:
     Yields:
         A row per score: attack (the name of the score), and the fields of ``membership_inference.Inference``.
     """
-    logits = bench.logits_of(name)
+    logits, generator = bench.logits_of(name), generator_for(bench.case.seed, "membership")
     members, others = logits.forget_train, logits.forget_test
-    found = membership_inference(
-        members,
-        others,
-        label=bench.case.forget,
-        folds=min(FOLDS, len(members) // 2, len(others) // 2),  # fewer where a trial leaves a handful of images
-        generator=generator_for(bench.case.seed, "membership"),
-    )
+    folds = min(FOLDS, len(members) // 2, len(others) // 2)  # fewer where a trial leaves a handful of images
+    found = membership_inference(members, others, label=bench.case.forget, folds=folds, generator=generator)
     for score, figures in found.items():
         yield {"attack": score} | asdict(figures)
 
@@ -133,21 +123,18 @@ def relearning_rows(bench: Bench, name: str) -> Rows:
         A row per kind of images, rate and checkpoint: shown ("the class" or "other classes"), lr, step, samples,
         acc_forget and acc_retain. Where the class is shown, a curve ends some time after all that is asked for is back.
     """
-    images, labels = bench.references.images.forget_train, bench.references.labels.forget_train
-    known = bench.once(
-        ("original", "known"),
-        lambda: relearning.share_recognized(bench.networks["original"], *bench.judged["acc_forget"]),
-    )
+    own = bench.references.images.forget_train, bench.references.labels.forget_train
+    recognized = partial(relearning.share_recognized, bench.networks["original"], *bench.judged["acc_forget"])
+    known = bench.once(("original", "known"), recognized)
     shown = {
-        "the class": (images, labels, relearning.RATES, max(relearning.SHARES) * known),
-        "other classes": (*bench.retained, relearning.RATES_OF_OTHERS, math.inf),
+        "the class": (own, relearning.RATES, max(relearning.SHARES) * known),
+        "other classes": (bench.retained, relearning.RATES_OF_OTHERS, math.inf),
     }
-    for what, (pictures, classes, rates, enough) in shown.items():
+    for what, (samples, rates, enough) in shown.items():
         for lr, most_steps in rates.items():
             curve = relearning.relearning_curve(
                 bench.networks[name],
-                pictures,
-                classes,
+                *samples,
                 judged=bench.judged,
                 lr=lr,
                 steps=relearning.checkpoints(TRIAL_STEPS if bench.case.profile.trial else most_steps),
@@ -180,16 +167,13 @@ def residual_rows(bench: Bench, name: str) -> Rows:
     }
 
     def recognized(network: str, moved: str, radius: float) -> Tensor:
-        generator = generator_for(bench.case.seed, "moved")
-        return bench.once(
-            (moved, radius, network),
-            lambda: looks[moved](bench.networks[network], *bench.moved, radius=radius, generator=generator),
-        )
+        generator, model = generator_for(bench.case.seed, "moved"), bench.networks[network]
+        look = partial(looks[moved], model, *bench.moved, radius=radius, generator=generator)
+        return bench.once((moved, radius, network), look)
 
-    for radius in RADII:
-        for moved in looks:
-            known, target = (recognized(network, moved, radius) for network in (name, "retrained"))
-            yield {"moved": moved, "radius": radius} | asdict(residual(known, target))
+    for radius, moved in itertools.product(RADII, looks):
+        known, target = (recognized(network, moved, radius) for network in (name, "retrained"))
+        yield {"moved": moved, "radius": radius} | asdict(residual(known, target))
 
 
 MEASURES: Mapping[str, Callable[[Bench, str], Rows]] = {
