@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -181,9 +182,8 @@ def test_student_and_maker_see_only_what_passes_the_gate():
     assert len(teacher.seen[0]) == 3
     assert torch.equal(student.seen[0], images[1:])
     taught = images[1:].flatten(1)
-    assert disagreement(teacher, other, images, forget=(0,)).item() == pytest.approx(
-        -divergence(taught, 3 * taught).item()
-    )
+    apart = disagreement(teacher, other, images, forget=(0,)).item()
+    assert apart == pytest.approx(-divergence(taught, 3 * taught).item())
     assert torch.equal(other.seen[0], images[1:])
     assert transfer_loss(teacher, student, images[:1], forget=(0,)) is None
     assert disagreement(teacher, student, images[:1], forget=(0,)) is None
@@ -226,12 +226,13 @@ def test_loss_is_divergence_plus_weighted_attention():
 
 def test_ten_steps_of_the_student_follow_each_of_the_maker(monkeypatch):
     turns = []
-    for name, real in {"disagreement": disagreement, "transfer_loss": transfer_loss}.items():
-        monkeypatch.setattr(
-            synthetic,
-            name,
-            lambda *args, name=name, real=real, **options: turns.append(name) or real(*args, **options),
-        )
+
+    def noted(name, real, *args, **options):
+        turns.append(name)
+        return real(*args, **options)
+
+    for real in (disagreement, transfer_loss):
+        monkeypatch.setattr(synthetic, real.__name__, partial(noted, real.__name__, real))
     assert len(transfer(epochs=2).history) == 2  # nothing is recognized from the start, and yet it goes on
     assert turns == (["disagreement"] + ["transfer_loss"] * STUDENT_STEPS) * ROUNDS * 2
     assert STUDENT_STEPS == 10
@@ -292,15 +293,10 @@ def test_gate_is_what_keeps_a_class_from_the_student(monkeypatch):
     case, ends = small(), {}
     own = case.retain_labels == 0
     monkeypatch.setattr(synthetic, "ROUNDS", 5)  # learns enough within three epochs
+    forget = {"forget_images": case.retain_images[own], "forget_labels": case.retain_labels[own]}
     for threshold in (GATE, 1.1):
         monkeypatch.setattr(synthetic, "GATE", threshold)
-        (run,) = go(
-            "gkt",
-            ladder=(0.003,),
-            update={"epochs": 3},
-            forget_images=case.retain_images[own],
-            forget_labels=case.retain_labels[own],
-        ).runs
+        (run,) = go("gkt", ladder=(0.003,), update={"epochs": 3}, **forget).runs
         ends[threshold] = run.history[-1].forget_accuracy
     assert ends[GATE] < 0.05
     assert ends[1.1] > 0.8
