@@ -301,20 +301,6 @@ def dampened(values, forget, retain, retain_labels, *, ladder):
     return [run.model.weights.tolist() for run in run_on("selective_dampening", *data, ladder=ladder)]
 
 
-def test_selective_dampening_by_hand_on_two_weights():
-    """At w = (log 3, log 3) a unit input gives its class p = 3/4, and its own weight the squared gradient 1/16.
-
-    The forget sample and one of four retain samples use the first weight, the others the second. Forget importance is
-    (1/16, 0), retain importance (1/64, 3/64), so that full-data importance of the first weight is
-    1/5 * 1/16 + 4/5 * 1/64 = 1/40. Its forget importance is 4 times the retain and 2.5 times the full-data one.
-    """
-    start = math.log(3)
-    retain = [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]
-    below, above = dampened((start, start), [[1.0, 0.0]], retain, [0, 1, 1, 1], ladder=(1 / 5, 1 / 3))
-    assert below == [start, start]  # 4 does not exceed 1 / rate = 5
-    assert above == pytest.approx([0.4 * start, start])  # it exceeds 3: times 1/40 over 1/16
-
-
 @pytest.mark.parametrize("alpha", [0.01, 0.5, 2.0, 3.9])
 def test_selective_dampening_is_the_papers_formula_at_the_alpha_of_the_rate(alpha):
     values, forget, retain, labels = (0.1, -0.2), [[4.0, 1.0]], [[2.0, 3.0], [0.0, 3.0], [2.0, 3.0]], [0, 1, 0]

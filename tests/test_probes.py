@@ -31,12 +31,12 @@ def cloud(counts, *, apart, d=6):
     return (means[positions] + randn(len(labels), d)) * torch.tensor([1.0, 2, 5, 0.1, 3, 1]) + 4, labels
 
 
-def linear(train, train_labels, test, test_labels, *, forget=(5,)):
-    return linear_probe(train, train_labels, test, test_labels, forget=forget, penalty=PENALTY)
+def linear(*rows, forget=(5,), penalty=PENALTY):
+    return linear_probe(*rows, forget=forget, penalty=penalty)
 
 
-def prototype(train, train_labels, test, test_labels, *, forget=(5,)):
-    return prototype_probe(train, train_labels, test, test_labels, forget=forget)
+def prototype(*rows, forget=(5,)):
+    return prototype_probe(*rows, forget=forget)
 
 
 PROBES = pytest.mark.parametrize("probe", [linear, prototype])
@@ -81,7 +81,7 @@ def test_linear_probe_is_ridge_regression_on_standardized_features():
     assert result.forget == pytest.approx((shares[9] + shares[5]) / 2)
     assert result.retain == pytest.approx((shares[2] + shares[6]) / 2)
     assert 0.2 < result.forget < 0.95
-    assert result != linear_probe(train, train_labels, test, test_labels, forget=(9, 5), penalty=100.0)
+    assert result != linear(train, train_labels, test, test_labels, forget=(9, 5), penalty=100.0)
 
 
 def test_prototype_probe_is_the_nearest_mean_found_one_by_one():
@@ -128,7 +128,7 @@ def test_what_cannot_be_probed_is_said(probe, broken, message):
 def test_a_penalty_that_penalizes_nothing_is_refused(penalty):
     train, labels = cloud((5, 4, 3, 6), apart=1)
     with pytest.raises(ValueError, match=f"got {penalty}"):
-        linear_probe(train, labels, train, labels, forget=(5,), penalty=penalty)
+        linear(train, labels, train, labels, penalty=penalty)
 
 
 # ---- The logit-restored test

@@ -204,10 +204,7 @@ def installed(package: str) -> str | None:
 
 
 def git(*arguments: str) -> str | None:
-    """Return what git says in the repository; None where it fails, or where this is no checkout of its own.
-
-    An installed package may lie inside the checkout of another project, whose commit says nothing about it.
-    """
+    """Return what git says in the repository; None where it fails, or in the checkout of another project."""
     root = own_root()
     if root is None:
         return None
@@ -252,11 +249,9 @@ def read_record(path: str | Path) -> dict[str, Any]:
                 raise ValueError(f"{path} carries no provenance: only .ipynb, .json, .png and .safetensors files do")
     except (KeyError, TypeError):
         found = None
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{path} carries no provenance: it was not written by zspag, or another program saved it since"
-        )
-    return found
+    if isinstance(found, dict):
+        return found
+    raise ValueError(f"{path} carries no provenance: it was not written by zspag, or another program saved it since")
 
 
 def _png_texts(path: Path) -> dict[Any, Any]:
@@ -275,7 +270,7 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a .safetensors file, without reading its tensors.
 
     Raises:
-        ValueError: If the file is damaged; the message names it.
+        ValueError: If the file is damaged.
     """
     from safetensors import SafetensorError, safe_open
 

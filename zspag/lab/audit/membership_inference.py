@@ -1,8 +1,7 @@
 """Membership inference: can one tell from a model's answers which samples of a class it was trained on?
 
-Members are forget training samples, non-members forget test samples of the same class, in equal numbers. A network
-retrained without the class has seen neither, so its figures are the measure. An AUC below one half gives members away
-as well: the model answers just the samples it was shown in a way of its own.
+Members are forget training samples, non-members as many forget test samples of the class. A network retrained without
+the class has seen neither, so its figures are the measure. An AUC below one half gives members away as well.
 
 Invariant: a sample's score depends on its own logits and label alone, and thresholds and weights are fitted on other
 samples than those they judge. Only the order of scores counts, and equal scores are never told apart.
@@ -15,9 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Scores that agree to so many decimals are tied: the masked original gives every forget sample the same probability,
-# and what its scores differ by is rounding.
-DECIMALS = 9
+DECIMALS = 9  # to which scores are compared: those of the masked original differ by rounding alone
 ENOUGH_FOR_ONE_PERCENT = 1000  # non-members: ten of them are then false positives
 
 
@@ -115,8 +112,7 @@ def membership_inference(
 
     Args:
         member_logits: Logits of the members, shape (n, K), finite.
-        other_logits: Logits of the non-members, shape (m, K), finite. Of the larger side as many are drawn as the
-            smaller one has.
+        other_logits: Logits of the non-members, shape (m, K), finite. Of the larger side min(n, m) are drawn.
         label: The class.
         folds: Parts that are held out in turn, for thresholds and for the logistic regression.
         generator: CPU generator of the draws and the folds.

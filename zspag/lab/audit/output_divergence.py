@@ -1,9 +1,8 @@
 """What outputs on forget images betray: whether one can tell that something was forgotten, and what is known nearby.
 
-The Streisand effect: a model that answers forget images as no retrained model would, with too much or too little
-certainty or with labels of its own, tells everybody what was removed (Golatkar et al., CVPR 2020). Residual knowledge:
-forget images that, moved a little, are recognized where a retrained model recognizes nothing (Hsu et al., "The Unseen
-Threat: Residual Knowledge in Machine Unlearning under Perturbed Samples", NeurIPS 2025).
+The Streisand effect: a model that answers forget images as no retrained model would tells everybody what was removed
+(Golatkar et al., CVPR 2020). Residual knowledge: forget images that, moved a little, are recognized where a retrained
+model recognizes nothing (Hsu et al., "The Unseen Threat", NeurIPS 2025).
 
 Invariant: a model compared with itself shows nothing. What two retrained models of different seeds show is the floor.
 """

@@ -1,9 +1,8 @@
 """Removal or suppression: is what a model knew of a class still there, whatever the model answers?
 
-A classifier, linear or by class means, is fitted to features of all classes: if it tells the forgotten class, the class
-is still represented. A retrained network is the measure, for what it learned of other classes tells much of a class it
-never saw; only what goes beyond that is a remainder. And does the class come back as soon as the last layer's change is
-undone (the logit-restored test)?
+A classifier is fitted to features of all classes: if it tells the forgotten class, the class is still represented. A
+retrained network is the measure, for its features tell much of a class that it never saw. And does the class come back
+as soon as the last layer's change is undone (the logit-restored test)?
 
 Invariant: a probe is judged on images that it was not fitted to, and changes no model.
 """

@@ -114,13 +114,8 @@ def l2ul_imp(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
 def _l2ul(problem: Problem, config: UnlearnConfig, *, penalty: float) -> RateSearch:
     model, images, labels = problem.model, problem.forget_images, problem.forget_labels
-    copies, targets = targeted_copies(
-        model,
-        images,
-        num_classes=problem.num_classes,
-        forget=problem.forget_classes,
-        generator=generator_for(problem.seed, "copies"),
-    )
+    classes, forget, generator = problem.num_classes, problem.forget_classes, generator_for(problem.seed, "copies")
+    copies, targets = targeted_copies(model, images, num_classes=classes, forget=forget, generator=generator)
     original = weights_of(model, (name for name, _ in model.named_parameters()))
     importance = sensitivity(model, images) if penalty else {}
 
@@ -184,11 +179,8 @@ def sensitivity(model: nn.Module, images: Tensor) -> Direction:
 
 def departure(current: nn.Module, original: Direction, importance: Direction) -> Tensor:
     """Return the sum of (1 - importance) (theta - theta_0)^2 over all parameters."""
-    parts = [
-        ((1 - importance[name]) * (weight - original[name]).square()).sum()
-        for name, weight in current.named_parameters()
-    ]
-    return torch.stack(parts).sum()
+    changes = ((name, weight - original[name]) for name, weight in current.named_parameters())
+    return torch.stack([((1 - importance[name]) * change.square()).sum() for name, change in changes]).sum()
 
 
 def amun(problem: Problem, config: UnlearnConfig) -> RateSearch:

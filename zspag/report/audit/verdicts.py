@@ -56,9 +56,7 @@ def compared(rows: pd.DataFrame, column: str, *, method: str) -> Comparison:
         raise ValueError(f"{column} of {method} cannot be compared: the retrained network lacks some class and seed")
     gaps = (wide[method] - wide["retrained"]).rename("value").reset_index().assign(method="difference")
     distances = gaps.assign(method="distance", value=gaps["value"].abs())
-    numbers = over_classes(pd.concat([gaps, distances]), "value")
-    means = wide.groupby("forget").mean().mean()
-    floor, excess, excess_half = None, None, 0.0
+    floor, rows_of = None, [gaps, distances]
     if (wide.groupby("forget").size() > 1).all():
 
         def apart(values: pd.Series) -> float:
@@ -67,8 +65,9 @@ def compared(rows: pd.DataFrame, column: str, *, method: str) -> Comparison:
         pairs = wide["retrained"].groupby("forget").agg(apart)
         floor = float(pairs.mean())
         beyond = distances.groupby("forget")["value"].mean() - pairs
-        over = over_classes(beyond.rename("value").reset_index().assign(method="excess"), "value")["excess"]
-        excess, excess_half = over["mean"], over["half"]
+        rows_of.append(beyond.rename("value").reset_index().assign(method="excess"))
+    numbers, means = over_classes(pd.concat(rows_of), "value"), wide.groupby("forget").mean().mean()
+    excess: dict[str, Any] = numbers.get("excess", {"mean": None, "half": 0.0})
     return Comparison(
         mean=float(means[method]),
         retrained=float(means["retrained"]),
@@ -76,8 +75,8 @@ def compared(rows: pd.DataFrame, column: str, *, method: str) -> Comparison:
         half=numbers["difference"]["half"],
         distance=numbers["distance"]["mean"],
         floor=floor,
-        excess=excess,
-        excess_half=excess_half,
+        excess=excess["mean"],
+        excess_half=excess["half"],
     )
 
 

@@ -67,10 +67,8 @@ def own_kernel(name: str) -> Generator[None, None, None]:
             },
         }
         files.write_json(Path(folder) / "kernels" / KERNEL / "kernel.json", kernel)
-        places = {
-            "JUPYTER_PATH": _joined(folder, os.environ.get("JUPYTER_PATH")),
-            "JUPYTER_RUNTIME_DIR": str(Path(folder) / "run"),
-        }
+        path, runtime = _joined(folder, os.environ.get("JUPYTER_PATH")), str(Path(folder) / "run")
+        places = {"JUPYTER_PATH": path, "JUPYTER_RUNTIME_DIR": runtime}
         before = {variable: os.environ.get(variable) for variable in places}
         os.environ.update(places)
         try:
@@ -170,12 +168,11 @@ def _trouble_in_cells(notebook: "NotebookNode", error: Exception | None, cell_ti
         # After a dead kernel papermill calls every cell completed; a start time is written only as a cell starts.
         begun = [place for place, cell in code.items() if cell.metadata.get("papermill", {}).get("start_time")]
         place = begun[-1] if begun else "before its first cell:"
+        reason = f"{type(error).__name__}: {error}"
         if isinstance(error, TimeoutError):
             reason = f"the cell was still running after {cell_timeout} s; allow more with --cell-timeout (0: any time)"
         elif type(error).__name__ == "DeadKernelError":
             reason = "the kernel died: it was killed (often for want of memory) or crashed in native code"
-        else:
-            return _lines(place, f"{type(error).__name__}: {error}")
         return _lines(place, reason)
     never = [place for place, cell in code.items() if cell.execution_count is None]
     return _lines(never[0], "the cell never ran, though papermill reports no error") if never else None
