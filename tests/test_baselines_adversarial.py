@@ -78,7 +78,6 @@ def test_an_attack_sees_frozen_norms_leaves_the_model_alone_and_stays_in_range(a
 
 
 def test_one_step_attack_is_a_signed_step_against_the_label_within_the_unit_box():
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     images, labels = torch.rand(5, 1, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
     x = images.clone().requires_grad_(True)

@@ -109,7 +109,7 @@ def nearby(model, *, radius=0.2, seed=0):
     return recognized_nearby(model, small().images, small().labels, **options)
 
 
-def test_what_the_original_still_knows_is_residual_against_a_masked_one_but_not_the_other_way_round_or_against_itself():
+def test_what_the_original_still_knows_is_residual_against_a_masked_one_and_not_against_itself():
     original, hidden = nearby(small().model), nearby(masked())
     found, reverse, own = residual(original, hidden), residual(hidden, original), residual(original, original)
     assert (own.difference, own.exposed, own.exposed_retrained) == (0, 0, 0)

@@ -161,14 +161,13 @@ def _read(name: str) -> tuple[str, set[str]]:
 
 @cache
 def _parsed(path: Path, _changed: int, _size: int) -> tuple[str, set[str]]:
-    source = path.read_text(encoding="utf-8")
-    imported = set()
-    for node in ast.walk(ast.parse(source)):
+    tree, imported = ast.parse(path.read_text(encoding="utf-8")), set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None:  # of `from a import b`, both a and a.b
             imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return normalized(source), imported
+    return normalized(tree), imported
 
 
 def _file_of(name: str) -> Path | None:
@@ -184,9 +183,8 @@ def _file_of(name: str) -> Path | None:
     return next((path for path in places if path.suffix == ".py" and path.is_file()), None)
 
 
-def normalized(source: str) -> str:
-    """Return Python source as its syntax tree says it: without comments, layout and docstrings."""
-    tree = ast.parse(source)
+def normalized(tree: ast.Module) -> str:
+    """Take the docstrings out of a syntax tree and return it as source, which has no comments and one layout."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue

@@ -7,6 +7,7 @@ that has changed: whether a change moves a number, only ``zspag reproduce`` can 
 Invariant: "yes" is said only where everything was compared and nothing differs. torch is not needed.
 """
 
+import ast
 import json
 import os
 import platform
@@ -136,7 +137,7 @@ def _changed(names: list[str], commit: str) -> list[str]:
 def _essence(name: str, text: str) -> str:
     """Return what a file of code does: neither comments and docstrings nor the text and outputs of a notebook."""
     if name.endswith(".py"):
-        return provenance.normalized(text)
+        return provenance.normalized(ast.parse(text))
     return json.dumps(["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"])
 
 
