@@ -192,10 +192,7 @@ def test_scrub_goes_through_the_forget_set_first_and_later_only_repairs(monkeypa
     assert sorted(read.tolist()) == list(range(len(case.images)))
     kept = places(torch.cat(model.seen[STEPS // 2 : STEPS]), case.retain_images)
     assert len(kept.unique()) == len(kept) >= len(case.retain_images) - STEPS
-
-
-def test_scrub_takes_turns_by_epochs_where_an_epoch_is_one_step(monkeypatch):
-    model = fixed()
+    # Where an epoch is one step, epochs take turns.
     loss, _ = losses(monkeypatch, "scrub", update={"min_steps": 1, "epochs": 6})
     kinds = ["max" if loss(model, torch.arange(60)) < 0 else "min" for _ in range(6)]
     assert kinds == ["max", "min", "max", "min", "min", "min"]

@@ -22,7 +22,7 @@ from zspag.report.files import (
 )
 
 
-def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
+def test_the_old_file_stays_until_the_new_one_is_whole_and_a_failing_writer_leaves_no_rest(tmp_path):
     path = tmp_path / "deep" / "figure.png"
     for before, after in ((None, "first"), ("first", "second")):
         with replacing(path) as temporary:
@@ -31,16 +31,11 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
             assert temporary.suffix == ".png"  # matplotlib and Pillow choose the format by it
             assert (path.read_text() if path.exists() else None) == before
         assert path.read_text() == after
-
-
-def test_a_failing_writer_leaves_the_old_file_and_no_rest(tmp_path):
-    path = tmp_path / "result.txt"
-    path.write_text("old")
     with pytest.raises(RuntimeError, match="no space left"), replacing(path) as temporary:
         temporary.write_text("ha")
         raise RuntimeError("no space left")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["result.txt"]
+    assert path.read_text() == "second"
+    assert os.listdir(path.parent) == ["figure.png"]
 
 
 def test_files_are_for_everybody_that_the_umask_admits(tmp_path):

@@ -57,9 +57,7 @@ def test_two_models_give_what_scipy_and_sklearn_say(two):
     assert found.entropy_auc == pytest.approx(roc_auc_score([1] * N + [0] * N, [*ours, *theirs]))
     assert found.forget_mass == pytest.approx(own.softmax(1)[:, [0, 3]].sum(1).mean().item())
     assert 0 < found.label_distance < 1
-
-
-def test_ties_count_half_and_the_sides_may_differ_in_length():
+    # Ties count half, and the sides may differ in length.
     own, other = torch.cat([sure(0), torch.zeros(4, K)]), torch.cat([sure(2, n=6), torch.zeros(1, K)])
     found = streisand(own, other, forget=(0,))
     assert found.entropy_auc == pytest.approx(roc_auc_score([1] * 27 + [0] * 7, [0] * 23 + [1] * 4 + [0] * 6 + [1]))

@@ -256,9 +256,12 @@ def test_trained_model_is_compared_by_the_hash_of_its_code_without_a_checkout(ro
     assert said(trained(root, "before")) == "cannot tell: the code of its training has changed since"
 
 
-def test_saying_so_needs_no_torch(root):
-    program = "import sys; from zspag.__main__ import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
-    command = [sys.executable, "-c", program, "provenance", str(result(root))]
+def test_saying_so_of_a_result_or_a_checkpoint_needs_no_torch(root):
+    program = (
+        "import sys; from zspag.__main__ import main\n"
+        "assert [main(['provenance', path]) for path in sys.argv[1:]] == [0, 0] and 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", program, str(trained(root, "today")), str(result(root))]
     package = Path(provenance.__file__).parents[2]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=package, check=False)
     assert answer.returncode == 0, answer.stderr
