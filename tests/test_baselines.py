@@ -60,6 +60,13 @@ def free_weights():
     return {name for name, free in own_subspace().free_dimension().items() if free > 0}
 
 
+@cache
+def outside_of_retain_data():
+    """The same for the subspace of UNSC."""
+    merged = oracles.merged_retain_subspace(small().model, small().retain_images, small().retain_labels)
+    return {name for name, free in merged.free_dimension().items() if free > 0}
+
+
 def weights(run):
     return run.model.state_dict()
 
@@ -194,11 +201,10 @@ def test_norm_statistics_stay_and_only_the_claimed_weights_move(name):
     case, run = small(), ran(name)[0].runs[-1]
     parameters = {key for key, _ in case.model.named_parameters()}
     projectable, head = set(case.statistics.names), list(case.model.named_modules())[-1][0]
-    merged = oracles.merged_retain_subspace(case.model, case.retain_images, case.retain_labels)
     claimed = {
         # Of a net of ReLUs, the gradient in the pixels does not depend on biases.
         "mu_mis": {key for key in parameters if not key.endswith("bias")},
-        "unsc": {key for key, count in merged.free_dimension().items() if count > 0},
+        "unsc": outside_of_retain_data(),
         **dict.fromkeys(HEAD, {f"{head}.weight", f"{head}.bias"}),
         **dict.fromkeys(UNPROJECTED, projectable),
         **dict.fromkeys(PROJECTED, free_weights()),
