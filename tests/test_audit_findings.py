@@ -21,12 +21,16 @@ def numbers(method, values, column="known"):
     ]
 
 
+def compared(rows, method):
+    return audit.compared(pd.DataFrame(rows), "known", method=method)
+
+
 # Comparison
 
 
 def test_a_comparison_is_what_one_computes_by_hand():
     rows = numbers("zs_pag", {1: (0.5, 0.7), 4: (0.9, 0.2)}) + numbers("retrained", {1: (0.4, 0.5), 4: (0.6, 0.4)})
-    one = audit.compared(pd.DataFrame(rows), "known", method="zs_pag")
+    one = compared(rows, "zs_pag")
     assert one.mean == pytest.approx((0.6 + 0.55) / 2)
     assert one.retrained == pytest.approx((0.45 + 0.5) / 2)
     assert one.difference == pytest.approx(((0.1 + 0.2) / 2 + (0.3 - 0.2) / 2) / 2)
@@ -40,7 +44,7 @@ def test_a_comparison_is_what_one_computes_by_hand():
 def test_signs_that_cancel_over_classes_do_not_make_a_method_close():
     far = numbers("zs_pag", {1: (0.9, 0.9), 4: (0.1, 0.1), 6: (0.9, 0.9), 7: (0.1, 0.1)})
     target = numbers("retrained", {label: (0.5, 0.51) for label in (1, 4, 6, 7)})
-    one = audit.compared(pd.DataFrame(far + target), "known", method="zs_pag")
+    one = compared(far + target, "zs_pag")
     assert abs(one.difference) < 0.01 < 0.3 < one.distance
     assert one.within is False
 
@@ -49,35 +53,33 @@ def test_a_third_retrained_network_is_within_the_spread_and_an_original_is_not()
     target = numbers("retrained", {label: (0.3, 0.5, 0.4) for label in range(5)})
     like = numbers("zs_pag", {label: (0.5, 0.3 + label / 50, 0.4) for label in range(5)})
     knows = numbers("original", {label: (0.9, 0.95, 0.9) for label in range(5)})
-    rows = pd.DataFrame(target + like + knows)
-    assert audit.compared(rows, "known", method="zs_pag").within is True
-    assert audit.compared(rows, "known", method="original").within is False
+    assert compared(target + like + knows, "zs_pag").within is True
+    assert compared(target + like + knows, "original").within is False
 
 
 def test_a_shift_to_one_side_is_seen_where_the_distance_alone_would_not_tell():
     """Distances as among retrained networks in half the classes, but never below them."""
     target = numbers("retrained", {label: (0.5, 0.52 + 0.04 * (label % 2)) for label in range(6)})
     above = numbers("zs_pag", {label: (0.55, 0.57 + 0.04 * (label % 2)) for label in range(6)})
-    one = audit.compared(pd.DataFrame(target + above), "known", method="zs_pag")
+    one = compared(target + above, "zs_pag")
     assert one.excess - one.excess_half <= 0
     assert one.difference == pytest.approx(0.05)
     assert one.within is False
     mirrored = [row | {"known": 1.04 - row["known"]} if row["forget"] % 2 else row for row in target + above]
-    assert audit.compared(pd.DataFrame(mirrored), "known", method="zs_pag").within is True
+    assert compared(mirrored, "zs_pag").within is True
 
 
 def test_one_seed_leaves_the_spread_unknown():
-    rows = pd.DataFrame(numbers("zs_pag", {1: (0.5,)}) + numbers("retrained", {1: (0.5,)}))
-    one = audit.compared(rows, "known", method="zs_pag")
+    one = compared(numbers("zs_pag", {1: (0.5,)}) + numbers("retrained", {1: (0.5,)}), "zs_pag")
     assert (one.floor, one.excess, one.within) == (None, None, None)
     assert one.half == 0
 
 
 def test_where_a_method_was_ruined_nothing_is_compared_and_a_missing_yardstick_is_refused():
-    rows = pd.DataFrame(numbers("zs_pag", {1: (0.5, 0.5)}) + numbers("retrained", {1: (0.4, 0.4), 2: (0.0, 0.0)}))
-    assert audit.compared(rows, "known", method="zs_pag").difference == pytest.approx(0.1)
+    own, target = numbers("zs_pag", {1: (0.5, 0.5)}), numbers("retrained", {1: (0.4, 0.4), 2: (0.0, 0.0)})
+    assert compared(own + target, "zs_pag").difference == pytest.approx(0.1)
     with pytest.raises(ValueError, match="known of zs_pag cannot be compared"):
-        audit.compared(rows[(rows["method"] == "zs_pag") | (rows["forget"] == 2)], "known", method="zs_pag")
+        compared(own + target[2:], "zs_pag")
 
 
 # Findings
@@ -139,7 +141,7 @@ def test_findings_come_back_from_a_file_as_they_went_in():
 
 
 def test_mean_curves_average_seeds_per_class_first():
-    rows = made(seeds=(0, 1))
+    rows = made()
     uneven = rows[~((rows["forget"] == 1) & (rows["seed"] == 1))]
     uneven = audit.measured(uneven, "relearning").assign(acc_forget=lambda all_rows: all_rows["forget"] / 10)
     curves = audit.mean_curves(uneven)
@@ -161,13 +163,8 @@ def test_a_mean_curve_ends_where_the_first_of_its_curves_does():
 
 
 BARS = (audit.membership_panels, audit.distance_panels, audit.restored_panels, audit.trace_panels)
-CURVES = (
-    audit.probe_panels,
-    audit.relearning_panels,
-    audit.recovery_panels,
-    audit.residual_panels,
-    audit.spread_panels,
-)
+OVER_STEPS = (audit.relearning_panels, audit.recovery_panels)
+CURVES = (*OVER_STEPS, audit.probe_panels, audit.residual_panels, audit.spread_panels)
 
 
 @pytest.fixture(scope="module", params=[(1,), (1, 4, 6)], ids=len)
@@ -213,22 +210,25 @@ def back(method, *arrived):
     ]
 
 
+def index(rows):
+    return audit.anamnesis(pd.DataFrame(rows), lr=0.1, share=0.5)
+
+
 def test_the_index_averages_seeds_per_class_and_classes_last():
     rows = back("zs_pag", (1, 0, 2, True), (1, 1, 4, True), (2, 0, 10, True), (2, 1, 10, True))
     target = back("retrained", (1, 0, 4, True), (1, 1, 8, True), (2, 0, 20, True), (2, 1, 60, True))
-    index = audit.anamnesis(pd.DataFrame(rows + target), lr=0.1, share=0.5)
-    assert index == {"zs_pag": pytest.approx((3 / 6 + 10 / 40) / 2), "retrained": 1}
+    assert index(rows + target) == {"zs_pag": pytest.approx((3 / 6 + 10 / 40) / 2), "retrained": 1}
     at_once = back("retrained", (1, 0, 0, True), (1, 1, 0, True), *[(2, seed, 20, True) for seed in (0, 1)])
-    assert audit.anamnesis(pd.DataFrame(rows + at_once), lr=0.1, share=0.5)["zs_pag"] == 0.5  # class 1 has no index
+    assert index(rows + at_once)["zs_pag"] == 0.5  # class 1 has no index
 
 
 def test_the_index_leaves_out_a_class_in_which_a_network_was_ruined_and_refuses_a_missing_seed():
     target = back("retrained", (1, 0, 4, True), (1, 1, 4, True), (2, 0, 4, True), (2, 1, 4, True))
     whole = back("zs_pag", (1, 0, 2, True), (1, 1, 2, True))
-    assert audit.anamnesis(pd.DataFrame(target + whole), lr=0.1, share=0.5)["zs_pag"] == 0.5
+    assert index(target + whole)["zs_pag"] == 0.5
     for rows in (target + whole[:1], whole + target[1:]):
         with pytest.raises(ValueError, match="the same classes and seeds"):
-            audit.anamnesis(pd.DataFrame(rows), lr=0.1, share=0.5)
+            index(rows)
 
 
 def test_arrivals_that_did_not_happen_carry_a_plus_sign():

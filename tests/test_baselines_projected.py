@@ -27,18 +27,10 @@ def test_a_calibrated_method_moves_the_layers_that_were_chosen_at_every_rate(lay
     assert all(choices.values())
 
 
-@pytest.mark.parametrize(
-    ("name", "strategy"),
-    [
-        ("process_labels", "process"),
-        ("random_labels", "random"),
-        ("second_best_labels", "second_best"),
-        ("influence_labels", "influence"),
-    ],
-)
-def test_label_variants_are_zs_pag_with_another_strategy(name, strategy):
+@pytest.mark.parametrize("strategy", ["process", "random", "second_best", "influence"])
+def test_label_variants_are_zs_pag_with_another_strategy(strategy):
     options = {"ladder": (0.3,), "update": {"layers": "all", "lr": 0.3}}
-    variant, own = go(name, **options), go("zs_pag", strategy=strategy, **options)
+    variant, own = go(f"{strategy}_labels", **options), go("zs_pag", strategy=strategy, **options)
     assert_same_weights(variant.kept, own.kept)
     assert differ(variant.kept, go("zs_pag", strategy="soft", **options).kept)
 
@@ -46,11 +38,12 @@ def test_label_variants_are_zs_pag_with_another_strategy(name, strategy):
 def test_curvature_gets_moments_in_their_own_size(monkeypatch):
     """As in ``zero_shot_unlearn``: normalized moments, which subspaces are cut from, would change the damping."""
     real, handed = cross_fitting.pseudo_labeler, []
-    monkeypatch.setattr(
-        cross_fitting,
-        "pseudo_labeler",
-        lambda *args, **options: handed.append(options["moments"]) or real(*args, **options),
-    )
+
+    def keep(*args, **options):
+        handed.append(options["moments"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(cross_fitting, "pseudo_labeler", keep)
     go("influence_labels", ladder=(0.03,), update={"lr": 0.03, "layers": "all"})
     parts = small().statistics.moments
     for name, second in handed[0].second.items():
@@ -94,10 +87,8 @@ def test_subspace_controls_have_the_ranks_of_the_proxies_subspace_and_other_dire
 def test_no_subspace_of_equal_rank_captures_more_retain_data_than_the_oracle():
     case, own = small(), own_subspace()
     parts = [second_moments(case.model, case.retain_images[case.retain_labels == c]) for c in range(10) if c != FORGET]
-    oracle, random = (
-        retain_subspace(case.model, case.retain_images, case.retain_labels, own=own),
-        random_like(own, generator=generator_for(0)),
-    )
+    oracle = retain_subspace(case.model, case.retain_images, case.retain_labels, own=own)
+    random = random_like(own, generator=generator_for(0))
     best, chance, proxies = (captured(subspace, pooled(parts)) for subspace in (oracle, random, own))
     assert all(proxies[name] <= best[name] + 1e-9 for name in best)
     assert all(chance[name] < best[name] - 0.01 for name in free_weights())

@@ -28,16 +28,12 @@ FRAME = pd.DataFrame(
 )
 
 
-def test_means_keep_the_order_of_the_axis_and_average_over_cases():
+def test_means_keep_the_order_of_the_axis_and_a_value_at_which_one_case_failed_has_none():
     table = means(FRAME, "a")
     assert list(table.index) == [2, 1, 3]
     assert table.loc[2, "drift"] == pytest.approx(0.3)
     assert table.loc[2, "acc_forget"] == pytest.approx(0.15)
     assert table["reached"].tolist() == [True, False, False]
-
-
-def test_a_value_at_which_one_case_failed_has_no_mean():
-    table = means(FRAME, "a")
     assert table["failed"].tolist() == [False, False, True]
     assert pd.isna(table.loc[3, "drift"])
 
@@ -48,11 +44,8 @@ def test_curves_leave_it_out_and_span_the_cases():
     assert forget["series"]["one"] == {name: pytest.approx(values) for name, values in points.items()}
     assert drift["series"]["one"]["high"] == pytest.approx([0.4, 3])  # a ruined model is cut, not dropped
     assert (forget["xlabel"], forget["ylabel"], drift["ylog"]) == ("a", "forget accuracy (%)", True)
-
-
-def test_a_curve_may_stand_over_another_column():
-    (drift,) = curve_panels(FRAME, {"a": "one"}, columns=["drift"], x="samples", options={})
-    assert drift["series"]["one"]["x"] == [9.0, 9.0]
+    (other,) = curve_panels(FRAME, {"a": "one"}, columns=["drift"], x="samples", options={})
+    assert other["series"]["one"]["x"] == [9.0, 9.0]  # the place on another column
 
 
 def test_bars_stand_side_by_side_where_axes_share_values():

@@ -22,7 +22,7 @@ from zspag.report.files import (
 )
 
 
-def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
+def test_the_old_file_stays_until_the_new_one_is_whole_and_a_failing_writer_leaves_no_rest(tmp_path):
     path = tmp_path / "deep" / "figure.png"
     for before, after in ((None, "first"), ("first", "second")):
         with replacing(path) as temporary:
@@ -31,16 +31,11 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
             assert temporary.suffix == ".png"  # matplotlib and Pillow choose the format by it
             assert (path.read_text() if path.exists() else None) == before
         assert path.read_text() == after
-
-
-def test_a_failing_writer_leaves_the_old_file_and_no_rest(tmp_path):
-    path = tmp_path / "result.txt"
-    path.write_text("old")
     with pytest.raises(RuntimeError, match="no space left"), replacing(path) as temporary:
         temporary.write_text("ha")
         raise RuntimeError("no space left")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["result.txt"]
+    assert path.read_text() == "second"
+    assert os.listdir(path.parent) == ["figure.png"]
 
 
 def test_files_are_for_everybody_that_the_umask_admits(tmp_path):
@@ -52,40 +47,17 @@ def test_files_are_for_everybody_that_the_umask_admits(tmp_path):
     assert stat.S_IMODE((tmp_path / "result.json").stat().st_mode) == 0o640
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        {},
-        [],
-        3,
-        "Größe",
-        None,
-        [[]],
-        [{}],
-        {"a": []},
-        {"numbers": [0.125, 1e-9], "none": None},
-        {"a": {"b": [1, [2, "x"], {"c": []}]}},
-    ],
-)
-def test_json_of_every_shape_comes_back_equal(tmp_path, value):
-    write_json(tmp_path / "a.json", value)
-    assert read_json(tmp_path / "a.json") == value
+def test_json_of_every_shape_comes_back_equal(tmp_path):
+    flat = ({}, [], 3, "Größe", None, [[]], [{}], {"a": []})
+    for value in (*flat, {"numbers": [0.125, 1e-9], "none": None}, {"a": {"b": [1, [2, "x"], {"c": []}]}}):
+        write_json(tmp_path / "a.json", value)
+        assert read_json(tmp_path / "a.json") == value
 
 
 def test_json_is_for_people_a_list_of_numbers_stands_on_one_line(tmp_path):
     write_json(tmp_path / "a.json", {"column": [1, None, "ö"], "both": [[1], {"deep": (2,)}]})
-    expected = """
-{
- "column": [1, null, "ö"],
- "both": [
-  [1],
-  {
-   "deep": [2]
-  }
- ]
-}
-"""
-    assert (tmp_path / "a.json").read_text(encoding="utf-8") == expected.lstrip()
+    lines = ["{", ' "column": [1, null, "ö"],', ' "both": [', "  [1],", "  {", '   "deep": [2]', "  }", " ]", "}"]
+    assert (tmp_path / "a.json").read_text(encoding="utf-8").splitlines() == lines
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -135,16 +107,13 @@ def test_what_json_cannot_hold_is_refused_with_its_path(value, error, message):
         plain(value, "data")
 
 
-def test_the_root_is_the_checkout_unless_the_environment_names_another(monkeypatch, tmp_path):
+def test_the_root_is_the_checkout_unless_the_environment_names_another_or_there_is_none(monkeypatch, tmp_path):
     assert (repository_root() / "zspag" / "report" / "files.py").is_file()
-    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    assert repository_root() == own_root() == tmp_path
-
-
-def test_the_root_of_an_installed_package_is_the_current_folder(monkeypatch, tmp_path):
     monkeypatch.setattr("zspag.report.files.checkout_above", lambda package: None)
     monkeypatch.chdir(tmp_path)
     assert (repository_root(), own_root()) == (tmp_path, None)
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path / "named"))
+    assert repository_root() == own_root() == tmp_path / "named"
 
 
 def test_a_checkout_is_known_by_the_name_in_the_pyproject_above_the_package(tmp_path):

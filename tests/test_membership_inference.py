@@ -14,11 +14,6 @@ SCORES = {"loss", "confidence", "entropy", "modified_entropy", "regression"}
 N, M = 23, 17
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 def randn(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
@@ -57,13 +52,10 @@ def test_the_area_is_that_of_counting_every_pair(decimals):
     assert area(others, members)[0] == pytest.approx(1 - auc)
 
 
-def test_only_the_order_counts():
+def test_only_the_order_counts_one_number_for_all_is_worth_one_half_and_two_apart_are_worth_one():
     members, others = randn(N) + 0.5, randn(M)
     assert area(members.exp(), others.exp()) == area(members, others)
     assert area(members.square(), others.square()) != area(members, others)
-
-
-def test_one_number_for_all_is_worth_one_half_and_two_apart_are_worth_one():
     assert area(torch.full((N,), 2.0), torch.full((M,), 2.0)) == (0.5, 0, 1)
     assert area(randn(N).abs() + 1, -randn(M).abs()) == (1, 0, 0)
 
@@ -85,11 +77,7 @@ def test_the_rate_is_the_best_of_every_threshold_that_is_allowed(one_in, decimal
         if int((others > t).sum()) * one_in <= len(others)
     )
     assert true_positive_rate(members, others, one_in=one_in) == slow
-
-
-def test_a_tie_that_would_let_too_many_through_lets_nobody_through():
-    assert true_positive_rate(torch.ones(N), torch.ones(M), one_in=10) == 0
-    assert true_positive_rate(torch.ones(N), torch.zeros(M), one_in=10) == 1
+    assert true_positive_rate(torch.ones(N), torch.ones(M), one_in=one_in) == 0  # a tie lets nobody through
 
 
 @pytest.mark.parametrize("decimals", [0, 12])
@@ -115,15 +103,9 @@ def test_of_equally_good_thresholds_the_lowest_is_taken_halfway_between_two_numb
 def _slow_scores(p, label):
     """Confidences and entropies of one sample by their formulas, one class after another."""
     modified = -(1 - p[label]) * math.log(p[label])
-    for k in range(len(p)):
-        if k != label:
-            modified -= p[k] * math.log(1 - p[k])
-    return {
-        "loss": p[label],
-        "confidence": max(p),
-        "entropy": -sum(x * math.log(x) for x in p),
-        "modified_entropy": modified,
-    }
+    modified -= sum(p[k] * math.log(1 - p[k]) for k in range(len(p)) if k != label)
+    entropy = -sum(x * math.log(x) for x in p)
+    return {"loss": p[label], "confidence": max(p), "entropy": entropy, "modified_entropy": modified}
 
 
 def test_scores_are_the_formulas_of_a_plain_loop():
@@ -162,14 +144,10 @@ def test_very_sure_answers_are_told_apart_where_probabilities_are_not():
 # What is found
 
 
-def test_a_constant_score_has_no_more_than_one_half():
-    same = torch.ones(N, K)
+def test_perfect_separation_is_found_in_either_direction_and_a_constant_score_finds_nothing():
+    same, sure, unsure = torch.ones(N, K), certain(N, nats=9), certain(N, nats=2)
     for found in inferred(same, same).values():
         assert (found.auc, found.auc_error, found.accuracy, found.tpr_at_10, found.tied) == (0.5, 0, 0.5, 0, 1)
-
-
-def test_perfect_separation_is_found_in_either_direction():
-    sure, unsure = certain(N, nats=9), certain(N, nats=2)
     for found in inferred(sure, unsure).values():
         assert (found.auc, found.auc_error, found.accuracy, found.tpr_at_10, found.tied) == (1, 0, 1, 1, 0)
     reverse = inferred(unsure, sure)
@@ -259,13 +237,16 @@ def test_logits_without_a_rank_are_refused(value):
         inferred(randn(40, K), logits)
 
 
-@pytest.mark.parametrize(("count", "folds"), [(17, 9), (17, 1), (0, 2)])
-def test_too_few_samples_or_folds_are_refused(count, folds):
-    with pytest.raises(ValueError, match=f"got {folds} folds of {count}"):
-        inferred(randn(count, K), randn(40, K), folds=folds)
-
-
-@pytest.mark.parametrize("shape", [(17, 1), (17,)])
-def test_odd_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=f"got \\({shape[0]},"):
-        inferred(randn(17, K), randn(*shape))
+@pytest.mark.parametrize(
+    ("shape", "folds", "message"),
+    [
+        ((17, K), 9, "9 folds of 17"),
+        ((17, K), 1, "1 folds of 17"),
+        ((0, K), 2, "2 folds of 0"),
+        ((17, 1), 3, r"\(17, 1\)"),
+        ((17,), 3, r"\(17,\)"),
+    ],
+)
+def test_too_few_samples_or_folds_and_odd_shapes_are_refused(shape, folds, message):
+    with pytest.raises(ValueError, match=f"got {message}"):
+        inferred(randn(40, K), randn(*shape), folds=folds)

@@ -52,12 +52,7 @@ def ends(table: pd.DataFrame) -> tuple[Any, Any, float]:
 
 
 def verdict(table: pd.DataFrame, *, own: Any) -> str:
-    """Return half a sentence: how many values forget, which drifts least, and how the profile's own compares.
-
-    Args:
-        table: Lines of ``means``.
-        own: The profile's value; a value that the axis lacks is not compared.
-    """
+    """Return half a sentence: how many values forget, which drifts least, and how the profile's own compares."""
     drift = forgotten(table)["drift"]
     text = f"{len(drift)} of {len(table)} values forget"
     if drift.empty:
@@ -91,14 +86,13 @@ def curve_panels(
         titles: Axes to draw, each with the name of its curve.
         columns: What to draw.
         x: Column that holds the place on the axis.
-        options: Options that all panels share, such as ``xlabel``.
+        options: What all panels share, such as ``xlabel``.
     """
-    return [
-        _panel(column)
-        | {"series": {title: _points(frame, axis, column, x) for axis, title in titles.items()}}
-        | dict(options)
-        for column in columns
-    ]
+    panels = []
+    for column in columns:
+        series = {title: _points(frame, axis, column, x) for axis, title in titles.items()}
+        panels.append(_panel(column) | {"series": series} | dict(options))
+    return panels
 
 
 def bar_panels(

@@ -15,11 +15,7 @@ from typing import Any
 
 
 def repository_root() -> Path:
-    """Return the folder that holds runs/, results/, figures/ and data/.
-
-    It is the folder that ``ZSPAG_ROOT`` names, else the checkout of the package, else (for an installed package) the
-    current folder.
-    """
+    """Return the folder of runs/, results/, figures/ and data/: ``own_root``, else the current folder."""
     return own_root() or Path.cwd()
 
 
@@ -110,15 +106,13 @@ def read_json(path: str | Path) -> Any:
 
 
 def plain(value: Any, where: str) -> Any:
-    """Return ``value`` as plain Python for JSON, floats rounded to 6 significant digits.
+    """Return numbers, words, arrays, tensors and nests of them as plain Python, floats with 6 significant digits.
 
-    Args:
-        value: Numbers, strings, None, or mappings, sequences, arrays and tensors of them.
-        where: Path of ``value`` in the whole, for messages, such as ``data.accuracy``.
+    Messages name the place of a value in the whole, such as ``data.accuracy``, which begins with ``where``.
 
     Raises:
-        ValueError: If a number is NaN or infinite; the message names its path.
-        TypeError: If something has no place in JSON; the message names its path.
+        ValueError: If a number is NaN or infinite.
+        TypeError: If something has no place in JSON.
     """
     if value is None or isinstance(value, (bool, str)):
         return value

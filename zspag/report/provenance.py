@@ -41,7 +41,7 @@ GENERATED = ("figures", "results", "README.md")  # a run rewrites these itself: 
 def record(
     *, config: dict[str, Any], seed: int | None, data_sha256: str | None, device: str, threads: int, started: float
 ) -> dict[str, Any]:
-    """Return the provenance of what has just been computed.
+    """Return the provenance of what has just been computed as JSON values; see ``describe`` for their meaning.
 
     Args:
         config: The resolved configuration, as plain JSON values.
@@ -50,9 +50,6 @@ def record(
         device: Kind of device, such as "cpu".
         threads: Intra-op threads; other counts give other bits.
         started: ``time.time()`` at the start of the computation.
-
-    Returns:
-        A dictionary of JSON values; ``commit`` and ``dirty`` are None outside a git checkout.
     """
     changes = git("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in GENERATED))
     return {
@@ -88,11 +85,6 @@ def _canonical(value: Any) -> str:
 def differences(one: Any, other: Any, *, names: tuple[str, str]) -> list[str]:
     """Name the values in which two nested dictionaries differ; tuples and lists are one value and equal each other.
 
-    Args:
-        one: The first, of what JSON holds.
-        other: The second.
-        names: What the two are called.
-
     Example:
         >>> differences({"train": {"lr": 0.1}}, {"train": {"lr": 0.3, "pad": 4}}, names=("wanted", "stored"))
         ['train.lr: 0.1 wanted, 0.3 stored', 'train.pad: absent wanted, 4 stored']
@@ -118,8 +110,7 @@ def _leaves(value: Any, name: str = "") -> dict[str, str]:
 def code_hash(module_names: Iterable[str]) -> str:
     """Return one SHA-256 (hex) over the syntax trees of modules; comments, layout and docstrings do not count.
 
-    Args:
-        module_names: Full names such as "zspag.proxies", in any order; a package counts with its ``__init__`` alone.
+    A package such as "zspag.report" counts with its ``__init__`` alone.
 
     Raises:
         ValueError: If a name has no source file.
@@ -128,27 +119,16 @@ def code_hash(module_names: Iterable[str]) -> str:
 
 
 def closure_hash(module_names: Iterable[str], *, without: Iterable[str] = ()) -> str:
-    """Return the ``code_hash`` of modules and of all that they import: what keys of caches hold.
-
-    Args:
-        module_names: As for ``code_hash``.
-        without: As for ``import_closure``.
-
-    Raises:
-        ValueError: If a name has no source file.
-    """
+    """Return the ``code_hash`` of an ``import_closure``: what keys of caches hold."""
     return code_hash(import_closure(module_names, without=without))
 
 
 def import_closure(module_names: Iterable[str], *, without: Iterable[str] = ()) -> list[str]:
     """Return modules and all modules of their own packages that they import, directly or not, sorted.
 
-    The imports are read in the source, also those inside functions and under ``TYPE_CHECKING``. No module is run.
-
-    Args:
-        module_names: Full names such as "zspag.proxies".
-        without: Modules to leave out, with what only they import. ``SHOWING`` is always left out, and so is the package
-            itself, whose ``__init__`` names everything.
+    The imports are read in the source, also those inside functions and under ``TYPE_CHECKING``. No module is run. The
+    modules of ``without`` and ``SHOWING`` are left out, with what only they import, and so is the package itself, whose
+    ``__init__`` names everything.
 
     Raises:
         ValueError: If a name has no source file.
@@ -181,14 +161,13 @@ def _read(name: str) -> tuple[str, set[str]]:
 
 @cache
 def _parsed(path: Path, _changed: int, _size: int) -> tuple[str, set[str]]:
-    source = path.read_text(encoding="utf-8")
-    imported = set()
-    for node in ast.walk(ast.parse(source)):
+    tree, imported = ast.parse(path.read_text(encoding="utf-8")), set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None:  # of `from a import b`, both a and a.b
             imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return normalized(source), imported
+    return normalized(tree), imported
 
 
 def _file_of(name: str) -> Path | None:
@@ -204,9 +183,8 @@ def _file_of(name: str) -> Path | None:
     return next((path for path in places if path.suffix == ".py" and path.is_file()), None)
 
 
-def normalized(source: str) -> str:
-    """Return Python source as its syntax tree says it: without comments, layout and docstrings."""
-    tree = ast.parse(source)
+def normalized(tree: ast.Module) -> str:
+    """Take the docstrings out of a syntax tree and return it as source, which has no comments and one layout."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -224,10 +202,7 @@ def installed(package: str) -> str | None:
 
 
 def git(*arguments: str) -> str | None:
-    """Return what git says in the repository; None where it fails, or where this is no checkout of its own.
-
-    An installed package may lie inside the checkout of another project, whose commit says nothing about it.
-    """
+    """Return what git says in the repository; None where it fails, or in the checkout of another project."""
     root = own_root()
     if root is None:
         return None
@@ -254,12 +229,6 @@ def png_metadata(record: dict[str, Any]) -> dict[str, str]:
 def read_record(path: str | Path) -> dict[str, Any]:
     """Read the provenance out of a result (.json), a figure (.png), a notebook (.ipynb) or a checkpoint (.safetensors).
 
-    Args:
-        path: The file.
-
-    Returns:
-        The record.
-
     Raises:
         ValueError: If the kind of file is unknown, the file is damaged, or it carries no record.
     """
@@ -278,11 +247,9 @@ def read_record(path: str | Path) -> dict[str, Any]:
                 raise ValueError(f"{path} carries no provenance: only .ipynb, .json, .png and .safetensors files do")
     except (KeyError, TypeError):
         found = None
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{path} carries no provenance: it was not written by zspag, or another program saved it since"
-        )
-    return found
+    if isinstance(found, dict):
+        return found
+    raise ValueError(f"{path} carries no provenance: it was not written by zspag, or another program saved it since")
 
 
 def _png_texts(path: Path) -> dict[Any, Any]:
@@ -301,7 +268,7 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a .safetensors file, without reading its tensors.
 
     Raises:
-        ValueError: If the file is damaged; the message names it.
+        ValueError: If the file is damaged.
     """
     from safetensors import SafetensorError, safe_open
 

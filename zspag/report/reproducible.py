@@ -7,6 +7,7 @@ that has changed: whether a change moves a number, only ``zspag reproduce`` can 
 Invariant: "yes" is said only where everything was compared and nothing differs. torch is not needed.
 """
 
+import ast
 import json
 import os
 import platform
@@ -34,22 +35,15 @@ OPTIONS = (  # of `zspag run` and `zspag sweep`
 NO_NETS = ("building", "layers", "user_files", "weights")  # of zspag.lab.models: what all architectures share
 NAMED = 4  # differences of one kind that are listed
 
-# A finding: True if something differs, False if it cannot be known, and what.
-Finding = tuple[bool, str]
+Finding = tuple[bool, str]  # True if something differs, False if it cannot be known; and what
 DIFFERS, UNKNOWN = True, False
 
 
 def verdict(path: Path) -> str:
-    """Say in a line whether the present tree would make a file again, and if not, what differs.
-
-    Args:
-        path: A result, figure, notebook or checkpoint that carries provenance.
+    """Say in a line whether the present tree would make a file again; a file without a record is a ValueError.
 
     Returns:
         "this tree reproduces it: yes", "...: no: <what differs>" or "...: cannot tell: <why>".
-
-    Raises:
-        ValueError: If the file carries no record; see ``provenance.read_record``.
     """
     own = provenance.read_record(path)
     later = files.read_json(path).get("made", {}) if path.suffix == ".json" else {}
@@ -78,10 +72,8 @@ def _configuration(path: Path, record: dict[str, Any]) -> Iterator[Finding]:
     if "without" in config:  # a trained model: its record holds its whole recipe
         return
     if (name := config.get("name")) not in PROFILES:
-        yield (
-            UNKNOWN,
-            f"there is no profile {name!r}, which its record names" if name else "the record names no profile",
-        )
+        named = f"there is no profile {name!r}, which its record names"
+        yield UNKNOWN, named if name else "the record names no profile"
         return
     try:
         recorded = from_dict(Profile, config)  # an option that is younger than the file had its default then
@@ -145,7 +137,7 @@ def _changed(names: list[str], commit: str) -> list[str]:
 def _essence(name: str, text: str) -> str:
     """Return what a file of code does: neither comments and docstrings nor the text and outputs of a notebook."""
     if name.endswith(".py"):
-        return provenance.normalized(text)
+        return provenance.normalized(ast.parse(text))
     return json.dumps(["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"])
 
 

@@ -1,15 +1,59 @@
 """The audit: forgotten, or only silent? What attackers, probes and training see in each network of a class and seed.
 
-Every measure is made of the references and of methods alike, for a number of this kind means something only beside the
-retrained network's, and beside that of one that only hides the class. ``bench`` holds the networks and the images,
-``measures`` what is measured, ``running`` spreads classes and seeds over processes. ``zspag.report.audit`` reads the
-rows.
+Every measure is made of the references and of methods alike: a number means something only beside the retrained
+network's, and beside that of one that only hides the class. ``bench`` holds networks and images, ``measures`` what is
+measured, ``running`` spreads classes and seeds over processes, ``zspag.report.audit`` reads the rows.
 
-Invariant: the laboratory's view; an audit changes no network.
+Invariant: the laboratory's view; an audit changes no network. A published file holds every number of every class and
+seed but the training curves, which it keeps as means.
 """
 
-from zspag.lab.audit.bench import METHODS, SUBJECTS
-from zspag.lab.audit.record import publish
-from zspag.lab.audit.running import audit, audited
+import time
+from collections.abc import Iterator
 
-__all__ = ["METHODS", "SUBJECTS", "audit", "audited", "publish"]
+from zspag.lab import experiment, runs
+from zspag.lab.audit.bench import METHODS, SUBJECTS
+from zspag.lab.audit.running import audit
+from zspag.profiles import Profile
+from zspag.report import audit as report
+from zspag.report.results import Result
+from zspag.report.tables import markdown
+
+__all__ = ["METHODS", "SUBJECTS", "audit", "publish"]
+
+ASKED = tuple(name for name in SUBJECTS if name != "retrained")
+
+
+def publish(profile: Profile, *, record: bool) -> Iterator[str]:
+    """Audit every class and seed of a profile and write what was found; ``record`` writes it to ``results/``, too.
+
+    Yields:
+        Lines for the reader: the verdict on ZS-PAG, then the files.
+    """
+    started = time.time()
+    found = report.findings(audit(profile, seeds=profile.seeds))
+    verdicts, title, data = report.verdicts(found, method="zs_pag"), profile.dataset, experiment.data_of(profile)
+    yield from verdicts
+    panels = [
+        *report.relearning_panels(found, title=title, rates=[report.RATE]),
+        *report.probe_panels(found, title=title),
+        *report.residual_panels(found, title=title),
+    ]
+    result = Result(
+        name=f"audit_{experiment.case_name(profile)}",
+        profile=profile.name,
+        draw="curves",
+        caption="Relearning, probes of every stage, likeness to the retrained network, and residual knowledge.",
+        data={"panels": panels, "columns": 3, "size": [4.3, 3.2]},
+        measurements={
+            "rows": report.packed(found),
+            "class_names": [data.classes[forget] for forget in profile.classes],
+            "seeds": list(profile.seeds),
+            "data_source": data.data_source,
+            "verdicts": verdicts,
+            "markdown": markdown(report.verdict_table(found, methods=ASKED)),
+            "arrivals": markdown(report.arrival_table(found["arrivals"], report.TITLES)),
+        },
+        provenance=experiment.made_now(profile, seed=profile.seeds[0], started=started),
+    )
+    yield from runs.publish(result, record=record)

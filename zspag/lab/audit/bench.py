@@ -53,19 +53,7 @@ def other_seed(case: Case) -> int | None:
 
 
 class Bench:
-    """What the measures of one class and seed share.
-
-    Args:
-        case: Class and seed; its profile has retrained models.
-
-    Attributes:
-        target: Logits of the retrained network.
-        retained: Retained training images and their labels.
-        fitted: The same with as many images of the forget class; labels on the CPU, for probes.
-        test: All test images and their labels.
-        judged: Test images that training curves are judged on, by the name of the accuracy.
-        moved: Forget test images that are moved to see what is recognized nearby.
-    """
+    """What the measures of one class and seed share."""
 
     def __init__(self, case: Case) -> None:
         self.case, self.references = case, references_of(case)
@@ -76,13 +64,12 @@ class Bench:
         retained, retained_labels = guard_of(case).retain_train(FITTED)
         self.retained = retained.to(device), retained_labels.to(device)
         forgotten = _evenly(images.forget_train, labels.forget_train, FITTED)
-        both = zip(self.retained, forgotten, strict=True)
-        fitted, fitted_labels = (torch.cat(parts) for parts in both)
-        self.fitted = fitted, fitted_labels.cpu()
+        fitted, fitted_labels = (torch.cat(parts) for parts in zip(self.retained, forgotten, strict=True))
+        self.fitted = fitted, fitted_labels.cpu()  # probes are fitted on the CPU
         test = judged_on(case.profile).test
         self.test = test.float().to(device), test.labels
         retained_most = JUDGED["acc_retain"] * (data_of(case.profile).num_classes - 1)
-        self.judged = {
+        self.judged = {  # what training curves are judged on
             "acc_forget": _evenly(images.forget_test, labels.forget_test, JUDGED["acc_forget"]),
             "acc_retain": _evenly(images.retain_test, labels.retain_test, retained_most),
         }

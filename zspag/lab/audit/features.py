@@ -21,13 +21,12 @@ def stage_features(model: nn.Module, images: Tensor, *, grid: int) -> dict[str, 
     Args:
         model: Not changed. A masked original gives the features, and the names, of the original.
         images: Shape (n, C, H, W), float in [0, 1], n at least 1.
-        grid: Cells along each spatial axis, over which the inputs of a convolution are averaged (all of them, where
-            there are fewer positions). A position's input is the mean of its patch, channel by channel. At 1 nothing
-            is left of where something was.
+        grid: Cells along each spatial axis, over which the inputs of a convolution are averaged. A position's input
+            is the mean of its patch, channel by channel.
 
     Returns:
         Per weight, shape (n, d): for a convolution d = C_in * grid^2, for a linear layer or attention the mean over
-        tokens. The last entry is what the last layer multiplies. Of a weight that is used several times, its last use.
+        tokens.
 
     Raises:
         ValueError: If there are no images or cells, or the rows of a layer do not divide among the images.
@@ -89,26 +88,14 @@ def _per_image(rows: Tensor, outputs: Outputs | None, kernel: Sequence[int], *, 
 
 
 def linear_cka(first: Tensor, second: Tensor) -> float:
-    """Return the linear centred kernel alignment of two sets of features of the same images.
+    """Return the linear centred kernel alignment (Kornblith et al., ICML 2019) of features X (n, d_1) and Y (n, d_2).
 
-    With centred X and Y it is ||Y^T X||^2 / (||X^T X|| ||Y^T Y||), between 0 and 1 (Frobenius norms): 1 where one is
-    the other rotated and scaled.
-
-    Args:
-        first: X, shape (n, d_1).
-        second: Y, shape (n, d_2).
-
-    Returns:
-        The alignment; NaN where features are the same for all images, or not finite: there is nothing to compare.
+    Centred, it is ||Y^T X||^2 / (||X^T X|| ||Y^T Y||) in Frobenius norms, from 0 to 1: 1 where one is the other rotated
+    and scaled, NaN where features are the same for all images or not finite. Independent features do not give 0 but
+    about sqrt(d_1 d_2 / ((n + d_1) (n + d_2))): n must be far above d.
 
     Raises:
         ValueError: If the numbers of images differ.
-
-    Reference:
-        Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019.
-
-    Note:
-        Independent features do not give 0 but about sqrt(d_1 d_2 / ((n + d_1) (n + d_2))): n must be far above d.
 
     Example:
         >>> x = torch.tensor([[0.0, 1.0], [2.0, 5.0], [3.0, 0.0]], dtype=torch.float64)

@@ -3,8 +3,9 @@
 Invariant: a measure changes no network, and every network of a bench is given the same images, draws and orders.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -15,181 +16,141 @@ from zspag.lab import relearning
 from zspag.lab.audit.bench import GRID, Bench, other_seed
 from zspag.lab.audit.features import linear_cka, stage_features
 from zspag.lab.audit.membership_inference import membership_inference
-from zspag.lab.audit.output_divergence import (
-    RADII,
-    recognized_nearby,
-    recognized_under_attack,
-    residual,
-    streisand,
-    zrf,
-)
+from zspag.lab.audit.output_divergence import recognized_nearby, recognized_under_attack, residual, streisand, zrf
 from zspag.lab.audit.probes import linear_probe, logit_restored, prototype_probe
 from zspag.lab.evaluation import accuracy, agreement, macro_accuracy, mean_js
 from zspag.lab.experiment import trained, untrained
 from zspag.runtime import generator_for, logits_of
 
-Rows = Iterator[dict[str, Any]]
+Rows = list[dict[str, Any]]
 FOLDS = 5  # of membership inference
 PENALTY = 0.01  # of the linear probe
+RADII = (4 / 255, 8 / 255, 16 / 255, 32 / 255, 64 / 255)  # of moves, in pixels
 DRAWS = 8  # random moves of an image
 TRIAL_STEPS = 10  # of training, where numbers mean nothing
 
 
 def membership_rows(bench: Bench, name: str) -> Rows:
-    """Infer the membership of the forget training images, against forget test images.
-
-    Yields:
-        A row per score: attack (the name of the score), and the fields of ``membership_inference.Inference``.
-    """
-    logits = bench.logits_of(name)
+    """Infer the membership of the forget training images, against forget test images: an ``Inference`` per attack."""
+    logits, generator = bench.logits_of(name), generator_for(bench.case.seed, "membership")
     members, others = logits.forget_train, logits.forget_test
-    found = membership_inference(
-        members,
-        others,
-        label=bench.case.forget,
-        folds=min(FOLDS, len(members) // 2, len(others) // 2),  # fewer where a trial leaves a handful of images
-        generator=generator_for(bench.case.seed, "membership"),
-    )
-    for score, figures in found.items():
-        yield {"attack": score} | asdict(figures)
+    folds = min(FOLDS, len(members) // 2, len(others) // 2)  # fewer where a trial leaves a handful of images
+    found = membership_inference(members, others, label=bench.case.forget, folds=folds, generator=generator)
+    return [{"attack": score} | asdict(figures) for score, figures in found.items()]
 
 
 def distance_rows(bench: Bench, name: str) -> Rows:
-    """Compare with the retrained network; that one with the one of another seed of the profile, if there is one.
+    """Compare accuracy and outputs (js in nats) with the retrained network, per split.
 
-    Yields:
-        A row per split: split, accuracy, agreement, js (nats), gap (in accuracy) and zrf.
+    The retrained network is compared with the one of another seed of the profile, if there is one.
     """
     case, images, labels, other = bench.case, bench.references.images, bench.references.labels, bench.target
     if name == "retrained":
         seed = other_seed(case)
         if seed is None:
-            return
+            return []
         other = images.map_logits(trained(case.profile, seed, case.forget))
-    own = bench.logits_of(name)
+    own, rows = bench.logits_of(name), []
     blank = bench.once(("logits", "untrained"), lambda: images.map_logits(untrained(case.profile, case.seed)))
     for split in ("forget_train", "forget_test", "retain_test"):
         mine, theirs, truth = (getattr(part, split) for part in (own, other, labels))
         right = accuracy(mine, truth)
-        yield {
-            "split": split,
-            "accuracy": right,
-            "agreement": agreement(mine, theirs),
-            "js": mean_js(mine, theirs),
-            "gap": abs(right - accuracy(theirs, truth)),
-            "zrf": zrf(mine, getattr(blank, split)),
-        }
+        row = {"split": split, "accuracy": right, "agreement": agreement(mine, theirs), "js": mean_js(mine, theirs)}
+        gap = abs(right - accuracy(theirs, truth))
+        rows.append(row | {"gap": gap, "zrf": zrf(mine, getattr(blank, split))})
+    return rows
 
 
 def probe_rows(bench: Bench, name: str) -> Rows:
-    """Fit probes of all classes to training features of every stage and judge them on test images.
+    """Fit probes to training features and judge them on test images: a linear one per stage, class means at the last.
 
-    Yields:
-        A row per stage for the probe "linear" and one for "class means" of the last stage: probe, stage, depth, known
-        and known_retained (recall of the forget class and mean recall of the others).
+    A row holds the recall of the forget class (known) and the mean recall of the others (known_retained).
     """
     images, labels = bench.fitted
-    train, test = stage_features(bench.networks[name], images, grid=GRID), bench.features_of(name)
+    train, test, rows = stage_features(bench.networks[name], images, grid=GRID), bench.features_of(name), []
     for depth, stage in enumerate(train):
-        rows, forget = (train[stage], labels, test[stage], bench.test[1]), (bench.case.forget,)
-        found = {"linear": linear_probe(*rows, forget=forget, penalty=PENALTY)}
+        features, forget = (train[stage], labels, test[stage], bench.test[1]), (bench.case.forget,)
+        found = {"linear": linear_probe(*features, forget=forget, penalty=PENALTY)}
         if depth == len(train) - 1:
-            found["class means"] = prototype_probe(*rows, forget=forget)
+            found["class means"] = prototype_probe(*features, forget=forget)
         for probe, recall in found.items():
             place = {"probe": probe, "stage": stage, "depth": depth}
-            yield place | {"known": recall.forget, "known_retained": recall.retain}
+            rows.append(place | {"known": recall.forget, "known_retained": recall.retain})
+    return rows
 
 
 def likeness_rows(bench: Bench, name: str) -> Rows:
-    """Compare features of all test images with the retrained network's.
-
-    Yields:
-        A row per stage: stage, depth and cka; None where features are the same for all images.
-    """
-    for depth, (stage, rows) in enumerate(bench.features_of(name).items()):
-        cka = linear_cka(rows, bench.features_of("retrained")[stage])
-        yield {"stage": stage, "depth": depth, "cka": cka if math.isfinite(cka) else None}
+    """Compare features of all test images with the retrained network's, per stage; None where they are all the same."""
+    rows: Rows = []
+    for depth, (stage, features) in enumerate(bench.features_of(name).items()):
+        cka = linear_cka(features, bench.features_of("retrained")[stage])
+        rows.append({"stage": stage, "depth": depth, "cka": cka if math.isfinite(cka) else None})
+    return rows
 
 
 def restored_rows(bench: Bench, name: str) -> Rows:
-    """Put the original's last layer into the network and judge it again.
-
-    Yields:
-        One row: acc_forget and acc_retain with that layer, and acc_forget_before.
-    """
+    """Put the original's last layer into the network and judge it again: one row."""
     images, labels = bench.references.images, bench.references.labels
     back = logit_restored(bench.networks["original"], bench.networks[name], bench.test[0][:1])
-    yield {
+    row = {
         "acc_forget_before": accuracy(bench.logits_of(name).forget_test, labels.forget_test),
         "acc_forget": accuracy(logits_of(back, images.forget_test), labels.forget_test),
         "acc_retain": macro_accuracy(logits_of(back, images.retain_test), labels.retain_test),
     }
+    return [row]
 
 
 def relearning_rows(bench: Bench, name: str) -> Rows:
-    """Show the class again, and other classes alone, and follow what is recognized.
+    """Show the class again, and other classes alone, and follow what is recognized: a row per rate and checkpoint.
 
-    Yields:
-        A row per kind of images, rate and checkpoint: shown ("the class" or "other classes"), lr, step, samples,
-        acc_forget and acc_retain. Where the class is shown, a curve ends some time after all that is asked for is back.
+    Where the class is shown, a curve ends some time after all that is asked for is back.
     """
-    images, labels = bench.references.images.forget_train, bench.references.labels.forget_train
-    known = bench.once(
-        ("original", "known"),
-        lambda: relearning.share_recognized(bench.networks["original"], *bench.judged["acc_forget"]),
-    )
+    own = bench.references.images.forget_train, bench.references.labels.forget_train
+    recognized = partial(relearning.share_recognized, bench.networks["original"], *bench.judged["acc_forget"])
+    known = bench.once(("original", "known"), recognized)
     shown = {
-        "the class": (images, labels, relearning.RATES, max(relearning.SHARES) * known),
-        "other classes": (*bench.retained, relearning.RATES_OF_OTHERS, math.inf),
+        "the class": (own, relearning.RATES, max(relearning.SHARES) * known),
+        "other classes": (bench.retained, relearning.RATES_OF_OTHERS, math.inf),
     }
-    for what, (pictures, classes, rates, enough) in shown.items():
+    rows: Rows = []
+    for what, (samples, rates, enough) in shown.items():
         for lr, most_steps in rates.items():
             curve = relearning.relearning_curve(
                 bench.networks[name],
-                pictures,
-                classes,
+                *samples,
                 judged=bench.judged,
                 lr=lr,
                 steps=relearning.checkpoints(TRIAL_STEPS if bench.case.profile.trial else most_steps),
                 generator=generator_for(bench.case.seed, "relearning"),
                 enough=enough,
             )
-            yield from ({"shown": what, "lr": lr} | row for row in curve)
+            rows += [{"shown": what, "lr": lr} | row for row in curve]
+    return rows
 
 
 def streisand_rows(bench: Bench, name: str) -> Rows:
-    """Compare outputs on forget test images with the retrained network's.
-
-    Yields:
-        One row: the fields of ``output_divergence.OutputDivergence``.
-    """
+    """Compare outputs on forget test images with the retrained network's: one ``OutputDivergence``."""
     own = bench.logits_of(name).forget_test
-    yield asdict(streisand(own, bench.target.forget_test, forget=bench.references.forget))
+    return [asdict(streisand(own, bench.target.forget_test, forget=bench.references.forget))]
 
 
 def residual_rows(bench: Bench, name: str) -> Rows:
-    """Move forget test images a little, at random or by attack, and see what recognizes them.
-
-    Yields:
-        A row per kind of move and radius: moved ("at random" or "by attack"), radius (pixels), and the fields of
-        ``output_divergence.Residual``.
-    """
+    """Move forget test images, at random or by attack, and see what recognizes them: a ``Residual`` per radius."""
     looks: dict[str, Callable[..., Tensor]] = {
         "at random": partial(recognized_nearby, draws=DRAWS),
         "by attack": recognized_under_attack,
     }
 
     def recognized(network: str, moved: str, radius: float) -> Tensor:
-        generator = generator_for(bench.case.seed, "moved")
-        return bench.once(
-            (moved, radius, network),
-            lambda: looks[moved](bench.networks[network], *bench.moved, radius=radius, generator=generator),
-        )
+        generator, model = generator_for(bench.case.seed, "moved"), bench.networks[network]
+        look = partial(looks[moved], model, *bench.moved, radius=radius, generator=generator)
+        return bench.once((moved, radius, network), look)
 
-    for radius in RADII:
-        for moved in looks:
-            known, target = (recognized(network, moved, radius) for network in (name, "retrained"))
-            yield {"moved": moved, "radius": radius} | asdict(residual(known, target))
+    rows = []
+    for radius, moved in itertools.product(RADII, looks):
+        known, target = (recognized(network, moved, radius) for network in (name, "retrained"))
+        rows.append({"moved": moved, "radius": radius} | asdict(residual(known, target)))
+    return rows
 
 
 MEASURES: Mapping[str, Callable[[Bench, str], Rows]] = {

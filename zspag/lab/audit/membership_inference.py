@@ -1,8 +1,7 @@
 """Membership inference: can one tell from a model's answers which samples of a class it was trained on?
 
-Members are forget training samples, non-members forget test samples of the same class, in equal numbers. A network
-retrained without the class has seen neither, so its figures are the measure. An AUC below one half gives members away
-as well: the model answers just the samples it was shown in a way of its own.
+Members are forget training samples, non-members as many forget test samples of the class. A network retrained without
+the class has seen neither, so its figures are the measure. An AUC below one half gives members away as well.
 
 Invariant: a sample's score depends on its own logits and label alone, and thresholds and weights are fitted on other
 samples than those they judge. Only the order of scores counts, and equal scores are never told apart.
@@ -15,45 +14,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Scores that agree to so many decimals are tied: the masked original gives every forget sample the same probability,
-# and what its scores differ by is rounding.
-DECIMALS = 9
+DECIMALS = 9  # to which scores are compared: those of the masked original differ by rounding alone
 ENOUGH_FOR_ONE_PERCENT = 1000  # non-members: ten of them are then false positives
 
 
 @dataclass(frozen=True)
 class Inference:
-    """How well members are told from non-members by one score. Blind guessing has AUC 1/2.
+    """How well members are told from non-members by one score. Blind guessing has AUC 1/2."""
 
-    Attributes:
-        auc: Probability that a member scores above a non-member, a tie counted half.
-        auc_error: Standard error of ``auc`` (DeLong).
-        accuracy: Share of right guesses, by thresholds that were chosen without the samples they judge.
-        tpr_at_10: True positive rate at the point of the ROC curve with a false positive rate of at most 10 %.
-        tpr_at_1: The same at 1 %; None with fewer than 1000 non-members.
-        tied: Share of pairs with equal scores; where it is 1, there was nothing to see.
-        count: Members; there are as many non-members.
-    """
-
-    auc: float
-    auc_error: float
-    accuracy: float
-    tpr_at_10: float
-    tpr_at_1: float | None
-    tied: float
-    count: int
+    auc: float  # probability that a member scores above a non-member, a tie counted half
+    auc_error: float  # its standard error (DeLong)
+    accuracy: float  # share of right guesses, by thresholds that were chosen without the samples they judge
+    tpr_at_10: float  # largest true positive rate with a false positive rate of at most 10 %
+    tpr_at_1: float | None  # the same at 1 %; None with fewer than 1000 non-members
+    tied: float  # share of pairs with equal scores; where it is 1, there was nothing to see
+    count: int  # members; there are as many non-members
 
 
 def area(members: Tensor, others: Tensor) -> tuple[float, float, float]:
-    """Return the area under the ROC curve, its standard error, and the share of tied pairs.
+    """Return the area under the ROC curve, its standard error (DeLong et al., Biometrics 1988), and the share of ties.
 
-    Args:
-        members: Scores of members, shape (n,), n > 1.
-        others: Scores of non-members, shape (m,), m > 1.
-
-    Returns:
-        The share of pairs in which the member scores higher, ties half; the standard error of DeLong et al., "Comparing
-        the Areas Under Two or More Correlated ROC Curves", Biometrics 1988; the share of ties.
+    Scores of members have shape (n,), of others (m,), n and m above 1. The area is the share of pairs in which the
+    member scores higher, ties half.
 
     Example:
         >>> [round(x, 3) for x in area(Tensor([1.0, 2.0, 3.0]), Tensor([0.0, 2.0]))]
@@ -79,8 +61,7 @@ def true_positive_rate(members: Tensor, others: Tensor, *, one_in: int) -> float
 def best_threshold(members: Tensor, others: Tensor) -> float:
     """Return the lowest of the thresholds above which most members (n,) and fewest others (m,) lie, shares of each.
 
-    Returns:
-        A number halfway between two neighbours, so that both groups keep the same distance, or one below all.
+    It lies halfway between two neighbours, so that both groups keep the same distance, or below all.
 
     Example:
         >>> best_threshold(Tensor([1.0, 4.0, 5.0]), Tensor([0.0, 2.0]))
@@ -104,15 +85,8 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     * ``modified_entropy``: -log M, M = -(1 - p_y) log p_y - sum_{k != y} p_k log(1 - p_k)
       (Song and Mittal, "Systematic Evaluation of Privacy Risks of Machine Learning Models", USENIX Security 2021).
 
-    A threshold sees only the order, which these forms share with the plain ones; the regression gets a scale on which
-    confident samples still differ.
-
-    Args:
-        logits: Finite logits or log-probabilities, shape (n, K), K > 1.
-        labels: Labels, shape (n,).
-
-    Returns:
-        A tensor (n,) per score.
+    These forms keep the order of the plain ones, and on their scale confident samples still differ. Logits (n, K) are
+    finite, K > 1; each score has shape (n,).
     """
     z, own = logits.detach().cpu().double(), functional.one_hot(labels.cpu(), logits.shape[1]).bool()
     same = torch.eye(z.shape[1], dtype=torch.bool)
@@ -138,8 +112,7 @@ def membership_inference(
 
     Args:
         member_logits: Logits of the members, shape (n, K), finite.
-        other_logits: Logits of the non-members, shape (m, K), finite. Of the larger side as many are drawn as the
-            smaller one has.
+        other_logits: Logits of the non-members, shape (m, K), finite. Of the larger side min(n, m) are drawn.
         label: The class.
         folds: Parts that are held out in turn, for thresholds and for the logistic regression.
         generator: CPU generator of the draws and the folds.
@@ -151,11 +124,10 @@ def membership_inference(
         ValueError: If there are too few samples or folds, or logits are not finite.
 
     Note:
-        The regression's AUC compares within folds: across folds, each of two fits knows the other's held-out samples,
-        and together they read below one half where there is nothing to find. Its rates at a fixed false positive rate
-        are across folds, for want of samples, and a little low. Its standard error is widened, as folds share training
-        samples (Nadeau and Bengio, "Inference for the Generalization Error", Machine Learning 2003): rather too wide,
-        by a fifth to a half in simulations of 15 to 150 members, than too narrow.
+        The regression's AUC compares within folds: across folds, each fit knows the other's held-out samples, and the
+        AUC lies below one half where there is nothing to find. Its rates at a fixed false positive rate are across
+        folds, for want of samples, and a little low. Its standard error is widened, as folds share training samples
+        (Nadeau and Bengio, Machine Learning 2003): a fifth to a half too wide in simulations of 15 to 150 members.
     """
     for logits in (member_logits, other_logits):
         if logits.dim() != 2 or logits.shape[1] < 2:
@@ -175,19 +147,19 @@ def membership_inference(
     fold = torch.stack([torch.randperm(count, generator=generator) % folds for _ in sides])
     found = [scores(side, torch.full((count,), label)) for side in kept]
     seen = {name: torch.stack([side[name] for side in found]) for name in found[0]}  # (2, n) each, members first
-    guesses = {name: score > _held_out_thresholds(score, fold) for name, score in seen.items()}
-    inferred = {name: _judged(score, guesses[name], torch.zeros_like(fold)) for name, score in seen.items()}
+    together = torch.zeros_like(fold)
+    inferred = {name: _judged(score, _held_out_guesses(score, fold), together) for name, score in seen.items()}
     fitted = _held_out_regression(torch.stack(list(seen.values()), 2), fold)
     return inferred | {"regression": _judged(fitted, fitted > 0, fold)}
 
 
-def _held_out_thresholds(score: Tensor, fold: Tensor) -> Tensor:
-    """Return for each sample the best threshold of the samples outside its own fold, shape (2, n)."""
-    chosen = torch.empty_like(score)
+def _held_out_guesses(score: Tensor, fold: Tensor) -> Tensor:
+    """Guess each sample's membership by the best threshold of the samples outside its own fold, shape (2, n)."""
+    guess = torch.empty_like(score, dtype=torch.bool)
     for number in fold.unique():
         known = fold != number
-        chosen[~known] = best_threshold(score[0, known[0]], score[1, known[1]])
-    return chosen
+        guess[~known] = score[~known] > best_threshold(score[0, known[0]], score[1, known[1]])
+    return guess
 
 
 def _held_out_regression(features: Tensor, fold: Tensor) -> Tensor:
@@ -209,7 +181,7 @@ def _held_out_regression(features: Tensor, fold: Tensor) -> Tensor:
 
 
 def _judged(score: Tensor, guess: Tensor, part: Tensor) -> Inference:
-    """Judge one score. All three arguments are (2, n), members first; only pairs in one part are compared."""
+    """Judge one score. All arguments are (2, n), members first; only pairs in one part are compared."""
     areas = [area(*(side[own == number] for side, own in zip(score, part, strict=True))) for number in part.unique()]
     aucs, errors, tied = (list(column) for column in zip(*areas, strict=True))
     shared = 1 + len(areas) / (len(areas) - 1) if len(areas) > 1 else 1  # parts share training samples

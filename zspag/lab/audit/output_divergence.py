@@ -1,9 +1,8 @@
 """What outputs on forget images betray: whether one can tell that something was forgotten, and what is known nearby.
 
-The Streisand effect: a model that answers forget images as no retrained model would, with too much or too little
-certainty or with labels of its own, tells everybody what was removed (Golatkar et al., CVPR 2020). Residual knowledge:
-forget images that, moved a little, are recognized where a retrained model recognizes nothing (Hsu et al., "The Unseen
-Threat: Residual Knowledge in Machine Unlearning under Perturbed Samples", NeurIPS 2025).
+The Streisand effect: a model that answers forget images as no retrained model would tells everybody what was removed
+(Golatkar et al., CVPR 2020). Residual knowledge: forget images that, moved a little, are recognized where a retrained
+model recognizes nothing (Hsu et al., "The Unseen Threat", NeurIPS 2025).
 
 Invariant: a model compared with itself shows nothing. What two retrained models of different seeds show is the floor.
 """
@@ -21,42 +20,26 @@ from zspag.lab.evaluation import finite, mean_js, recognized
 from zspag.proxies import attack
 from zspag.runtime import logits_of, sent
 
-RADII = (4 / 255, 8 / 255, 16 / 255, 32 / 255, 64 / 255)  # pixels
 ATTACK = ProxyConfig(norm="linf")  # the ball that random moves fill
 
 
 @dataclass(frozen=True)
 class OutputDivergence:
-    """What tells a model from the retrained one by its outputs on the same forget images.
+    """What tells a model from the retrained one by its outputs on the same forget images."""
 
-    Attributes:
-        entropy: Mean entropy of the model's outputs, in nats.
-        entropy_retrained: The same of the retrained model.
-        entropy_auc: Chance that an output of the model has more entropy than one of the retrained model, ties counted
-            half: .5 is nothing to see, 1 a model that is always less certain, 0 one that is always more so.
-        entropy_ks: Kolmogorov-Smirnov distance of the entropies; also sees what has an AUC of .5.
-        label_distance: Total variation distance of the histograms of predicted labels, in [0, 1].
-        forget_mass: Mean probability the model gives to the forget classes together.
-        forget_mass_retrained: The same of the retrained model.
-    """
-
-    entropy: float
+    entropy: float  # mean entropy of the outputs, in nats
     entropy_retrained: float
-    entropy_auc: float
-    entropy_ks: float
-    label_distance: float
-    forget_mass: float
+    entropy_auc: float  # chance of more entropy than the retrained model's: 1 is always less certain, .5 alike
+    entropy_ks: float  # Kolmogorov-Smirnov distance of the entropies; also sees what has an AUC of .5
+    label_distance: float  # total variation distance of the histograms of predicted labels, in [0, 1]
+    forget_mass: float  # mean probability of the forget classes together
     forget_mass_retrained: float
 
 
 def streisand(logits: Tensor, retrained: Tensor, *, forget: Sequence[int]) -> OutputDivergence:
-    """Compare a model's outputs on forget images with the retrained model's.
+    """Compare a model's logits (n, K) with the retrained model's, on forget images that were never trained on.
 
-    Args:
-        logits: Logits (or log-probabilities) of the model on forget images that were never trained on, shape (n, K).
-            Non-finite ones are cut at a large finite value.
-        retrained: Those of the retrained model on the same images.
-        forget: Forget classes.
+    Non-finite logits are cut at a large finite value.
     """
     from scipy.stats import ks_2samp  # most of the package does not need it
 
@@ -77,19 +60,14 @@ def streisand(logits: Tensor, retrained: Tensor, *, forget: Sequence[int]) -> Ou
 
 
 def zrf(logits: Tensor, incompetent: Tensor) -> float:
-    """Return the zero-retrain-forgetting score: 1 - mean JS(model, a model that never learned anything).
+    """Return the zero-retrain-forgetting score on forget images: 1 - mean JS(logits, those of an untrained model).
 
-    Args:
-        logits: Logits of the model on forget images, shape (n, K).
-        incompetent: Those of a model of the same architecture with its initial, random weights.
+    It lies between 0 and 1; 1 answers like the untrained model. That one is nearly uniform, so the score favours
+    outputs that spread: a retrained model, sure of a wrong label, scores lower, and is what to aim at.
 
-    Returns:
-        A score between 0 and 1; 1 answers like the untrained model. The retrained model's is what to aim at.
+    Reference: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023.
 
-    Note:
-        Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023. DIFFERS: the divergence is in bits here, so
-        that the score fills [0, 1]; in nats it would not fall below 1 - log 2. An untrained model is nearly uniform,
-        so the score favours outputs that spread: a retrained model, sure of a wrong label, scores lower.
+    DIFFERS: the divergence is in bits, so that the score fills [0, 1]; in nats it would not fall below 1 - log 2.
     """
     return 1 - mean_js(_log_softmax(logits), _log_softmax(incompetent)) / math.log(2)
 
@@ -100,21 +78,13 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Residual:
-    """How often moved forget images are recognized, by a model and by the retrained one; all are shares.
+    """How often moved forget images are recognized, by a model and by the retrained one; all are shares."""
 
-    Attributes:
-        known: Share of images and draws that the model recognizes.
-        known_retrained: The same of the retrained model.
-        difference: The former minus the latter. A ratio would divide by zero: the retrained model may know none.
-        exposed: Share of images the model recognizes in at least one draw and the retrained model in none.
-        exposed_retrained: The reverse, which two retrained models would also show.
-    """
-
-    known: float
+    known: float  # of images and draws that the model recognizes
     known_retrained: float
-    difference: float
-    exposed: float
-    exposed_retrained: float
+    difference: float  # known - known_retrained; a ratio would divide by zero where the retrained model knows none
+    exposed: float  # of images that the model recognizes in at least one draw and the retrained model in none
+    exposed_retrained: float  # the reverse, which two retrained models would also show
 
 
 def residual(known: Tensor, known_retrained: Tensor) -> Residual:
@@ -143,14 +113,8 @@ def recognized_nearby(
 ) -> Tensor:
     """Return whether a model recognizes images that were moved at random, booleans of shape (draws, n).
 
-    Args:
-        model: Maps [0, 1] images to logits.
-        images: Forget images, shape (n, C, H, W), values in [0, 1].
-        labels: Their labels, shape (n,).
-        radius: Largest move of a pixel, in pixels; moves are uniform in the L-inf ball, then cut to [0, 1].
-        draws: Moves per image.
-        generator: CPU generator of the moves. In the same state it gives every model the same moved images, and every
-            radius the same directions.
+    Moves are uniform in the L-inf ball of ``radius`` pixels, then cut to [0, 1]. A CPU generator in the same state
+    gives every model the same moved images, and every radius the same directions.
     """
     seen = []
     for _ in range(draws):
@@ -164,8 +128,7 @@ def recognized_under_attack(
 ) -> Tensor:
     """Return whether a model recognizes images after an attack towards their own label on its own weights, (1, n).
 
-    The arguments are those of ``recognized_nearby``; the generator draws the random starts. The attack is a lower bound
-    on what a stronger one would reach.
+    The arguments are those of ``recognized_nearby``. A stronger attack would reach more.
     """
     moved = attack(model, images, labels, eps=radius, config=ATTACK, generator=generator).images
     return recognized(logits_of(model, moved), labels)[None]

@@ -1,9 +1,8 @@
 """Removal or suppression: is what a model knew of a class still there, whatever the model answers?
 
-A classifier, linear or by class means, is fitted to features of all classes: if it tells the forgotten class, the class
-is still represented. A retrained network is the measure, for what it learned of other classes tells much of a class it
-never saw; only what goes beyond that is a remainder. And does the class come back as soon as the last layer's change is
-undone (the logit-restored test)?
+A classifier is fitted to features of all classes: if it tells the forgotten class, the class is still represented. A
+retrained network is the measure, for its features tell much of a class that it never saw. And does the class come back
+as soon as the last layer's change is undone (the logit-restored test)?
 
 Invariant: a probe is judged on images that it was not fitted to, and changes no model.
 """
@@ -20,15 +19,10 @@ from zspag.lab.audit.features import stage_features, unmasked
 
 @dataclass(frozen=True)
 class Recall:
-    """What a probe tells of test images; fractions.
+    """Mean share of the test images of a class that a probe recognizes."""
 
-    Attributes:
-        forget: Mean over the forget classes of the share of their images that the probe recognizes.
-        retain: The same over the retained classes: a probe that tells these no better than chance tells nothing.
-    """
-
-    forget: float
-    retain: float
+    forget: float  # over the forget classes
+    retain: float  # over the others: a probe that tells these no better than chance tells nothing
 
 
 def linear_probe(
@@ -40,18 +34,15 @@ def linear_probe(
     forget: Sequence[int],
     penalty: float,
 ) -> Recall:
-    """Fit a linear classifier of all classes by ridge regression on one-hot targets.
+    """Fit a linear classifier of all classes by ridge regression on one-hot targets, and judge it on test images.
 
     Args:
-        train_features: Shape (n, d), standardized by their own mean and deviation.
+        train_features: Shape (n, d); they are standardized by their own mean and deviation.
         train_labels: Shape (n,); the forget classes are among them.
         test_features: Shape (m, d).
         test_labels: Shape (m,).
         forget: Forget classes.
         penalty: Weight of the squared coefficients beside the mean squared error, above 0.
-
-    Returns:
-        What the classifier tells of the test images.
 
     Raises:
         ValueError: If the penalty is not positive, a class has no images, or a feature is not finite.
@@ -65,22 +56,15 @@ def linear_probe(
     _check(train_features, train_labels, test_features, test_labels, forget)
     deviation, largest = train_features.std(0, correction=0), train_features.abs().amax(0)
     alive = deviation > torch.finfo(torch.float32).eps * largest
-    train, test = (
-        train_features * alive,
-        test_features * alive,
-    )  # what never moved says nothing, wherever it moves later
+    # What never moved in training says nothing, wherever it moves later.
+    train, test = ((features * alive).numpy() for features in (train_features, test_features))
     classifier = make_pipeline(StandardScaler(), RidgeClassifier(alpha=penalty * len(train)))
-    classifier.fit(train.numpy(), train_labels.cpu().numpy())
-    return _recall(torch.from_numpy(classifier.predict(test.numpy())), test_labels.cpu(), forget)
+    classifier.fit(train, train_labels.cpu().numpy())
+    return _recall(torch.from_numpy(classifier.predict(test)), test_labels.cpu(), forget)
 
 
 def prototype_probe(
-    train_features: Tensor,
-    train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
-    *,
-    forget: Sequence[int],
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, *, forget: Sequence[int]
 ) -> Recall:
     """Give every test image the class whose mean is nearest; arguments and answer are those of ``linear_probe``.
 
@@ -117,16 +101,9 @@ def _recall(predicted: Tensor, labels: Tensor, forget: Sequence[int]) -> Recall:
 def logit_restored(original: nn.Module, unlearned: nn.Module, images: Tensor) -> nn.Module:
     """Return a copy of the unlearned model with the whole last layer of the original: does the class come back?
 
-    All rows are put back, not those of the forget classes alone, and a shift of the logits is taken away: a class may
-    be hidden by raising the others. What the copy still does not recognize is gone before the last layer.
-
-    Args:
-        original: Not changed.
-        unlearned: Not changed. A masked original is restored to the original: its shift is a change of the bias.
-        images: At least one, shape (n, C, H, W): a forward pass tells which layer is the last.
-
-    Returns:
-        The copy, to be judged by its accuracy on forget test images.
+    All rows are put back, not those of the forget classes alone, and the shift of a masked original is taken away: a
+    class may be hidden by raising the others. What the copy still does not recognize is gone before the last layer. A
+    forward pass of the images tells which layer is the last.
 
     Raises:
         ValueError: If the models do not end in the same layer.
@@ -143,6 +120,5 @@ def logit_restored(original: nn.Module, unlearned: nn.Module, images: Tensor) ->
 
 
 def _last_layer(model: nn.Module, images: Tensor) -> dict[str, nn.Parameter]:
-    """Return the parameters of the layer whose weight is used last, by their names in it."""
     *_, last = stage_features(model, images, grid=1)
     return dict(model.get_submodule(last.rpartition(".")[0]).named_parameters(recurse=False))

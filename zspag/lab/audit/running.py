@@ -10,36 +10,31 @@ import pandas as pd
 
 from zspag.lab.audit.bench import Bench, other_seed
 from zspag.lab.audit.measures import MEASURES
-from zspag.lab.experiment import Case, Spread, answered, kept_rows
+from zspag.lab.experiment import Case, answered, kept_rows
 from zspag.profiles import Profile
 from zspag.runtime import logits_of, pool_map
 
 
-def audit(profile: Profile, *, seeds: Sequence[int], spread: Spread = pool_map) -> pd.DataFrame:
+def audit(profile: Profile, *, seeds: Sequence[int]) -> pd.DataFrame:
     """Audit every class of a profile, from files where they are finished.
 
     Args:
         profile: Says classes, data, recipe and workers.
         seeds: Seeds to audit; the others of the profile give the noise of retraining.
-        spread: What carries classes and seeds to processes.
 
     Returns:
         Rows of all measures below each other: measure, method (of ``SUBJECTS``), forget, seed, and the columns that the
-        function of the measure in ``measures.MEASURES`` names. A network with infinite answers has one row, of the
-        measure "ruined".
+        measure names. A network with infinite answers has one row, of the measure "ruined".
 
     Raises:
         RunsFailed: If a class and seed failed; the others are finished and kept.
     """
     cases = [Case(profile, seed, forget) for seed in seeds for forget in profile.classes]
-    answers = answered(
-        profile,
-        spread,
-        audited,
-        cases,
-        title="audits",
-        name=lambda case: f"the audit of class {case.forget}, seed {case.seed} failed",
-    )
+
+    def failure(case: Case) -> str:
+        return f"the audit of class {case.forget}, seed {case.seed} failed"
+
+    answers = answered(profile, pool_map, audited, cases, title="audits", name=failure)
     return pd.DataFrame([row for case in cases for row in answers[case]])
 
 

@@ -48,16 +48,20 @@ def boundary_shrink(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     Reference: Chen, Gao, Liu, Peng and Wang, "Boundary Unlearning", CVPR 2023 (boundary shrink).
 
-    Note:
-        DIFFERS: published code takes whatever class the attacked sample has, and so trains the forget class again where
-        the attack fails; here the forget classes are masked. Rates, epochs and batches are those of all methods
-        (published: 1e-5, momentum .9, 10 epochs, batches of 64).
+    DIFFERS: published code takes whatever class the attacked sample has, and so trains the forget class again where the
+    attack fails; here the forget classes are masked. Rates, epochs and batches are those of all methods (published:
+    1e-5, momentum .9, 10 epochs, batches of 64).
     """
     images, labels = problem.forget_images, problem.forget_labels
     targets = boundary_labels(problem.model, images, labels, forget=problem.forget_classes)
+    return _fitted(problem, config, images, targets)
+
+
+def _fitted(problem: Problem, config: UnlearnConfig, images: Tensor, labels: Tensor) -> RateSearch:
+    """Fit images, one for every forget sample, to their labels."""
 
     def loss(current: nn.Module, batch: Tensor, _drawing: torch.Generator) -> Tensor:
-        return F.cross_entropy(current(images[batch]), targets[batch])
+        return F.cross_entropy(current(images[batch]), labels[batch])
 
     return sgd_at_every_rate(problem, config, loss)
 
@@ -83,8 +87,8 @@ def one_step_attack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: fl
 def odds_against(logits: Tensor, classes: Tensor) -> Tensor:
     """Return the log-odds (n,) against the classes (n, c) of each row of logits (n, K).
 
-    Cross-entropy is the softplus of these odds. So an attack along either gradient has the same direction, but a
-    confident model does not round this one to zero.
+    Cross-entropy is the softplus of these odds. Its gradient has the same direction, but rounds to 0 where the model
+    is confident.
     """
     others = logits.scatter(1, classes, -torch.inf).logsumexp(1)
     return others - logits.gather(1, classes).logsumexp(1)
@@ -95,12 +99,10 @@ def l2ul_adv(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     Reference: Cha, Cho, Hwang, Lee, Moon and Lee, "Learning to Unlearn", AAAI 2024 ("ADV").
 
-    Note:
-        DIFFERS: ported from single samples to a class. Targets are retained classes (published code sends every
-        clash with the true label to class K/2). A smaller attack and fewer copies, of which each sample of a batch
-        brings one, so that both losses weigh the same. A sample whose loss passes log K is forgotten and stops
-        counting; the rule that ends a run is that of all methods (published: forget accuracy 0). No weight decay,
-        and all passes in eval mode: training mode would fit the norm statistics to adversarial examples.
+    DIFFERS: ported from single samples to a class. Targets are retained classes (published code sends every clash with
+    the true label to class K/2). A smaller attack and fewer copies, of which each sample of a batch brings one. A
+    sample whose loss passes log K stops counting; a run ends by the rule of all methods (published: forget accuracy
+    0). No weight decay, and all passes in eval mode: training mode would fit norm statistics to adversarial examples.
     """
     return _l2ul(problem, config, penalty=0.0)
 
@@ -112,13 +114,8 @@ def l2ul_imp(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
 def _l2ul(problem: Problem, config: UnlearnConfig, *, penalty: float) -> RateSearch:
     model, images, labels = problem.model, problem.forget_images, problem.forget_labels
-    copies, targets = targeted_copies(
-        model,
-        images,
-        num_classes=problem.num_classes,
-        forget=problem.forget_classes,
-        generator=generator_for(problem.seed, "copies"),
-    )
+    classes, forget, generator = problem.num_classes, problem.forget_classes, generator_for(problem.seed, "copies")
+    copies, targets = targeted_copies(model, images, num_classes=classes, forget=forget, generator=generator)
     original = weights_of(model, (name for name, _ in model.named_parameters()))
     importance = sensitivity(model, images) if penalty else {}
 
@@ -133,7 +130,7 @@ def _l2ul(problem: Problem, config: UnlearnConfig, *, penalty: float) -> RateSea
 def targeted_copies(
     model: nn.Module, images: Tensor, *, num_classes: int, forget: Sequence[int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Push ``COPIES`` copies of every image towards uniformly random retained classes.
+    """Push copies of every image towards uniformly random retained classes.
 
     Returns:
         Attacked images (COPIES, n, C, H, W) and their targets (COPIES, n), whether or not they arrived.
@@ -158,14 +155,12 @@ def opposed(current: nn.Module, images: Tensor, labels: Tensor, copies: Tensor, 
 
 
 def sensitivity(model: nn.Module, images: Tensor) -> Direction:
-    """Return how much each parameter matters to the size of the logits of the images, from 0 to 1 in every tensor.
+    """Return the mean over images of the absolute gradient of the L2 norm of the logits in every parameter.
 
-    It is the mean over images of the absolute gradient of the L2 norm of the logits, scaled so that the smallest entry
-    of a tensor is 0 and the largest 1; entries that are all alike become 0.
+    It is scaled from 0 to 1 in every tensor; entries that are all alike become 0.
 
-    Note:
-        DIFFERS: sample by sample, as the formula says. Published code takes the absolute value of a batch's mean, in
-        which samples cancel, and does so in training mode.
+    DIFFERS: sample by sample, as the formula says. Published code takes the absolute value of a batch's mean, in which
+    samples cancel, and does so in training mode.
     """
     names = [name for name, _ in model.named_parameters()]
     total: Direction = {}
@@ -184,41 +179,29 @@ def sensitivity(model: nn.Module, images: Tensor) -> Direction:
 
 def departure(current: nn.Module, original: Direction, importance: Direction) -> Tensor:
     """Return the sum of (1 - importance) (theta - theta_0)^2 over all parameters."""
-    parts = [
-        ((1 - importance[name]) * (weight - original[name]).square()).sum()
-        for name, weight in current.named_parameters()
-    ]
-    return torch.stack(parts).sum()
+    changes = ((name, weight - original[name]) for name, weight in current.named_parameters())
+    return torch.stack([((1 - importance[name]) * change.square()).sum() for name, change in changes]).sum()
 
 
 def amun(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Fit the nearest adversarial example of every forget sample to the label the original gives it.
 
-    Reference: Ebrahimpour-Boroojeny, Sundaram and Chandrasekaran, "AMUN", ICML 2025, trained on adversarial examples
-    alone.
+    Reference: Ebrahimpour-Boroojeny, Sundaram and Chandrasekaran, "AMUN", ICML 2025, adversarial examples alone.
 
-    Note:
-        DIFFERS: the forget samples with their own labels, which the published method keeps beside the examples, stay
-        out: there, single samples are to look unseen; here, a whole class is to be forgotten. A change into another
-        forget class is no flip. Rates, epochs and batches are those of all methods (published: .01, momentum .9).
+    DIFFERS: the published method also keeps the forget samples with their own labels: there, single samples are to look
+    unseen; here, a class is to be forgotten. A change into another forget class is no flip. Rates, epochs and batches
+    are those of all methods (published: .01, momentum .9).
     """
-    images, labels = nearest_adversarial(problem.model, problem.forget_images, forget=problem.forget_classes)
-
-    def loss(current: nn.Module, batch: Tensor, _drawing: torch.Generator) -> Tensor:
-        return F.cross_entropy(current(images[batch]), labels[batch])
-
-    return sgd_at_every_rate(problem, config, loss)
+    examples = nearest_adversarial(problem.model, problem.forget_images, forget=problem.forget_classes)
+    return _fitted(problem, config, *examples)
 
 
 def nearest_adversarial(model: nn.Module, images: Tensor, *, forget: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Attack every image at doubling radii until the model sees a retained class.
 
     Returns:
-        The examples (n, C, H, W), and the class (n,) of each with the forget classes masked.
-
-    Note:
-        An image that withstands even the radius that holds all of [0, 1] keeps its last example and is labelled with
-        the most likely retained class.
+        The examples (n, C, H, W), and the class (n,) of each with the forget classes masked. An image that withstands
+        even the radius that holds all of [0, 1] keeps its last example.
     """
     classes = torch.tensor(forget, device=images.device)
     nearest, labels = images.clone(), torch.empty(len(images), dtype=torch.long, device=images.device)
@@ -256,17 +239,15 @@ def _pushed_away(model: nn.Module, origin: Tensor, classes: Tensor, *, radius: f
 def aru(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Move forget samples away from the original's answer, towards adversarial stand-ins with a retained label.
 
-    The nearest relative of proxies, without a subspace and without a projection. A stand-in is the forget sample pushed
-    towards the retained class that the original finds most likely. The loss is a triplet on logits (anchor: the
-    forget sample, positive: its stand-in, negative: the original's answer to the sample) plus cross-entropy on the
-    stand-ins.
+    The nearest relative of proxies, without a projection. A stand-in is the forget sample pushed towards the retained
+    class that the original finds most likely. The loss is a triplet on logits (anchor: the forget sample, positive: its
+    stand-in, negative: the original's answer to the sample) plus cross-entropy on the stand-ins.
 
     Reference: ARU, 2026, from a description of the method.
 
-    Note:
-        DIFFERS: 20 attack steps instead of 50, made once and used at every rate; the description leaves open what
-        "smoothing" averages (here: gradients at two slightly noisy copies), the margin and the weights (here: 1); plain
-        SGD at the ladder's rates. Every batch of the forget set is fitted, not a part of them.
+    DIFFERS: 20 attack steps instead of 50, made once for all rates; plain SGD on every batch of the forget set. The
+    description leaves open what "smoothing" averages (here: gradients at two slightly noisy copies), the margin and
+    the weights (here: 1).
     """
     model, images = problem.model, problem.forget_images
     original = logits_of(model, images)
@@ -291,16 +272,9 @@ def triplet(anchors: Tensor, positives: Tensor, negatives: Tensor, *, margin: fl
 
 
 def smoothed_attack(model: nn.Module, images: Tensor, targets: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Push each image towards its target by signed steps along the gradient averaged over noisy copies.
+    """Push images in [0, 1] towards targets (n,) by signed steps along the gradient averaged over noisy copies.
 
-    Args:
-        model: Maps [0, 1] images to logits.
-        images: Shape (n, C, H, W), values in [0, 1].
-        targets: Target class of each image, shape (n,).
-        generator: CPU generator of the noise.
-
-    Returns:
-        Images in [0, 1] within ``STAND_IN_RADIUS`` of the given ones, detached.
+    No pixel moves by more than ``STAND_IN_RADIUS`` or leaves [0, 1].
     """
     parts = []
     with frozen(model):
@@ -318,28 +292,16 @@ def smoothed_attack(model: nn.Module, images: Tensor, targets: Tensor, *, genera
     return torch.cat(parts)
 
 
-_COPIES = ("COPIES", "TARGETED_RADIUS", "TARGETED_STEP", "TARGETED_ITERATIONS")
-_STAND_INS = ("RADIUS", "ITERATIONS", "STEP", "COPIES", "SIGMA", "MARGIN")
+_CHA = "Cha et al., AAAI 2024"
+_L2UL = ("COPIES", "TARGETED_RADIUS", "TARGETED_STEP", "TARGETED_ITERATIONS")
+_AMUN = ("FIRST_RADIUS", "NEAREST_ITERATIONS", "NEAREST_STEP_SHARE")
+_ARU = tuple(f"STAND_IN_{name}" for name in ("RADIUS", "ITERATIONS", "STEP", "COPIES", "SIGMA", "MARGIN"))
 METHODS: dict[str, Method] = {
     "boundary_shrink": Method(
-        "boundary shrink", boundary_shrink, FORGET, "Chen et al., CVPR 2023", "low", fixed=("ATTACK_RADIUS",)
+        "boundary shrink", boundary_shrink, FORGET, "Chen et al., CVPR 2023", "low", ("ATTACK_RADIUS",)
     ),
-    "l2ul_adv": Method("L2UL, adversarial", l2ul_adv, FORGET, "Cha et al., AAAI 2024", "low", fixed=_COPIES),
-    "l2ul_imp": Method(
-        "L2UL, adversarial and importance",
-        l2ul_imp,
-        FORGET,
-        "Cha et al., AAAI 2024",
-        "low",
-        fixed=(*_COPIES, "PENALTY"),
-    ),
-    "amun": Method(
-        "AMUN, adversarial only",
-        amun,
-        FORGET,
-        "Ebrahimpour-Boroojeny et al., ICML 2025",
-        "middle",
-        fixed=("FIRST_RADIUS", "NEAREST_ITERATIONS", "NEAREST_STEP_SHARE"),
-    ),
-    "aru": Method("ARU", aru, FORGET, "ARU, 2026", "low", fixed=tuple(f"STAND_IN_{name}" for name in _STAND_INS)),
+    "l2ul_adv": Method("L2UL, adversarial", l2ul_adv, FORGET, _CHA, "low", _L2UL),
+    "l2ul_imp": Method("L2UL, adversarial and importance", l2ul_imp, FORGET, _CHA, "low", (*_L2UL, "PENALTY")),
+    "amun": Method("AMUN, adversarial only", amun, FORGET, "Ebrahimpour-Boroojeny et al., ICML 2025", "middle", _AMUN),
+    "aru": Method("ARU", aru, FORGET, "ARU, 2026", "low", _ARU),
 }

@@ -44,27 +44,16 @@ DISTILLED_WEIGHT = 100.0
 
 @dataclass(frozen=True)
 class Setting:
-    """What every strategy here starts from.
+    """What every strategy here starts from."""
 
-    Attributes:
-        images: Forget samples, shape (n, C, H, W).
-        forget: Forget classes.
-        masked: log p_masked of the original on them, shape (n, K).
-        proxies: Stand-ins of the retained classes.
-        teacher: p_masked of the original on the proxies, shape (m, K).
-        project: Keeps updates out of the protected subspace.
-        names: Weights that an update may move.
-        beta: Strength of a tilt, in nats per standard deviation of the scores.
-    """
-
-    images: Tensor
-    forget: tuple[int, ...]
-    masked: Tensor
+    images: Tensor  # forget samples, shape (n, C, H, W)
+    forget: tuple[int, ...]  # their classes
+    masked: Tensor  # log p_masked of the original on them, shape (n, K)
     proxies: ProxySet
-    teacher: Tensor
+    teacher: Tensor  # p_masked of the original on the proxies, shape (m, K)
     project: Projector
-    names: tuple[str, ...]
-    beta: float
+    names: tuple[str, ...]  # weights that an update may move
+    beta: float  # strength of a tilt, in nats per standard deviation of the scores
 
     @classmethod
     def of(cls, problem: Problem, config: UnlearnConfig) -> "Setting":
@@ -163,8 +152,7 @@ def lookahead_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
 def bilevel_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Choose the labels before the run as variables of the proxies' loss after a few projected steps.
 
-    Note:
-        The graph of all steps is held at once, so memory grows with the forget set.
+    The graph of all steps is held at once, so memory grows with the forget set.
     """
     setting = Setting.of(problem, config)
 
@@ -178,14 +166,8 @@ def bilevel_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
 def bilevel(model: nn.Module, setting: Setting, *, lr: float, steps: int, rounds: int) -> Tensor:
     """Return labels (n, K) that lower the proxies' loss after ``steps`` projected steps, by mirror descent.
 
-    A round tilts the labels by their own derivative, standardized; all rounds together are as strong as one tilt.
-
-    Args:
-        model: The original model.
-        setting: Samples, proxies and projection.
-        lr: Rate of the steps that are differentiated through.
-        steps: Number of those steps.
-        rounds: Steps on the labels. They end early where the loss stops being finite.
+    A round tilts the labels by their own derivative, standardized; all rounds together are as strong as one tilt. They
+    end early where the loss stops being finite.
     """
     logs = setting.masked
     for _ in range(rounds):
@@ -227,8 +209,7 @@ def noise_labels(problem: Problem, config: UnlearnConfig) -> RateSearch:
 def distilled(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Keep the soft labels and add the drift on the proxies to the loss, the sum projected.
 
-    Every batch takes as many proxies beside it, drawn anew. Cross-entropy to the masked original differs from the KL
-    by a constant.
+    Every batch takes as many proxies beside it, drawn anew.
     """
     setting = Setting.of(problem, config)
     soft, proxies, teacher = setting.masked.exp(), setting.proxies.images, setting.teacher
@@ -241,15 +222,17 @@ def distilled(problem: Problem, config: UnlearnConfig) -> RateSearch:
     return sgd_at_every_rate(problem, config, loss, project=setting.project, names=setting.names)
 
 
-def _ours(title: str, run: Callable[[Problem, UnlearnConfig], RateSearch], *fixed: str) -> Method:
-    return Method(title, run, PROXIES, "ours", "high", fixed=fixed)
-
-
+_AHEAD = ("BETA", "LOOKAHEAD_EPOCHS")
+_BILEVEL = ("BETA", "UNROLLED_STEPS", "ROUNDS")
 METHODS: dict[str, Method] = {
-    "worst_class_labels": _ours("ZS-PAG, labels for the worst class", worst_class_labels, "BETA"),
-    "balanced_labels": _ours("ZS-PAG, labels for balanced classes", balanced_labels, "BETA"),
-    "lookahead_labels": _ours("ZS-PAG, labels that look ahead", lookahead_labels, "BETA", "LOOKAHEAD_EPOCHS"),
-    "bilevel_labels": _ours("ZS-PAG, bilevel labels", bilevel_labels, "BETA", "UNROLLED_STEPS", "ROUNDS"),
-    "noise_labels": _ours("ZS-PAG, labels tilted by lot", noise_labels, "BETA"),
-    "distilled": _ours("ZS-PAG, proxies distilled", distilled, "DISTILLED_WEIGHT"),
+    "worst_class_labels": Method(
+        "ZS-PAG, labels for the worst class", worst_class_labels, PROXIES, "ours", "high", ("BETA",)
+    ),
+    "balanced_labels": Method(
+        "ZS-PAG, labels for balanced classes", balanced_labels, PROXIES, "ours", "high", ("BETA",)
+    ),
+    "lookahead_labels": Method("ZS-PAG, labels that look ahead", lookahead_labels, PROXIES, "ours", "high", _AHEAD),
+    "bilevel_labels": Method("ZS-PAG, bilevel labels", bilevel_labels, PROXIES, "ours", "high", _BILEVEL),
+    "noise_labels": Method("ZS-PAG, labels tilted by lot", noise_labels, PROXIES, "ours", "high", ("BETA",)),
+    "distilled": Method("ZS-PAG, proxies distilled", distilled, PROXIES, "ours", "high", ("DISTILLED_WEIGHT",)),
 }

@@ -1,4 +1,4 @@
-"""What a method is: the problem it is handed, its entry in the table, and the loops that most methods share.
+"""What a method is: the problem it is handed, its entry in the table, and the two loops that methods share.
 
 Invariant: a rate never depends on another, and no rule sees anything but the forget set.
 """
@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zspag.config import UnlearnConfig
 from zspag.profiles import Ladders
-from zspag.projected_sgd import BatchLoss, RateSearch, Run, fit_labels, projected_sgd, rate_search
+from zspag.projected_sgd import RateSearch, Run, fit_labels, projected_sgd, rate_search
 from zspag.proxy_statistics import ProxyStatistics
 from zspag.pseudo_labels import PseudoLabeler
 from zspag.runtime import generator_for, seed_of
@@ -24,25 +25,15 @@ FORGET, PROXIES, ORACLE = "forget set", "forget set, proxies made from it", "for
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What a method is handed.
+    """What a method is handed."""
 
-    Attributes:
-        model: The original; a method works on a copy.
-        forget_images: Images to forget, shape (n, C, H, W), values in [0, 1].
-        forget_labels: Their classes, shape (n,).
-        num_classes: Width K of the logits.
-        generator: CPU generator of all that a method draws.
-        statistics: Views, proxies and moments, derived from model and forget images alone.
-        retain: Retain images (m, C, H, W) and labels (m,) of an oracle; None for a forget-only method.
-    """
-
-    model: nn.Module
-    forget_images: Tensor
-    forget_labels: Tensor
-    num_classes: int
-    generator: torch.Generator
-    statistics: ProxyStatistics
-    retain: tuple[Tensor, Tensor] | None = None
+    model: nn.Module  # the original; a method works on a copy
+    forget_images: Tensor  # shape (n, C, H, W), values in [0, 1]
+    forget_labels: Tensor  # shape (n,)
+    num_classes: int  # width K of the logits
+    generator: torch.Generator  # on the CPU, of all that a method draws
+    statistics: ProxyStatistics  # views, proxies and moments, derived from model and forget images alone
+    retain: tuple[Tensor, Tensor] | None = None  # images and labels of an oracle; None for a forget-only method
 
     @cached_property
     def forget_classes(self) -> tuple[int, ...]:
@@ -55,16 +46,22 @@ class Problem:
         return seed_of(self.generator)
 
     @property
-    def retain_images(self) -> Tensor:
-        """Retain images of an oracle, shape (m, C, H, W)."""
-        return self._retained()[0]
+    def head(self) -> str:
+        """Name of the last layer that can be projected, "" for the model itself."""
+        return self.statistics.names[-1].rpartition(".")[0]
 
     @property
-    def retain_labels(self) -> Tensor:
-        """Their classes, shape (m,)."""
-        return self._retained()[1]
+    def head_names(self) -> list[str]:
+        """Names of all parameters of that layer."""
+        return [name for name, _ in self.model.named_parameters() if name.rpartition(".")[0] == self.head]
 
-    def _retained(self) -> tuple[Tensor, Tensor]:
+    @property
+    def oracle_data(self) -> tuple[Tensor, Tensor]:
+        """Retain images and labels.
+
+        Raises:
+            ValueError: If the method is no oracle.
+        """
         if self.retain is None:
             raise ValueError("a forget-only method asked for retain data: only an oracle is handed any")
         return self.retain
@@ -72,34 +69,23 @@ class Problem:
 
 @dataclass(frozen=True)
 class Method:
-    """An entry of the table of methods.
+    """An entry of the table of methods."""
 
-    Attributes:
-        title: Name in figures and tables.
-        run: Maps a problem and a configuration to runs at the learning rates of ``config.update``.
-        reads: What data it touches, in words.
-        reference: Where it comes from.
-        ladder: Which of ``profiles.Ladders`` it is run at.
-        oracle: It is handed retain data.
-        fixed: Names of the numbers that its code fixes, constants of its module.
-    """
+    title: str  # name in figures and tables
+    run: Callable[[Problem, UnlearnConfig], RateSearch]  # gives runs at the learning rates of ``config.update``
+    reads: str  # what data it touches, in words
+    reference: str  # where it comes from
+    ladder: str  # which of ``profiles.Ladders`` it is run at
+    fixed: tuple[str, ...] = ()  # names of the numbers that its code fixes, constants of its module
 
-    title: str
-    run: Callable[[Problem, UnlearnConfig], RateSearch]
-    reads: str
-    reference: str
-    ladder: str
-    oracle: bool = False
-    fixed: tuple[str, ...] = ()
+    @property
+    def oracle(self) -> bool:
+        """Whether it is handed retain data."""
+        return self.reads == ORACLE
 
 
 def listing(methods: Mapping[str, Method], *, ladders: Ladders) -> Iterator[str]:
-    """Yield what ``zspag methods`` prints, line by line.
-
-    Args:
-        methods: The table of methods.
-        ladders: Those of the profile whose rates are printed.
-    """
+    """Yield the lines of ``zspag methods``; rates are those of ``ladders``."""
     for name, method in methods.items():
         yield f"{name}: {method.title}"
         yield "  " + (method.run.__doc__ or "").partition("\n")[0]
@@ -109,17 +95,6 @@ def listing(methods: Mapping[str, Method], *, ladders: Ladders) -> Iterator[str]
         if method.fixed:
             module = sys.modules[method.run.__module__]
             yield "  fixed: " + ", ".join(f"{number} = {getattr(module, number):g}" for number in method.fixed)
-
-
-def head_names(problem: Problem) -> list[str]:
-    """Return the names of all parameters of the last layer that can be projected."""
-    head = layer_of(problem.statistics.names[-1])
-    return [name for name, _ in problem.model.named_parameters() if layer_of(name) == head]
-
-
-def layer_of(weight: str) -> str:
-    """Return the name of the layer that a weight belongs to, "" for the model itself."""
-    return weight.rpartition(".")[0]
 
 
 def fit(
@@ -132,7 +107,7 @@ def fit(
     names: Sequence[str],
     start: nn.Module | None = None,
 ) -> Run:
-    """Fit the forget samples to pseudo-labels at one rate, gradients projected; arguments as in ``sgd``."""
+    """Fit the forget samples to pseudo-labels at one rate; the arguments are those of ``sgd_at_every_rate``."""
     return fit_labels(
         problem.model if start is None else start,
         problem.forget_images,
@@ -145,61 +120,41 @@ def fit(
     )
 
 
-def sgd(
-    problem: Problem,
-    config: UnlearnConfig,
-    loss: BatchLoss,
-    *,
-    lr: float,
-    project: Projector | None = None,
-    names: Sequence[str] | None = None,
-    start: nn.Module | None = None,
-) -> Run:
-    """Minimize a loss over batches of the forget set at one rate.
-
-    Args:
-        problem: Model, forget set and seed.
-        config: Steps and epochs.
-        loss: Maps the current model and the indices of a batch to a scalar.
-        lr: Learning rate.
-        project: Applied to every gradient; None leaves gradients as they are.
-        names: Parameters that move; None moves all.
-        start: The model to move, where that is not the original.
-    """
-    model = problem.model if start is None else start
-    return projected_sgd(
-        model,
-        problem.forget_images,
-        problem.forget_labels,
-        loss=loss,
-        names=[name for name, _ in model.named_parameters()] if names is None else names,
-        project=project,
-        update=replace(config.update, lr=lr),
-        generator=generator_for(problem.seed, "update"),
-    )
-
-
 def sgd_at_every_rate(
     problem: Problem,
     config: UnlearnConfig,
-    loss: Callable[[nn.Module, Tensor, torch.Generator], Tensor],
+    loss: Callable[[nn.Module, Tensor, Any], Tensor],
     *,
     project: Projector | None = None,
     names: Sequence[str] | None = None,
     start: nn.Module | None = None,
+    stream: Callable[[torch.Generator], Any] = lambda drawing: drawing,
 ) -> RateSearch:
-    """Minimize a loss at every rate; the other arguments are those of ``sgd``.
+    """Minimize a loss over batches of the forget set at every rate.
 
-    The third argument of the loss is the generator of its own draws. Every rate gets a fresh one with the same seed, so
-    that no rate depends on another.
+    Args:
+        problem: Model, forget set and seed.
+        config: Rates, steps and epochs.
+        loss: Maps the current model, the indices of a batch, and what ``stream`` returned to a scalar.
+        project: Applied to every gradient; None leaves gradients as they are.
+        names: Parameters that move; None moves all.
+        start: The model to move, where that is not the original.
+        stream: Makes the third argument of the loss from a generator that starts alike at every rate; by default it is
+            the generator itself.
     """
+    model = problem.model if start is None else start
 
     def at(lr: float) -> Run:
-        drawing = generator_for(problem.seed, "loss")
-
-        def drawn(current: nn.Module, batch: Tensor) -> Tensor:
-            return loss(current, batch, drawing)
-
-        return sgd(problem, config, drawn, lr=lr, project=project, names=names, start=start)
+        drawing = stream(generator_for(problem.seed, "loss"))
+        return projected_sgd(
+            model,
+            problem.forget_images,
+            problem.forget_labels,
+            loss=lambda current, batch: loss(current, batch, drawing),
+            names=[name for name, _ in model.named_parameters()] if names is None else names,
+            project=project,
+            update=replace(config.update, lr=lr),
+            generator=generator_for(problem.seed, "update"),
+        )
 
     return rate_search(at, update=config.update)

@@ -1,17 +1,18 @@
 """Oracles, which read retain data: what a method could do that had them.
 
-Three train: fine-tuning, UNSC and SCRUB. Two edit the weights once, by their importance for the retain data: Fisher
-forgetting and selective dampening. The edits have no loop: a rate of the ladder
-is the strength of the edit, and its run is one epoch long.
+Fine-tuning, UNSC and SCRUB train. Fisher forgetting and selective dampening edit the weights once, by their importance
+for the retain data: the rate is the strength of the edit, and the run is one epoch long.
 
 Invariant: steps and epochs of the three are those of every other method; a step may look at retain samples in place of
 forget ones. Importances are means of squared gradients of single samples, never squares of a batch's mean gradient.
 """
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.influence import Direction, weights_of
-from zspag.lab.methods.method import ORACLE, Method, Problem, fit, sgd
+from zspag.lab.methods.method import ORACLE, Method, Problem, fit, sgd_at_every_rate
 from zspag.outcome import Epoch
 from zspag.projected_sgd import RateSearch, Run, batch_size, rate_search
 from zspag.pseudo_labels import masked_log_probabilities, second_best_labels
@@ -35,24 +36,18 @@ RETAIN_PER_EPOCH = 5000
 UNSC_ENERGY = 0.97
 UNSC_MERGE_ENERGY = 0.97
 
-# Weights of divergence and cross-entropy on the retain set, as published for whole classes.
-SCRUB_DIVERGENCE = 0.001
+SCRUB_DIVERGENCE = 0.001  # weights on the retain set, as published for whole classes
 SCRUB_CROSS_ENTROPY = 0.99
-# Share of the epochs that begin with max steps; the others only repair, as in the published schedules (2 of 3 epochs).
-SCRUB_MAX_SHARE = 2 / 3
+SCRUB_MAX_SHARE = 2 / 3  # share of the epochs that begin with max steps, as published (2 of 3 epochs)
 
 # Most samples whose gradients are taken one by one. Fisher information takes one per label and hardly changes with
 # more samples; a true label's gradient is large on few samples only, and what SSD leaves rests on those.
 FISHER_SAMPLES = 1000
 SSD_SAMPLES = 5000
-# Labels of a sample that its Fisher information is summed over, likeliest first; the rest has next to no probability.
-FISHER_LABELS = 10
-# Largest inverse Fisher information, as in the published code: weights that nothing depends on would get endless noise.
-FISHER_INVERSE_MAX = 1e3
-# Weights shrink to this multiple of full-data over forget importance (the paper's lambda).
-SSD_DAMPENING = 1.0
-# Numbers that the gradients of single samples may hold at once (1 GB as float32); bounds memory, changes no result.
-_HELD = 2**28
+FISHER_LABELS = 10  # likeliest labels that Fisher information is summed over; the rest has next to no probability
+FISHER_INVERSE_MAX = 1e3  # as published: weights that nothing depends on would get endless noise
+SSD_DAMPENING = 1.0  # weights shrink to this multiple of full-data over forget importance (the paper's lambda)
+_HELD = 2**28  # numbers that gradients of single samples hold at once (1 GB as float32); changes no result
 
 
 def fine_tune(problem: Problem, config: UnlearnConfig) -> RateSearch:
@@ -60,24 +55,18 @@ def fine_tune(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     Reference: the weakest baseline of Golatkar et al., CVPR 2020, and of most papers since.
 
-    Note:
-        DIFFERS: an epoch has as many steps as the forget set has batches and reads at most ``RETAIN_PER_EPOCH``
-        samples, not the whole retain set; no weight decay, no augmentation, frozen norm statistics. A run that has not
-        begun to forget by half the epochs is given up, as with every method.
+    DIFFERS: an epoch has as many steps as the forget set has batches and reads at most ``RETAIN_PER_EPOCH`` samples; no
+    weight decay, no augmentation, frozen norm statistics. As with every method, a run is given up that has not begun to
+    forget by half the epochs.
     """
-    images, labels = problem.retain_images, problem.retain_labels
+    images, labels = problem.oracle_data
     size = _retain_batch(len(images), _steps(len(problem.forget_images), config.update))
 
-    def at(lr: float) -> Run:
-        batches = _passes(len(images), size, generator_for(problem.seed, "loss"))
+    def loss(current: nn.Module, _forget: Tensor, batches: Iterator[Tensor]) -> Tensor:
+        batch = sent(next(batches), images.device)
+        return F.cross_entropy(current(images[batch]), labels[batch])
 
-        def loss(current: nn.Module, _forget: Tensor) -> Tensor:
-            batch = sent(next(batches), images.device)
-            return F.cross_entropy(current(images[batch]), labels[batch])
-
-        return sgd(problem, config, loss, lr=lr)
-
-    return rate_search(at, update=config.update)
+    return sgd_at_every_rate(problem, config, loss, stream=partial(_passes, len(images), size))
 
 
 def _steps(count: int, update: UpdateConfig) -> int:
@@ -100,14 +89,12 @@ def unsc(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     Reference: Chen et al. (UNSC), IJCAI 2024.
 
-    Note:
-        DIFFERS: patches are those that the convolution sees, padding and stride included, every layer is constrained,
-        and the epochs are stopped on the forget set; the published code ignores padding and stride, lets two layers of
-        its VGG go free, reads its projections by the wrong index on CIFAR-10 and picks the epoch on test accuracy.
-        Everything that has no rows (biases, norms) stays frozen.
+    DIFFERS: patches are those that the convolution sees, every layer is constrained, and a run stops by the forget set.
+    The published code ignores padding and stride, leaves two layers of its VGG free, reads its projections by the
+    wrong index on CIFAR-10 and picks the epoch on test accuracy. What has no rows (biases, norms) stays frozen.
     """
     model, images = problem.model, problem.forget_images
-    project = hard_projector(merged_retain_subspace(model, problem.retain_images, problem.retain_labels))
+    project = hard_projector(merged_retain_subspace(model, *problem.oracle_data))
     labels = second_best_labels(masked_log_probabilities(logits_of(model, images), forget=problem.forget_classes))
 
     def at(lr: float) -> Run:
@@ -126,21 +113,19 @@ def merged_retain_subspace(model: nn.Module, retain_images: Tensor, retain_label
 def scrub(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Move away from the original on the forget set; stay close to it and to the labels on the retain set; in turns.
 
-    Max steps climb KL(original || current) on forget samples, min steps descend ``SCRUB_DIVERGENCE`` times the same on
-    retain samples plus ``SCRUB_CROSS_ENTROPY`` times their cross-entropy. Each epoch goes through the forget set in its
-    first half and through the retain samples in its second; after ``SCRUB_MAX_SHARE`` of the epochs all steps are min
-    steps.
+    Max steps maximize KL(original || current) on forget samples. Min steps minimize ``SCRUB_DIVERGENCE`` times the same
+    on retain samples plus ``SCRUB_CROSS_ENTROPY`` times their cross-entropy. The first half of an epoch goes through
+    the forget set; after ``SCRUB_MAX_SHARE`` of the epochs all steps are min steps.
 
     Reference: Kurmanji et al. (SCRUB), NeurIPS 2023.
 
-    Note:
-        DIFFERS: an epoch has as many steps as the forget set has batches, so each kind gets half of them and at most
-        ``RETAIN_PER_EPOCH`` retain samples are read. The temperature is 1, as in the paper's formula; the published
-        code softens both distributions at 4. The divergence that max steps climb has no upper bound, and without one
-        every rate that forgot ended at infinity; a sample past log K stops counting. At the original the divergence has
-        no slope, so the first max steps change nothing; in the published code batch statistics and decay move the net.
+    DIFFERS: an epoch has as many steps as the forget set has batches, half of them of each kind, and reads at most
+    ``RETAIN_PER_EPOCH`` retain samples. The temperature is 1, as in the paper's formula (published code: 4). A sample
+    past log K stops counting: the divergence has no upper bound, and without one every rate that forgot ended at
+    infinity. At the original the divergence has no slope, so the first max steps change nothing; in the published code
+    batch statistics and decay move the net.
     """
-    forget_images, retain_images = problem.forget_images, problem.retain_images
+    forget_images, (retain_images, retain_labels) = problem.forget_images, problem.oracle_data
     steps = _steps(len(forget_images), config.update)
     turn = max(2, steps)  # where an epoch is one step, whole epochs take turns
     forget_size = math.ceil(len(forget_images) / (turn // 2))
@@ -150,27 +135,24 @@ def scrub(problem: Problem, config: UnlearnConfig) -> RateSearch:
         logits_of(problem.model, images).softmax(1) for images in (forget_images, retain_images)
     )
 
-    def at(lr: float) -> Run:
-        drawing = generator_for(problem.seed, "loss")
+    def turns(drawing: torch.Generator) -> Iterator[tuple[bool, Tensor]]:
+        """Yield for every step whether it is a max step, and its batch."""
         forget_batches = _passes(len(forget_images), forget_size, drawing)
         retain_batches = _passes(len(retain_images), retain_size, drawing)
-        step = -1
+        for step in itertools.count():
+            away = step < last_max and step % turn < turn // 2
+            yield away, sent(next(forget_batches if away else retain_batches), forget_images.device)
 
-        def loss(current: nn.Module, _forget: Tensor) -> Tensor:
-            nonlocal step
-            step += 1
-            if step < last_max and step % turn < turn // 2:
-                batch = sent(next(forget_batches), forget_images.device)
-                fled = divergence(forget_teacher[batch], current(forget_images[batch]))
-                return -fled.clamp_max(math.log(problem.num_classes)).mean()
-            batch = sent(next(retain_batches), retain_images.device)
-            logits = current(retain_images[batch])
-            kept = F.cross_entropy(logits, problem.retain_labels[batch])
-            return SCRUB_DIVERGENCE * divergence(retain_teacher[batch], logits).mean() + SCRUB_CROSS_ENTROPY * kept
+    def loss(current: nn.Module, _forget: Tensor, steps_to_come: Iterator[tuple[bool, Tensor]]) -> Tensor:
+        away, batch = next(steps_to_come)
+        if away:
+            fled = divergence(forget_teacher[batch], current(forget_images[batch]))
+            return -fled.clamp_max(math.log(problem.num_classes)).mean()
+        logits = current(retain_images[batch])
+        kept = F.cross_entropy(logits, retain_labels[batch])
+        return SCRUB_DIVERGENCE * divergence(retain_teacher[batch], logits).mean() + SCRUB_CROSS_ENTROPY * kept
 
-        return sgd(problem, config, loss, lr=lr)
-
-    return rate_search(at, update=config.update)
+    return sgd_at_every_rate(problem, config, loss, stream=turns)
 
 
 def divergence(teacher: Tensor, logits: Tensor) -> Tensor:
@@ -186,14 +168,13 @@ def fisher_forgetting(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     Reference: Golatkar et al., CVPR 2020.
 
-    Note:
-        DIFFERS: the paper derives a covariance of F^(-1/2), its code draws with 1/F, as here. The code also erases the
-        class's row of the head and draws more noise for the head and the biases; that masks a logit rather than forgets
-        by noise, and is left out, as is the averaging of the variance over a unit's inputs. F is summed over the
-        ``FISHER_LABELS`` likeliest labels of at most ``FISHER_SAMPLES`` samples.
+    DIFFERS: the paper derives a covariance of F^(-1/2), its code draws with 1/F, as here. The code also erases the
+    class's row of the head and draws more noise for head and biases, which masks a logit rather than forgets; that is
+    left out, and so is averaging the variance over a unit's inputs. F is summed over the ``FISHER_LABELS`` likeliest
+    labels of at most ``FISHER_SAMPLES`` samples.
     """
     started, drawing = time.perf_counter(), generator_for(problem.seed, "sample")
-    images, _ = _sample(problem.retain_images, problem.retain_labels, FISHER_SAMPLES, drawing)
+    images, _ = _sample(*problem.oracle_data, FISHER_SAMPLES, drawing)
     fisher = fisher_information(problem.model, images)
     deviation = {name: part.reciprocal().clamp_max(FISHER_INVERSE_MAX).sqrt() for name, part in fisher.items()}
     seconds = time.perf_counter() - started
@@ -214,24 +195,21 @@ def selective_dampening(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     The paper selects weights whose forget importance exceeds alpha times their full-data importance, alpha = 10 for
     whole classes. The full data hold the forget set too, with its share s of the samples: the ratio cannot exceed
-    1 / s, and among ten equal classes 10 selects nothing. So the rate of the ladder sets
-    alpha = 1 / (s + (1 - s) rate), which is to select where forget importance exceeds 1 / rate times *retain*
-    importance. A higher rate edits more, every rate can select, and where s is small the paper's 10 is the rate .1.
-    Above the rate 1 nothing more is shrunk.
+    1 / s, and among ten equal classes 10 selects nothing. So the rate sets alpha = 1 / (s + (1 - s) rate), which
+    selects where forget importance exceeds 1 / rate times *retain* importance. Every rate can select, a higher one
+    selects more, and above 1 nothing more is shrunk. Where s is small the paper's 10 is the rate .1.
 
     Reference: Foster et al. (SSD), AAAI 2024.
 
-    Note:
-        DIFFERS: the published code squares the mean gradient of each batch, so that its importances depend on the batch
-        size; here they are what the paper defines. The full-data importance weighs forget and retain set by their sizes
-        and looks at no more than ``SSD_SAMPLES`` of each. The paper's second constant is fixed at its 1
-        (``SSD_DAMPENING``); the ladder moves the first.
+    DIFFERS: the published code squares the mean gradient of each batch; here importances are what the paper defines.
+    The full-data importance weighs forget and retain set by their sizes and looks at no more than ``SSD_SAMPLES`` of
+    each. The paper's second constant is fixed at its 1 (``SSD_DAMPENING``).
     """
     started, drawing = time.perf_counter(), generator_for(problem.seed, "sample")
-    images, others = problem.forget_images, problem.retain_images
+    images, others = problem.forget_images, problem.oracle_data
     forget = importances(problem.model, *_sample(images, problem.forget_labels, SSD_SAMPLES, drawing))
-    retain = importances(problem.model, *_sample(others, problem.retain_labels, SSD_SAMPLES, drawing))
-    share = len(images) / (len(images) + len(others))
+    retain = importances(problem.model, *_sample(*others, SSD_SAMPLES, drawing))
+    share = len(images) / (len(images) + len(others[0]))
     full = {name: share * part + (1 - share) * retain[name] for name, part in forget.items()}
     seconds = time.perf_counter() - started
 
@@ -247,12 +225,7 @@ def selective_dampening(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
 
 def fisher_information(model: nn.Module, images: Tensor) -> Direction:
-    """Return the diagonal of the Fisher matrix: E_x E_{y ~ p(. | x)} (d log p(y | x) / d theta)^2 of every parameter.
-
-    Args:
-        model: The classifier.
-        images: Shape (m, C, H, W).
-    """
+    """Return the diagonal of the Fisher matrix, E_x E_{y ~ p(. | x)} (d log p(y | x) / d theta)^2, by parameter."""
     p = logits_of(model, images).softmax(1)
     likely = p.topk(min(FISHER_LABELS, p.shape[1]), dim=1)
     parts = [
@@ -265,11 +238,7 @@ def fisher_information(model: nn.Module, images: Tensor) -> Direction:
 def importances(model: nn.Module, images: Tensor, labels: Tensor, shares: Tensor | None = None) -> Direction:
     """Return the mean over samples of share * (d log p(label | x) / d theta)^2 of every parameter.
 
-    Args:
-        model: The classifier.
-        images: Shape (m, C, H, W).
-        labels: Their classes, shape (m,).
-        shares: Weights of the samples, shape (m,); None means 1.
+    Labels and shares have shape (m,); no shares mean 1 each.
     """
     shares = torch.ones(len(images), device=images.device) if shares is None else shares
     weights = weights_of(model, (name for name, _ in model.named_parameters()))
@@ -310,37 +279,15 @@ def _edited(problem: Problem, edit: Callable[[str, Tensor], Tensor], *, rate: fl
     return Run(changed, rate, (epoch,), not bool(torch.isfinite(logits).all()))
 
 
-def _oracle(
-    title: str, run: Callable[[Problem, UnlearnConfig], RateSearch], reference: str, ladder: str, *fixed: str
-) -> Method:
-    return Method(title, run, ORACLE, reference, ladder, oracle=True, fixed=fixed)
-
-
+_GOLATKAR = "Golatkar et al., CVPR 2020"
+_UNSC = ("UNSC_ENERGY", "UNSC_MERGE_ENERGY")
+_SCRUB = ("RETAIN_PER_EPOCH", "SCRUB_DIVERGENCE", "SCRUB_CROSS_ENTROPY", "SCRUB_MAX_SHARE")
+_FISHER = ("FISHER_SAMPLES", "FISHER_LABELS", "FISHER_INVERSE_MAX")
+_SSD = ("SSD_SAMPLES", "SSD_DAMPENING")
 METHODS: dict[str, Method] = {
-    "fine_tune": _oracle(
-        "fine-tuning on retain data", fine_tune, "Golatkar et al., CVPR 2020", "low", "RETAIN_PER_EPOCH"
-    ),
-    "unsc": _oracle("UNSC", unsc, "Chen et al., IJCAI 2024", "high", "UNSC_ENERGY", "UNSC_MERGE_ENERGY"),
-    "scrub": _oracle(
-        "SCRUB",
-        scrub,
-        "Kurmanji et al., NeurIPS 2023",
-        "low",
-        "RETAIN_PER_EPOCH",
-        "SCRUB_DIVERGENCE",
-        "SCRUB_CROSS_ENTROPY",
-        "SCRUB_MAX_SHARE",
-    ),
-    "fisher_forgetting": _oracle(
-        "Fisher forgetting",
-        fisher_forgetting,
-        "Golatkar et al., CVPR 2020",
-        "low",
-        "FISHER_SAMPLES",
-        "FISHER_LABELS",
-        "FISHER_INVERSE_MAX",
-    ),
-    "selective_dampening": _oracle(
-        "SSD", selective_dampening, "Foster et al., AAAI 2024", "middle", "SSD_SAMPLES", "SSD_DAMPENING"
-    ),
+    "fine_tune": Method("fine-tuning on retain data", fine_tune, ORACLE, _GOLATKAR, "low", ("RETAIN_PER_EPOCH",)),
+    "unsc": Method("UNSC", unsc, ORACLE, "Chen et al., IJCAI 2024", "high", _UNSC),
+    "scrub": Method("SCRUB", scrub, ORACLE, "Kurmanji et al., NeurIPS 2023", "low", _SCRUB),
+    "fisher_forgetting": Method("Fisher forgetting", fisher_forgetting, ORACLE, _GOLATKAR, "low", _FISHER),
+    "selective_dampening": Method("SSD", selective_dampening, ORACLE, "Foster et al., AAAI 2024", "middle", _SSD),
 }

@@ -37,8 +37,7 @@ OLD_RATE = 0.3  # smallest rate that was tried before there was a calibration
 def zs_pag(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """ZS-PAG as ``zero_shot_unlearn`` runs it, with the configured labels.
 
-    Layers and rate are chosen on held-out halves of the forget set. Where curves are wanted (``whole_ladder``), the
-    chosen layers are run at every rate of the ladder, too.
+    With ``whole_ladder`` the layers that the calibration chose are run at every rate of the ladder, too.
     """
     model, labels, statistics, seed = problem.model, problem.forget_labels, problem.statistics, problem.seed
     made = unlearn_with(model, labels, statistics, forget=problem.forget_classes, config=config, seed=seed)
@@ -109,13 +108,7 @@ def unprojected(problem: Problem, config: UnlearnConfig) -> RateSearch:
 def _fit_in(
     problem: Problem, config: UnlearnConfig, choose: Callable[[Subspace, torch.Generator], Subspace]
 ) -> RateSearch:
-    """Protect another subspace of the same rank per layer: does it matter *which* directions are protected?
-
-    Args:
-        problem: What the method was handed.
-        config: Options of every stage.
-        choose: Maps ZS-PAG's own subspace and a generator to the one that is protected instead.
-    """
+    """Protect what ``choose`` makes of ZS-PAG's own subspace and a generator; it has the same rank in every layer."""
     own = combine(problem.statistics.moments, config=config.subspace)
     drawing = generator_for(seed_of(problem.generator), "subspace")  # a draw before the seed: all see the same batches
     return _fit_all_layers(problem, config, hard_projector(choose(own, drawing)))
@@ -141,7 +134,7 @@ def in_random_subspace(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
 def in_retain_subspace(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """ZS-PAG with the subspace of the true retain data at the same ranks: what proxies would ideally replace."""
-    images, labels = problem.retain_images, problem.retain_labels
+    images, labels = problem.oracle_data
     return _fit_in(problem, config, lambda own, _: retain_subspace(problem.model, images, labels, own=own))
 
 
@@ -167,7 +160,7 @@ def retain_subspace(model: nn.Module, retain_images: Tensor, retain_labels: Tens
 _OURS = "Chen et al., IJCAI 2025"
 METHODS: dict[str, Method] = {
     "zs_pag": Method("ZS-PAG", zs_pag, PROXIES, _OURS, "high"),
-    "zs_pag_fixed": Method("ZS-PAG, not calibrated", fixed, PROXIES, "control", "high", fixed=("OLD_RATE",)),
+    "zs_pag_fixed": Method("ZS-PAG, not calibrated", fixed, PROXIES, "control", "high", ("OLD_RATE",)),
     "unprojected": Method("ZS-PAG without projection", unprojected, PROXIES, "control", "low"),
     "process_labels": Method("ZS-PAG, influence labels", process_labels, PROXIES, _OURS, "high"),
     "influence_labels": Method("ZS-PAG, labels tilted once", influence_labels, PROXIES, "control", "high"),
@@ -176,5 +169,5 @@ METHODS: dict[str, Method] = {
     "forget_subspace": Method("subspace of forget samples", in_forget_subspace, PROXIES, "control", "high"),
     "noise_subspace": Method("subspace of noise", in_noise_subspace, PROXIES, "control", "middle"),
     "random_subspace": Method("random subspace", in_random_subspace, PROXIES, "control", "low"),
-    "oracle_subspace": Method("subspace of retain data", in_retain_subspace, ORACLE, "oracle", "high", oracle=True),
+    "oracle_subspace": Method("subspace of retain data", in_retain_subspace, ORACLE, "oracle", "high"),
 }

@@ -24,16 +24,12 @@ IRRELEVANT = 1.0  # MU-Mis: lambda, the weight of the other class; CHOICE: both 
 def salun(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Fit the most salient weights to uniformly random retained labels, drawn again for every batch.
 
-    A weight outside the mask keeps every bit, whatever the momentum: the loss sees it detached, so its gradient is
-    exactly zero and momentum has nothing to keep.
+    The loss sees every other weight detached: its gradient is exactly zero, and it keeps every bit.
 
     Reference: Fan, Liu, Zhang, Wong, Wei and Liu, "SalUn", ICLR 2024.
 
-    Note:
-        DIFFERS: the published method then trains on the retain set, which is not given here. Its code multiplies
-        gradients by the mask and leaves the rest to an optimizer with weight decay, which moves masked weights after
-        all, and it may draw a sample's own class; neither is copied. Rates, epochs and batches are those of all
-        methods.
+    DIFFERS: the published method then trains on the retain set, which is not given here. In its code weight decay moves
+    masked weights after all, and a sample may draw its own class. Rates, epochs and batches are those of all methods.
     """
     images, classes, forget = problem.forget_images, problem.num_classes, problem.forget_classes
     mask = saliency_mask(problem.model, images, problem.forget_labels, share=SALIENT_SHARE)
@@ -65,13 +61,13 @@ def jit(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     The loss is the mean over copies of ||f(x) - f(x + e)|| / ||e||, without a gradient through f(x + e).
 
+    A step that brings f(x) closer to where f(x + e) was moves f(x + e) too. So the loss may grow without end, and few
+    rates lie between no effect and divergence.
+
     Reference: Foster et al., "An Information Theoretic Approach to Machine Unlearning", 2024 (JiT).
 
-    Note:
-        The published code never zeroes its gradients, so that each step repeats those of all batches before it. Here a
-        step sees its own batch alone. A step that brings f(x) closer to where f(x + e) was moves f(x + e) too. So the
-        loss may grow without end, and few rates lie between no effect and divergence. DIFFERS: sigma counts pixels in
-        [0, 1], not normalized ones, and copies may leave that range; as many epochs as every method instead of one.
+    DIFFERS: a step sees its own batch alone; the published code never zeroes its gradients. Sigma counts pixels in
+    [0, 1], not normalized ones, and copies may leave that range; as many epochs as every method instead of one.
     """
 
     def loss(current: nn.Module, batch: Tensor, drawing: torch.Generator) -> Tensor:
@@ -90,12 +86,12 @@ def mu_mis(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     The loss is ||grad_x f_y||^2 - lambda ||grad_x f_c||^2, with c a retained class drawn for every sample and batch.
 
+    Biases do not move in a net of ReLUs: the gradient in the pixels does not depend on them.
+
     Reference: Cheng et al., "Remaining-data-free Machine Unlearning by Suppressing Sample Contribution", 2024 (MU-Mis).
 
-    Note:
-        The loss has no lower bound. DIFFERS: a sample that the net no longer gives its own class stops counting, a rule
-        that sees the forget set alone; the published runs stop by hand. Biases do not move in a net of ReLUs, since
-        the gradient in the pixels does not depend on them.
+    DIFFERS: the loss has no lower bound, so a sample that the net no longer gives its own class stops counting; the
+    published runs stop by hand.
     """
     images, labels = problem.forget_images, problem.forget_labels
     retained = retained_classes(problem.num_classes, problem.forget_classes)
@@ -125,7 +121,7 @@ def contribution(model: nn.Module, images: Tensor, labels: Tensor, others: Tenso
 
 
 METHODS: dict[str, Method] = {
-    "salun": Method("SalUn", salun, FORGET, "Fan et al., ICLR 2024", "low", fixed=("SALIENT_SHARE",)),
-    "jit": Method("JiT", jit, FORGET, "Foster et al., 2024", "low", fixed=("COPIES", "SIGMA")),
-    "mu_mis": Method("MU-Mis", mu_mis, FORGET, "Cheng et al., 2024", "low", fixed=("IRRELEVANT",)),
+    "salun": Method("SalUn", salun, FORGET, "Fan et al., ICLR 2024", "low", ("SALIENT_SHARE",)),
+    "jit": Method("JiT", jit, FORGET, "Foster et al., 2024", "low", ("COPIES", "SIGMA")),
+    "mu_mis": Method("MU-Mis", mu_mis, FORGET, "Cheng et al., 2024", "low", ("IRRELEVANT",)),
 }

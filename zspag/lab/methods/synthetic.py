@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from zspag.activations import watching
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
-from zspag.lab.methods.method import FORGET, PROXIES, Method, Problem, head_names, sgd_at_every_rate
+from zspag.lab.methods.method import FORGET, PROXIES, Method, Problem, sgd_at_every_rate
 from zspag.outcome import Epoch
 from zspag.projected_sgd import RateSearch, Run, rate_search
 from zspag.pseudo_labels import masked_log_probabilities, retained_classes
@@ -43,13 +43,11 @@ def min_max_noise(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     Images that look nothing like the forget class get its label, which overwrites what the net knows of the class.
 
-    Reference:
-        Chundawat et al., "Zero-Shot Machine Unlearning", IEEE TIFS 2023 (error-minimizing and error-maximizing noise);
-        Tarun et al., TNNLS 2023, for the maximizing half.
+    Reference: Chundawat et al., "Zero-Shot Machine Unlearning", IEEE TIFS 2023; the maximizing half: Tarun et al.,
+    TNNLS 2023.
 
-    Note:
-        DIFFERS: noise is kept in [0, 1] instead of being penalized for its size; 20 images a class instead of 20
-        batches; a step sees one noise image per forget sample of its batch, all classes alike.
+    DIFFERS: noise is kept in [0, 1] instead of being penalized for its size; 20 images a class instead of 20 batches; a
+    step sees one noise image per forget sample of its batch, all classes alike.
     """
     like = problem.forget_images
     labels = torch.arange(problem.num_classes, device=like.device).repeat_interleave(NOISE_PER_CLASS)
@@ -64,14 +62,7 @@ def min_max_noise(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
 
 def optimized_noise(model: nn.Module, start: Tensor, labels: Tensor, *, forget: Sequence[int]) -> Tensor:
-    """Return images in [0, 1] whose cross-entropy with their label is high for forget classes and low for others.
-
-    Args:
-        model: The original.
-        start: Where the search starts, shape (n, C, H, W).
-        labels: Class of every image, shape (n,).
-        forget: Classes whose images maximize the loss.
-    """
+    """Return images in [0, 1] whose cross-entropy with their label is high for forget classes and low for others."""
     signs = 1 - 2 * torch.isin(labels, torch.tensor(forget, device=labels.device)).to(start)
     parts = []
     with frozen(model):
@@ -93,14 +84,12 @@ def head_sampling(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
     A class's features have the mean of its proxies (of its forget samples, for a forget class) and the covariance of
     all of these around their means. A step sees a sample of its own class for every forget sample of the batch, and
-    one of a random retained class beside it.
+    one of a random retained class beside it. A head that averages over positions is fed the average: it is linear.
 
     Reference: Head-only sampling, 2026, from a description of the method.
 
-    Note:
-        DIFFERS: mean and covariance come from forget samples and proxies, where the method may take them from training
-        data; labels are soft, as in DELETE. A head that averages over positions is fed the average, which is the
-        same thing, for it is linear.
+    DIFFERS: mean and covariance come from forget samples and proxies, where the method may take them from training
+    data; labels are soft, as in DELETE.
 
     Raises:
         ValueError: If the last layer of the model does not give the logits.
@@ -122,7 +111,7 @@ def head_sampling(problem: Problem, config: UnlearnConfig) -> RateSearch:
         teacher = masked_log_probabilities(head_logits(model, features, head=head).detach(), forget=forget).exp()
         return soft_cross_entropy(head_logits(current, features, head=head), teacher)
 
-    return sgd_at_every_rate(problem, config, loss, names=head_names(problem))
+    return sgd_at_every_rate(problem, config, loss, names=problem.head_names)
 
 
 def features_of(model: nn.Module, images: Tensor, *, head: str) -> Tensor:
@@ -169,15 +158,14 @@ def gkt(problem: Problem, config: UnlearnConfig) -> RateSearch:
     ten to agree on new ones (KL and the distance of attention maps). Both are trained by Adam; the ladder's rates are
     the student's.
 
+    A fresh student recognizes nothing. So no run stops early, and the smallest rate counts as having forgotten, however
+    little it has learned. A class that the maker hardly shows is not learned, with or without the gate.
+
     Reference: Chundawat et al., "Zero-Shot Machine Unlearning", IEEE TIFS 2023 (GKT).
 
-    Note:
-        DIFFERS: two rounds an epoch of 32 images, some hundred student steps instead of thousands, so that a ladder
-        takes seconds. The student's weights are drawn with mean and deviation of the original's tensors, since a
-        trained model does not tell how it was initialized; norm statistics are the original's and stay. Attention maps
-        are those of convolutions. A fresh student recognizes nothing. So no run stops early, and the smallest rate
-        counts as having forgotten, however little it has learned. A class that the maker of images hardly shows is not
-        learned, with or without the gate.
+    DIFFERS: some hundred student steps instead of thousands, so that a ladder takes seconds. The student's weights are
+    drawn with mean and deviation of the original's tensors, since a trained model does not tell how it was initialized;
+    norm statistics are the original's and stay. Attention maps are those of convolutions.
     """
     return rate_search(lambda lr: _transfer(problem, lr=lr, epochs=config.update.epochs), update=config.update)
 
@@ -310,32 +298,11 @@ def step_(optimizer: torch.optim.Optimizer, loss: Tensor | None) -> list[float]:
     return [loss.item()]
 
 
+_TIFS = "Chundawat et al., TIFS 2023"
+_NOISE = ("NOISE_PER_CLASS", "NOISE_STEPS", "NOISE_RATE")
+_GKT = ("GATE", "STUDENT_STEPS", "ATTENTION", "MAKER_RATE", "CLIP", "ROUNDS", "IMAGES", "LATENT", "CHANNELS")
 METHODS: dict[str, Method] = {
-    "min_max_noise": Method(
-        "error-min-max noise",
-        min_max_noise,
-        FORGET,
-        "Chundawat et al., TIFS 2023",
-        "low",
-        fixed=("NOISE_PER_CLASS", "NOISE_STEPS", "NOISE_RATE"),
-    ),
+    "min_max_noise": Method("error-min-max noise", min_max_noise, FORGET, _TIFS, "low", _NOISE),
     "head_sampling": Method("head-only sampling", head_sampling, PROXIES, "head-only sampling, 2026", "middle"),
-    "gkt": Method(
-        "GKT",
-        gkt,
-        "nothing; the forget set only judges",
-        "Chundawat et al., TIFS 2023",
-        "low",
-        fixed=(
-            "GATE",
-            "STUDENT_STEPS",
-            "ATTENTION",
-            "MAKER_RATE",
-            "CLIP",
-            "ROUNDS",
-            "IMAGES",
-            "LATENT",
-            "CHANNELS",
-        ),
-    ),
+    "gkt": Method("GKT", gkt, "nothing; the forget set only judges", _TIFS, "low", _GKT),
 }

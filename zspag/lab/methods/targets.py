@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from zspag.config import UnlearnConfig
 from zspag.influence import soft_cross_entropy
-from zspag.lab.methods.method import FORGET, PROXIES, Method, Problem, head_names, layer_of, sgd_at_every_rate
+from zspag.lab.methods.method import FORGET, PROXIES, Method, Problem, sgd_at_every_rate
 from zspag.projected_sgd import RateSearch
 from zspag.pseudo_labels import masked_log_probabilities, random_labels
 from zspag.runtime import generator_for, logits_of, sent
@@ -23,9 +23,8 @@ from zspag.runtime import generator_for, logits_of, sent
 def gradient_ascent(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Maximize the cross-entropy of the forget samples.
 
-    Note:
-        DIFFERS: in published code the loss becomes infinite within a few steps. Here a sample stops counting once its
-        loss passes log K, that of a uniform guess.
+    DIFFERS: a sample stops counting once its loss passes log K, that of a uniform guess. In published code the loss
+    becomes infinite within a few steps.
     """
 
     def loss(current: nn.Module, batch: Tensor, _drawing: torch.Generator) -> Tensor:
@@ -54,7 +53,7 @@ def delete(problem: Problem, config: UnlearnConfig) -> RateSearch:
 
 def head_only(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """DELETE on the last layer alone: how far does an edit of the head go?"""
-    return distilled_from_masked(problem, config, names=head_names(problem))
+    return distilled_from_masked(problem, config, names=problem.head_names)
 
 
 def distilled_from_masked(problem: Problem, config: UnlearnConfig, *, names: Sequence[str] | None) -> RateSearch:
@@ -87,21 +86,19 @@ def rehearsal(problem: Problem, config: UnlearnConfig) -> RateSearch:
 def boundary_expanding(problem: Problem, config: UnlearnConfig) -> RateSearch:
     """Train the forget samples onto one more output, then drop it.
 
+    Once the new output is sure, nothing lowers the old one. So some samples may still be recognized at the end.
+
     Reference: Chen, Gao, Liu, Peng and Wang, "Boundary Unlearning", CVPR 2023 (boundary expanding).
 
-    Note:
-        DIFFERS: the forget accuracy that stops a run is that of the model without the additional output, for that is
-        what comes back; with it, the set looks forgotten long before. Rates, epochs and batches are those of all
-        methods (published: 1e-5, momentum .9, 10 epochs, batches of 64).
-        Once the new output is sure, nothing lowers the old one. So some samples may still be recognized after the new
-        output is dropped.
+    DIFFERS: a run stops by the forget accuracy without the new output, with which the set looks forgotten long before.
+    Rates, epochs and batches are those of all methods (published: 1e-5, momentum .9, 10 epochs, batches of 64).
 
     Raises:
         ValueError: If the last layer is not a linear layer or a convolution with one output per class.
     """
     images, new = problem.forget_images, problem.num_classes  # the outputs of the original are 0 to K - 1
-    head = layer_of(problem.statistics.names[-1])
-    widened = Expanded(problem.model, head=head, num_classes=new, generator=generator_for(problem.seed, "output"))
+    generator = generator_for(problem.seed, "output")
+    widened = Expanded(problem.model, head=problem.head, num_classes=new, generator=generator)
 
     def loss(current: nn.Module, batch: Tensor, _drawing: torch.Generator) -> Tensor:
         assert isinstance(current, Expanded)  # the loop works on a copy of ``widened``
@@ -114,11 +111,8 @@ def boundary_expanding(problem: Problem, config: UnlearnConfig) -> RateSearch:
 class Expanded(nn.Module):
     """A copy of a model with one more output, which only ``all_logits`` shows.
 
-    Args:
-        model: Not changed; the copy is called ``model``.
-        head: Name of its last layer, "" for the model itself.
-        num_classes: Outputs that layer must have.
-        generator: CPU generator of the new output's weights, uniform as those of a fresh layer.
+    The last layer is called ``head`` ("" is the model itself) and has ``num_classes`` outputs. The weights of the new
+    output are uniform, as those of a fresh layer.
 
     Raises:
         ValueError: If that layer cannot be widened.

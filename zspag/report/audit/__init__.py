@@ -3,13 +3,10 @@
 Invariant: nothing here sees a model or imports torch.
 """
 
-from zspag.report.audit.comparison import Comparison, compared
 from zspag.report.audit.findings import (
     RATE,
     SHARE,
-    SHARES,
     TITLES,
-    Findings,
     anamnesis,
     arrival_table,
     arrivals,
@@ -31,15 +28,12 @@ from zspag.report.audit.panels import (
     spread_panels,
     trace_panels,
 )
-from zspag.report.audit.verdicts import verdict_table, verdicts
+from zspag.report.audit.verdicts import compared, verdict_table, verdicts
 
 __all__ = [
     "RATE",
     "SHARE",
-    "SHARES",
     "TITLES",
-    "Comparison",
-    "Findings",
     "anamnesis",
     "arrival_table",
     "arrivals",

@@ -54,11 +54,7 @@ def unpacked(kept: Mapping[str, Mapping[str, list[Any]]]) -> Findings:
 
 
 def recorded(folder: Path) -> dict[str, tuple[Result, Findings]]:
-    """Return every recorded audit and its findings, by a title such as "digits, 10 classes, 3 seeds".
-
-    Args:
-        folder: The folder that holds one folder per profile.
-    """
+    """Return the audits recorded in ``folder/<profile>/`` by a title such as "digits, 10 classes, 3 seeds"."""
     found = {}
     for path in sorted(folder.glob("*/audit_*.json")):
         result = results.read(path)
@@ -70,14 +66,10 @@ def recorded(folder: Path) -> dict[str, tuple[Result, Findings]]:
 
 
 def mean_curves(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return training curves as means over classes, seeds averaged per class first.
+    """Return the rows of "relearning" as means over classes, seeds averaged per class first.
 
-    Args:
-        rows: Of the measure "relearning".
-
-    Returns:
-        Per method, kind of images shown, rate and step: samples, acc_forget and acc_retain, and for both accuracies
-        the least and the largest class, such as "acc_forget_low". A mean ends where the first of its curves does.
+    There is one per method, kind of images shown, rate and step, with both accuracies and the least and the largest
+    class of each, such as "acc_forget_low". A mean ends where the first of its curves does.
     """
     curve, place = ["method", "shown", "lr"], ["method", "shown", "lr", "step"]
     ends = rows.groupby([*curve, "forget", "seed"])["step"].transform("max")
@@ -91,14 +83,10 @@ def mean_curves(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def arrivals(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return how soon the class was back where it was shown again, per network, class, seed, rate and share.
+    """Return how soon the class was back, per network, class, seed, rate and share of the original's accuracy.
 
-    Args:
-        rows: Of the measure "relearning".
-
-    Returns:
-        Per rate and each of ``SHARES`` the first row of a curve at or above that share of the original's accuracy, with
-        "share" and "reached"; the last row, not reached, where there is none: it tells how many steps did not suffice.
+    From the rows of "relearning" it is the first of a curve that reaches the share; where none does, the last one, with
+    "reached" False: so many steps did not suffice.
     """
     curves, found = rows[rows["shown"] == "the class"], []
     untouched = curves[(curves["method"] == "original") & (curves["step"] == 0)].drop_duplicates(["forget", "seed"])
@@ -112,18 +100,11 @@ def arrivals(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def anamnesis(back: pd.DataFrame, *, lr: float, share: float) -> dict[str, float]:
-    """Return AIN per network: its steps over the retrained network's, seeds averaged per class, mean over classes.
+    """Return the anamnesis index (AIN) of each network in ``arrivals`` (Chundawat et al., IEEE TIFS 2023).
 
-    The anamnesis index is that of Chundawat et al., "Zero-Shot Machine Unlearning", IEEE TIFS 2023.
-
-    Args:
-        back: Of ``arrivals``.
-        lr: Learning rate.
-        share: Share of the original's forget accuracy.
-
-    Returns:
-        Networks by name; classes of which the retrained network needed no step are left out. Where counting stopped
-        before the retrained network arrived, an index is an upper bound.
+    It is the network's steps over the retrained network's, seeds averaged per class, mean over classes; classes of
+    which the retrained network needed no step are left out. Where counting stopped before the retrained network
+    arrived, it is an upper bound.
 
     Raises:
         ValueError: If a network lacks a seed that the retrained one has, or the other way round.
@@ -139,11 +120,10 @@ def anamnesis(back: pd.DataFrame, *, lr: float, share: float) -> dict[str, float
 
 
 def arrival_table(back: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
-    """Return what ``arrivals`` found as a reader sees it: steps, AIN and retained accuracy per rate and share.
+    """Return ``arrivals`` as a reader sees them: a line per network and a column per rate and share.
 
-    Returns:
-        One line per network and a column per rate and share, such as "12 steps (768 images), AIN 0.050, retained 97 %":
-        means over classes and seeds. A plus sign says that some had not arrived when counting stopped.
+    A cell holds means over classes and seeds, such as "12 steps (768 images), AIN 0.050, retained 97 %". A plus sign
+    says that some had not arrived when counting stopped.
     """
     lines: dict[str, dict[str, str]] = {}
     for (lr, share), part in back.groupby(["lr", "share"], sort=False):

@@ -12,13 +12,8 @@ from zspag.report.audit.findings import TITLES, Findings
 from zspag.report.tables import over_classes
 
 Panel = dict[str, Any]
-ATTACKS = {
-    "loss": "loss",
-    "confidence": "confidence",
-    "entropy": "entropy",
-    "modified_entropy": "modified entropy",
-    "regression": "all four",
-}
+ATTACKS = {name: name.replace("_", " ") for name in ("loss", "confidence", "entropy", "modified_entropy")}
+ATTACKS["regression"] = "all four"
 SPLITS = {"forget_train": "forget, training", "forget_test": "forget, test", "retain_test": "retained, test"}
 PERCENT = {"ylim": [0, 105]}
 RULER = ("original", "retrained", "zs_pag")  # both ends of it and what is measured: more bands hide each other
@@ -38,12 +33,11 @@ def distance_panels(found: Findings, *, title: str) -> list[Panel]:
         "js": ("JS divergence to it (nats)", 1, {"ylim": [0, 0.75]}),
         "zrf": ("ZRF", 1, {"ylim": [0, 1.05]}),
     }
-    return [
-        _bars(found["distance"], "split", column, names=SPLITS, factor=factor)
-        | {"title": title, "ylabel": label}
-        | limits
-        for column, (label, factor, limits) in shown.items()
-    ]
+    panels = []
+    for column, (label, factor, limits) in shown.items():
+        bars = _bars(found["distance"], "split", column, names=SPLITS, factor=factor)
+        panels.append(bars | {"title": title, "ylabel": label} | limits)
+    return panels
 
 
 def probe_panels(found: Findings, *, title: str) -> list[Panel]:
@@ -51,11 +45,8 @@ def probe_panels(found: Findings, *, title: str) -> list[Panel]:
     probes, likeness = found["probes"], found["likeness"].dropna(subset=["cka"])
     shared = {"title": title, "xlabel": "weighted layer whose input is probed (the last one: the head)"}
     recall = _curves(probes[probes["probe"] == "linear"], "depth", "known", factor=100)
-    return [
-        shared | {"series": recall, "ylabel": "forget class, linear probe (%)"} | PERCENT,
-        shared
-        | {"series": _curves(likeness, "depth", "cka"), "ylabel": "CKA to the retrained network", "ylim": [0, 1.05]},
-    ]
+    alike = {"series": _curves(likeness, "depth", "cka"), "ylabel": "CKA to the retrained network", "ylim": [0, 1.05]}
+    return [shared | {"series": recall, "ylabel": "forget class, linear probe (%)"} | PERCENT, shared | alike]
 
 
 def restored_panels(found: Findings, *, title: str) -> list[Panel]:
@@ -73,13 +64,7 @@ def restored_panels(found: Findings, *, title: str) -> list[Panel]:
 
 
 def relearning_panels(found: Findings, *, title: str, rates: Sequence[float] | None = None) -> list[Panel]:
-    """Return forget accuracy, then retained accuracy, over the steps of training on the class: a panel per rate.
-
-    Args:
-        found: Of ``findings``.
-        title: What the audit is about.
-        rates: Which learning rates; all of them by default.
-    """
+    """Return forget accuracy, then retained accuracy, over the steps of training on the class: a panel per rate."""
     curves = found["curves"][found["curves"]["shown"] == "the class"]
     return _training_panels(curves if rates is None else curves[curves["lr"].isin(rates)], title=title)
 
@@ -168,9 +153,5 @@ def _curves(rows: pd.DataFrame, x: str, column: str, *, factor: float = 1) -> Pa
 
 def _banded(groups: Any) -> dict[str, list[float]]:
     means = groups.mean()
-    return {
-        "x": [float(place) for place in means.index],
-        "y": means.tolist(),
-        "low": groups.min().tolist(),
-        "high": groups.max().tolist(),
-    }
+    places = [float(place) for place in means.index]
+    return {"x": places, "y": means.tolist(), "low": groups.min().tolist(), "high": groups.max().tolist()}

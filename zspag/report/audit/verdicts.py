@@ -1,35 +1,94 @@
-"""What an audit says in words: one line per question, with the numbers that it rests on.
+"""How a method compares with retraining, and what an audit says in words, with the numbers that it rests on.
 
-Invariant: nothing here sees a model, and no line says more than its numbers.
+Invariant: only numbers of the same class and seed are compared, and no line says more than its numbers.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
-from zspag.report.audit.comparison import Comparison, compared
 from zspag.report.audit.findings import RATE, SHARE, TITLES, Findings, anamnesis
+from zspag.report.tables import over_classes
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a number of a method compares with the retrained network's, class by class and seed by seed."""
+
+    mean: float  # of the method, over classes
+    retrained: float  # of the retrained networks
+    difference: float  # mean of the former minus the latter, same class and seed
+    half: float  # half-width of the 95 % interval of ``difference`` over classes; 0 with a single class
+    distance: float  # mean absolute difference of the two
+    floor: float | None  # mean absolute difference of two retrained networks of different seeds; None with one seed
+    excess: float | None  # ``distance`` minus ``floor``
+    excess_half: float  # half-width of its 95 % interval over classes
+
+    @property
+    def within(self) -> bool | None:
+        """Whether the method could be another retrained network; None where nobody knows what those differ by.
+
+        It could not in two cases: it lies further away than they do (the whole interval of ``excess`` is above 0), or
+        always to the same side (the interval of ``difference`` excludes 0, and it is larger than ``floor``).
+        """
+        if self.excess is None or self.floor is None:
+            return None
+        scattered = self.excess - self.excess_half > 0
+        shifted = abs(self.difference) > max(self.half, self.floor)
+        return not (scattered or shifted)
+
+
+def compared(rows: pd.DataFrame, column: str, *, method: str) -> Comparison:
+    """Compare a number of a method with that of the retrained networks.
+
+    There is one row per method, class and seed; a case in which the method was ruined has none and is left out.
+
+    Raises:
+        ValueError: If the retrained network has no number where the method has one.
+    """
+    wide = rows.pivot(index=["forget", "seed"], columns="method", values=column)[[method, "retrained"]]
+    wide = wide.dropna(subset=[method])
+    if wide["retrained"].isna().any():
+        raise ValueError(f"{column} of {method} cannot be compared: the retrained network lacks some class and seed")
+    gaps = (wide[method] - wide["retrained"]).rename("value").reset_index().assign(method="difference")
+    distances = gaps.assign(method="distance", value=gaps["value"].abs())
+    floor, rows_of = None, [gaps, distances]
+    if (wide.groupby("forget").size() > 1).all():
+
+        def apart(values: pd.Series) -> float:
+            return fmean(abs(first - second) for first, second in itertools.combinations(values, 2))
+
+        pairs = wide["retrained"].groupby("forget").agg(apart)
+        floor = float(pairs.mean())
+        beyond = distances.groupby("forget")["value"].mean() - pairs
+        rows_of.append(beyond.rename("value").reset_index().assign(method="excess"))
+    numbers, means = over_classes(pd.concat(rows_of), "value"), wide.groupby("forget").mean().mean()
+    excess: dict[str, Any] = numbers.get("excess", {"mean": None, "half": 0.0})
+    return Comparison(
+        mean=float(means[method]),
+        retrained=float(means["retrained"]),
+        difference=numbers["difference"]["mean"],
+        half=numbers["difference"]["half"],
+        distance=numbers["distance"]["mean"],
+        floor=floor,
+        excess=excess["mean"],
+        excess_half=excess["half"],
+    )
 
 
 @dataclass(frozen=True)
 class Question:
-    """Where the number that answers a question stands in the findings.
+    """Where the number that answers a question stands in the findings."""
 
-    Attributes:
-        text: The question.
-        measure: Which rows.
-        column: Which of their columns.
-        where: What other columns must hold; "last" is the largest value there is.
-        share: Whether the number is a share that is shown in %.
-    """
-
-    text: str
-    measure: str
-    column: str
-    where: Mapping[str, Any] = field(default_factory=dict)
-    share: bool = True
+    text: str  # the question
+    measure: str  # which rows
+    column: str  # which of their columns
+    where: Mapping[str, Any] = field(default_factory=dict)  # what others must hold; "last" is the largest value
+    share: bool = True  # whether the number is shown in %
 
     def rows(self, found: Findings) -> pd.DataFrame:
         """Return one row per network, class and seed."""
@@ -72,16 +131,11 @@ QUESTIONS = (
 
 
 def verdict_table(found: Findings, *, methods: Sequence[str]) -> pd.DataFrame:
-    """Return a table for readers: questions as lines, and per network its mean and whether it is within the spread.
+    """Return a table for readers: questions as lines, and a column per network that was not ruined everywhere.
 
-    Args:
-        found: Of ``findings``.
-        methods: Networks to show; one that was ruined everywhere is left out.
-
-    Returns:
-        Per question the retrained networks' mean, what two of them of different seeds differ by (their spread), and per
-        network its mean, in brackets the mean difference to the retrained network of the same class and seed with its
-        95 % interval over classes, and whether that is "within" or "beyond" the spread (see ``Comparison.within``).
+    A line holds the retrained networks' mean, what two of them of different seeds differ by (their spread), and per
+    network its mean, in brackets the mean difference to the retrained network of the same class and seed with its 95 %
+    interval over classes, and whether that is "within" or "beyond" the spread (see ``Comparison.within``).
     """
     lines: dict[str, dict[str, str]] = {}
     for question in QUESTIONS:

@@ -18,7 +18,6 @@ from typing import Any
 from tqdm import tqdm
 
 from zspag.report import files
-from zspag.report.files import repository_root
 from zspag.report.page import resolve_profile
 from zspag.report.reproduce.execution import KERNEL, KernelMissing, NotebookFailed, execute, own_kernel
 from zspag.report.reproduce.notebooks import check_parameters, find_notebooks, parse_parameters
@@ -66,7 +65,7 @@ def reproduce(
         KernelMissing: If there is no such kernel.
         NotebookFailed: If a notebook failed; those before it stand.
     """
-    profile, given, root = resolve_profile(profile).name, dict(parameters or {}), repository_root().resolve()
+    profile, given, root = resolve_profile(profile).name, dict(parameters or {}), files.repository_root().resolve()
     if given and (record or write_back):
         raise ValueError(f"results with {', '.join(given)} changed are not the profile's: they cannot be recorded")
     chosen = find_notebooks(notebooks, only)
@@ -99,30 +98,21 @@ def reproduce(
 def _expected_seconds(names: Sequence[str], runs: Path, results: Path) -> dict[str, float | None]:
     """Return what each notebook took in its last run here, else in the recorded run, else None."""
     table = results / TIMES
-    recorded = files.read_json(table)["notebooks"] if table.is_file() else {}
-    expected: dict[str, float | None] = {}
-    for name in names:
-        seal = runs / "seals" / f"{name}.json"
-        known = files.read_json(seal) if seal.is_file() else recorded.get(name, {})
-        expected[name] = known.get("seconds")
-    return expected
+    known = files.read_json(table)["notebooks"] if table.is_file() else {}
+    seals = {name: runs / "seals" / f"{name}.json" for name in names}
+    known |= {name: files.read_json(seal) for name, seal in seals.items() if seal.is_file()}
+    return {name: known.get(name, {}).get("seconds") for name in names}
 
 
 def redraw(*, profile: str | None = None) -> list[Path]:
-    """Draw every figure from the recorded results; nothing is computed and torch is not loaded.
-
-    Args:
-        profile: Name of the profile whose figures are drawn; None draws those of all folders of ``results/``.
-
-    Returns:
-        The PNG files.
+    """Draw every figure of a profile, or of all, from the recorded results; return the files. torch is not loaded.
 
     Raises:
         ValueError: If no figure is recorded.
     """
     from zspag.report import plots  # late: only this needs matplotlib in the driver
 
-    root, folder = repository_root().resolve(), "*" if profile is None else resolve_profile(profile).name
+    root, folder = files.repository_root().resolve(), "*" if profile is None else resolve_profile(profile).name
     recorded = [(path, files.read_json(path)) for path in sorted((root / "results").glob(f"{folder}/*.json"))]
     drawn = {root / "figures" / path.parent.name / f"{path.stem}.png": one for path, one in recorded if one.get("draw")}
     if not drawn:
@@ -140,13 +130,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set a parameter of the notebooks"
     )
-    parser.add_argument("--record", action="store_true", help="replace the committed results by the fresh ones")
-    parser.add_argument(
-        "--recorded", action="store_true", help="redraw the figures from committed results, no computing"
-    )
-    parser.add_argument(
-        "--write-back", action="store_true", help="put the executed notebooks in place of their sources"
-    )
+    for flag, effect in {
+        "--record": "replace the committed results by the fresh ones",
+        "--recorded": "redraw the figures from committed results, no computing",
+        "--write-back": "put the executed notebooks in place of their sources",
+    }.items():
+        parser.add_argument(flag, action="store_true", help=effect)
     parser.add_argument(
         "--cell-timeout", type=int, default=CELL_TIMEOUT, metavar="S", help="seconds a cell may take, 0: any"
     )
@@ -160,12 +149,7 @@ def _say(line: str) -> None:
 
 
 def run(arguments: argparse.Namespace, *, say: Callable[[str], None] = _say) -> int:
-    """Carry out ``zspag reproduce`` and return its exit code.
-
-    Args:
-        arguments: What ``add_arguments`` parsed.
-        say: Receives every line for the reader.
-    """
+    """Carry out ``zspag reproduce`` with what ``add_arguments`` parsed, and return its exit code."""
     try:
         with _termination_interrupts():
             return _redraw_all(arguments, say) if arguments.recorded else _run_all(arguments, say)
@@ -181,7 +165,7 @@ def run(arguments: argparse.Namespace, *, say: Callable[[str], None] = _say) -> 
 
 
 def _run_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
-    root, profile = repository_root(), resolve_profile(arguments.profile).name
+    root, profile = files.repository_root(), resolve_profile(arguments.profile).name
     report = reproduce(
         profile=profile,
         notebooks=arguments.notebooks or root / "notebooks",

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zspag.report import files
-from zspag.report.files import repository_root
 from zspag.report.page import sha256
 
 if TYPE_CHECKING:
@@ -42,12 +41,9 @@ class KernelMissing(RuntimeError):  # noqa: N818
 def own_kernel(name: str) -> Generator[None, None, None]:
     """Make the kernel called "python3" this interpreter with this package, whatever the user's settings say.
 
-    A kernel specification in a temporary folder goes before all others: the one in the user's home may belong to
-    another environment. The kernel reads no start-up files of the user, and its connection file lies in the same
-    folder, so that nothing outlives the run.
-
-    Args:
-        name: Name of the kernel; any other than "python3" must be installed.
+    A kernel specification in a temporary folder goes before all others. The kernel reads no start-up files of the user,
+    and its connection file lies in the same folder, so that nothing outlives the run. Any other kernel must be
+    installed.
 
     Raises:
         KernelMissing: If there is no such kernel; the message says how to get one.
@@ -67,14 +63,12 @@ def own_kernel(name: str) -> Generator[None, None, None]:
             "env": {
                 "PYTHONPATH": _joined(*first, os.environ.get("PYTHONPATH")),
                 "IPYTHONDIR": str(Path(folder) / "ipython"),
-                "ZSPAG_ROOT": str(repository_root().resolve()),
+                "ZSPAG_ROOT": str(files.repository_root().resolve()),
             },
         }
         files.write_json(Path(folder) / "kernels" / KERNEL / "kernel.json", kernel)
-        places = {
-            "JUPYTER_PATH": _joined(folder, os.environ.get("JUPYTER_PATH")),
-            "JUPYTER_RUNTIME_DIR": str(Path(folder) / "run"),
-        }
+        path, runtime = _joined(folder, os.environ.get("JUPYTER_PATH")), str(Path(folder) / "run")
+        places = {"JUPYTER_PATH": path, "JUPYTER_RUNTIME_DIR": runtime}
         before = {variable: os.environ.get(variable) for variable in places}
         os.environ.update(places)
         try:
@@ -99,7 +93,7 @@ def _joined(*paths: str | None) -> str:
 def execute(
     source: Path, *, profile: str, parameters: Mapping[str, Any], cell_timeout: int, kernel_name: str
 ) -> dict[str, Any]:
-    """Execute one notebook inside ``own_kernel`` and return its seal.
+    """Execute one notebook inside ``own_kernel`` and return its seal, as ``zspag.report.page.Page.seal`` wrote it.
 
     Args:
         source: The notebook; its folder is the kernel's working directory, as in JupyterLab and nbval.
@@ -108,16 +102,13 @@ def execute(
         cell_timeout: Seconds one cell may take; 0 allows any time.
         kernel_name: Name of the kernel.
 
-    Returns:
-        The seal, as ``zspag.report.page.Page.seal`` wrote it.
-
     Raises:
         NotebookFailed: If anything is missing from a success.
     """
     import nbformat  # late, both: redrawing recorded figures and `zspag --help` need no Jupyter
     import papermill
 
-    source, runs = source.resolve(), repository_root().resolve() / "runs" / profile
+    source, runs = source.resolve(), files.repository_root().resolve() / "runs" / profile
     seal = runs / "seals" / f"{source.stem}.json"
     target = runs / "executed" / source.name
     failed, working = target.with_suffix(".failed.ipynb"), target.with_name(f".{source.stem}.running.ipynb")
@@ -177,12 +168,11 @@ def _trouble_in_cells(notebook: "NotebookNode", error: Exception | None, cell_ti
         # After a dead kernel papermill calls every cell completed; a start time is written only as a cell starts.
         begun = [place for place, cell in code.items() if cell.metadata.get("papermill", {}).get("start_time")]
         place = begun[-1] if begun else "before its first cell:"
+        reason = f"{type(error).__name__}: {error}"
         if isinstance(error, TimeoutError):
             reason = f"the cell was still running after {cell_timeout} s; allow more with --cell-timeout (0: any time)"
         elif type(error).__name__ == "DeadKernelError":
             reason = "the kernel died: it was killed (often for want of memory) or crashed in native code"
-        else:
-            return _lines(place, f"{type(error).__name__}: {error}")
         return _lines(place, reason)
     never = [place for place, cell in code.items() if cell.execution_count is None]
     return _lines(never[0], "the cell never ran, though papermill reports no error") if never else None
@@ -201,7 +191,7 @@ def _trouble_in_seal(seal: Path, started: float) -> str | None:
     """Return what is wrong with the declared outputs, or None."""
     if not seal.is_file():
         return f"wrote no seal ({files.shown(seal)}); its last code cell must call page.seal()"
-    root = repository_root().resolve()
+    root = files.repository_root().resolve()
     for name, digest in files.read_json(seal)["outputs"].items():
         path = root / name
         if not path.is_file():

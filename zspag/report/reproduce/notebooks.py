@@ -22,11 +22,7 @@ _WORDS = {"true": True, "false": False, "none": None, "null": None}  # papermill
 
 
 def find_notebooks(folder: Path, only: Sequence[str] | None) -> list[Path]:
-    """Return the numbered notebooks of ``folder`` in order.
-
-    Args:
-        folder: Where they lie; files that do not start with two digits are left alone.
-        only: Numbers to keep, such as ``["00", "03"]``; None keeps all.
+    """Return the notebooks of ``folder`` that start with two digits, in order; ``only`` keeps some of the numbers.
 
     Raises:
         ValueError: If there is none, two share a number, or a number in ``only`` does not exist.
@@ -45,11 +41,7 @@ def find_notebooks(folder: Path, only: Sequence[str] | None) -> list[Path]:
 
 
 def literal_parameters(notebook: "NotebookNode", name: str) -> dict[str, Any]:
-    """Return what the parameters cell of a notebook assigns.
-
-    Args:
-        notebook: The notebook.
-        name: Its name, for messages.
+    """Return what the parameters cell of a notebook assigns; its name is for messages.
 
     Raises:
         ValueError: If not exactly one cell is tagged "parameters", or it holds anything but ``name = literal``.
@@ -152,9 +144,7 @@ def strip(notebook: "NotebookNode") -> "NotebookNode":
     for count, cell in enumerate((cell for cell in kept.cells if cell.cell_type == "code"), start=1):
         cell.execution_count = count
         cell.outputs = [
-            output
-            for output in cell.outputs
-            if output.get("name") != "stderr" or MACHINE_PATH.search(output.text) is None
+            output for output in cell.outputs if output.get("name") != "stderr" or not MACHINE_PATH.search(output.text)
         ]
         for output in cell.outputs:
             if "execution_count" in output:
@@ -164,13 +154,6 @@ def strip(notebook: "NotebookNode") -> "NotebookNode":
 
 def write_back(executed: Iterable[Path], folder: Path) -> list[Path]:
     """Put executed notebooks into ``folder`` as they are committed; all of them or, if one is unfit, none.
-
-    Args:
-        executed: Executed copies.
-        folder: Where the sources lie; each keeps its name.
-
-    Returns:
-        The files written.
 
     Raises:
         ValueError: If a notebook is too large, or an output names a path of this machine.

@@ -30,17 +30,13 @@ def duration(seconds: float) -> str:
 
 
 class Clock:
-    """A progress bar over notebooks; where the error stream is no terminal, only the lines.
+    """A progress bar over notebooks; where the error stream is no terminal, only the lines that go to ``say``.
 
-    Args:
-        expected: Seconds each notebook is expected to take, in order; None where nobody knows.
-        say: Where the lines go that stand beside the bar.
+    ``expected`` holds the seconds that each notebook may take, in order; None where nobody knows.
     """
 
     def __init__(self, expected: Mapping[str, float | None], *, say: Callable[[str], None]) -> None:
-        self._left = dict(expected)
-        self._count = len(expected)
-        self._say = say
+        self._left, self._count, self._say = dict(expected), len(expected), say
 
     @contextmanager
     def running(self, name: str) -> Generator[None, None, None]:

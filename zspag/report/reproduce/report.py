@@ -41,27 +41,16 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Report:
-    """The reproduction report.
-
-    Attributes:
-        profile: Name of the profile.
-        numbers: Recorded numbers that have a tolerance.
-        agreed: Those of them that came out again within it.
-        values: Recorded values behind the figures (leaves of ``data``).
-        identical: Those of them that are the same to the last of six digits.
-        disagreements: The numbers that did not come out again.
-        unrecorded: Fresh results without a recorded one.
-        environment: What differs between the recording and this run, in words.
-    """
+    """The reproduction report."""
 
     profile: str
-    numbers: int = 0
-    agreed: int = 0
-    values: int = 0
-    identical: int = 0
-    disagreements: tuple[Disagreement, ...] = ()
-    unrecorded: tuple[str, ...] = ()
-    environment: tuple[str, ...] = ()
+    numbers: int  # recorded numbers that have a tolerance
+    agreed: int  # those of them that came out again within it
+    values: int  # recorded values behind the figures (leaves of ``data``)
+    identical: int  # those of them that are the same to the last of six digits
+    disagreements: tuple[Disagreement, ...]
+    unrecorded: tuple[str, ...]  # fresh results without a recorded one
+    environment: tuple[str, ...]  # what differs between the recording and this run, in words
 
     def __str__(self) -> str:
         if not self.numbers and not self.values:
@@ -80,15 +69,10 @@ class Report:
 
 
 def compare(recorded: Mapping[str, Any], fresh: Mapping[str, Any], *, profile: str) -> Report:
-    """Compare recorded results with fresh ones.
-
-    Args:
-        recorded: Contents of results/<profile>/*.json by name.
-        fresh: Contents of runs/<profile>/results/*.json by name.
-        profile: Name of the profile.
-    """
-    numbers = agreed = values = identical = 0
+    """Compare the contents of results/<profile>/*.json with those of runs/<profile>/results/*.json, both by name."""
+    numbers = values = identical = 0
     disagreements: list[Disagreement] = []
+    environment: set[str] = set()
     for name, old in sorted(recorded.items()):
         new = fresh.get(name, {"numbers": {}, "data": {}, "provenance": {}})
         for key, (value, tolerance) in old["numbers"].items():
@@ -96,23 +80,17 @@ def compare(recorded: Mapping[str, Any], fresh: Mapping[str, Any], *, profile: s
                 continue
             numbers += 1
             now = new["numbers"].get(key, (None, None))[0]
-            if now is not None and math.isclose(now, value, rel_tol=_SLACK, abs_tol=tolerance * (1 + _SLACK)):
-                agreed += 1
-            else:
+            if now is None or not math.isclose(now, value, rel_tol=_SLACK, abs_tol=tolerance * (1 + _SLACK)):
                 disagreements.append(Disagreement(name, key, value, now, tolerance))
         before, after = (dict(_leaves([one["data"], one.get("measurements", {})])) for one in (old, new))
         values += len(before)
         identical += sum(key in after and after[key] == value for key, value in before.items())
-    environment = {
-        line
-        for name, old in recorded.items()
-        if name in fresh
-        for line in _differences(old["provenance"], fresh[name]["provenance"])
-    }
+        if name in fresh:
+            environment |= set(_differences(old["provenance"], new["provenance"]))
     return Report(
         profile=profile,
         numbers=numbers,
-        agreed=agreed,
+        agreed=numbers - len(disagreements),
         values=values,
         identical=identical,
         disagreements=tuple(disagreements),
@@ -169,7 +147,7 @@ def record(seals: Mapping[str, Mapping[str, Any]], *, profile: str, root: Path, 
         cold: Whether the run started without a cache, so that its times are those of a fresh clone.
 
     Returns:
-        The files written; recorded results of the same notebooks that are no longer made have been removed.
+        The files written. Recorded results of the same notebooks that are no longer made are removed.
     """
     folder, fresh = root / "results" / profile, read_fresh(seals.values(), root)
     numbers = {name[:2] for name in seals}
