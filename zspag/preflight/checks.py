@@ -50,8 +50,8 @@ def preflight(
     Args:
         model: What ``classifiers.classifier`` returned. It is not changed.
         forget: What ``inputs.forget_set`` returned.
-        num_classes: What the caller says the width of the logits is, or None.
-        already_forgotten: Classes that earlier requests removed; one int stands for itself.
+        num_classes: As for ``zero_shot_unlearn``.
+        already_forgotten: As for ``zero_shot_unlearn``.
 
     Raises:
         ValueError: If the request cannot work; the message says what, where, the value and the remedy.
@@ -108,10 +108,6 @@ def class_tuple(classes: Any, what: str) -> tuple[int, ...]:
 
     Raises:
         ValueError: If something else is given, or a class twice.
-
-    Example:
-        >>> class_tuple(5, "already_forgotten"), class_tuple([2, 0], "already_forgotten")
-        ((5,), (2, 0))
     """
     if classes is None or whole_number(classes) is not None:
         classes = () if classes is None else (classes,)
@@ -127,15 +123,8 @@ def class_tuple(classes: Any, what: str) -> tuple[int, ...]:
 
 
 def _check_classes(forget: tuple[int, ...], before: tuple[int, ...], num_classes: int) -> tuple[str, ...]:
-    """Refuse a request that leaves no class, and return a warning where single samples may have been meant.
-
-    Raises:
-        ValueError: If no class would be left, or a class does not exist.
-
-    Note:
-        CHOICE: the warning begins at half of the classes, which .7 K samples drawn at random are enough to name. It is
-        no refusal, for so many whole classes are forgotten as well as one.
-    """
+    # CHOICE: the warning that single samples may have been meant begins at half of the classes, which .7 K samples
+    # drawn at random are enough to name. It is no refusal, for so many whole classes are forgotten as well as one.
     for name, classes in (("forget_labels", forget), ("already_forgotten", before)):
         outside = [label for label in classes if not 0 <= label < num_classes]
         if outside:
@@ -157,16 +146,7 @@ def _check_classes(forget: tuple[int, ...], before: tuple[int, ...], num_classes
 
 
 def _check_recognized(answers: Tensor, forget: ForgetSet, before: tuple[int, ...]) -> tuple[str, ...]:
-    """Refuse images that the model does not take for what their labels say; return warnings where it rarely does.
-
-    Args:
-        answers: Class that the model gives each forget image, shape (n,).
-        forget: Images and labels.
-        before: Classes that were forgotten before.
-
-    Raises:
-        ValueError: If of some class no image is recognized.
-    """
+    # ``answers`` are the classes (n,) that the model gives the forget images.
     warnings = []
     for label in forget.classes:
         given = answers[forget.labels == label]

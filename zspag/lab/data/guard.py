@@ -20,10 +20,6 @@ _active: list["Guard"] = []
 class Guard:
     """Counts the samples that a method reads beyond the forget set it was given.
 
-    Args:
-        dataset: The data set.
-        forget: Labels of the classes to forget.
-
     Attributes:
         forget: Labels of the classes to forget, sorted.
         retain: Labels of the other classes, sorted.
@@ -50,23 +46,19 @@ class Guard:
         self._dataset = dataset
 
     def forget_train(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return the forget training samples, images (n, C, H, W) on [0, 1] and labels (n,).
-
-        Args:
-            limit: At most this many per class, evenly spaced over the class; None means all.
-        """
+        """Return images (n, C, H, W) on [0, 1] and labels (n,), of each class at most ``limit``, evenly spaced."""
         return self._read("forget_train", self._dataset.train, self.forget, limit)
 
     def retain_train(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return the retain training samples; ``limit`` as in ``forget_train``."""
+        """As ``forget_train``, of the other classes."""
         return self._read("retain_train", self._dataset.train, self.retain, limit)
 
     def forget_test(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return the forget test samples; ``limit`` as in ``forget_train``."""
+        """As ``forget_train``, test samples."""
         return self._read("forget_test", self._dataset.test, self.forget, limit)
 
     def retain_test(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return the retain test samples; ``limit`` as in ``forget_train``."""
+        """As ``forget_train``, test samples of the other classes."""
         return self._read("retain_test", self._dataset.test, self.retain, limit)
 
     @contextmanager

@@ -41,10 +41,9 @@ class Picture:
 
 
 def decode(contents: bytes, *, place: str, source: Path, image_size: int | None) -> Picture:
-    """Decode an image and turn it upright; with ``image_size``, make it a square of so many pixels.
+    """Decode an image and turn it upright; with ``image_size``, resize its shorter side and crop the middle square.
 
-    The shorter side is resized, then the middle square is cropped. ``place``, the path of the file inside the folder or
-    archive ``source``, is for messages.
+    ``place``, the path of the file inside the folder or archive ``source``, is for messages.
 
     Raises:
         ValueError: If the file is broken or has more than 8 bits per channel; the message names it.
@@ -67,17 +66,14 @@ def decode(contents: bytes, *, place: str, source: Path, image_size: int | None)
         left, top = (width - image_size) // 2, (height - image_size) // 2
         plain = plain.resize((width, height), Image.Resampling.BICUBIC)
         plain = plain.crop((left, top, left + image_size, top + image_size))
-    return Picture(np.array(plain), _loss(image, contents))
-
-
-def _loss(image: Image.Image, contents: bytes) -> str | None:
+    lossy = None
     if image.format in ("JPEG", "MPO") or "jpeg" in str(image.info.get("compression")):  # the latter inside a TIFF
-        return "JPEG"
-    if image.format == "WEBP" and b"VP8L" not in contents:  # the chunk of pixels coded without loss
-        return "WebP"
-    if image.format == "AVIF":  # it can be lossless, which is rare, and nothing in the file says so
-        return "AVIF"
-    return None
+        lossy = "JPEG"
+    elif image.format == "WEBP" and b"VP8L" not in contents:  # the chunk of pixels coded without loss
+        lossy = "WebP"
+    elif image.format == "AVIF":  # it can be lossless, which is rare, and nothing in the file says so
+        lossy = "AVIF"
+    return Picture(np.array(plain), lossy)
 
 
 def grey(images: Tensor) -> Tensor:

@@ -119,8 +119,7 @@ class Dataset:
 def thinned(dataset: Dataset, share: float) -> Dataset:
     """Return the data set with this share of every class's images in both splits, evenly spaced, at least ``FEWEST``.
 
-    Of many classes the first ``MOST_CLASSES`` are kept. A share of 1 % proves that a command runs where the whole would
-    take a GPU; its numbers mean nothing.
+    Of many classes the first ``MOST_CLASSES`` are kept.
 
     Raises:
         ValueError: If the share lies outside (0, 1].
@@ -139,10 +138,10 @@ def thinned(dataset: Dataset, share: float) -> Dataset:
 
 
 def halved(dataset: Dataset, half: str) -> Dataset:
-    """Return the data set with one half of its test set: every second image of each class, in the order of the set.
+    """Return the data set with one half of its test set, so that a choice made on one half is confirmed on the other.
 
-    What was chosen on one half can be confirmed on the other. Of a class's test images numbered from 1, the odd ones
-    are the "first" half and the even ones the "second", so images that are sorted by kind reach both halves.
+    Of a class's test images numbered from 1, the odd ones are the "first" half and the even ones the "second": images
+    that are sorted by kind reach both halves.
 
     Raises:
         ValueError: If there is no such half, or a class has a single test image.
@@ -167,15 +166,7 @@ def spread_evenly(indices: Tensor, limit: int | None) -> Tensor:
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of every channel on [0, 1], for ``Normalize``.
 
-    Args:
-        images: Shape (n, C, H, W), uint8.
-
-    Returns:
-        Two lists of C numbers, from exact integer sums, so that no order or thread count changes them.
-
-    Example:
-        >>> channel_statistics(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
-        ([0.5], [0.5])
+    ``images`` has shape (n, C, H, W), uint8. The sums are exact integers: no order or thread count changes them.
     """
     channels, count = images.shape[1], images.numel() // images.shape[1]
     totals = images.sum((0, 2, 3), dtype=torch.int64).double()
