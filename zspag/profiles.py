@@ -50,10 +50,8 @@ class TrainConfig:
         require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
         require(self.lr > 0, f"lr must be positive, got {self.lr}")
-        require(
-            self.augment in ("none", "shift", "shift_flip", "hint"),
-            f"augment must be 'none', 'shift', 'shift_flip' or 'hint', got {self.augment!r}",
-        )
+        known = ("none", "shift", "shift_flip", "hint")
+        require(self.augment in known, f"augment must be one of {known}, got {self.augment!r}")
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,7 @@ class Ladders:
 
     Attributes:
         low: For updates along whole gradients, smallest rate first, a factor of about 3 apart.
-        middle: For updates of the last layer only, along a good part of the gradient, or of another kind; what a rate
-            means to a method without a gradient loop, the method says.
+        middle: For updates of the last layer only, along a good part of the gradient, or of another kind.
         high: For projected updates.
     """
 
@@ -77,24 +74,37 @@ class Ladders:
     def __post_init__(self) -> None:
         for name in ("low", "middle", "high"):
             rates = getattr(self, name)
-            require(
-                len(rates) > 0 and min(rates) > 0 and list(rates) == sorted(set(rates)),
-                f"{name} must hold positive rates in increasing order, got {rates}",
-            )
+            increasing = len(rates) > 0 and min(rates) > 0 and list(rates) == sorted(set(rates))
+            require(increasing, f"{name} must hold positive rates in increasing order, got {rates}")
         counts = {len(self.low), len(self.middle), len(self.high)}
         require(len(counts) == 1, f"every ladder must have the same number of rates, got {sorted(counts)}")
 
 
+# Wide enough that no safe window reached an end on digits or CIFAR-10; one that does is marked by tables.window_text.
+LADDERS = Ladders(
+    low=(0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03),
+    middle=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+    high=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+)
+
+_CORE = (
+    "zs_pag",
+    "zs_pag_fixed",
+    "unprojected",
+    "process_labels",
+    "second_best_labels",
+    "random_labels",
+    "gradient_ascent",
+    "random_relabeling",
+    "delete",
+    "rehearsal",
+    "head_only",
+)
+
+
 @dataclass(frozen=True)
 class FolderConfig:
-    """How an image folder of the user's is read; None leaves an option to ``zspag.lab.data``, which checks them all.
-
-    Attributes:
-        image_size: Height and width that images are resized to, in pixels.
-        test_share: Share of every class for the test where a folder has no train/ and test/.
-        split_seed: Seed of that split.
-        min_per_class: Fewest images of a class that is split so.
-    """
+    """How an image folder of the user's is read; None leaves an option to ``zspag.lab.data``, which checks them all."""
 
     image_size: int | None = None
     test_share: float | None = None
@@ -102,7 +112,7 @@ class FolderConfig:
     min_per_class: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """How large the experiments are: every knob of scale hangs here.
 
@@ -136,11 +146,11 @@ class Profile:
     arch: str
     width: int
     classes: tuple[int, ...]
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...] = (0,)
     train: TrainConfig
-    unlearn: UnlearnConfig
-    ladders: Ladders
-    methods: tuple[str, ...]
+    unlearn: UnlearnConfig = UnlearnConfig()
+    ladders: Ladders = LADDERS
+    methods: tuple[str, ...] = _CORE
     forget_samples: int | None = None
     retain_samples: int | None = None
     workers: int = 2
@@ -158,34 +168,11 @@ class Profile:
         for name in ("forget_samples", "retain_samples"):
             count = getattr(self, name)
             require(count is None or count >= 1, f"{name} must be at least 1 image or None, got {count}")
-        require(
-            self.test_half in (None, "first", "second"),
-            f"test_half must be 'first', 'second' or None, got {self.test_half!r}",
-        )
+        half = self.test_half
+        require(half in (None, "first", "second"), f"test_half must be 'first', 'second' or None, got {half!r}")
 
-
-# Wide enough that no safe window reached an end on digits or CIFAR-10; one that does is marked by tables.window_text.
-LADDERS = Ladders(
-    low=(0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03),
-    middle=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
-    high=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
-)
 
 _DIGITS_TRAINING = TrainConfig(epochs=15, batch_size=64, lr=0.3)
-
-_CORE = (
-    "zs_pag",
-    "zs_pag_fixed",
-    "unprojected",
-    "process_labels",
-    "second_best_labels",
-    "random_labels",
-    "gradient_ascent",
-    "random_relabeling",
-    "delete",
-    "rehearsal",
-    "head_only",
-)
 
 PAPER_DATA = ("facescrub", "svhn", "cifar10", "cifar100")
 PAPER_NETS = ("alexnet", "vgg16", "resnet18", "vit")
@@ -252,11 +239,9 @@ PROFILES: dict[str, Profile] = {
         arch="digits",
         width=8,
         classes=(3,),
-        seeds=(0,),
         train=replace(_DIGITS_TRAINING, epochs=4),
         unlearn=UnlearnConfig(proxies=ProxyConfig(per_class=12, steps=10), update=UpdateConfig(epochs=3)),
         ladders=Ladders(low=(0.001, 0.01), middle=(0.03, 0.3), high=(0.03, 0.3)),
-        methods=_CORE,
         workers=1,
         demonstration=True,
         trial=True,
@@ -269,9 +254,6 @@ PROFILES: dict[str, Profile] = {
         classes=tuple(range(10)),
         seeds=(0, 1, 2),
         train=_DIGITS_TRAINING,
-        unlearn=UnlearnConfig(),
-        ladders=LADDERS,
-        methods=_CORE,
         demonstration=True,
     ),
     "cpu": Profile(
@@ -280,11 +262,7 @@ PROFILES: dict[str, Profile] = {
         arch="conv7",
         width=20,
         classes=(3, 7),
-        seeds=(0,),
         train=TrainConfig(epochs=16, batch_size=128, lr=0.2, augment="shift_flip", pad=4),
-        unlearn=UnlearnConfig(),
-        ladders=LADDERS,
-        methods=_CORE,
         forget_samples=1000,
     ),
     "paper": Profile(
@@ -293,11 +271,7 @@ PROFILES: dict[str, Profile] = {
         arch="resnet18",
         width=64,
         classes=(3, 0, 7),
-        seeds=(0,),
         train=_RESNET,
-        unlearn=UnlearnConfig(),
-        ladders=LADDERS,
-        methods=_CORE,
         workers=1,
         threads=4,
     ),
@@ -336,13 +310,7 @@ PROFILES |= {made.name: made for made in map(trial, (PROFILES["cpu"], PROFILES["
 def for_pair(profile: Profile, *, dataset: str | None = None, arch: str | None = None) -> Profile:
     """Return the profile for another data set or architecture, with the recipe that RECIPES has for the pair.
 
-    Args:
-        profile: Where everything else comes from.
-        dataset: Name of a data set or path of a folder; None keeps the profile's.
-        arch: Name of an architecture or ``file.py:factory``; None keeps the profile's.
-
-    Returns:
-        The profile; a pair without a recipe of its own is trained as the profile's own net is.
+    A pair without a recipe of its own is trained as the profile's own net is. None keeps the profile's.
     """
     if (whole := profile.name.removesuffix("-trial")) != profile.name:
         return trial(for_pair(PROFILES[whole], dataset=dataset, arch=arch))
