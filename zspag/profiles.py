@@ -14,34 +14,20 @@ from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig, require
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training of the original and of the retrained reference, with a one-cycle rate.
+    """Training of the original and of the retrained reference, with a one-cycle rate."""
 
-    Attributes:
-        epochs: Passes over the training set.
-        batch_size: Samples per step.
-        lr: Peak learning rate.
-        optimizer: "sgd" with Nesterov momentum, or "adamw", which transformers need.
-        momentum: Nesterov momentum, or the first beta of AdamW.
-        weight_decay: Decay of weights (not of norm affine parameters, biases or embeddings).
-        label_smoothing: Share of the target spread over all classes.
-        augment: "none", "shift" (random crop with reflect padding of ``pad`` pixels), "shift_flip", or "hint": what
-            the data set says its images bear (no flip for digits).
-        pad: Padding of the random crop, in pixels.
-        mixup: Largest share of a second image mixed into each (drawn uniformly per batch), labels likewise; 0 is none.
-        rand_augment: Magnitude of RandAugment's two random distortions, 1 to 30; 0 is none.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
+    epochs: int  # passes over the training set
+    batch_size: int  # samples per step
+    lr: float  # peak learning rate
+    optimizer: str = "sgd"  # "sgd" with Nesterov momentum, or "adamw", which transformers need
+    momentum: float = 0.9  # Nesterov momentum, or the first beta of AdamW
+    weight_decay: float = 5e-4  # decay of weights (not of norm affine parameters, biases or embeddings)
+    label_smoothing: float = 0.0  # share of the target spread over all classes
+    # "none", "shift" (random crop with reflect padding of pad pixels), "shift_flip", or "hint": what the images bear
     augment: str = "none"
-    pad: int = 0
-    mixup: float = 0.0
-    rand_augment: int = 0
+    pad: int = 0  # padding of the random crop, in pixels
+    mixup: float = 0.0  # largest share of a second image mixed into each (uniform per batch), labels likewise
+    rand_augment: int = 0  # magnitude of RandAugment's two random distortions, 1 to 30; 0 is none
 
     def __post_init__(self) -> None:
         require(self.optimizer in ("sgd", "adamw"), f"optimizer must be 'sgd' or 'adamw', got {self.optimizer!r}")
@@ -114,54 +100,29 @@ class FolderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """How large the experiments are: every knob of scale hangs here.
+    """How large the experiments are: every knob of scale hangs here."""
 
-    Attributes:
-        name: Name on the command line and in every path.
-        dataset: Name known to ``zspag.lab.data``, or the path of an image folder.
-        arch: Name known to ``zspag.lab.models``, or ``file.py:factory``.
-        width: Channels of the first block.
-        classes: Forget classes, each in turn.
-        seeds: A seed is a new original and new retrained models.
-        train: Training recipe.
-        unlearn: Configuration of ZS-PAG.
-        ladders: Learning rates a method is run at.
-        methods: Names known to ``zspag.lab.methods``.
-        forget_samples: Forget images of a class handed to a method; None means all of its training images.
-        retain_samples: Images of every retained class handed to an oracle, and to no other method; None means all.
-        workers: Processes of the grid.
-        threads: Threads per process; part of every key, since different counts give different bits.
-        demonstration: Marked on every figure; a demonstration supports no claim of the paper's scale.
-        recorded_models: Take committed checkpoints of the same recipe, where there are any, instead of training.
-        trial: Proves that every line runs; its nets are hardly trained and its numbers mean nothing.
-        share: Share of every class's images, in both splits.
-        folder: How an image folder is read.
-        test_half: Half of the test set that models are judged on, "first" or "second"; None judges on all of it. It
-            changes nothing that a method or a training sees.
-        retrained: Train the retrained references; without them what compares with a retrained model stays empty.
-    """
-
-    name: str
-    dataset: str
-    arch: str
-    width: int
-    classes: tuple[int, ...]
-    seeds: tuple[int, ...] = (0,)
+    name: str  # name on the command line and in every path
+    dataset: str  # name known to ``zspag.lab.data``, or the path of an image folder
+    arch: str  # name known to ``zspag.lab.models``, or ``file.py:factory``
+    width: int  # channels of the first block
+    classes: tuple[int, ...]  # forget classes, each in turn
+    seeds: tuple[int, ...] = (0,)  # a seed is a new original and new retrained models
     train: TrainConfig
-    unlearn: UnlearnConfig = UnlearnConfig()
-    ladders: Ladders = LADDERS
-    methods: tuple[str, ...] = _CORE
-    forget_samples: int | None = None
-    retain_samples: int | None = None
-    workers: int = 2
-    threads: int = 1
-    demonstration: bool = False
-    recorded_models: bool = False
-    trial: bool = False
-    share: float = 1.0
-    folder: FolderConfig = field(default_factory=FolderConfig)
-    test_half: str | None = None
-    retrained: bool = True
+    unlearn: UnlearnConfig = UnlearnConfig()  # configuration of ZS-PAG
+    ladders: Ladders = LADDERS  # learning rates a method is run at
+    methods: tuple[str, ...] = _CORE  # names known to ``zspag.lab.methods``
+    forget_samples: int | None = None  # forget images of a class handed to a method; None: all of its training images
+    retain_samples: int | None = None  # images of every retained class handed to an oracle alone; None: all
+    workers: int = 2  # processes of the grid
+    threads: int = 1  # threads per process; part of every key, since different counts give different bits
+    demonstration: bool = False  # marked on every figure; a demonstration supports no claim of the paper's scale
+    recorded_models: bool = False  # take committed checkpoints of the same recipe instead of training
+    trial: bool = False  # proves that every line runs; its nets are hardly trained and its numbers mean nothing
+    share: float = 1.0  # share of every class's images, in both splits
+    folder: FolderConfig = field(default_factory=FolderConfig)  # how an image folder is read
+    test_half: str | None = None  # models are judged on the "first" or "second" half of the test set; None: on all
+    retrained: bool = True  # train retrained references; without them what compares with them stays empty
 
     def __post_init__(self) -> None:
         require(0 < self.share <= 1, f"share must lie in (0, 1], got {self.share}")

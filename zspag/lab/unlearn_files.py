@@ -43,37 +43,21 @@ class GoalNotReached(Exception):  # noqa: N818  no error: the files are written
 
 @dataclass(frozen=True)
 class Task:
-    """What somebody asks for.
+    """What somebody asks for."""
 
-    Attributes:
-        model: ``path/to/file.py:factory``, ``package.module:factory`` or ``timm:name``.
-        weights: Its state dict.
-        forget: Folder of photos, with a folder for each class, or all of the class ``label``.
-        out: Where the new state dict goes; its suffix says in which format.
-        num_classes: Width of the logits; None finds it.
-        classes_file: Text file with the name of every class, in the order of the logits; None: folders are numbers.
-        label: Class of photos that lie directly in ``forget``.
-        image_size: Resize the photos' shorter side to this many pixels and crop the middle square.
-        mean: Mean of each channel on [0, 1] where the model expects normalized images; it comes with ``std``.
-        std: Standard deviation of each channel.
-        already_forgotten: Classes that earlier requests made the weights forget.
-        seed: Seed of the method.
-        keep_open: Write what the updates alone made, without closing the rows of the forgotten classes.
-    """
-
-    model: str
-    weights: Path
-    forget: Path
-    out: Path
-    num_classes: int | None = None
-    classes_file: Path | None = None
-    label: str | None = None
-    image_size: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    already_forgotten: tuple[int, ...] = ()
-    seed: int = 0
-    keep_open: bool = False
+    model: str  # ``path/to/file.py:factory``, ``package.module:factory`` or ``timm:name``
+    weights: Path  # its state dict
+    forget: Path  # folder of photos, with a folder for each class, or all of the class ``label``
+    out: Path  # where the new state dict goes; its suffix says in which format
+    num_classes: int | None = None  # width of the logits; None finds it
+    classes_file: Path | None = None  # names of all classes in the order of the logits; None: folders are numbers
+    label: str | None = None  # class of photos that lie directly in ``forget``
+    image_size: int | None = None  # resize the photos' shorter side to this many pixels and crop the middle square
+    mean: tuple[float, ...] | None = None  # of each channel on [0, 1], for a model that takes normalized images
+    std: tuple[float, ...] | None = None  # standard deviation of each channel
+    already_forgotten: tuple[int, ...] = ()  # classes that earlier requests made the weights forget
+    seed: int = 0  # seed of the method
+    keep_open: bool = False  # write what the updates alone made, without closing the rows of the forgotten classes
 
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):

@@ -23,23 +23,14 @@ from zspag.runtime import logits_of
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a look at model and forget set says.
+    """What a look at model and forget set says."""
 
-    Attributes:
-        num_classes: Width K of the logits.
-        already_forgotten: Classes that earlier requests removed, as the caller named them.
-        original_accuracy: Accuracy of the model on the forget set, a fraction.
-        frozen: Weights that must not or cannot move, by the name they have in ``model``, with the reason.
-        layout: "channels_last", or "plain" where the model fails with channels innermost (``plain_layout``).
-        warnings: What the caller should be told, one sentence each.
-    """
-
-    num_classes: int
-    already_forgotten: tuple[int, ...]
-    original_accuracy: float
-    frozen: Mapping[str, str]
-    layout: str
-    warnings: tuple[str, ...]
+    num_classes: int  # width K of the logits
+    already_forgotten: tuple[int, ...]  # classes that earlier requests removed, as the caller named them
+    original_accuracy: float  # accuracy of the model on the forget set, a fraction
+    frozen: Mapping[str, str]  # weights that must not or cannot move, by their name in ``model``: the reason
+    layout: str  # "channels_last", or "plain" where the model fails with channels innermost (``plain_layout``)
+    warnings: tuple[str, ...]  # what the caller should be told, one sentence each
 
 
 def preflight(

@@ -22,20 +22,14 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """How an image folder becomes a data set.
+    """How an image folder becomes a data set."""
 
-    Attributes:
-        image_size: Resize the shorter side to this many pixels and crop the middle square; None takes images as they
-            are, which must then be square and of one size.
-        test_share: Share of every class for the test where a folder has no train/ and test/; None refuses such folders.
-        split_seed: Seed of that split.
-        min_per_class: Fewest images of a class that is split.
-    """
-
+    # Resize the shorter side to this many pixels and crop the middle square; None takes images as they are, which must
+    # then be square and of one size.
     image_size: int | None = None
-    test_share: float | None = 0.2
-    split_seed: int = 0
-    min_per_class: int = 10
+    test_share: float | None = 0.2  # of every class where a folder has no train/ and test/; None refuses such folders
+    split_seed: int = 0  # seed of that split
+    min_per_class: int = 10  # fewest images of a class that is split
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
@@ -144,17 +138,11 @@ def _common_classes(source: Path, split: Mapping[Parts, str]) -> tuple[str, ...]
 
 @dataclass(frozen=True)
 class ForgetFolder:
-    """Photos to forget.
+    """Photos to forget."""
 
-    Attributes:
-        images: Shape (n, C, H, W), uint8; one channel if every photo is grey, else three.
-        labels: Class numbers, shape (n,).
-        remarks: Which folder became which class, and what was left out, a line each.
-    """
-
-    images: Tensor
-    labels: Tensor
-    remarks: tuple[str, ...]
+    images: Tensor  # shape (n, C, H, W), uint8; one channel if every photo is grey, else three
+    labels: Tensor  # class numbers, shape (n,)
+    remarks: tuple[str, ...]  # which folder became which class, and what was left out, a line each
 
 
 def labelled_folder(

@@ -29,15 +29,10 @@ BROKEN = (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.Decomp
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image.
+    """A decoded image."""
 
-    Attributes:
-        pixels: Shape (H, W) if it is grey, else (H, W, 3), uint8.
-        lossy: Name of the coding if it loses something, "JPEG", "WebP" or "AVIF"; else None.
-    """
-
-    pixels: NDArray[np.uint8]
-    lossy: str | None
+    pixels: NDArray[np.uint8]  # shape (H, W) if it is grey, else (H, W, 3), uint8
+    lossy: str | None  # name of the coding if it loses something, "JPEG", "WebP" or "AVIF"; else None
 
 
 def decode(contents: bytes, *, place: str, source: Path, image_size: int | None) -> Picture:

@@ -18,15 +18,10 @@ MOST_CLASSES = 10  # classes that it keeps: a net that hardly sees an image cann
 
 @dataclass(frozen=True)
 class Split:
-    """Images with their labels.
+    """Images with their labels."""
 
-    Attributes:
-        images: Shape (n, C, H, W), uint8 on 0..255.
-        labels: Shape (n,), int64.
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # shape (n, C, H, W), uint8 on 0..255
+    labels: Tensor  # shape (n,), int64
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -57,26 +52,17 @@ class Split:
 class Dataset:
     """A training and a test split over the same classes.
 
-    Attributes:
-        name: Name it was loaded by.
-        classes: Name of every label, in the order of the labels.
-        train: Training split.
-        test: Test split.
-        augment_hint: Label-preserving augmentation of ``TrainConfig.augment``: "none", "shift" or "shift_flip".
-        data_source: Where the pixels came from, in words; lossy coding is named, as in "JPEG-coded (lossy)".
-        sha256: Hash of class names, shapes, images and labels in their order; independent of file formats.
-
     Raises:
         ValueError: If a split is empty, or a label is not that of a class.
     """
 
-    name: str
-    classes: tuple[str, ...]
+    name: str  # name it was loaded by
+    classes: tuple[str, ...]  # name of every label, in the order of the labels
     train: Split
     test: Split
-    augment_hint: str
-    data_source: str
-    sha256: str = field(init=False)
+    augment_hint: str  # label-preserving augmentation of ``TrainConfig.augment``: "none", "shift" or "shift_flip"
+    data_source: str  # where the pixels came from, in words; lossy coding is named, as in "JPEG-coded (lossy)"
+    sha256: str = field(init=False)  # of class names, shapes, images and labels in their order, whatever the format
 
     def __post_init__(self) -> None:
         splits = {"training": self.train, "test": self.test}
