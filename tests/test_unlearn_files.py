@@ -8,6 +8,7 @@ import resource
 import signal
 import warnings
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import nn
 from zspag.__main__ import main
 from zspag.lab import unlearn_files
 from zspag.lab.data.sources import read_digits
-from zspag.lab.models import Normalize, from_file
+from zspag.lab.models import Normalize, build, from_file
 from zspag.lab.unlearn_files import GoalNotReached, Task
 from zspag.report import files, provenance
 
@@ -97,11 +98,16 @@ def class_folders(folder, labels, *, count):
     return folder
 
 
+@cache
+def untrained():
+    return build("digits", num_classes=10, in_channels=1, image_size=8, width=8, mean=[0.5], std=[0.5]).state_dict()
+
+
 @pytest.fixture
 def given(pictures, tmp_path):
     """A request that works."""
     (tmp_path / "net.py").write_text(FACTORY)
-    save_file(small().model.state_dict(), tmp_path / "weights.safetensors")
+    save_file(untrained(), tmp_path / "weights.safetensors")
     weights, out = tmp_path / "weights.safetensors", tmp_path / "new" / "unlearned.safetensors"
     return Task(model=f"{tmp_path / 'net.py'}:make", weights=weights, forget=pictures, out=out, seed=4)
 
@@ -112,11 +118,11 @@ def lines_of(request):
 
 def last_bias(path):
     state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    return state[list(small().model.state_dict())[-1]]
+    return state[list(untrained())[-1]]
 
 
 def original_bias():
-    return list(small().model.state_dict().values())[-1]
+    return list(untrained().values())[-1]
 
 
 # ---- What goes in
@@ -162,55 +168,34 @@ def test_a_file_made_for_zspag_run_gets_what_the_weights_and_the_photos_tell(giv
 COLOURED = """
 from torch import nn
 
-class Net(nn.Module):
-    def __init__(self, channels=3):
+class First(nn.Module):
+    def __init__(self, function):
         super().__init__()
-        self.conv = nn.Conv2d(channels, 4, 3)
-        self.fc = nn.Linear(4, 10)
+        self.forward = function
 
-    def forward(self, images):
-        return self.fc(self.conv(images).mean((2, 3)))
+def net(channels, *first):
+    layers = nn.Conv2d(channels, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    return nn.Sequential(*map(First, first), *layers)
 
-class Normalizing(Net):
-    def __init__(self):
-        super().__init__()
-        import torch
-        self.register_buffer("middle", torch.full((3, 1, 1), 0.5))
-
-    def forward(self, images):
-        return super().forward(images - self.middle)
-
-class Repeating(Net):
-    def forward(self, images):
-        return super().forward(images.repeat(1, 3, 1, 1))
-
-class Averaging(Net):
-    def __init__(self):
-        super().__init__(1)
-
-    def forward(self, images):
-        return super().forward(images.mean(1, keepdim=True))
-
-class Grey(Net):
-    def __init__(self):
-        super().__init__(1)
-
-class Four(Net):
-    def __init__(self):
-        super().__init__(4)
+def colours(): return net(3)
+def normalizing(): return net(3, lambda x: x - x.new_full((3, 1, 1), 0.5))
+def repeating(): return net(3, lambda x: x.repeat(1, 3, 1, 1))
+def averaging(): return net(1, lambda x: x.mean(1, keepdim=True))
+def grey(): return net(1)
+def four(): return net(4)
 """
 
 
 @pytest.mark.parametrize(
     ("net", "photos", "channels", "remark"),
     [
-        ("Net", "L", 3, "three equal channels"),
-        ("Normalizing", "L", 3, "three equal channels"),  # it would run on one channel, by broadcasting
-        ("Repeating", "L", 1, None),  # it does so itself
-        ("Net", "RGB", 3, None),
-        ("Grey", "RGB", 1, "they are made grey"),
-        ("Averaging", "RGB", 3, None),
-        ("Four", "RGB", 3, None),  # neither: the method's own checks say why it does not run
+        ("colours", "L", 3, "three equal channels"),
+        ("normalizing", "L", 3, "three equal channels"),  # it would run on one channel, by broadcasting
+        ("repeating", "L", 1, None),  # it does so itself
+        ("colours", "RGB", 3, None),
+        ("grey", "RGB", 1, "they are made grey"),
+        ("averaging", "RGB", 3, None),
+        ("four", "RGB", 3, None),  # neither: the method's own checks say why it does not run
     ],
 )
 def test_photos_get_the_channels_that_the_model_takes(given, method, tmp_path, net, photos, channels, remark):
@@ -431,6 +416,7 @@ def test_bad_input_gets_its_message_in_one_line_before_the_work(given, method, s
 
 
 def test_a_folder_of_photos_becomes_weights_that_forget_them_from_the_command_line(given, capsys):
+    save_file(small().model.state_dict(), given.weights)
     places = {name: str(getattr(given, name)) for name in ("model", "weights", "forget", "out")}
     assert main(["unlearn", *(text for name, place in places.items() for text in (f"--{name}", place))]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -1,9 +1,9 @@
-"""Every refusal, before any work: ``preflight`` looks at model, forget set and request together.
+"""Every refusal, before any work: ``look`` sees model, forget set and request together.
 
 The accuracy of the original on the forget set is the one number that tells whether images, labels, normalization and
 model belong together: each may be valid alone. It is measured before anything else is.
 
-Invariant: nothing is changed, and what ``preflight`` lets pass fails later only for a reason that it could not see.
+Invariant: nothing is changed, and what ``look`` lets pass fails later only for a reason that it could not see.
 """
 
 from collections import Counter
@@ -33,52 +33,13 @@ class Preflight:
     warnings: tuple[str, ...]  # what the caller should be told, one sentence each
 
 
-def preflight(
-    model: nn.Module, forget: ForgetSet, *, num_classes: Any = None, already_forgotten: Any = ()
-) -> Preflight:
-    """Look at everything that can be known before the first second of work.
-
-    Args:
-        model: What ``classifiers.classifier`` returned. It is not changed.
-        forget: What ``inputs.forget_set`` returned.
-        num_classes: As for ``zero_shot_unlearn``.
-        already_forgotten: As for ``zero_shot_unlearn``.
-
-    Raises:
-        ValueError: If the request cannot work; the message says what, where, the value and the remedy.
-    """
-    width = None if num_classes is None else whole_number(num_classes)
-    if num_classes is not None and (width is None or width < 2):
-        raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}: leave it out")
-    before = class_tuple(already_forgotten, "already_forgotten")
-    with plain_layout():
-        logits = check_logits(model, forget.images, num_classes=width)
-        width = logits.shape[1]
-        warnings = _check_classes(forget.classes, before, width)
-        check_gradients(model, forget.images)
-        frozen = immovable(model, forget.images)
-        answers = logits_of(model, forget.images).argmax(1)
-        warnings += _check_recognized(answers, forget, before)
-        warnings += inconstancy(model, forget.images, logits)
-        retained = tuple(label for label in range(width) if label not in {*forget.classes, *before})
-        dead = unreachable(model, forget.images, retained)
-        if dead:
-            raise ValueError(
-                f"no image makes the model answer class {', '.join(map(str, dead))} (the logit stays"
-                f" {min(dead.values()):.3g} or more below the largest): an output that is not used, or a class that was"
-                f" forgotten before; pass already_forgotten={(*before, *dead)} to leave it out of the retained classes"
-            )
-    layout = layout_of(model, forget.images, logits)
-    accuracy = (answers == forget.labels).double().mean().item()
-    return Preflight(width, before, accuracy, frozen, layout, warnings)
-
-
 def look(
     model: nn.Module, images: Any, labels: Any = None, *, num_classes: Any = None, already_forgotten: Any = ()
 ) -> tuple[nn.Module, ForgetSet, Preflight]:
-    """Return a working copy of a user's model that gives logits, the forget set, and what ``preflight`` says of them.
+    """Look at everything that can be known before the first second of work; arguments as in ``zero_shot_unlearn``.
 
-    Arguments are those of ``zero_shot_unlearn``; nothing of the caller's is changed.
+    Returns:
+        A working copy of the model that gives logits, the forget set, and what was seen.
 
     Raises:
         ValueError: If the request cannot work; the message says what, where, the value and the remedy.
@@ -87,7 +48,30 @@ def look(
     device, dtype = place_of(working)
     forget = forget_set(images, labels, device=device, dtype=dtype)
     net = classifier(working, forget.images, num_classes=num_classes)
-    return net, forget, preflight(net, forget, num_classes=num_classes, already_forgotten=already_forgotten)
+    width = None if num_classes is None else whole_number(num_classes)
+    if num_classes is not None and (width is None or width < 2):
+        raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}: leave it out")
+    before = class_tuple(already_forgotten, "already_forgotten")
+    with plain_layout():
+        logits = check_logits(net, forget.images, num_classes=width)
+        width = logits.shape[1]
+        warnings = _check_classes(forget.classes, before, width)
+        check_gradients(net, forget.images)
+        frozen = immovable(net, forget.images)
+        answers = logits_of(net, forget.images).argmax(1)
+        warnings += _check_recognized(answers, forget, before)
+        warnings += inconstancy(net, forget.images, logits)
+        retained = tuple(label for label in range(width) if label not in {*forget.classes, *before})
+        dead = unreachable(net, forget.images, retained)
+        if dead:
+            raise ValueError(
+                f"no image makes the model answer class {', '.join(map(str, dead))} (the logit stays"
+                f" {min(dead.values()):.3g} or more below the largest): an output that is not used, or a class that was"
+                f" forgotten before; pass already_forgotten={(*before, *dead)} to leave it out of the retained classes"
+            )
+    layout = layout_of(net, forget.images, logits)
+    accuracy = (answers == forget.labels).double().mean().item()
+    return net, forget, Preflight(width, before, accuracy, frozen, layout, warnings)
 
 
 def class_tuple(classes: Any, what: str) -> tuple[int, ...]:

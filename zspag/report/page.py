@@ -255,17 +255,15 @@ def _drawn(source: Path, target: Path, title: str) -> Picture:
 
 
 def _checked_numbers(numbers: Mapping[str, tuple[Any, float | None]]) -> dict[str, list[Any]]:
-    checked: dict[str, list[Any]] = {}
-    for name, pair in numbers.items():
-        answer = plain(pair, f"numbers.{name}")
+    checked: dict[str, list[Any]] = plain(numbers, "numbers")
+    for name, answer in checked.items():
         if not isinstance(answer, list) or len(answer) != 2:
-            raise ValueError(f"numbers.{name} must be a pair (value, tolerance), got {pair!r}")
+            raise ValueError(f"numbers.{name} must be a pair (value, tolerance), got {answer!r}")
         value, tolerance = answer
         if not isinstance(value, (int, float)):
             raise ValueError(f"the value of numbers.{name} must be a number, got {value!r}")
         if tolerance is not None and (not isinstance(tolerance, (int, float)) or tolerance < 0):
             raise ValueError(f"the tolerance of numbers.{name} must be a number from 0 or None, got {tolerance!r}")
-        checked[name] = answer
     return checked
 
 

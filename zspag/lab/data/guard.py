@@ -24,7 +24,6 @@ class Guard:
         forget: Labels of the classes to forget, sorted.
         retain: Labels of the other classes, sorted.
         retain_samples_read: Samples read inside ``method()`` that a zero-shot method may not see.
-        forget_samples_read: Forget training samples read inside ``method()``.
         reads: Samples read outside, by part ("forget_train", "retain_train", "forget_test", "retain_test").
 
     Raises:
@@ -41,7 +40,6 @@ class Guard:
             raise ValueError(f"forget holds all {dataset.num_classes} classes: nothing would be retained")
         self.retain = tuple(label for label in range(dataset.num_classes) if label not in self.forget)
         self.retain_samples_read = 0
-        self.forget_samples_read = 0
         self.reads: Counter[str] = Counter()
         self._dataset = dataset
 
@@ -73,13 +71,10 @@ class Guard:
     def _read(self, part: str, split: Split, labels: Sequence[int], limit: int | None) -> tuple[Tensor, Tensor]:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 sample per class, got {limit}")
-        chosen = torch.cat([spread_evenly(own, limit) for own in split.members(labels)])
-        own = part == "forget_train"
-        if self in _active and own:
-            self.forget_samples_read += len(chosen)
+        chosen = torch.cat([spread_evenly(members, limit) for members in split.members(labels)])
         if not _active:
             self.reads[part] += len(chosen)
-        count_read(len(chosen), except_by=self if own else None)
+        count_read(len(chosen), except_by=self if part == "forget_train" else None)
         samples = split.select(chosen.sort().values)
         return samples.float(), samples.labels
 
