@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from zspag.process.surroundings import plain_layout
 from zspag.runtime import (
+    channels_last,
     chunks,
     copied,
     derive_seed,
@@ -208,3 +210,16 @@ def test_images_of_one_channel_stay_channels_innermost_in_a_copy_alone():
     model, image = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)), torch.rand(2, 1, 8, 8)
     assert copied(model)(image).is_contiguous(memory_format=torch.channels_last)
     assert model(image.contiguous(memory_format=torch.channels_last)).is_contiguous()
+
+
+def test_gray_images_lead_a_convolution_to_go_on_with_channels_innermost():
+    images, layer = torch.rand(3, 1, 6, 5), torch.nn.Conv2d(1, 4, 3)
+    laid = channels_last(images)
+    assert torch.equal(laid, images)
+    assert laid.data_ptr() == images.data_ptr()  # no copy: only the strides say it
+    assert layer(laid).is_contiguous(memory_format=torch.channels_last)
+    assert layer(laid[torch.tensor([2, 0])]).is_contiguous(memory_format=torch.channels_last)
+    usual = images.contiguous(memory_format=torch.channels_last)  # torch's own way leaves gray images as they are
+    assert not layer(usual).is_contiguous(memory_format=torch.channels_last)
+    with plain_layout():
+        assert layer(channels_last(images)).is_contiguous()

@@ -136,7 +136,7 @@ def projected_sgd(
     parameters = dict(changed.named_parameters())
     flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
     moving = {name: parameters[name] for name in names}
-    velocity = {name: torch.zeros_like(parameter) for name, parameter in moving.items()}
+    velocity = {name: torch.zeros_like(one) for name, one in moving.items()} if update.momentum else {}
     project = None if project is None else project.like(parameters)
     history: list[Epoch] = []
     diverged = False
@@ -221,9 +221,11 @@ def _fit_(
                     continue
                 if project is not None and inside is not None and name not in inside.done:
                     gradient = project(name, gradient)
-                velocity[name].mul_(update.momentum).add_(gradient)
-                move = update.lr * velocity[name]
-                parameter.sub_(move if sound is None else torch.where(sound, move, 0))
+                if update.momentum:
+                    gradient = velocity[name].mul_(update.momentum).add_(gradient)
+                if sound is not None:
+                    gradient = torch.where(sound, gradient, 0)
+                parameter.sub_(gradient, alpha=update.lr)
     read: list[float] = torch.stack(costs).tolist()
     return read[: next((index for index, cost in enumerate(read, 1) if not math.isfinite(cost)), len(read))]
 

@@ -14,7 +14,7 @@ from zspag.config import UnlearnConfig
 from zspag.process.progress import step
 from zspag.proxies import ProxySet, generate
 from zspag.pseudo_labels import retained_classes
-from zspag.runtime import channels_last, logits_of
+from zspag.runtime import channels_last
 from zspag.subspaces import ClassMoments, Moments, accumulate, second_moments, weighted_mean
 from zspag.views import Views, make_views
 
@@ -74,7 +74,7 @@ def prepare(
     retained = retained_classes(num_classes, forget).tolist()
     started = time.perf_counter()
     views = make_views(model, forget_images, least=config.views, generator=generator)
-    half_of = halved(views, logits_of(model, forget_images).argmax(1).cpu(), generator=generator)
+    half_of = halved(views, views.answers[: len(forget_images)], generator=generator)
     proxies = generate(
         model, channels_last(views.images), retained=retained, config=config.proxies, generator=generator
     )

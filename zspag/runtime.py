@@ -85,14 +85,18 @@ def channels_last(images: Tensor) -> Tensor:
     """
     if layout_is_plain():
         return images.contiguous()
-    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
+    if images.dim() != 4:
+        return images
+    if images.shape[1] == 1:  # the same memory in both orders; the strides tell a convolution which one to go on in
+        height, width = images.shape[2:]
+        return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def copied(model: nn.Module) -> nn.Module:
     """Return a copy to be changed, its weights laid channels innermost; bring what is handed on back into plain order.
 
-    Images of one channel lie the same in both layouts, and kernels go by the weights then: SGD on the digits takes a
-    fifth less time. Plain order is what optimizers with a flat view of the weights and file formats ask for. Within
+    Plain order is what optimizers with a flat view of the weights and file formats ask for. Within
     ``surroundings.plain_layout`` the weights keep the order they have.
 
     Note:
@@ -155,6 +159,13 @@ def frozen(model: nn.Module) -> Generator[None, None, None]:
         finally:
             for parameter, flag in required.items():
                 parameter.requires_grad_(flag)
+
+
+def spread_evenly(indices: Tensor, limit: int | None) -> Tensor:
+    """Return at most ``limit`` of the indices, evenly spaced: images sorted by name come in kinds."""
+    if limit is None or limit >= len(indices):
+        return indices
+    return indices[torch.arange(limit) * len(indices) // limit]
 
 
 @torch.no_grad()

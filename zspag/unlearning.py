@@ -27,7 +27,7 @@ from zspag.preflight.inputs import ForgetSet
 from zspag.process import progress as bars
 from zspag.process.surroundings import plain_layout, surroundings
 from zspag.proxy_statistics import HALVABLE, ProxyStatistics, prepare
-from zspag.runtime import channels_last, generator_for, logits_of, seed_of
+from zspag.runtime import channels_last, generator_for, seed_of
 
 TRUSTED = 0.1  # accuracy on held-out forget samples up to which "reached" is said
 
@@ -165,7 +165,7 @@ def _report(
 ) -> Report:
     """Judge the open model, and put everything that was measured into a report."""
     chosen, samples = made.calibration, len(forget.labels)
-    remaining = (logits_of(opened, channels_last(forget.images)).argmax(1) == forget.labels).double().mean().item()
+    remaining = found.original_accuracy if ruined or made.remaining is None else made.remaining
     unseen = chosen.trial.forget_accuracy if samples >= HALVABLE else None
     warned = list(found.warnings)
     missed = ""

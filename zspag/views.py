@@ -32,11 +32,13 @@ class Views:
     Attributes:
         images: The images, then their views, shape (v, C, H, W) in [0, 1].
         sources: Index of the image behind each, shape (v,), on the CPU.
+        answers: Class that the model answers to the image behind each, shape (v,), on the CPU.
         kinds: Names of the changes that were used.
     """
 
     images: Tensor
     sources: Tensor
+    answers: Tensor
     kinds: tuple[str, ...]
 
 
@@ -70,7 +72,8 @@ def make_views(model: nn.Module, images: Tensor, *, least: int, generator: torch
         alike = logits_of(model, view).argmax(1) == answers
         parts.append(view[alike])
         sources.append(own[alike.cpu()])
-    return Views(torch.cat(parts), torch.cat(sources), tuple(kinds))
+    behind = torch.cat(sources)
+    return Views(torch.cat(parts), behind, answers.cpu()[behind], tuple(kinds))
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -18,12 +18,12 @@ from benchmarks.external.nets import NETS, Net
 from zspag.lab.checkpoints import load as load_checkpoint
 from zspag.lab.checkpoints import save as save_checkpoint
 from zspag.lab.data import load
-from zspag.lab.data.splits import Dataset, Split, halved, spread_evenly
+from zspag.lab.data.splits import Dataset, Split, halved
 from zspag.lab.evaluation import accuracy
 from zspag.lab.training import train
 from zspag.report.files import repository_root
 from zspag.report.provenance import digest, record
-from zspag.runtime import logits_of
+from zspag.runtime import logits_of, spread_evenly
 
 ORL_TEST_SHARE = 0.3
 COMMITTED = {"cifar10-conv7": "results/cpu/checkpoints/original-cifar10-conv7-seed0.safetensors"}

@@ -124,6 +124,11 @@ def page(rows: Sequence[Row], *, timing: dict[str, Any] | None = None) -> str:
             ["bar", "wanted", "measured", "n", "verdict"],
             [[bar.name, bar.wanted, bar.value or "-", bar.n, bar.verdict] for bar in time_bars(timing)],
         ),
+        "### Where it goes",
+        "One call of ours, stage by stage; the share of convolutions and matrix products is of all time in kernels. The"
+        " peak is what the call added to the memory of the process. A training is conv7's recipe, of 16 epochs; for"
+        " other nets three epochs of all 50,000 images.",
+        stage_table(timing),
         "## Arms",
         arms_table(rows),
         "## Net by net",
@@ -334,6 +339,29 @@ def time_table(timing: dict[str, Any] | None) -> str:
         "load before",
         "code",
     ]
+    return table(head, body)
+
+
+def stage_table(timing: dict[str, Any] | None) -> str:
+    """Return where the time of one call goes, net by net: shares of the stages, of the arithmetic, and the memory."""
+    entries = [entry for entry in ([] if timing is None else timing["nets"]) if entry.get("stages")]
+    stages = list(dict.fromkeys(stage for entry in entries for stage in entry["stages"]))
+    body = []
+    for entry in entries:
+        whole, training = sum(entry["stages"].values()), entry["training_seconds"]
+        shares = [f"{100 * entry['stages'].get(stage, 0.0) / whole:.0f} %" for stage in stages]
+        body.append(
+            [
+                entry["title"],
+                entry["samples"],
+                f"{whole:.1f}",
+                *shares,
+                f"{100 * entry['useful_share']:.0f} %",
+                f"{entry['peak_mib']:.0f}",
+                "-" if training is None else f"1/{training / entry['ours_seconds']:.0f} of {training:.0f} s",
+            ]
+        )
+    head = ["net", "images", "seconds", *stages, "convolutions and products", "peak, MiB", "of training"]
     return table(head, body)
 
 

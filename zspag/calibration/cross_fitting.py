@@ -69,6 +69,7 @@ class Made:
         run: The final run, on all views.
         trials: Final runs that did not forget, before the one that was kept.
         layers: Every weight that could be looked at.
+        remaining: Share of the forget images that the final run's model recognizes; None where the run diverged.
         damage: Of the final run on all barely hit proxies, in nats; None where the run diverged.
         seconds: Wall-clock seconds of the final runs.
         relabel: Gives pseudo-labels of all views before every epoch.
@@ -79,6 +80,7 @@ class Made:
     run: Run
     trials: tuple[Trial, ...]
     layers: tuple[Layer, ...]
+    remaining: float | None
     damage: float | None
     seconds: float
     relabel: PseudoLabeler
@@ -122,8 +124,7 @@ def unlearn_with(
     names = tuple(name for name in names if only is None or name in only)
     # Often the first layer: without it, no derivative is taken that far down.
     names = tuple(name for name in names if free[name]) or names
-    if config.update.min_steps is None:
-        config = replace(config, update=replace(config.update, min_steps=STEPS))
+    config = replace(config, update=_of_views(config.update))
     relabel = pseudo_labeler(
         model,
         images,
@@ -152,12 +153,12 @@ def unlearn_with(
         )
 
     started, plain = time.perf_counter(), len(forget_labels)
-    run, failed = _final_run(fit, images[:plain], labels[:plain], chosen, update=config.update)
+    run, remaining, failed = _final_run(fit, images[:plain], labels[:plain], chosen, update=config.update)
     seconds = time.perf_counter() - started
     before, after = (logits_of(one, channels_last(statistics.proxies.barely)) for one in (model, run.model))
     damage = None if run.diverged else held_out_damage(before, after, forget=forget)
     layers = _layers(model, project, folds, frozen, chosen.names, free)
-    return Made(chosen, run, failed, layers, damage, seconds, relabel, project)
+    return Made(chosen, run, failed, layers, remaining, damage, seconds, relabel, project)
 
 
 def fit_views(
@@ -179,9 +180,13 @@ def fit_views(
         relabel=made.relabel,
         project=made.project,
         names=made.calibration.names,
-        update=replace(config.update, lr=lr),
+        update=replace(_of_views(config.update), lr=lr),
         generator=generator_for(seed, "update"),
     )
+
+
+def _of_views(update: UpdateConfig) -> UpdateConfig:
+    return update if update.min_steps is not None else replace(update, min_steps=STEPS)
 
 
 def calibrate(
@@ -230,7 +235,7 @@ def calibrate(
 
 def _final_run(
     fit: Callable[[float], Run], images: Tensor, labels: Tensor, chosen: Calibration, *, update: UpdateConfig
-) -> tuple[Run, tuple[Trial, ...]]:
+) -> tuple[Run, float | None, tuple[Trial, ...]]:
     """Fit at the chosen rate; should the images not be forgotten at that, at neighbouring rates.
 
     Args:
@@ -241,25 +246,26 @@ def _final_run(
         update: Goal; a fixed ``lr`` has no neighbours.
 
     Returns:
-        The first run that forgets the images; else the sound one that forgets most of them; and the others as trials.
+        The first run that forgets the images, else the sound one that forgets most of them; the share of the images
+        that it still recognizes (None if it diverged); and the other runs as trials.
     """
     place = min(range(SMALLEST, LARGEST + 1), key=lambda one: abs(rate_at(one) - chosen.trial.lr))
     rates = [chosen.trial.lr, *(rate_at(place + later) for later in LATER)]
-    runs: list[tuple[float, Run]] = []
+    runs: list[tuple[float | None, Run]] = []
     for index, lr in enumerate(rates if update.lr is None else rates[:1]):
         step("unlearning", index, index + 1)
         run = fit(lr)
-        answers = logits_of(run.model, images).argmax(1)
-        left = 2.0 if run.diverged else (answers == labels).double().mean().item()
+        right = logits_of(run.model, images).argmax(1) == labels
+        left = None if run.diverged else right.double().mean().item()
         runs.append((left, run))
-        if left <= update.forget_accuracy:
+        if left is not None and left <= update.forget_accuracy:
             break
-    kept = min(runs, key=lambda one: one[0])[1]
+    remaining, kept = min(runs, key=lambda one: 2.0 if one[0] is None else one[0])
     failed = [
         Trial(
             layers=chosen.layers,
             lr=run.lr,
-            forget_accuracy=None if run.diverged else left,
+            forget_accuracy=left,
             drift=None,
             forgot=False,
             seconds=sum(epoch.seconds for epoch in run.history),
@@ -267,7 +273,7 @@ def _final_run(
         for left, run in runs
         if run is not kept
     ]
-    return kept, tuple(failed)
+    return kept, remaining, tuple(failed)
 
 
 @torch.no_grad()

@@ -19,10 +19,11 @@ from zspag.outcome import Trial
 from zspag.projected_sgd import fit_labels
 from zspag.proxy_statistics import ProxyStatistics
 from zspag.pseudo_labels import PseudoLabeler, masked_log_probabilities
-from zspag.runtime import channels_last, generator_for, logits_of
+from zspag.runtime import channels_last, generator_for, logits_of, spread_evenly
 from zspag.subspaces import Projector, projector
 
 FITTED = 128  # views of a fold that a trial fits at most; the final run fits all
+JUDGED = 200  # images of the other half that judge a trial at most, evenly spaced
 HURRY = 4  # part of the epochs within which a trial must forget; CHOICE: gentler rates do no less damage
 FLOOR = -30.0  # log-probability below which a difference is none
 
@@ -33,7 +34,7 @@ class Fold:
 
     Attributes:
         fitted: Indices of the views that are fitted.
-        unseen: Images of the other half, shape (n, C, H, W).
+        unseen: At most ``JUDGED`` images of the other half, shape (n, C, H, W).
         unseen_labels: Their classes, shape (n,).
         project: Keeps updates out of what this half's proxies use.
         barely: Barely hit proxies of the other half, shape (m, C, H, W).
@@ -60,7 +61,7 @@ def make_folds(
         project = projector(statistics.halves[half], config=subspace)
         # A single image lies in one half only, and without views the other half is empty: then everything serves.
         fitted = _some(statistics.half_of == half, torch.ones_like(plain)).nonzero()[:, 0]
-        unseen = _some((statistics.half_of != half) & plain, plain).nonzero()[:, 0]
+        unseen = spread_evenly(_some((statistics.half_of != half) & plain, plain).nonzero()[:, 0], JUDGED)
         judging = _some(made_from != half, torch.ones_like(made_from, dtype=torch.bool)).nonzero()[:, 0]
         barely = channels_last(proxies.barely[judging.to(proxies.labels.device)])
         folds.append(

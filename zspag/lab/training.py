@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from zspag.config import to_dict
 from zspag.profiles import TrainConfig
 from zspag.report.files import replacing
-from zspag.runtime import copied, derive_seed, device_of, generator_for, progress, sent
+from zspag.runtime import channels_last, copied, derive_seed, device_of, generator_for, progress, sent
 
 RISE = 0.2  # share of all steps in which a one-cycle rate rises
 DISTORTED_ALIKE = 32  # images that share the two distortions RandAugment draws: one by one they would starve a GPU
@@ -250,7 +250,7 @@ def mixed(images: Tensor, labels: Tensor, *, most: float, generator: torch.Gener
 
 def _scaled(images: Tensor) -> Tensor:
     scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-    return scaled.contiguous(memory_format=torch.channels_last)
+    return channels_last(scaled)
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

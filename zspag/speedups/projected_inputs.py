@@ -4,8 +4,8 @@ The gradient of a weight is D^T A, with the rows A (R x d) that entered it and t
 outputs. So its projection is D^T (A P), and to project R rows is less than to project d_out rows where they are fewer:
 a linear layer of 3,136 inputs and 128 outputs takes a tenth, a convolution of 512 channels at one position a fiftieth.
 
-In a pass, y = A W^T is written as A W0^T + (A P) (W - W0)^T with W0 = W as a constant: the second term is zero, and
-the gradient that W gets comes through it alone.
+In a pass, a layer runs with its weight as a constant. A step of autograd behind it hands the output on as it is, and
+gives the weight the gradient D^T (A P). No other array of the size of the weight is made.
 
 Invariant: outputs and gradients are those of the plain pass, projected, up to rounding.
 """
@@ -13,6 +13,7 @@ Invariant: outputs and gradients are those of the plain pass, projected, up to r
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -60,15 +61,13 @@ class ProjectedInputs(TorchFunctionMode):
             name = self.names.get(id(bound["weight"]))
             if name is not None and id(bound["input"]) not in self.names:
                 weight, given = bound["weight"], bound["input"].detach()
-                constant = weight.detach()
-                output: Tensor = func(**(bound | {"weight": constant}))
+                output: Tensor = func(**(bound | {"weight": weight.detach()}))
                 batched = func is F.linear or output.dim() == weight.dim()
                 if batched and 2 * output.numel() < weight.shape[0] ** 2:  # R rows, R = output.numel() / d_out
                     self.cheap.add(name)
                     rows = linear_rows(given) if func is F.linear else rows_of_convolution(bound | {"input": given})[0]
-                    change = (weight - constant).flatten(1)
-                    moved = F.linear(self.project(name, rows), change)
-                    return output + _like_output(moved, output, channels_at=-1 if func is F.linear else 1)
+                    channels = -1 if func is F.linear else 1
+                    return _WithGradient.apply(output, self.project(name, rows), weight, channels)
         if self.names:
             for tensor in tensors_in((args, tuple(kwargs.values()))):
                 if (name := self.names.get(id(tensor))) is not None:
@@ -76,9 +75,17 @@ class ProjectedInputs(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _like_output(rows: Tensor, output: Tensor, *, channels_at: int) -> Tensor:
-    """Bring rows (R, d_out), sample by sample and position by position, into the shape of a layer's output."""
-    if channels_at == -1:
-        return rows.view(output.shape)
-    batch, _, *positions = output.shape
-    return rows.view(batch, *positions, -1).movedim(-1, 1)
+class _WithGradient(torch.autograd.Function):
+    """Hands the output of a layer on as it is, and gives its weight the gradient that other rows make."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, rows: Tensor, weight: Tensor, channels: int) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape, ctx.channels = weight.shape, channels
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, derivative: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        of_outputs = derivative.movedim(ctx.channels, -1).flatten(0, -2)
+        return derivative, None, (of_outputs.T @ rows.flatten(0, -2)).view(ctx.shape), None

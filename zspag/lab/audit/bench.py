@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from zspag.lab.audit.features import stage_features
-from zspag.lab.data import spread_evenly
 from zspag.lab.evaluation import Masked, Parts
 from zspag.lab.experiment import (
     Case,
@@ -22,7 +21,7 @@ from zspag.lab.experiment import (
     statistics_of,
     trained,
 )
-from zspag.runtime import pick_device
+from zspag.runtime import pick_device, spread_evenly
 
 T = TypeVar("T")
 METHODS = ("zs_pag", "delete", "head_only")  # beside the references; notebook 05 says what speaks for the other two

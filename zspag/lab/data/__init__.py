@@ -7,7 +7,7 @@ from zspag.lab.data.folders import labelled_folder
 from zspag.lab.data.guard import Guard
 from zspag.lab.data.loading import load
 from zspag.lab.data.sources import gaussians2d
-from zspag.lab.data.splits import Dataset, Split, channel_statistics, halved, spread_evenly, thinned
+from zspag.lab.data.splits import Dataset, Split, channel_statistics, halved, thinned
 from zspag.report.files import data_root
 
 __all__ = [
@@ -20,6 +20,5 @@ __all__ = [
     "halved",
     "labelled_folder",
     "load",
-    "spread_evenly",
     "thinned",
 ]

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from zspag.lab.data.splits import Dataset, Split, spread_evenly
+from zspag.lab.data.splits import Dataset, Split
+from zspag.runtime import spread_evenly
 
 # One stack for the whole process and not one per context: a method that reads from a thread of its own is seen too.
 _active: list["Guard"] = []

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from zspag.runtime import spread_evenly
+
 FEWEST = 32  # images of a class that a thinned data set keeps, where the class has them
 HALVES = ("first", "second")
 MOST_CLASSES = 10  # classes that it keeps: a net that hardly sees an image cannot tell a hundred apart
@@ -140,13 +142,6 @@ def halved(dataset: Dataset, half: str) -> Dataset:
             raise ValueError(f"the test set of {dataset.name} cannot be halved: class {name!r} has {len(own)} image(s)")
     chosen = torch.cat([own[HALVES.index(half) :: 2] for own in members]).sort().values
     return replace(dataset, test=dataset.test.select(chosen))
-
-
-def spread_evenly(indices: Tensor, limit: int | None) -> Tensor:
-    """Return at most ``limit`` of the indices, evenly spaced: images sorted by name come in kinds."""
-    if limit is None or limit >= len(indices):
-        return indices
-    return indices[torch.arange(limit) * len(indices) // limit]
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:

@@ -235,7 +235,7 @@ def references_against(case: Case, *, original: nn.Module, retrained: nn.Module 
     """Return what a case's models are judged on, with reference models of the caller's."""
     guard, device = guard_of(case), pick_device()
     parts = [guard.forget_train(case.profile.forget_samples), guard.forget_test(), guard.retain_test()]
-    images = Parts(*(part[0].to(device) for part in parts))
+    images = Parts(*(channels_last(part[0].to(device)) for part in parts))
     labels = Parts(*(part[1].to(device) for part in parts))
     beside = None if retrained is None else images.map_logits(retrained)
     return References(images, labels, images.map_logits(original), beside, (case.forget,))

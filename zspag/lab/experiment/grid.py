@@ -19,7 +19,7 @@ from torch import nn
 
 from zspag.config import UnlearnConfig, to_dict
 from zspag.lab import cache
-from zspag.lab.data import Guard, spread_evenly
+from zspag.lab.data import Guard
 from zspag.lab.evaluation import Masked, Parts, References, Scores, accuracy, masked_parts, score
 from zspag.lab.experiment.cases import (
     Case,
@@ -40,7 +40,7 @@ from zspag.projected_sgd import RateSearch
 from zspag.proxy_statistics import ProxyStatistics
 from zspag.report import provenance
 from zspag.report.files import repository_root
-from zspag.runtime import generator_for, pick_device, pool_map
+from zspag.runtime import generator_for, pick_device, pool_map, spread_evenly
 
 REFERENCES = ("original", "masked", "retrained")
 JUDGED = 200  # forget test images, evenly spaced, that relearning is judged on after every step

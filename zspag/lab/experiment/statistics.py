@@ -62,7 +62,8 @@ def pack(statistics: ProxyStatistics) -> tuple[dict[str, Tensor], dict[str, Any]
     """Return statistics as named tensors on the CPU and facts of what JSON holds; ``unpack`` is the inverse."""
     proxies, moments, views = statistics.proxies, statistics.moments, statistics.views
     tensors = {"images": proxies.images, "labels": proxies.labels, "sources": proxies.sources, "barely": proxies.barely}
-    tensors |= {"views/images": views.images, "views/sources": views.sources, "half_of": statistics.half_of}
+    tensors |= {f"views/{name}": getattr(views, name) for name in ("images", "sources", "answers")}
+    tensors |= {"half_of": statistics.half_of}
     means = [("pooled", moments.pooled), ("averaged", moments.averaged)]
     means += [(f"half{index}", half) for index, half in enumerate(statistics.halves)]
     voted = [] if moments.votes is None else [("votes", moments.votes[1])]
@@ -90,7 +91,8 @@ def unpack(tensors: dict[str, Tensor], record: dict[str, Any]) -> ProxyStatistic
     hits = {int(label): share for label, share in facts["hits"]}
     images, labels, sources = tensors["images"], tensors["labels"], tensors["sources"]
     proxies = ProxySet(images, labels, sources, hits, facts["eps"], tensors["barely"])
-    views = Views(tensors["views/images"], tensors["views/sources"].cpu(), tuple(facts["kinds"]))
+    sources_of_views, answers = tensors["views/sources"].cpu(), tensors["views/answers"].cpu()
+    views = Views(tensors["views/images"], sources_of_views, answers, tuple(facts["kinds"]))
 
     def part(place: object) -> Moments:
         second = {name: tensors[f"moment/{place}/{name}"] for name in facts["weights"]}

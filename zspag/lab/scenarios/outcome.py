@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zspag.lab.data import Split, spread_evenly
+from zspag.lab.data import Split
 from zspag.lab.evaluation import accuracy, macro_accuracy, masked, mean_kl, per_class_accuracy
 from zspag.lab.experiment import Case, data_of, judged_on, trained, trained_on, training_key
 from zspag.profiles import Profile
 from zspag.report import provenance
-from zspag.runtime import generator_for, logits_of, pick_device
+from zspag.runtime import generator_for, logits_of, pick_device, spread_evenly
 from zspag.unlearning import zero_shot_unlearn
 
 COMPARED = ("acc_forget_train", "acc_forget", "acc_retain_micro")  # what the gap to the retrained model is the mean of
