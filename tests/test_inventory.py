@@ -112,8 +112,6 @@ def test_check_finds_a_change_that_keeps_size_and_time_of_the_files(root, run):
     [
         ("digits", "digits is not cached with these options; run `zspag data get digits` first"),
         ("svhn", "so nothing can be compared; put train_32x32.mat and"),
-        ("facescrub", "published as links only"),
-        ("birds", "no data set 'birds'"),
     ],
 )
 def test_check_without_cache_or_source_says_so_and_exits_with_2(run, name, message):
