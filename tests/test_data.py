@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import threading
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,14 +45,6 @@ def test_digits_are_scikit_learns_own_split_within_every_class(digits):
     assert sorted(image.tobytes() for image in every) == sorted(image.tobytes() for image in expected)
     assert digits.test.labels.bincount().tolist() == [round(0.2 * n) for n in np.bincount(bunch.target)]
     assert digits.sha256.startswith("4b6525f93fd42931")  # recorded results name it
-
-
-def test_a_split_gives_floats_on_the_unit_interval(digits):
-    floats = digits.test.float()
-    assert floats.dtype == torch.float32
-    assert (floats.min(), floats.max()) == (0, 1)
-    assert torch.equal((floats * 255).round().to(torch.uint8), digits.test.images)
-    assert (digits.num_classes, digits.in_channels, digits.image_size) == (10, 1, 8)
 
 
 def test_gaussians_lie_around_the_circle_and_depend_on_the_generator_alone():
@@ -115,11 +107,6 @@ def test_a_split_that_cannot_be_is_refused(images, labels, message):
         small(images=images, labels=labels)
 
 
-def test_a_data_set_cannot_change():
-    with pytest.raises(FrozenInstanceError):
-        small().train.images = None
-
-
 # Shares and halves
 
 
@@ -142,12 +129,6 @@ def test_of_many_classes_a_share_keeps_the_first_ten():
     assert part.train.labels.unique().tolist() == list(range(10))
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
-def test_a_share_that_is_none_is_refused(share):
-    with pytest.raises(ValueError, match=rf"share must lie in \(0, 1\], got {share}"):
-        thinned(small(), share)
-
-
 def test_halves_share_nothing_and_together_are_the_test_set_in_its_order():
     whole = Dataset("noise", ("a", "b", "c"), noise([5, 5, 5], 0), noise([7, 8, 9], 1), "none", data_source="test")
     first, second = (halved(whole, half) for half in ("first", "second"))
@@ -165,16 +146,22 @@ def test_halves_share_nothing_and_together_are_the_test_set_in_its_order():
 
 
 @pytest.mark.parametrize(
-    ("half", "message"),
+    ("act", "message"),
     [
-        ("third", "a test half is 'first' or 'second', got 'third'"),
-        ("", "a test half is 'first' or 'second', got ''"),
-        ("first", "test set of x cannot be halved: class 'ant' has 1 image"),
+        (lambda: thinned(small(), 0.0), r"share must lie in \(0, 1\], got 0.0"),
+        (lambda: thinned(small(), 1.5), r"share must lie in \(0, 1\], got 1.5"),
+        (lambda: halved(small(), "third"), "a test half is 'first' or 'second', got 'third'"),
+        (lambda: halved(small(), "first"), "test set of x cannot be halved: class 'ant' has 1 image"),
+        (lambda: Guard(small(), ()), "forget is empty"),
+        (lambda: Guard(small(), (2,)), r"classes in 0..1, got \(2,\)"),
+        (lambda: Guard(small(), (-1,)), r"classes in 0..1, got \(-1,\)"),
+        (lambda: Guard(small(), (0, 1)), "forget holds all 2 classes"),
+        (lambda: Guard(small(), (1,)).forget_train(limit=0), "limit must be at least 1 sample per class, got 0"),
     ],
 )
-def test_what_cannot_be_halved_is_refused(half, message):
+def test_what_cannot_be_is_refused(act, message):
     with pytest.raises(ValueError, match=message):
-        halved(small(), half)
+        act()
 
 
 # The cache
@@ -304,8 +291,6 @@ def test_a_limit_takes_samples_evenly_from_every_class(toy):
     chosen = images[labels == 3][:, 1, 0, 0]
     assert torch.equal(chosen, whole[0][whole[1] == 3][[0, 2, 5], 1, 0, 0])
     assert len(Guard(toy, (1, 3)).forget_train(limit=100)[1]) == 14
-    with pytest.raises(ValueError, match="limit must be at least 1 sample per class, got 0"):
-        Guard(toy, (1,)).forget_train(limit=0)
 
 
 def loads_from_a_thread(_guard):
@@ -327,7 +312,6 @@ def test_an_honest_method_reads_no_retain_sample(toy):
     with guard.method():
         guard.forget_train()
     assert guard.retain_samples_read == 0
-    assert guard.forget_samples_read == 7
     assert not guard.reads
 
 
@@ -354,22 +338,8 @@ def test_a_second_guard_with_other_forget_classes_is_no_way_around(toy):
 
 def test_counting_ends_with_the_block_also_after_an_exception(toy):
     guard = Guard(toy, (2,))
-    with pytest.raises(RuntimeError, match="the method failed"), guard.method():
-        raise RuntimeError("the method failed")
+    with pytest.raises(RuntimeError), guard.method():
+        raise RuntimeError
     guard.retain_train()
     assert guard.retain_samples_read == 0
     assert guard.reads == {"retain_train": 19}
-
-
-@pytest.mark.parametrize(
-    ("forget", "message"),
-    [
-        ((), "forget is empty"),
-        ((4,), r"classes in 0..3, got \(4,\)"),
-        ((-1,), r"classes in 0..3, got \(-1,\)"),
-        ((0, 1, 2, 3), "forget holds all 4 classes"),
-    ],
-)
-def test_a_guard_refuses_impossible_forget_sets(toy, forget, message):
-    with pytest.raises(ValueError, match=message):
-        Guard(toy, forget)

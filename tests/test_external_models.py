@@ -21,15 +21,7 @@ from torch.nn import functional as F
 from zspag import zero_shot_unlearn
 from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig
 from zspag.preflight.checks import look, unsound
-from zspag.preflight.classifiers import (
-    Classifier,
-    cast_back,
-    logits_in,
-    own_model,
-    own_name,
-    place_of,
-    working_copy,
-)
+from zspag.preflight.classifiers import Classifier, cast_back, logits_in, own_model, own_name, place_of, working_copy
 from zspag.preflight.model_checks import layout_of
 from zspag.preflight.reachability import unreachable
 from zspag.process.surroundings import SETTINGS, plain_layout, surroundings
@@ -41,26 +33,10 @@ def looked_at(model, images=None, labels=FORGET, **options):
         return look(model, forget_images() if images is None else images, labels, **options)
 
 
-PLAIN = {
-    "LeNet with view",
-    "LeNet with view and batch norm",
-    "dict output",
-    "ModelOutput",
-    "log-softmax",
-    "DataParallel",
-    "forward replaced",
-    "double",
-}
-WRAPPED = {
-    "in-place normalize",
-    "in-place without a change",
-    "dict output",
-    "ModelOutput",
-    "object with logits",
-    "namedtuple with logits",
-    "DataParallel",
-    "compiled",
-}
+OUTPUTS = {"dict output", "ModelOutput", "DataParallel"}
+PLAIN = OUTPUTS | {"LeNet with view", "LeNet with view and batch norm", "log-softmax", "forward replaced", "double"}
+WRAPPED = OUTPUTS | {"object with logits", "namedtuple with logits", "compiled"}
+WRAPPED |= {"in-place normalize", "in-place without a change"}
 WARNS = {"always dropout": "two answers to the same images", "batch statistics": "depends on the other images"}
 HALF = {"bfloat16", "half", "half inside"}
 FROZEN = {

@@ -71,21 +71,14 @@ def test_a_manifest_of_an_older_version_is_readable_and_written_anew(root):
     assert not [line for line in listing() if "cached" in line]
 
 
-def test_get_caches_and_says_counts_size_hash_and_source(root, run):
-    write_folder(root / "FashionMNIST" / "raw", idx_files())
-    code, out = run("get", "fashion")
-    assert (code, (root / "cache" / "fashion.safetensors").exists()) == (0, True)
-    expected = f"13 + 11 images of 10 classes, official files, SHA-256 {load('fashion').sha256}, images of 1x28x28"
-    assert out == f"fashion: {expected}\n"
-
-
 def test_get_hands_the_options_on(root, run):
     write_folder(root, {f"pets/{name}/{i}.png": encoded(picture(i)) for name in ("ant", "bee") for i in range(4)})
     options = ["--image-size", "6", "--min-per-class", "4", "--split-seed", "3", "--test-share", "0.5"]
     code, out = run("get", "pets", *options)
     assert code == 0
-    assert "4 + 4 images of 2 classes" in out
-    assert "resized to 6x6, split by seed 3 with 50 % for the test" in out
+    assert out.startswith("pets: 4 + 4 images of 2 classes")
+    assert "resized to 6x6, split by seed 3 with 50 % for the test, SHA-256 " in out
+    assert out.endswith(", images of 3x6x6\n")
     code, err = run("get", "pets")
     assert (code, "fewer than 10" in err) == (2, True)
 
@@ -94,16 +87,12 @@ def test_check_agrees_with_an_unchanged_source_and_names_both_sides_of_a_differe
     write_folder(root / "insects", folder_files())
     before = load("insects").sha256
     os.utime(root / "insects" / "train" / "ant" / "ant_0.png", (1, 1))  # touched, not changed
-    code, out = run("check", "insects")
-    assert code == 0
-    assert out.startswith("insects: source and cache agree, 4 + 3 images of 2 classes")
-
+    assert run("check", "insects")[1].startswith("insects: source and cache agree, 4 + 3 images of 2 classes")
     (root / "insects" / "train" / "ant" / "ant_9.png").write_bytes(encoded(picture(99)))
     code, out = run("check", "insects")
     assert code == 1
-    assert "source and cache differ: the source holds 5 + 3 images" in out
+    assert "the source holds 5 + 3 images" in out
     assert f"the cache 4 + 3 images of 2 classes, image folder of .png files, SHA-256 {before}" in out
-    assert "run `zspag data get insects`" in out
 
 
 def test_check_finds_a_change_that_keeps_size_and_time_of_the_files(root, run):
@@ -123,8 +112,6 @@ def test_check_finds_a_change_that_keeps_size_and_time_of_the_files(root, run):
     [
         ("digits", "digits is not cached with these options; run `zspag data get digits` first"),
         ("svhn", "so nothing can be compared; put train_32x32.mat and"),
-        ("facescrub", "published as links only"),
-        ("birds", "no data set 'birds'"),
     ],
 )
 def test_check_without_cache_or_source_says_so_and_exits_with_2(run, name, message):

@@ -69,26 +69,20 @@ def printed(capsys):
 
 
 def python(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=os.environ | environment,
-    )
+    options = {"capture_output": True, "text": True, "timeout": 120, "check": False, "env": os.environ | environment}
+    return subprocess.run([sys.executable, *arguments], **options)
 
 
 # Help
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself_and_its_options(command, capsys):
+@pytest.mark.parametrize("arguments", [["--version"], *([command, "--help"] for command in COMMANDS)])
+def test_every_command_explains_itself_and_its_options(arguments, capsys):
     with pytest.raises(SystemExit) as done:
-        main([command, "--help"])
+        main(arguments)
     assert done.value.code == 0
     out, _ = printed(capsys)
-    assert f"zspag {command}" in out
+    assert f"zspag {zspag.__version__ if len(arguments) == 1 else arguments[0]}" in out
     assert "%(" not in out
 
 
@@ -108,13 +102,6 @@ def test_command_line_that_makes_no_sense_exits_with_2(arguments, capsys):
         main(arguments)
     assert done.value.code == 2
     assert "usage: zspag" in capsys.readouterr().err
-
-
-def test_version(capsys):
-    with pytest.raises(SystemExit) as done:
-        main(["--version"])
-    assert done.value.code == 0
-    assert capsys.readouterr().out == f"zspag {zspag.__version__}\n"
 
 
 # run, sweep and audit
@@ -191,19 +178,18 @@ def test_sweep_takes_all_methods_or_those_asked_for_rates_of_its_own_and_no_retr
         ("sweep --rates 3,1", "low must hold positive rates in increasing order"),
         ("sweep --rates 1,1.0", "--rates names 1.0 twice"),
         ("sweep --methods zs_pag,delete,zs_pag", "--methods names zs_pag twice"),
+        ("unlearn --already-forgotten cat", "--already-forgotten takes whole numbers, comma-separated, got 'cat'"),
+        ("unlearn --already-forgotten 3,5,3", "--already-forgotten names 3 twice: give each value once"),
+        ("unlearn --mean a,b --std 1,1", "--mean takes numbers, comma-separated, got 'a,b'"),
+        ("unlearn --mean 0.5", "--mean and --std come together"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_sentence_before_anything_starts(line, message, started, capsys):
+def test_what_cannot_work_is_said_in_one_sentence_before_anything_starts(line, message, started, capsys, tmp_path):
     command, *options = line.split()
-    assert main([command, "--profile", "smoke", *options]) == 2
+    assert main([*(unlearning(tmp_path) if command == "unlearn" else [command, "--profile", "smoke"]), *options]) == 2
     out, err = printed(capsys)
     assert err.startswith(f"zspag {command}: {message}")
     assert (out, started) == ("", [])
-
-
-def test_sweep_of_an_unknown_method_names_the_known_ones(capsys):
-    assert main(["sweep", "--profile", "smoke", "--methods", "magic"]) == 2
-    assert printed(capsys)[1].startswith("zspag sweep: unknown method magic; known are zs_pag, ")
 
 
 @pytest.mark.parametrize("command", ["sweep", "audit"])
@@ -211,14 +197,6 @@ def test_failed_runs_are_named_and_exit_with_1(command, failing, capsys):
     failing(command, experiment.RunsFailed("seed 0, class 3: KeyError: x"))
     assert main([command, "--profile", "smoke"]) == 1
     assert printed(capsys) == ("a line\n", f"zspag {command}: seed 0, class 3: KeyError: x\n")
-
-
-def test_missing_data_set_is_said_before_training(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSPAG_DATA", str(tmp_path))
-    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
-    assert main(["run", "--profile", "cpu", "--dataset", "nowhere"]) == 2
-    assert "put images under" in printed(capsys)[1]
-    assert not list(tmp_path.iterdir())
 
 
 # unlearn
@@ -241,24 +219,6 @@ def test_unlearn_hands_everything_on(started, tmp_path):
     assert started[-1] == (replace(plain, **facts, **photos, keep_open=True), {})
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--already-forgotten cat", "--already-forgotten takes whole numbers, comma-separated, got 'cat'"),
-        ("--already-forgotten 3,5,3", "--already-forgotten names 3 twice: give each value once"),
-        ("--mean a,b --std 1,1", "--mean takes numbers, comma-separated, got 'a,b'"),
-        ("--mean 0.5", "--mean and --std come together"),
-        ("--num-classes 1", "--num-classes must be at least 2, got 1"),
-        ("--out o.h5", "--out must end in .safetensors, .pt, .pth, got o.h5"),
-    ],
-)
-def test_options_of_unlearn_that_make_no_sense_are_said(options, message, capsys, tmp_path):
-    assert main(unlearning(tmp_path, *options.split())) == 2
-    out, err = printed(capsys)
-    assert err.startswith(f"zspag unlearn: {message}")
-    assert out == ""
-
-
 def test_a_goal_that_is_not_reached_has_an_exit_code_of_its_own(capsys, tmp_path, failing):
     failing("unlearn", unlearn_files.GoalNotReached("42 % is still recognized"))
     assert main(unlearning(tmp_path)) == 3
@@ -273,28 +233,6 @@ def test_an_interrupted_command_says_what_is_kept(command, kept, capsys, tmp_pat
     failing(command, KeyboardInterrupt())
     assert main(unlearning(tmp_path) if command == "unlearn" else [command, "--profile", "smoke"]) == 130
     assert capsys.readouterr().err == f"\nzspag {command}: interrupted; {kept}\n"
-
-
-def test_unlearn_from_the_command_line_to_the_file(capsys, tmp_path):
-    import torch
-    from safetensors.torch import save_file
-
-    (tmp_path / "net.py").write_text(
-        "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))\n"
-    )
-    weight = torch.full((3, 16), 0.1)
-    weight[0, :8], weight[1, 8:], weight[2, ::2] = 1.0, 1.0, 1.0
-    save_file({"1.weight": weight, "1.bias": torch.zeros(3)}, tmp_path / "weights.safetensors")
-    (tmp_path / "forget" / "0").mkdir(parents=True)
-    for index in range(5):
-        picture = Image.new("L", (4, 4))
-        picture.paste(200 + 10 * index, (0, 0, 4, 2))
-        picture.save(tmp_path / "forget" / "0" / f"{index}.png")
-    options = {"model": "net.py:make", "weights": "weights.safetensors", "forget": "forget", "out": "out.safetensors"}
-    places = [text for name, path in options.items() for text in (f"--{name}", str(tmp_path / path))]
-    assert main(["unlearn", *places]) in (0, 3)
-    assert printed(capsys)[0].startswith("folder 0 is class 0: 5 images\nUnlearning class 0 with 5 images")
-    assert main(["provenance", str(tmp_path / "out.safetensors")]) == 0
 
 
 # methods, env and provenance
@@ -314,13 +252,11 @@ def test_methods_lists_every_method_with_the_rates_of_the_profile(capsys):
     assert "  ladder: middle, 0.03, 0.3\n" in printed(capsys)[0]
 
 
-def test_env_prints_versions_device_and_threads():
-    answer = python("-m", "zspag", "env", CUDA_VISIBLE_DEVICES="")
-    assert answer.returncode == 0
-    assert answer.stderr == ""
-    lines = dict(line.split(maxsplit=1) for line in answer.stdout.splitlines() if " " in line)
+def test_env_prints_versions_device_and_threads(capsys):
+    assert main(["env"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in printed(capsys)[0].splitlines() if " " in line)
     assert "torch 2." in lines["versions"]
-    assert lines["device"] == "cpu"
+    assert lines["device"] in ("cpu", "cuda")
     assert int(lines["threads"]) >= 1
 
 
@@ -340,19 +276,9 @@ def test_provenance_prints_what_a_file_carries(capsys, recorded):
     assert verdict.startswith("this tree reproduces it: cannot tell: the record names no profile")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("absent.json", None, "absent.json"),
-        ("data.csv", "1,2", "carries no provenance"),
-        ("plain.json", "{}", "carries no provenance"),
-        ("broken.json", "{", "is not readable as JSON"),
-        ("not.png", "text", "is not a whole PNG file"),
-    ],
-)
-def test_file_without_provenance_is_said_in_one_sentence(name, content, message, capsys, tmp_path):
-    if content is not None:
-        (tmp_path / name).write_text(content)
+@pytest.mark.parametrize(("name", "message"), [("absent.json", "absent.json"), ("d.csv", "carries no provenance")])
+def test_file_without_provenance_is_said_in_one_sentence(name, message, capsys, tmp_path):
+    (tmp_path / "d.csv").write_text("1,2")
     assert main(["provenance", str(tmp_path / name)]) == 2
     out, err = printed(capsys)
     assert err.startswith("zspag provenance: ")
@@ -368,7 +294,6 @@ def test_file_without_provenance_is_said_in_one_sentence(name, content, message,
     [
         (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "Permission denied: /a/b; change its permissions"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room on the disk"),
-        (IsADirectoryError(errno.EISDIR, "Is a directory", "/a"), "Is a directory: /a; give a file"),
         (OSError("no number"), "no number"),
         (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), "Connection timed out"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe"),  # a pipe that is not ours
@@ -391,10 +316,8 @@ def test_a_reader_that_has_seen_enough_ends_it_without_a_word(recorded, unbuffer
     command = [sys.executable, "-m", "zspag", "provenance", str(recorded)]
     reading, writing = os.pipe()
     os.close(reading)  # as `head` does, only that nothing depends on who is quicker
-    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
-    answer = subprocess.run(
-        command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120, check=False, env=environment
-    )
+    options = {"stderr": subprocess.PIPE, "text": True, "timeout": 120, "check": False}
+    answer = subprocess.run(command, stdout=writing, env=os.environ | {"PYTHONUNBUFFERED": unbuffered}, **options)
     os.close(writing)
     assert (answer.returncode, answer.stderr) == (141, "")
 

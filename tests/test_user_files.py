@@ -43,14 +43,12 @@ def test_a_neighbour_is_imported_early_or_late_and_the_search_path_comes_back(tm
 
 DATACLASS = """
 from __future__ import annotations
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
+from torch import nn
 
 @dataclass
 class Options:
-    kind: ClassVar[str] = "net"
     width: int = 5
-    names: list[str] = field(default_factory=list)
 
 class Net(nn.Linear):
     def __init__(self):
@@ -60,9 +58,8 @@ class Net(nn.Linear):
 
 
 def test_a_dataclass_with_future_annotations_is_made_and_a_model_can_be_pickled(tmp_path):
-    path = file_of(tmp_path, "", "zoo_data.py")
-    path.write_text(DATACLASS.replace("from dataclasses", "from torch import nn\nfrom dataclasses"))
-    model = from_file(f"{path}:Net")
+    (tmp_path / "zoo_data.py").write_text(DATACLASS)
+    model = from_file(f"{tmp_path / 'zoo_data.py'}:Net")
     assert type(model).__module__ == "zoo_data"
     again = pickle.loads(pickle.dumps(model))
     assert torch.equal(again.weight, model.weight)
@@ -135,18 +132,11 @@ def test_a_factory_gets_the_facts_that_it_takes(tmp_path):
     assert widths("offers", {}) == (3, 4, set())  # a default is better than a guess
     assert widths("any_options", {"num_classes": 6}) == (5, 6, {"num_classes"})
     assert widths("of_zspag", {"num_classes": 6}) == (8, 6, {"num_classes", "in_channels", "image_size"})
-
-
-def test_an_experiment_hands_all_facts_to_a_file_of_the_readers(tmp_path):
-    path = file_of(tmp_path, TAKES, "zoo_takes.py")
-    options = {"num_classes": 6, "in_channels": 2, "image_size": 5, "width": 1}
-    assert build(f"{path}:offers", **options).in_features == 2
-    assert build(f"{path}:of_zspag", **options).in_features == 10
+    assert build(f"{path}:of_zspag", num_classes=6, in_channels=2, image_size=5, width=1).in_features == 10
 
 
 BROKEN = """
 import sys
-number = 3
 
 def text():
     return "not a model"
@@ -163,7 +153,6 @@ def fails():
     ("name", "message"),
     [
         ("absent", r"zoo_bad.py has no function 'absent'; give .*zoo_bad.py:factory"),
-        ("number", r"zoo_bad.py has no function 'number'"),
         ("text", r"returned str; a factory must return a torch.nn.Module"),
         ("stops", r"zoo_bad.py:stops could not be built \(SystemExit: enough\)"),
         ("fails", r"zoo_bad.py:fails could not be built \(RuntimeError: two lines\)"),
@@ -199,7 +188,7 @@ def test_a_file_that_cannot_be_imported_says_why_and_leaves_nothing_behind(tmp_p
     [
         ("resnet18", r"given as path/to/file.py:factory, torchvision.models:resnet18 or timm:name, got 'resnet18'"),
         ("no_such_package.nets:net", r"needs the package no_such_package .*: install it, or give path/to/file.py"),
-        ("torchvision.models:resnet19", r"torchvision.models has no function 'resnet19'"),
+        ("json:resnet19", r"json has no function 'resnet19'"),
         ("/nowhere/net.py:make", r"there is no file /nowhere/net.py"),
     ],
 )
@@ -208,15 +197,10 @@ def test_a_place_that_is_none_says_what_is(place, message):
         from_file(place)
 
 
-def test_a_package_in_the_current_folder_is_found(tmp_path, monkeypatch):
-    (tmp_path / "zoo_package").mkdir()
-    (tmp_path / "zoo_package" / "__init__.py").touch()
-    (tmp_path / "zoo_package" / "sizes.py").write_text("WIDTH = 8\n")
-    file_of(
-        tmp_path / "zoo_package", "from .sizes import WIDTH\ndef make():\n    return nn.Linear(WIDTH, 3)\n", "net.py"
-    )
+def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
+    file_of(tmp_path, NET, "zoo_module.py")
     monkeypatch.chdir(tmp_path)
-    assert from_file("zoo_package.net:make").in_features == 8
+    assert from_file("zoo_module:make").in_features == 5
 
 
 def test_timm_is_asked_by_name(monkeypatch):
@@ -230,9 +214,6 @@ def test_timm_is_asked_by_name(monkeypatch):
     model, handed = model_of("timm:resnet10t", {"num_classes": 4, "in_channels": 1}, guessed={"image_size": 8})
     assert asked == [("resnet10t", {"pretrained": False, "num_classes": 4, "in_chans": 1})]
     assert (model.out_features, handed) == (4, {"num_classes": 4, "in_channels": 1})
-
-
-def test_without_timm_it_is_said_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"timm:resnet10t needs the package timm .*: install it, or give path"):
         from_file("timm:resnet10t")
@@ -258,7 +239,6 @@ NESTED = {
     "DataParallel": lambda state: prefixed(state, "module."),
     "compiled": lambda state: prefixed(state, "_orig_mod."),
     "compiled in DataParallel": lambda state: prefixed(state, "module.", "_orig_mod."),
-    "DataParallel in compiled": lambda state: prefixed(state, "_orig_mod.", "module."),
     "Lightning": lambda state: {"state_dict": prefixed(state, "model."), "hyper_parameters": {"lr": 0.1}},
     "averaged": lambda state: prefixed(state, "module.") | {"n_averaged": torch.tensor(4)},
     "compiled inside": lambda state: {name.replace("0.", "0._orig_mod."): value for name, value in state.items()},
@@ -275,17 +255,10 @@ def test_a_state_dict_is_found_wherever_trainers_put_it(tmp_path, case):
     remarks = found + load_into(other, state, weights=path, place="x")
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in original.state_dict().items())
     assert bool(remarks) == (case != "bare")
-
-
-def test_remarks_say_what_was_unwrapped_and_taken_off(tmp_path):
-    torch.save({"model": {"state_dict": prefixed(net().state_dict(), "module.")}}, tmp_path / "w.pt")
-    state, remarks = read_state(tmp_path / "w.pt")
-    remarks += load_into(net(), state, weights=tmp_path / "w.pt", place="x")
-    assert remarks == [
-        "the weights are those under 'model' in w.pt",
-        "the weights are those under 'state_dict' in w.pt",
-        "the prefix 'module.' was taken off the names of the weights",
-    ]
+    if case == "twice":
+        assert remarks == [f"the weights are those under {nest!r} in {path.name}" for nest in ("model", "state_dict")]
+    if case == "DataParallel":
+        assert remarks == ["the prefix 'module.' was taken off the names of the weights"]
 
 
 def test_a_prefix_that_is_the_models_own_stays():
@@ -317,10 +290,7 @@ class Loud:
         ({"state_dict": {"a": torch.zeros(2)}, "x": Loud()}, r"holds more than tensors \(sys.exit\)"),
         ({"epoch": 3, "loss": 0.5}, r"holds no state dict but the entries 'epoch', 'loss': save model.state_dict\(\)"),
         (torch.zeros(3), r"holds no state dict but Tensor"),
-        ([torch.zeros(3)], r"holds no state dict but list"),
-        ({}, r"holds no state dict but"),
         (b"no zip file", r"is no readable file of torch.save: save the state dict alone"),
-        (b"", r"is no readable file of torch.save"),
         (b"PK\x03\x04 and then nothing", r"is no readable file of torch.save"),
     ],
 )
@@ -353,9 +323,8 @@ def test_a_file_of_weights_that_is_none_is_named(tmp_path, name, message):
 
 def test_shapes_tell_classes_and_channels_whatever_the_order_and_the_prefix():
     def trial(classes, channels=3):
-        return nn.Sequential(
-            nn.Linear(4, 6), nn.Conv2d(channels, 8, 3), nn.Linear(8, classes), nn.Linear(8, classes)
-        ).state_dict()
+        layers = nn.Linear(4, 6), nn.Conv2d(channels, 8, 3), nn.Linear(8, classes), nn.Linear(8, classes)
+        return nn.Sequential(*layers).state_dict()
 
     backwards = dict(reversed(prefixed(trial(5, 1), "module.").items()))
     assert facts_from(backwards, trial(997), probed=997) == {"num_classes": 5, "in_channels": 1}
@@ -398,9 +367,8 @@ def test_what_is_written_is_read_again_without_remarks_tied_weights_and_all(tmp_
 
 
 def test_what_is_no_tensor_needs_another_format(tmp_path):
-    model = Remembering(2, 2)
+    model, again = Remembering(2, 2), Remembering(2, 2)
     write_state(tmp_path / "w.pt", model.state_dict(), suffix=".pt", metadata={})
-    again = Remembering(2, 2)
     load_into(again, read_state(tmp_path / "w.pt")[0], weights=tmp_path, place="x")
     assert again.steps == 3
     with pytest.raises(ValueError, match=r"_extra_state is no tensor, .*: let the output end in .pt"):

@@ -119,9 +119,9 @@ def test_every_usual_form_is_read_as_the_same_images_and_labels(name):
 
 
 @pytest.mark.parametrize("label", [5, np.int64(5), torch.tensor(5), np.array(5)])
-def test_one_int_stands_for_all_images(label):
-    assert read(BYTES, label).labels.tolist() == [5] * COUNT
-    assert read(Pairs(lambda i: FLOATS[i]), label).labels.tolist() == [5] * COUNT
+@pytest.mark.parametrize("images", [BYTES, Pairs(lambda i: FLOATS[i])])
+def test_one_int_stands_for_all_images(images, label):
+    assert read(images, label).labels.tolist() == [5] * COUNT
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -256,23 +256,13 @@ def test_a_good_request_says_what_it_found():
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (5, (5,)),
-        ((), ()),
-        (None, ()),
-        ([3, 1], (3, 1)),
-        (range(2), (0, 1)),
-        (torch.tensor([2, 4]), (2, 4)),
-        (np.array([7]), (7,)),
-        (np.int32(6), (6,)),
-        ({9}, (9,)),
-        (torch.tensor(2), (2,)),
-    ],
+    "given", [5, [5], range(5, 6), {5}, np.int32(5), torch.tensor(5), torch.tensor([5]), np.array([5])]
 )
-def test_classes_already_forgotten_come_in_any_form(given, expected):
-    assert class_tuple(given, "already_forgotten") == expected
-    assert all(type(number) is int for number in class_tuple(given, "already_forgotten"))
+def test_classes_already_forgotten_come_in_any_form(given):
+    (found,) = class_tuple(given, "already_forgotten")
+    assert (found, type(found)) == (5, int)
+    assert class_tuple(None, "x") == class_tuple((), "x") == ()
+    assert class_tuple([3, 1], "x") == (3, 1)  # in the order given
 
 
 OTHERS = [label for label in range(10) if label != FORGET]
@@ -280,13 +270,9 @@ REQUESTS = {
     "10.0": ({"num_classes": 10.0}, "num_classes must be .* at least 2, got 10.0: leave it out"),
     "'10'": ({"num_classes": "10"}, "num_classes must be .* got '10'"),
     "True": ({"num_classes": True}, "num_classes must be .* got True"),
-    "1": ({"num_classes": 1}, "num_classes must be .* got 1"),
     "-10": ({"num_classes": -10}, "num_classes must be .* got -10"),
     "9": ({"num_classes": 9}, r"shape \(1, 9\), got \(1, 10\) .*check num_classes or leave it out"),
-    "11": ({"num_classes": 11}, r"shape \(1, 11\), got \(1, 10\)"),
     "5.0": ({"already_forgotten": 5.0}, r"already_forgotten must hold class numbers, for example \(3, 5\), got 5.0"),
-    "(5.0,)": ({"already_forgotten": (5.0,)}, r"got \(5.0,\)"),
-    "'5'": ({"already_forgotten": "5"}, "must hold class numbers, .* got '5'"),
     "('a',)": ({"already_forgotten": ("a",)}, r"got \('a',\)"),
     "mask": ({"already_forgotten": [True, False]}, r"got \[True, False\]"),
     "float tensor": ({"already_forgotten": torch.tensor([5.0])}, r"got tensor\(\[5.\]\)"),
@@ -339,12 +325,6 @@ def test_images_that_mostly_do_not_fit_are_warned_of():
     assert not flight(*of_classes(4)).warnings
 
 
-def test_photos_on_their_side_are_refused_or_warned_of():
-    images, labels = of_classes(7, count=40)
-    with pytest.raises(ValueError, match="upright"):
-        flight(images.rot90(1, (2, 3)), labels)
-
-
 @pytest.mark.parametrize("images", [FLOATS / 255, torch.ones(2, *SHAPE, dtype=torch.uint8), torch.zeros(1, *SHAPE)])
 def test_images_that_are_all_but_black_are_refused(images):
     with pytest.raises(ValueError, match=r"are black, their largest value is 0(.0039.)?: divide them by 255 once only"):
@@ -362,21 +342,16 @@ def test_a_class_forgotten_before_has_no_images_that_are_recognized():
 
 
 @pytest.mark.parametrize(
-    ("net", "change", "message"),
+    ("change", "message"),
     [
-        (
-            external_nets.mlp,
-            lambda x: x.expand(-1, 3, -1, -1),
-            r"layer '1', Linear\(in_features=64.*bring the images",
-        ),
-        (external_nets.plain_net, lambda x: x.expand(-1, 3, -1, -1), r"layer '0', Conv2d\(1, 8.* the channels"),
-        (external_nets.plain_net, lambda x: torch.nn.functional.pad(x, (0, 2)), r"layer '5', Linear\(in_features=192"),
+        (lambda x: x.expand(-1, 3, -1, -1), r"layer '0', Conv2d\(1, 8.*bring the images to the channels"),
+        (lambda x: torch.nn.functional.pad(x, (0, 2)), r"layer '5', Linear\(in_features=192"),
     ],
 )
-def test_images_of_another_shape_than_the_models_are_refused_with_what_it_expects(net, change, message):
+def test_images_of_another_shape_than_the_models_are_refused_with_what_it_expects(change, message):
     images, labels = of_classes(FORGET)
     with pytest.raises(ValueError, match=message):
-        flight(change(images), labels, net=trained(net))
+        flight(change(images), labels, net=trained(external_nets.plain_net))
 
 
 def test_a_single_image_is_enough():

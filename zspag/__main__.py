@@ -29,18 +29,9 @@ REMEDIES = {
     errno.ENOTDIR: "a file stands where a folder is needed",
 }
 # What a plain installation lacks, by the name of its module: the package, and the extra that brings it.
-EXTRAS = {
-    "pandas": ("pandas", "notebooks"),
-    "scipy": ("scipy", "notebooks"),
-    "seaborn": ("seaborn", "notebooks"),
-    "papermill": ("papermill", "notebooks"),
-    "nbformat": ("nbformat", "notebooks"),
-    "ipykernel": ("ipykernel", "notebooks"),
-    "sklearn": ("scikit-learn", "notebooks"),
-    "scikit-learn": ("scikit-learn", "notebooks"),  # asked for its version
-    "distributed": ("distributed", "cluster"),
-    "dask": ("distributed", "cluster"),
-}
+EXTRAS = {name: (name, "notebooks") for name in ("pandas", "scipy", "seaborn", "papermill", "nbformat", "ipykernel")}
+EXTRAS |= dict.fromkeys(("sklearn", "scikit-learn"), ("scikit-learn", "notebooks"))
+EXTRAS |= dict.fromkeys(("distributed", "dask"), ("distributed", "cluster"))
 PLACES = """\
 environment:
   ZSPAG_ROOT            folder of runs/, results/, figures/ and data/ (default: the
@@ -126,45 +117,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"zspag {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    one = commands.add_parser("reproduce", help="run the notebooks and draw every figure")
-    reproduce.add_arguments(one)
-    one.set_defaults(action=reproduce.run)
+    def command(name: str, action: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text)
+        one.set_defaults(action=action)
+        return one
 
-    one = commands.add_parser("run", help="train, forget and evaluate; write result files, a figure and checkpoints")
+    reproduce.add_arguments(command("reproduce", reproduce.run, "run the notebooks and draw every figure"))
+    _add_profile(command("run", _run, "train, forget and evaluate; write result files, a figure and checkpoints"))
+
+    one = command("sweep", _sweep, "run methods over their whole ladders; write every row and a figure")
     _add_profile(one)
-    one.set_defaults(action=_run)
+    add = one.add_argument
+    add("--methods", help="methods, comma-separated (default: all; zspag methods lists them)")
+    add("--rates", help="learning rates of every method, comma-separated (default: the profile's ladders)")
+    add("--no-retrained", action="store_true", help="train no retrained models; comparisons with them stay empty")
+    add("--scheduler", metavar="ADDRESS", help="dask scheduler of a running cluster (default: start workers)")
 
-    one = commands.add_parser("sweep", help="run methods over their whole ladders; write every row and a figure")
-    _add_profile(one)
-    one.add_argument("--methods", help="methods, comma-separated (default: all; zspag methods lists them)")
-    one.add_argument("--rates", help="learning rates of every method, comma-separated (default: the profile's ladders)")
-    one.add_argument(
-        "--no-retrained", action="store_true", help="train no retrained models; what compares with them stays empty"
-    )
-    one.add_argument(
-        "--scheduler", metavar="ADDRESS", help="dask scheduler of a running cluster (default: start workers)"
-    )
-    one.set_defaults(action=_sweep)
+    _add_profile(command("audit", _audit, "attack, probe and relearn what was forgotten; write what was found"))
+    _add_unlearn(command("unlearn", _unlearn, "make a model of your own forget the classes of a photo folder"))
 
-    one = commands.add_parser("audit", help="attack, probe and relearn what was forgotten; write what was found")
-    _add_profile(one)
-    one.set_defaults(action=_audit)
-
-    _add_unlearn(commands.add_parser("unlearn", help="make a model of your own forget the classes of a photo folder"))
-
-    one = commands.add_parser("methods", help="list the methods: what each reads, its reference, rates and constants")
+    one = command("methods", _methods, "list the methods: what each reads, its reference, rates and constants")
     one.add_argument("--profile", default="cpu", choices=sorted(profiles.PROFILES), help="whose rates are printed")
-    one.set_defaults(action=_methods)
 
-    one = commands.add_parser(
-        "claims", help="judge each claim of the paper on recorded results, and verify their files"
-    )
+    one = command("claims", _claims, "judge each claim of the paper on recorded results, and verify their files")
     one.add_argument("--profile", choices=sorted(profiles.PROFILES), help="whose results (default: all recorded)")
     one.add_argument("--fresh", action="store_true", help="judge what was computed here (runs/PROFILE/results) instead")
-    one.set_defaults(action=_claims)
 
-    one = commands.add_parser("data", help="list the data sets, get one, or check a cached one against its source")
-    one.set_defaults(action=_data)
+    one = command("data", _data, "list the data sets, get one, or check a cached one against its source")
     tasks = one.add_subparsers(dest="task", required=True, metavar="TASK")
     tasks.add_parser("list", help="print the data sets, where they are looked for and what is cached")
     for task, text in (("get", "fetch or read a data set and cache it"), ("check", "compare the cache and the source")):
@@ -172,129 +151,102 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("name", metavar="NAME", help="data set, or the path of an image folder")
         _add_folder(each)
 
-    one = commands.add_parser("env", help="print versions, device and threads")
-    one.set_defaults(action=_env)
-
-    one = commands.add_parser("provenance", help="print how a file was made, and whether it can be made again")
+    command("env", _env, "print versions, device and threads")
+    one = command("provenance", _provenance, "print how a file was made, and whether it can be made again")
     one.add_argument("file", type=Path)
-    one.set_defaults(action=_provenance)
     return parser
 
 
 def _add_unlearn(one: argparse.ArgumentParser) -> None:
-    """Add the options of ``zspag unlearn``."""
     one.description = (
         "Make a model forget the classes of a folder of photos. Writes OUT, the new weights; beside it a report, .json,"
         " and its figure, .png. Exit code 3: all is written, but part of the forget set is still recognized."
     )
-    one.add_argument(
-        "--model",
-        required=True,
-        metavar="FILE.py:FACTORY",
-        help="function or class that builds the model; or torchvision.models:resnet18, or timm:NAME",
-    )
-    one.add_argument(
-        "--weights", required=True, type=Path, metavar="FILE", help="its state dict: .safetensors, .pt, .pth, .bin"
-    )
-    one.add_argument("--forget", required=True, type=Path, metavar="FOLDER", help="photos to forget: FOLDER/<class>/*")
-    one.add_argument("--out", required=True, type=Path, help="the new state dict: .safetensors, .pt or .pth")
-    one.add_argument("--num-classes", type=int, metavar="K", help="width of the logits (default: the model tells)")
-    one.add_argument(
-        "--classes-file",
-        type=Path,
-        metavar="FILE",
-        help="class names, one a line in the order of the logits (default: a folder's name is its class's number)",
-    )
-    one.add_argument("--label", metavar="CLASS", help="the class of all photos, which lie directly in FOLDER then")
-    one.add_argument(
-        "--image-size", type=int, metavar="N", help="resize the photos to N x N pixels, cropping the middle"
-    )
-    one.add_argument("--mean", metavar="M,M,M", help="mean per channel, for a model that takes normalized images")
-    one.add_argument("--std", metavar="S,S,S", help="standard deviation per channel, beside --mean")
-    one.add_argument(
-        "--already-forgotten", metavar="CLASSES", help="classes that earlier requests removed, numbers, comma-separated"
-    )
-    one.add_argument("--keep-open", action="store_true", help="do not close the logit rows of the forgotten classes")
-    one.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
-    one.set_defaults(action=_unlearn)
+    add = one.add_argument
+    model = "function or class that builds the model; or torchvision.models:resnet18, or timm:NAME"
+    add("--model", required=True, metavar="FILE.py:FACTORY", help=model)
+    add("--weights", required=True, type=Path, metavar="FILE", help="its state dict: .safetensors, .pt, .pth, .bin")
+    add("--forget", required=True, type=Path, metavar="FOLDER", help="photos to forget: FOLDER/<class>/*")
+    add("--out", required=True, type=Path, help="the new state dict: .safetensors, .pt or .pth")
+    add("--num-classes", type=int, metavar="K", help="width of the logits (default: the model tells)")
+    names = "class names, one a line in the order of the logits (default: a folder's name is its class's number)"
+    add("--classes-file", type=Path, metavar="FILE", help=names)
+    add("--label", metavar="CLASS", help="the class of all photos, which lie directly in FOLDER then")
+    add("--image-size", type=int, metavar="N", help="resize the photos to N x N pixels, cropping the middle")
+    add("--mean", metavar="M,M,M", help="mean per channel, for a model that takes normalized images")
+    add("--std", metavar="S,S,S", help="standard deviation per channel, beside --mean")
+    add("--already-forgotten", metavar="CLASSES", help="classes of earlier requests, numbers, comma-separated")
+    add("--keep-open", action="store_true", help="do not close the logit rows of the forgotten classes")
+    add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
 
 
 def _add_folder(one: argparse.ArgumentParser) -> None:
-    """Add the options of an image folder."""
     one.add_argument("--image-size", type=int, help="resize the images of a folder to this many pixels")
     one.add_argument("--test-share", type=float, help="share of a folder without train/ and test/ that is tested")
     one.add_argument("--split-seed", type=int, help="seed of that split")
     one.add_argument("--min-per-class", type=int, help="fewest images of a class in such a folder")
 
 
+def _add_profile(one: argparse.ArgumentParser) -> None:
+    add, one.epilog = one.add_argument, "An option that is left out keeps the profile's value."
+    add("--profile", default="cpu", choices=sorted(profiles.PROFILES))
+    add("--dataset", help="data set, or the path of an image folder")
+    add("--arch", help="architecture, or file.py:factory for a model of your own")
+    add("--classes", help="forget classes, names or numbers, comma-separated")
+    add("--seeds", help="seeds, comma-separated")
+    add("--epochs", type=int, help="training epochs")
+    add("--forget-samples", type=int, help="forget images that a method gets")
+    add("--retain-samples", type=int, help="images per retained class that an oracle gets")
+    add("--test-half", metavar="HALF", help="judge on every second test image: first or second")
+    _add_folder(one)
+    add("--recorded-models", action="store_true", help="take committed checkpoints instead of training")
+    add("--record", action="store_true", help="write results, figure and checkpoints to results/PROFILE")
+
+
 def _folder(chosen: argparse.Namespace) -> FolderConfig:
     return FolderConfig(**{option.name: getattr(chosen, option.name) for option in fields(FolderConfig)})
 
 
-def _add_profile(one: argparse.ArgumentParser) -> None:
-    """Add the options that choose and change a profile."""
-    one.add_argument("--profile", default="cpu", choices=sorted(profiles.PROFILES))
-    one.add_argument("--dataset", help="data set, or the path of an image folder (default: the profile's)")
-    one.add_argument("--arch", help="architecture, or file.py:factory for a model of your own (default: the profile's)")
-    one.add_argument("--classes", help="forget classes, names or numbers, comma-separated (default: the profile's)")
-    one.add_argument("--seeds", help="seeds, comma-separated (default: the profile's)")
-    one.add_argument("--epochs", type=int, help="training epochs (default: the profile's)")
-    one.add_argument("--forget-samples", type=int, help="forget images that a method gets (default: the profile's)")
-    one.add_argument(
-        "--retain-samples", type=int, help="images per retained class that an oracle gets (default: the profile's)"
-    )
-    one.add_argument("--test-half", metavar="HALF", help="judge on every second test image: first or second")
-    _add_folder(one)
-    one.add_argument("--recorded-models", action="store_true", help="take committed checkpoints instead of training")
-    one.add_argument("--record", action="store_true", help="write results, figure and checkpoints to results/PROFILE")
-
-
 def _profile(chosen: argparse.Namespace) -> Profile:
-    """Return the chosen profile with what the command line changes.
-
-    Raises:
-        ValueError: If an option does not fit; the message names it.
-    """
+    # The chosen profile with what the command line changes.
     from zspag.lab import runs
 
     profile = profiles.for_pair(profiles.PROFILES[chosen.profile], dataset=chosen.dataset, arch=chosen.arch)
-    changes: dict[str, object] = {
-        "recorded_models": chosen.recorded_models,
-        "folder": _folder(chosen),
-        "test_half": chosen.test_half,
-    }
     if profile.trial and chosen.record:
         raise ValueError(f"{profile.name} is a trial, its numbers mean nothing: leave out --record")
-    if chosen.seeds is not None:
-        changes["seeds"] = _numbers("--seeds", chosen.seeds)
-    if chosen.epochs is not None:
-        changes["train"] = replace(profile.train, epochs=chosen.epochs)
-    changes |= {
-        name: getattr(chosen, name)
-        for name in ("forget_samples", "retain_samples")
-        if getattr(chosen, name) is not None
-    }
-    profile = replace(profile, **changes)  # type: ignore[arg-type]
+    profile = replace(
+        profile,
+        recorded_models=chosen.recorded_models,
+        folder=_folder(chosen),
+        test_half=chosen.test_half,
+        seeds=profile.seeds if chosen.seeds is None else _numbers("--seeds", chosen.seeds),
+        train=profile.train if chosen.epochs is None else replace(profile.train, epochs=chosen.epochs),
+        forget_samples=profile.forget_samples if chosen.forget_samples is None else chosen.forget_samples,
+        retain_samples=profile.retain_samples if chosen.retain_samples is None else chosen.retain_samples,
+    )
     if chosen.classes is not None:
         profile = replace(profile, classes=runs.class_numbers(profile, chosen.classes.split(",")))
     return profile
 
 
 def _announced(profile: Profile) -> Profile:
-    """Print which folder became which class, where the data set is an image folder."""
+    # Print which folder became which class, where the data set is an image folder.
     from zspag.lab import runs
 
-    for line in runs.folder_lines(profile):
-        print(line, flush=True)
+    _print(runs.folder_lines(profile))
     return profile
+
+
+def _print(lines: Iterable[str]) -> int:
+    for line in lines:
+        print(line, flush=True)
+    return 0
 
 
 def _run(chosen: argparse.Namespace) -> int:
     from zspag.lab import runs
 
-    for line in runs.run(_announced(_profile(chosen)), record=chosen.record):
-        print(line, flush=True)
-    return 0
+    return _print(runs.run(_announced(_profile(chosen)), record=chosen.record))
 
 
 def _sweep(chosen: argparse.Namespace) -> int:
@@ -306,9 +258,8 @@ def _sweep(chosen: argparse.Namespace) -> int:
         rates = _each_once("--rates", _decimals("--rates", chosen.rates))
         profile = replace(profile, ladders=Ladders(low=rates, middle=rates, high=rates))
     methods = tuple(METHODS) if chosen.methods is None else _each_once("--methods", chosen.methods.split(","))
-    return _print_runs(
-        chosen, sweep.sweep(_announced(profile), methods, record=chosen.record, scheduler=chosen.scheduler)
-    )
+    lines = sweep.sweep(_announced(profile), methods, record=chosen.record, scheduler=chosen.scheduler)
+    return _print_runs(chosen, lines)
 
 
 def _audit(chosen: argparse.Namespace) -> int:
@@ -318,16 +269,13 @@ def _audit(chosen: argparse.Namespace) -> int:
 
 
 def _print_runs(chosen: argparse.Namespace, lines: Iterable[str]) -> int:
-    """Print lines as they come; return 1 if some of the runs behind them failed."""
     from zspag.lab.experiment import RunsFailed
 
     try:
-        for line in lines:
-            print(line, flush=True)
+        return _print(lines)
     except RunsFailed as error:
         print(f"zspag {chosen.command}: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 Item = TypeVar("Item", int, float, str)
@@ -349,11 +297,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _each_once(option: str, items: Sequence[Item]) -> tuple[Item, ...]:
-    """Refuse a value that is given twice: it would only be computed and counted twice.
-
-    Raises:
-        ValueError: If there is one; the message names it.
-    """
+    # A value that is given twice would only be computed and counted twice.
     twice = [item for position, item in enumerate(items) if item in items[:position]]
     if twice:
         raise ValueError(f"{option} names {twice[0]} twice: give each value once")
@@ -370,20 +314,16 @@ def _unlearn(chosen: argparse.Namespace) -> int:
     before = given["already_forgotten"]
     given["already_forgotten"] = () if before is None else _numbers("--already-forgotten", before)
     try:
-        for line in unlearn_files(Task(**given)):
-            print(line, flush=True)
+        return _print(unlearn_files(Task(**given)))
     except GoalNotReached as short:
         print(f"zspag unlearn: {short}", file=sys.stderr)
         return 3
-    return 0
 
 
 def _methods(chosen: argparse.Namespace) -> int:
     from zspag.lab.methods import METHODS, listing
 
-    for line in listing(METHODS, ladders=profiles.PROFILES[chosen.profile].ladders):
-        print(line)
-    return 0
+    return _print(listing(METHODS, ladders=profiles.PROFILES[chosen.profile].ladders))
 
 
 def _claims(chosen: argparse.Namespace) -> int:
@@ -405,8 +345,7 @@ def _data(chosen: argparse.Namespace) -> int:
     from zspag.lab.data import inventory
 
     if chosen.task == "list":
-        print("\n".join(inventory.listing()))
-        return 0
+        return _print(inventory.listing())
     options = asdict(_folder(chosen))
     if chosen.task == "get":
         print(inventory.get(chosen.name, **options))
@@ -424,13 +363,9 @@ def _env(_chosen: argparse.Namespace) -> int:
     from zspag.report import provenance
     from zspag.runtime import pick_device
 
+    device, threads = pick_device().type, torch.get_num_threads()
     record = provenance.record(
-        config={},
-        seed=None,
-        data_sha256=None,
-        device=pick_device().type,
-        threads=torch.get_num_threads(),
-        started=time.time(),
+        config={}, seed=None, data_sha256=None, device=device, threads=threads, started=time.time()
     )
     print(provenance.describe(record))
     return 0

@@ -27,12 +27,7 @@ class Shown(Figure):
 
 
 def draw(report: dict[str, Any], *, title: str) -> Figure:
-    """Return the figure of a report, 1000 pixels wide.
-
-    Args:
-        report: What ``Report.to_dict()`` returned, or its JSON file read again.
-        title: Line above the panels.
-    """
+    """Return the figure of ``Report.to_dict()``, or of its JSON file read again, 1000 pixels wide."""
     figure = Shown(figsize=(10, 7.6), dpi=100, layout="constrained")
     ((rates, epochs), (layers, left)) = figure.subplots(2, 2)
     rates_tried(rates, report)
@@ -75,7 +70,11 @@ def rates_tried(axis: Axes, report: dict[str, Any]) -> None:
     shown = rates[:: 1 + len(rates) // 8]
     axis.set_xticks(shown, [f"{rate:g}" for rate in shown])
     axis.set_xticks([], minor=True)
-    _drift_ticks(axis, drifts)
+    if positive := [drift for drift in drifts if drift > 0]:
+        low, high = min(positive), max(positive)  # within a decade a logarithmic axis labels none itself
+        drifts = [low] if high < 1.1 * low else [low, (low * high) ** 0.5, high]
+        axis.set_yticks(drifts, [f"{drift:.2g}" for drift in drifts])
+        axis.set_yticks([], minor=True)
     _legend(axis)
 
 
@@ -147,7 +146,7 @@ def remainder(axis: Axes, report: dict[str, Any]) -> None:
 
 
 def _line(axis: Axes, points: Sequence[tuple[float, float, bool]], *, marker: str, colour: str, name: str) -> None:
-    """Draw points (x, y, full mark) with a thin line through them."""
+    # Points (x, y, full mark) with a thin line through them.
     size = 6 if len(points) < 30 else 4
     axis.plot([x for x, _, _ in points], [y for _, y, _ in points], color=colour, linewidth=1, zorder=1)
     axis.plot([], [], marker, color=colour, label=name)
@@ -156,22 +155,10 @@ def _line(axis: Axes, points: Sequence[tuple[float, float, bool]], *, marker: st
 
 
 def _say(axis: Axes, text: str) -> None:
-    """Write a sentence where there is nothing to draw."""
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center")
     axis.set(xticks=[], yticks=[])
 
 
 def _legend(axis: Axes, columns: int = 3) -> None:
-    """Put the legend below the panel, where nothing is drawn."""
+    # Below the panel, where nothing is drawn.
     axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=columns)
-
-
-def _drift_ticks(axis: Axes, drifts: Sequence[float]) -> None:
-    """Label three drifts, smallest to largest: within a decade a logarithmic axis labels none itself."""
-    positive = [drift for drift in drifts if drift > 0]
-    if not positive:
-        return
-    low, high = min(positive), max(positive)
-    shown = [low] if high < 1.1 * low else [low, (low * high) ** 0.5, high]
-    axis.set_yticks(shown, [f"{drift:.2g}" for drift in shown])
-    axis.set_yticks([], minor=True)

@@ -14,34 +14,20 @@ from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig, require
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training of the original and of the retrained reference, with a one-cycle rate.
+    """Training of the original and of the retrained reference, with a one-cycle rate."""
 
-    Attributes:
-        epochs: Passes over the training set.
-        batch_size: Samples per step.
-        lr: Peak learning rate.
-        optimizer: "sgd" with Nesterov momentum, or "adamw", which transformers need.
-        momentum: Nesterov momentum, or the first beta of AdamW.
-        weight_decay: Decay of weights (not of norm affine parameters, biases or embeddings).
-        label_smoothing: Share of the target spread over all classes.
-        augment: "none", "shift" (random crop with reflect padding of ``pad`` pixels), "shift_flip", or "hint": what
-            the data set says its images bear (no flip for digits).
-        pad: Padding of the random crop, in pixels.
-        mixup: Largest share of a second image mixed into each (drawn uniformly per batch), labels likewise; 0 is none.
-        rand_augment: Magnitude of RandAugment's two random distortions, 1 to 30; 0 is none.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
+    epochs: int  # passes over the training set
+    batch_size: int  # samples per step
+    lr: float  # peak learning rate
+    optimizer: str = "sgd"  # "sgd" with Nesterov momentum, or "adamw", which transformers need
+    momentum: float = 0.9  # Nesterov momentum, or the first beta of AdamW
+    weight_decay: float = 5e-4  # decay of weights (not of norm affine parameters, biases or embeddings)
+    label_smoothing: float = 0.0  # share of the target spread over all classes
+    # "none", "shift" (random crop with reflect padding of pad pixels), "shift_flip", or "hint": what the images bear
     augment: str = "none"
-    pad: int = 0
-    mixup: float = 0.0
-    rand_augment: int = 0
+    pad: int = 0  # padding of the random crop, in pixels
+    mixup: float = 0.0  # largest share of a second image mixed into each (uniform per batch), labels likewise
+    rand_augment: int = 0  # magnitude of RandAugment's two random distortions, 1 to 30; 0 is none
 
     def __post_init__(self) -> None:
         require(self.optimizer in ("sgd", "adamw"), f"optimizer must be 'sgd' or 'adamw', got {self.optimizer!r}")
@@ -50,10 +36,8 @@ class TrainConfig:
         require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
         require(self.lr > 0, f"lr must be positive, got {self.lr}")
-        require(
-            self.augment in ("none", "shift", "shift_flip", "hint"),
-            f"augment must be 'none', 'shift', 'shift_flip' or 'hint', got {self.augment!r}",
-        )
+        known = ("none", "shift", "shift_flip", "hint")
+        require(self.augment in known, f"augment must be one of {known}, got {self.augment!r}")
 
 
 @dataclass(frozen=True)
@@ -65,8 +49,7 @@ class Ladders:
 
     Attributes:
         low: For updates along whole gradients, smallest rate first, a factor of about 3 apart.
-        middle: For updates of the last layer only, along a good part of the gradient, or of another kind; what a rate
-            means to a method without a gradient loop, the method says.
+        middle: For updates of the last layer only, along a good part of the gradient, or of another kind.
         high: For projected updates.
     """
 
@@ -77,91 +60,10 @@ class Ladders:
     def __post_init__(self) -> None:
         for name in ("low", "middle", "high"):
             rates = getattr(self, name)
-            require(
-                len(rates) > 0 and min(rates) > 0 and list(rates) == sorted(set(rates)),
-                f"{name} must hold positive rates in increasing order, got {rates}",
-            )
+            increasing = len(rates) > 0 and min(rates) > 0 and list(rates) == sorted(set(rates))
+            require(increasing, f"{name} must hold positive rates in increasing order, got {rates}")
         counts = {len(self.low), len(self.middle), len(self.high)}
         require(len(counts) == 1, f"every ladder must have the same number of rates, got {sorted(counts)}")
-
-
-@dataclass(frozen=True)
-class FolderConfig:
-    """How an image folder of the user's is read; None leaves an option to ``zspag.lab.data``, which checks them all.
-
-    Attributes:
-        image_size: Height and width that images are resized to, in pixels.
-        test_share: Share of every class for the test where a folder has no train/ and test/.
-        split_seed: Seed of that split.
-        min_per_class: Fewest images of a class that is split so.
-    """
-
-    image_size: int | None = None
-    test_share: float | None = None
-    split_seed: int | None = None
-    min_per_class: int | None = None
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How large the experiments are: every knob of scale hangs here.
-
-    Attributes:
-        name: Name on the command line and in every path.
-        dataset: Name known to ``zspag.lab.data``, or the path of an image folder.
-        arch: Name known to ``zspag.lab.models``, or ``file.py:factory``.
-        width: Channels of the first block.
-        classes: Forget classes, each in turn.
-        seeds: A seed is a new original and new retrained models.
-        train: Training recipe.
-        unlearn: Configuration of ZS-PAG.
-        ladders: Learning rates a method is run at.
-        methods: Names known to ``zspag.lab.methods``.
-        forget_samples: Forget images of a class handed to a method; None means all of its training images.
-        retain_samples: Images of every retained class handed to an oracle, and to no other method; None means all.
-        workers: Processes of the grid.
-        threads: Threads per process; part of every key, since different counts give different bits.
-        demonstration: Marked on every figure; a demonstration supports no claim of the paper's scale.
-        recorded_models: Take committed checkpoints of the same recipe, where there are any, instead of training.
-        trial: Proves that every line runs; its nets are hardly trained and its numbers mean nothing.
-        share: Share of every class's images, in both splits.
-        folder: How an image folder is read.
-        test_half: Half of the test set that models are judged on, "first" or "second"; None judges on all of it. It
-            changes nothing that a method or a training sees.
-        retrained: Train the retrained references; without them what compares with a retrained model stays empty.
-    """
-
-    name: str
-    dataset: str
-    arch: str
-    width: int
-    classes: tuple[int, ...]
-    seeds: tuple[int, ...]
-    train: TrainConfig
-    unlearn: UnlearnConfig
-    ladders: Ladders
-    methods: tuple[str, ...]
-    forget_samples: int | None = None
-    retain_samples: int | None = None
-    workers: int = 2
-    threads: int = 1
-    demonstration: bool = False
-    recorded_models: bool = False
-    trial: bool = False
-    share: float = 1.0
-    folder: FolderConfig = field(default_factory=FolderConfig)
-    test_half: str | None = None
-    retrained: bool = True
-
-    def __post_init__(self) -> None:
-        require(0 < self.share <= 1, f"share must lie in (0, 1], got {self.share}")
-        for name in ("forget_samples", "retain_samples"):
-            count = getattr(self, name)
-            require(count is None or count >= 1, f"{name} must be at least 1 image or None, got {count}")
-        require(
-            self.test_half in (None, "first", "second"),
-            f"test_half must be 'first', 'second' or None, got {self.test_half!r}",
-        )
 
 
 # Wide enough that no safe window reached an end on digits or CIFAR-10; one that does is marked by tables.window_text.
@@ -170,8 +72,6 @@ LADDERS = Ladders(
     middle=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
     high=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
 )
-
-_DIGITS_TRAINING = TrainConfig(epochs=15, batch_size=64, lr=0.3)
 
 _CORE = (
     "zs_pag",
@@ -186,6 +86,54 @@ _CORE = (
     "rehearsal",
     "head_only",
 )
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """How an image folder of the user's is read; None leaves an option to ``zspag.lab.data``, which checks them all."""
+
+    image_size: int | None = None
+    test_share: float | None = None
+    split_seed: int | None = None
+    min_per_class: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How large the experiments are: every knob of scale hangs here."""
+
+    name: str  # name on the command line and in every path
+    dataset: str  # name known to ``zspag.lab.data``, or the path of an image folder
+    arch: str  # name known to ``zspag.lab.models``, or ``file.py:factory``
+    width: int  # channels of the first block
+    classes: tuple[int, ...]  # forget classes, each in turn
+    seeds: tuple[int, ...] = (0,)  # a seed is a new original and new retrained models
+    train: TrainConfig
+    unlearn: UnlearnConfig = UnlearnConfig()  # configuration of ZS-PAG
+    ladders: Ladders = LADDERS  # learning rates a method is run at
+    methods: tuple[str, ...] = _CORE  # names known to ``zspag.lab.methods``
+    forget_samples: int | None = None  # forget images of a class handed to a method; None: all of its training images
+    retain_samples: int | None = None  # images of every retained class handed to an oracle alone; None: all
+    workers: int = 2  # processes of the grid
+    threads: int = 1  # threads per process; part of every key, since different counts give different bits
+    demonstration: bool = False  # marked on every figure; a demonstration supports no claim of the paper's scale
+    recorded_models: bool = False  # take committed checkpoints of the same recipe instead of training
+    trial: bool = False  # proves that every line runs; its nets are hardly trained and its numbers mean nothing
+    share: float = 1.0  # share of every class's images, in both splits
+    folder: FolderConfig = field(default_factory=FolderConfig)  # how an image folder is read
+    test_half: str | None = None  # models are judged on the "first" or "second" half of the test set; None: on all
+    retrained: bool = True  # train retrained references; without them what compares with them stays empty
+
+    def __post_init__(self) -> None:
+        require(0 < self.share <= 1, f"share must lie in (0, 1], got {self.share}")
+        for name in ("forget_samples", "retain_samples"):
+            count = getattr(self, name)
+            require(count is None or count >= 1, f"{name} must be at least 1 image or None, got {count}")
+        half = self.test_half
+        require(half in (None, "first", "second"), f"test_half must be 'first', 'second' or None, got {half!r}")
+
+
+_DIGITS_TRAINING = TrainConfig(epochs=15, batch_size=64, lr=0.3)
 
 PAPER_DATA = ("facescrub", "svhn", "cifar10", "cifar100")
 PAPER_NETS = ("alexnet", "vgg16", "resnet18", "vit")
@@ -252,11 +200,9 @@ PROFILES: dict[str, Profile] = {
         arch="digits",
         width=8,
         classes=(3,),
-        seeds=(0,),
         train=replace(_DIGITS_TRAINING, epochs=4),
         unlearn=UnlearnConfig(proxies=ProxyConfig(per_class=12, steps=10), update=UpdateConfig(epochs=3)),
         ladders=Ladders(low=(0.001, 0.01), middle=(0.03, 0.3), high=(0.03, 0.3)),
-        methods=_CORE,
         workers=1,
         demonstration=True,
         trial=True,
@@ -269,9 +215,6 @@ PROFILES: dict[str, Profile] = {
         classes=tuple(range(10)),
         seeds=(0, 1, 2),
         train=_DIGITS_TRAINING,
-        unlearn=UnlearnConfig(),
-        ladders=LADDERS,
-        methods=_CORE,
         demonstration=True,
     ),
     "cpu": Profile(
@@ -280,11 +223,7 @@ PROFILES: dict[str, Profile] = {
         arch="conv7",
         width=20,
         classes=(3, 7),
-        seeds=(0,),
         train=TrainConfig(epochs=16, batch_size=128, lr=0.2, augment="shift_flip", pad=4),
-        unlearn=UnlearnConfig(),
-        ladders=LADDERS,
-        methods=_CORE,
         forget_samples=1000,
     ),
     "paper": Profile(
@@ -293,11 +232,7 @@ PROFILES: dict[str, Profile] = {
         arch="resnet18",
         width=64,
         classes=(3, 0, 7),
-        seeds=(0,),
         train=_RESNET,
-        unlearn=UnlearnConfig(),
-        ladders=LADDERS,
-        methods=_CORE,
         workers=1,
         threads=4,
     ),
@@ -336,13 +271,7 @@ PROFILES |= {made.name: made for made in map(trial, (PROFILES["cpu"], PROFILES["
 def for_pair(profile: Profile, *, dataset: str | None = None, arch: str | None = None) -> Profile:
     """Return the profile for another data set or architecture, with the recipe that RECIPES has for the pair.
 
-    Args:
-        profile: Where everything else comes from.
-        dataset: Name of a data set or path of a folder; None keeps the profile's.
-        arch: Name of an architecture or ``file.py:factory``; None keeps the profile's.
-
-    Returns:
-        The profile; a pair without a recipe of its own is trained as the profile's own net is.
+    A pair without a recipe of its own is trained as the profile's own net is. None keeps the profile's.
     """
     if (whole := profile.name.removesuffix("-trial")) != profile.name:
         return trial(for_pair(PROFILES[whole], dataset=dataset, arch=arch))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zspag.config import UnlearnConfig
+from zspag.config import UnlearnConfig, UpdateConfig
 from zspag.lab.methods import METHODS, Method, Problem
 from zspag.outcome import Report, Trial
 from zspag.preflight.checks import Preflight, look, unsound
@@ -42,9 +42,9 @@ def unlearn_by(
 
     Args:
         name: As ``zspag methods`` lists it: "zs_pag", "delete", "salun", ...
-        model: As for ``zero_shot_unlearn``. It is not changed.
-        forget_images: As for ``zero_shot_unlearn``.
-        forget_labels: As for ``zero_shot_unlearn``.
+        model: As for ``zero_shot_unlearn``, like the next three. It is not changed.
+        forget_images: Images to forget.
+        forget_labels: Their classes.
         num_classes: Width K of the logits; None takes it from the model.
         lr: Learning rate. None leaves "zs_pag" to its own search; every other method tries the rates that
             ``zspag methods`` lists for it, smallest first, and keeps the first that forgets the forget set.
@@ -61,15 +61,6 @@ def unlearn_by(
     Note:
         The rule for the rate sees the forget set alone, and cannot tell what a rate costs on retained classes. Under a
         whole gradient that can be everything: measure it, with ``zspag.evaluate``, before a model is used.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> images, layer = torch.rand(12, 1, 4, 4), nn.Linear(16, 3)
-        >>> layer.bias.data.copy_(torch.tensor([1.0, 0.0, 0.0]))  # the model answers 0
-        tensor([1., 0., 0.])
-        >>> result = unlearn_by("delete", nn.Sequential(nn.Flatten(), layer), images, 0)
-        >>> result.report.forget_classes
-        (0,)
     """
     method = method_named(name)
     config = config or UnlearnConfig()
@@ -96,7 +87,9 @@ def unlearn_by(
             problem = Problem(net, images, forget.labels, classes, generator_for(seed, "method"), statistics)
             ladder = method.run(problem, config)
             seconds = {"checks": checked - started, **statistics.seconds, "method": time.perf_counter() - prepared}
-            return _result(name, model, net, forget, ladder, found, config, seconds)
+            report, made = _report(name, net, forget, ladder, found, config.update, seconds)
+            given = cast_back(own_model(made), model)
+            return Unlearned(given, given, report)
 
 
 def method_named(name: str) -> Method:
@@ -121,23 +114,21 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def _result(
+def _report(
     name: str,
-    model: nn.Module,
     net: nn.Module,
     forget: ForgetSet,
     ladder: RateSearch,
     found: Preflight,
-    config: UnlearnConfig,
+    update: UpdateConfig,
     seconds: dict[str, float],
-) -> Unlearned:
-    """Return the chosen run, or a copy of the original where every rate ruined the model."""
-    run, target = ladder.kept, config.update.forget_accuracy
+) -> tuple[Report, nn.Module]:
+    # Report on the chosen run and return its model, or the original's copy where every rate ruined the model.
+    run, target = ladder.kept, update.forget_accuracy
     ruined = run.diverged or bool(unsound(run.model))
     made = net if ruined else run.model
     reached = run.reached(target) and not ruined
-    searched = config.update.lr is None and len(config.update.ladder) > 1
-    at_edge = searched and (not reached or ladder.chosen == 0)
+    at_edge = update.lr is None and len(update.ladder) > 1 and (not reached or ladder.chosen == 0)
     warnings = list(found.warnings)
     if ruined:
         warnings.append("every rate made the model's weights infinite: the model is a copy of the original")
@@ -185,5 +176,4 @@ def _result(
         seconds=seconds,
         left_open=f"{name} closes none",
     )
-    given = cast_back(own_model(made), model)
-    return Unlearned(given, given, report)
+    return report, made

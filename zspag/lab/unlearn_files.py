@@ -32,9 +32,7 @@ from zspag.report import files, provenance
 from zspag.runtime import evaluating, pick_device
 from zspag.unlearning import Unlearned, zero_shot_unlearn
 
-PROBED = (
-    997  # classes of a trial model, to see which shapes depend on their number; a prime, so no layer has that width
-)
+PROBED = 997  # classes of a trial model, to see which shapes depend on their number: no layer has that width
 SUFFIXES = (".safetensors", ".pt", ".pth")
 MADE_BY = {"command": "unlearn"}  # in the record: the mark by which a file of ours is known
 
@@ -45,37 +43,21 @@ class GoalNotReached(Exception):  # noqa: N818  no error: the files are written
 
 @dataclass(frozen=True)
 class Task:
-    """What somebody asks for.
+    """What somebody asks for."""
 
-    Attributes:
-        model: ``path/to/file.py:factory``, ``package.module:factory`` or ``timm:name``.
-        weights: Its state dict.
-        forget: Folder of photos, with a folder for each class, or all of the class ``label``.
-        out: Where the new state dict goes; its suffix says in which format.
-        num_classes: Width of the logits; None finds it.
-        classes_file: Text file with the name of every class, in the order of the logits; None: folders are numbers.
-        label: Class of photos that lie directly in ``forget``.
-        image_size: Resize the photos' shorter side to this many pixels and crop the middle square.
-        mean: Mean of each channel on [0, 1] where the model expects normalized images; it comes with ``std``.
-        std: Standard deviation of each channel.
-        already_forgotten: Classes that earlier requests made the weights forget.
-        seed: Seed of the method.
-        keep_open: Write what the updates alone made, without closing the rows of the forgotten classes.
-    """
-
-    model: str
-    weights: Path
-    forget: Path
-    out: Path
-    num_classes: int | None = None
-    classes_file: Path | None = None
-    label: str | None = None
-    image_size: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    already_forgotten: tuple[int, ...] = ()
-    seed: int = 0
-    keep_open: bool = False
+    model: str  # ``path/to/file.py:factory``, ``package.module:factory`` or ``timm:name``
+    weights: Path  # its state dict
+    forget: Path  # folder of photos, with a folder for each class, or all of the class ``label``
+    out: Path  # where the new state dict goes; its suffix says in which format
+    num_classes: int | None = None  # width of the logits; None finds it
+    classes_file: Path | None = None  # names of all classes in the order of the logits; None: folders are numbers
+    label: str | None = None  # class of photos that lie directly in ``forget``
+    image_size: int | None = None  # resize the photos' shorter side to this many pixels and crop the middle square
+    mean: tuple[float, ...] | None = None  # of each channel on [0, 1], for a model that takes normalized images
+    std: tuple[float, ...] | None = None  # standard deviation of each channel
+    already_forgotten: tuple[int, ...] = ()  # classes that earlier requests made the weights forget
+    seed: int = 0  # seed of the method
+    keep_open: bool = False  # write what the updates alone made, without closing the rows of the forgotten classes
 
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):
@@ -96,9 +78,6 @@ class Task:
 
 def unlearn_files(task: Task) -> Iterator[str]:
     """Forget the classes of a folder of photos with somebody's own model.
-
-    Args:
-        task: The files and what to do with them.
 
     Yields:
         Lines for the reader.
@@ -159,11 +138,6 @@ def unlearn_files(task: Task) -> Iterator[str]:
 
 
 def _check_out(task: Task) -> None:
-    """Refuse an output that has no format, or would replace a file that is not ours.
-
-    Raises:
-        ValueError: If so.
-    """
     out = task.out
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {out}")
@@ -179,7 +153,7 @@ def _check_out(task: Task) -> None:
 
 
 def _is_ours(path: Path, task: Task) -> bool:
-    """Tell whether a file carries our record, or is the one whose hash stands in a report of ours."""
+    # A file that carries our record, or is the one whose hash stands in a report of ours.
     try:
         if path.suffix in (".pt", ".pth"):
             written = files.read_json(task.report)
@@ -191,13 +165,7 @@ def _is_ours(path: Path, task: Task) -> bool:
 
 
 def _loaded(task: Task, state: State, num_classes: int | None, photos: ForgetFolder) -> tuple[nn.Module, list[str]]:
-    """Build the model and give it its weights; return it with remarks.
-
-    If that fails, the shapes of the weights tell the number of classes and channels that nobody has given.
-
-    Raises:
-        ValueError: If the model cannot be built, or the weights do not fit it.
-    """
+    # If building fails, the shapes of the weights tell the number of classes and channels that nobody has given.
     seen = {"in_channels": photos.images.shape[1], "image_size": photos.images.shape[-1]}
 
     def built(known: Mapping[str, int]) -> tuple[nn.Module, list[str]]:
@@ -221,13 +189,8 @@ def _loaded(task: Task, state: State, num_classes: int | None, photos: ForgetFol
 
 
 def _with_channels_for(model: nn.Module, images: Tensor, mean: Sequence[float] | None) -> tuple[Tensor, list[str]]:
-    """Return the photos with as many channels as the model takes, and a remark if that changed them.
-
-    Args:
-        model: A model on the CPU.
-        images: Shape (n, C, H, W), uint8, C = 1 or 3.
-        mean: Means of the channels, which say how many there are; None asks the model.
-    """
+    # Return the photos (n, C, H, W), uint8, with as many channels as the means or the model have, and a remark if that
+    # changed them.
     have = images.shape[1]
     if mean is not None:
         fits = len(mean) == have or {len(mean), have} != {1, 3}
@@ -246,7 +209,7 @@ def _with_channels_for(model: nn.Module, images: Tensor, mean: Sequence[float] |
 
 
 def _tried(model: nn.Module, image: Tensor) -> tuple[bool, int | None]:
-    """Return whether a model runs on an image, and how many channels its first convolution saw."""
+    # Whether a model runs on an image, and how many channels its first convolution saw.
     seen: list[int] = []
     convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
     hooks = [part.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1])) for part in convolutions]
@@ -264,16 +227,8 @@ def _tried(model: nn.Module, image: Tensor) -> tuple[bool, int | None]:
 
 @contextmanager
 def _rehearsed(out: Path, model: nn.Module) -> Generator[None, None, None]:
-    """Write the model as it is beside where the new one will go, and remove it: what hinders that is known now.
-
-    Folders that were made for it go again if nothing comes of it.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ValueError: If nothing can be written there.
-    """
+    # Write the model as it is beside where the new one will go, and remove it: what hinders that is known now. Folders
+    # that were made for it go again if nothing comes of it.
     made = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
     try:
         try:
@@ -292,15 +247,11 @@ def _rehearsed(out: Path, model: nn.Module) -> Generator[None, None, None]:
 
 
 def _write(task: Task, result: Unlearned, record: dict[str, Any]) -> None:
-    """Write the state dict, the report and the figure; beside their places first: none is new if one fails."""
     model = result.open_model if task.keep_open else result.model
     inner = model if task.mean is None else model.get_submodule("model")  # names as in the file that was read
     out = task.out
-    with (
-        files.replacing(out) as weights,
-        files.replacing(task.report) as page,
-        files.replacing(task.figure) as png,
-    ):
+    # All three are written beside their places first: none is new if one fails.
+    with files.replacing(out) as weights, files.replacing(task.report) as page, files.replacing(task.figure) as png:
         write_state(weights, inner.state_dict(), suffix=out.suffix, metadata={provenance.KEY: json.dumps(record)})
         result.report.plot().savefig(png, metadata=provenance.png_metadata(record))
         written = {"file": out.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}

@@ -1,9 +1,9 @@
-"""Every refusal, before any work: ``preflight`` looks at model, forget set and request together.
+"""Every refusal, before any work: ``look`` sees model, forget set and request together.
 
 The accuracy of the original on the forget set is the one number that tells whether images, labels, normalization and
 model belong together: each may be valid alone. It is measured before anything else is.
 
-Invariant: nothing is changed, and what ``preflight`` lets pass fails later only for a reason that it could not see.
+Invariant: nothing is changed, and what ``look`` lets pass fails later only for a reason that it could not see.
 """
 
 from collections import Counter
@@ -23,71 +23,23 @@ from zspag.runtime import logits_of
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a look at model and forget set says.
+    """What a look at model and forget set says."""
 
-    Attributes:
-        num_classes: Width K of the logits.
-        already_forgotten: Classes that earlier requests removed, as the caller named them.
-        original_accuracy: Accuracy of the model on the forget set, a fraction.
-        frozen: Weights that must not or cannot move, by the name they have in ``model``, with the reason.
-        layout: "channels_last", or "plain" where the model fails with channels innermost (``plain_layout``).
-        warnings: What the caller should be told, one sentence each.
-    """
-
-    num_classes: int
-    already_forgotten: tuple[int, ...]
-    original_accuracy: float
-    frozen: Mapping[str, str]
-    layout: str
-    warnings: tuple[str, ...]
-
-
-def preflight(
-    model: nn.Module, forget: ForgetSet, *, num_classes: Any = None, already_forgotten: Any = ()
-) -> Preflight:
-    """Look at everything that can be known before the first second of work.
-
-    Args:
-        model: What ``classifiers.classifier`` returned. It is not changed.
-        forget: What ``inputs.forget_set`` returned.
-        num_classes: What the caller says the width of the logits is, or None.
-        already_forgotten: Classes that earlier requests removed; one int stands for itself.
-
-    Raises:
-        ValueError: If the request cannot work; the message says what, where, the value and the remedy.
-    """
-    width = None if num_classes is None else whole_number(num_classes)
-    if num_classes is not None and (width is None or width < 2):
-        raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}: leave it out")
-    before = class_tuple(already_forgotten, "already_forgotten")
-    with plain_layout():
-        logits = check_logits(model, forget.images, num_classes=width)
-        width = logits.shape[1]
-        warnings = _check_classes(forget.classes, before, width)
-        check_gradients(model, forget.images)
-        frozen = immovable(model, forget.images)
-        answers = logits_of(model, forget.images).argmax(1)
-        warnings += _check_recognized(answers, forget, before)
-        warnings += inconstancy(model, forget.images, logits)
-        retained = tuple(label for label in range(width) if label not in {*forget.classes, *before})
-        dead = unreachable(model, forget.images, retained)
-        if dead:
-            raise ValueError(
-                f"no image makes the model answer class {', '.join(map(str, dead))} (the logit stays"
-                f" {min(dead.values()):.3g} or more below the largest): an output that is not used, or a class that was"
-                f" forgotten before; pass already_forgotten={(*before, *dead)} to leave it out of the retained classes"
-            )
-    layout = layout_of(model, forget.images, logits)
-    accuracy = (answers == forget.labels).double().mean().item()
-    return Preflight(width, before, accuracy, frozen, layout, warnings)
+    num_classes: int  # width K of the logits
+    already_forgotten: tuple[int, ...]  # classes that earlier requests removed, as the caller named them
+    original_accuracy: float  # accuracy of the model on the forget set, a fraction
+    frozen: Mapping[str, str]  # weights that must not or cannot move, by their name in ``model``: the reason
+    layout: str  # "channels_last", or "plain" where the model fails with channels innermost (``plain_layout``)
+    warnings: tuple[str, ...]  # what the caller should be told, one sentence each
 
 
 def look(
     model: nn.Module, images: Any, labels: Any = None, *, num_classes: Any = None, already_forgotten: Any = ()
 ) -> tuple[nn.Module, ForgetSet, Preflight]:
-    """Return a working copy of a user's model that gives logits, the forget set, and what ``preflight`` says of them.
+    """Look at everything that can be known before the first second of work; arguments as in ``zero_shot_unlearn``.
 
-    Arguments are those of ``zero_shot_unlearn``; nothing of the caller's is changed.
+    Returns:
+        A working copy of the model that gives logits, the forget set, and what was seen.
 
     Raises:
         ValueError: If the request cannot work; the message says what, where, the value and the remedy.
@@ -96,7 +48,30 @@ def look(
     device, dtype = place_of(working)
     forget = forget_set(images, labels, device=device, dtype=dtype)
     net = classifier(working, forget.images, num_classes=num_classes)
-    return net, forget, preflight(net, forget, num_classes=num_classes, already_forgotten=already_forgotten)
+    width = None if num_classes is None else whole_number(num_classes)
+    if num_classes is not None and (width is None or width < 2):
+        raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}: leave it out")
+    before = class_tuple(already_forgotten, "already_forgotten")
+    with plain_layout():
+        logits = check_logits(net, forget.images, num_classes=width)
+        width = logits.shape[1]
+        warnings = _check_classes(forget.classes, before, width)
+        check_gradients(net, forget.images)
+        frozen = immovable(net, forget.images)
+        answers = logits_of(net, forget.images).argmax(1)
+        warnings += _check_recognized(answers, forget, before)
+        warnings += inconstancy(net, forget.images, logits)
+        retained = tuple(label for label in range(width) if label not in {*forget.classes, *before})
+        dead = unreachable(net, forget.images, retained)
+        if dead:
+            raise ValueError(
+                f"no image makes the model answer class {', '.join(map(str, dead))} (the logit stays"
+                f" {min(dead.values()):.3g} or more below the largest): an output that is not used, or a class that was"
+                f" forgotten before; pass already_forgotten={(*before, *dead)} to leave it out of the retained classes"
+            )
+    layout = layout_of(net, forget.images, logits)
+    accuracy = (answers == forget.labels).double().mean().item()
+    return net, forget, Preflight(width, before, accuracy, frozen, layout, warnings)
 
 
 def class_tuple(classes: Any, what: str) -> tuple[int, ...]:
@@ -108,10 +83,6 @@ def class_tuple(classes: Any, what: str) -> tuple[int, ...]:
 
     Raises:
         ValueError: If something else is given, or a class twice.
-
-    Example:
-        >>> class_tuple(5, "already_forgotten"), class_tuple([2, 0], "already_forgotten")
-        ((5,), (2, 0))
     """
     if classes is None or whole_number(classes) is not None:
         classes = () if classes is None else (classes,)
@@ -127,15 +98,8 @@ def class_tuple(classes: Any, what: str) -> tuple[int, ...]:
 
 
 def _check_classes(forget: tuple[int, ...], before: tuple[int, ...], num_classes: int) -> tuple[str, ...]:
-    """Refuse a request that leaves no class, and return a warning where single samples may have been meant.
-
-    Raises:
-        ValueError: If no class would be left, or a class does not exist.
-
-    Note:
-        CHOICE: the warning begins at half of the classes, which .7 K samples drawn at random are enough to name. It is
-        no refusal, for so many whole classes are forgotten as well as one.
-    """
+    # CHOICE: the warning that single samples may have been meant begins at half of the classes, which .7 K samples
+    # drawn at random are enough to name. It is no refusal, for so many whole classes are forgotten as well as one.
     for name, classes in (("forget_labels", forget), ("already_forgotten", before)):
         outside = [label for label in classes if not 0 <= label < num_classes]
         if outside:
@@ -157,16 +121,7 @@ def _check_classes(forget: tuple[int, ...], before: tuple[int, ...], num_classes
 
 
 def _check_recognized(answers: Tensor, forget: ForgetSet, before: tuple[int, ...]) -> tuple[str, ...]:
-    """Refuse images that the model does not take for what their labels say; return warnings where it rarely does.
-
-    Args:
-        answers: Class that the model gives each forget image, shape (n,).
-        forget: Images and labels.
-        before: Classes that were forgotten before.
-
-    Raises:
-        ValueError: If of some class no image is recognized.
-    """
+    # ``answers`` are the classes (n,) that the model gives the forget images.
     warnings = []
     for label in forget.classes:
         given = answers[forget.labels == label]

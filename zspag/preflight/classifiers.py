@@ -19,17 +19,12 @@ class Classifier(nn.Module):
 
     Attributes:
         inner: The user's own model.
+        entry: The part of ``inner`` that is called ("module" of ``DataParallel``); "" calls ``inner`` itself.
+        clones: The model changes its input in place, so that it has to be given a clone.
+        unwraps: The logits have to be taken out of what the model returns.
     """
 
     def __init__(self, inner: nn.Module, *, entry: str, clones: bool, unwraps: bool) -> None:
-        """Say what has to be done.
-
-        Args:
-            inner: The user's own model.
-            entry: The part of ``inner`` that is called ("module" of ``DataParallel``); "" calls ``inner`` itself.
-            clones: The model changes its input in place, so that it has to be given a clone.
-            unwraps: The logits have to be taken out of what the model returns.
-        """
         super().__init__()
         self.inner, self.entry, self.clones, self.unwraps = inner, entry, clones, unwraps
 
@@ -62,7 +57,7 @@ def classifier(model: nn.Module, images: Tensor, *, num_classes: int | None = No
     Args:
         model: What ``working_copy`` returned. It is not changed, and becomes part of the answer.
         images: Forget images, shape (n, C, H, W); one is passed through a copy of the model.
-        num_classes: Width K of the logits, if it is known, for messages.
+        num_classes: For messages.
 
     Raises:
         ValueError: If the model fails on an image, or returns nothing that could be its logits.

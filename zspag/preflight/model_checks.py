@@ -25,11 +25,6 @@ PRUNED = 0.05  # share of exact zeros from which a weight counts as pruned; trai
 def check_logits(model: nn.Module, images: Tensor, *, num_classes: int | None) -> Tensor:
     """Return the logits of a few images after one and several were passed.
 
-    Args:
-        model: Maps a batch to a tensor (``classifiers.classifier``).
-        images: Shape (n, C, H, W).
-        num_classes: Width K that the caller expects, or None.
-
     Raises:
         ValueError: If they are not one finite row of at least two unnormalized logits per image.
     """
@@ -59,9 +54,6 @@ def check_logits(model: nn.Module, images: Tensor, *, num_classes: int | None) -
 
 def _few(images: Tensor) -> Tensor:
     return images[:FEW] if len(images) > 1 else images.expand(2, -1, -1, -1)
-
-
-# ---- Gradients
 
 
 def check_gradients(model: nn.Module, images: Tensor) -> None:
@@ -102,11 +94,7 @@ def check_gradients(model: nn.Module, images: Tensor) -> None:
 
 @contextmanager
 def _losses_noted(model: nn.Module) -> Generator[list[str], None, None]:
-    """Note each layer whose output carries no gradient, and why, in the order in which the layers end.
-
-    Yields:
-        The list of notes.
-    """
+    # Note each layer whose output carries no gradient, and why, in the order in which the layers end.
     lost: list[str] = []
 
     def ended(part: nn.Module, given: Any, output: Any) -> None:
@@ -133,19 +121,10 @@ def _loss(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits, logits.detach().topk(2, dim=1).indices[:, 1], reduction="sum")
 
 
-# ---- Layout, constancy
-
-
 def layout_of(model: nn.Module, images: Tensor, logits: Tensor) -> str:
-    """Return "channels_last" if the model works with channels innermost and answers the same, else "plain".
+    """Return "channels_last" if the model works with channels innermost and gives the same ``logits``, else "plain".
 
-    Args:
-        model: Works in plain layout.
-        images: Shape (n, C, H, W).
-        logits: What ``check_logits`` returned for them.
-
-    Note:
-        A model may rely on the order of memory (``x.view(len(x), -1)`` behind a convolution). Only to try tells.
+    A model may rely on the order of memory (``x.view(len(x), -1)`` behind a convolution). Only to try tells.
     """
     clone = copied(model)
     with frozen(clone):
@@ -178,15 +157,8 @@ def inconstancy(model: nn.Module, images: Tensor, logits: Tensor) -> tuple[str, 
     return ()
 
 
-# ---- What may move
-
-
 def immovable(model: nn.Module, images: Tensor) -> dict[str, str]:
     """Return the weights (parameters of two axes or more) that must not or cannot move, with the reason.
-
-    Args:
-        model: Its ``requires_grad`` flags are honoured.
-        images: One of them is passed.
 
     Raises:
         ValueError: If no weight is left.

@@ -32,9 +32,6 @@ _MIB = 2**20
 def resolve_profile(profile: str | None) -> Profile:
     """Return the profile to work with: the papermill parameter, then ``ZSPAG_PROFILE``, then "digits".
 
-    Args:
-        profile: Value of the notebook's ``profile`` parameter; None leaves the choice to the environment.
-
     Raises:
         ValueError: If no profile has this name; the message lists those that exist.
     """
@@ -51,17 +48,11 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """A saved figure as a notebook shows it: the bytes of the file itself, so that page and folder never differ.
-
-    Attributes:
-        path: The PNG file.
-        title: What stands for the picture where none can be shown.
-        width: Width on screen in CSS pixels.
-    """
+    """A saved figure as a notebook shows it: the bytes of the file itself, so that page and folder never differ."""
 
     path: Path
-    title: str
-    width: int
+    title: str  # stands for the picture where none can be shown
+    width: int  # on screen, in CSS pixels
 
     def _repr_mimebundle_(
         self, include: object = None, exclude: object = None
@@ -122,15 +113,12 @@ class Page:
         Raises:
             ValueError: If the name belongs to another notebook, or a number is not finite.
         """
-        from zspag.report import plots  # late: matplotlib takes a second, and a page without figures does not need it
-
         shown = {"draw": draw, "data": plain(data, "data"), "caption": caption}
         saved = self._save(name, shown, measurements or {}, numbers=numbers, seed=seed)
-        content = files.read_json(saved)
         target = self._root / "figures" / self.profile.name / f"{name}.png"
-        plots.save(content, target)
+        picture = _drawn(saved, target, f"figure {name}")
         self._outputs[name] = (saved, target)
-        return Picture(target, f"figure {name}", round(_SCREEN_DPI * plots.inches_wide(target)))
+        return picture
 
     def result(
         self,
@@ -155,13 +143,8 @@ class Page:
     def kept(self, name: str, compute: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
         """Return rows that take long to compute, from a file in runs/ if nothing that made them has changed.
 
-        Args:
-            name: Name of the rows within this notebook.
-            compute: Makes the rows, of what JSON holds.
-
-        Returns:
-            The rows. They are computed again when the cells that ran so far, the code that they have loaded, the
-            profile, the data, torch, the device or the threads are not those of the file.
+        What made them: the cells that ran so far, the code that they have loaded, the profile, the data, torch, the
+        device and the threads. The rows are of what JSON holds.
         """
         from IPython import get_ipython
 
@@ -186,16 +169,11 @@ class Page:
         Raises:
             FileNotFoundError: If nothing of this name is recorded.
         """
-        from zspag.report import plots  # late, as in ``figure``
-
-        source = self._root / "results" / profile / f"{name}.json"
+        source, target = self._root / "results" / profile / f"{name}.json", self._runs("recorded") / f"{name}.png"
         if not source.is_file():
-            raise FileNotFoundError(
-                f"{source.relative_to(self._root)} is not recorded; `zspag sweep --record` makes it"
-            )
-        content, target = files.read_json(source), self._runs("recorded") / f"{name}.png"
-        plots.save(content, target)
-        return content, Picture(target, f"recorded figure {name}", round(_SCREEN_DPI * plots.inches_wide(target)))
+            place = source.relative_to(self._root)
+            raise FileNotFoundError(f"{place} is not recorded; `zspag sweep --record` makes it")
+        return files.read_json(source), _drawn(source, target, f"recorded figure {name}")
 
     def seal(self) -> str:
         """Write down what this notebook made and what it cost; return one line about it.
@@ -205,9 +183,8 @@ class Page:
         """
         paths = [path for group in self._outputs.values() for path in group]
         if missing := [str(path.relative_to(self._root)) for path in paths if not path.is_file()]:
-            raise FileNotFoundError(
-                f"{self.name} declared {', '.join(missing)}, which is not there; run its cell again"
-            )
+            gone = ", ".join(missing)
+            raise FileNotFoundError(f"{self.name} declared {gone}, which is not there; run its cell again")
         record, torch = self._record(seed=None), sys.modules.get("torch")
         gpu_bytes = torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else None
         seal = {
@@ -270,24 +247,28 @@ class Page:
         return path
 
 
+def _drawn(source: Path, target: Path, title: str) -> Picture:
+    from zspag.report import plots  # late: matplotlib takes a second, and a page without figures does not need it
+
+    plots.save(files.read_json(source), target)
+    return Picture(target, title, round(_SCREEN_DPI * plots.inches_wide(target)))
+
+
 def _checked_numbers(numbers: Mapping[str, tuple[Any, float | None]]) -> dict[str, list[Any]]:
-    checked: dict[str, list[Any]] = {}
-    for name, pair in numbers.items():
-        answer = plain(pair, f"numbers.{name}")
+    checked: dict[str, list[Any]] = plain(numbers, "numbers")
+    for name, answer in checked.items():
         if not isinstance(answer, list) or len(answer) != 2:
-            raise ValueError(f"numbers.{name} must be a pair (value, tolerance), got {pair!r}")
+            raise ValueError(f"numbers.{name} must be a pair (value, tolerance), got {answer!r}")
         value, tolerance = answer
         if not isinstance(value, (int, float)):
             raise ValueError(f"the value of numbers.{name} must be a number, got {value!r}")
         if tolerance is not None and (not isinstance(tolerance, (int, float)) or tolerance < 0):
             raise ValueError(f"the tolerance of numbers.{name} must be a number from 0 or None, got {tolerance!r}")
-        checked[name] = answer
     return checked
 
 
 def _device_and_threads(profile: Profile) -> tuple[str, int]:
-    """Ask torch if this process has loaded it; a page without torch computed on the CPU."""
     torch = sys.modules.get("torch")
-    if torch is None:
+    if torch is None:  # the page computed nothing, or on the CPU
         return "cpu", profile.threads
     return ("cuda" if torch.cuda.is_available() else "cpu"), torch.get_num_threads()

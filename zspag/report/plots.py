@@ -25,12 +25,15 @@ from PIL.PngImagePlugin import PngInfo
 from zspag.report import files, provenance
 
 Panel = dict[str, Any]
+Look = dict[str, Any]  # keyword arguments of matplotlib
 
 DPI = 100
 # seaborn's colour-blind palette; a name listed below has the same colour in every figure, whatever stands beside it.
 _COLOURS = sns.color_palette("colorblind", 10).as_hex()
 _MARKERS = "osD^vP*X<>"
 _HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++", "oo", "**", "||")
+_EDGE: Look = {"edgecolor": "white", "linewidth": 0.5}
+_ERRORS: Look = {"elinewidth": 0.8}
 # Every method has a colour and a mark of its own, whatever stands beside it. Relatives share a colour.
 _METHODS = {
     "ZS-PAG": (0, 0),
@@ -76,35 +79,16 @@ _METHODS = {
     "ZS-PAG, labels tilted by lot": (4, 6),
     "ZS-PAG, proxies distilled": (8, 1),
 }
-_KNOWN = {name: colour for name, (colour, _) in _METHODS.items()} | {
-    "proxies": 0,
-    "unlearned": 0,
-    "soft": 0,
-    "before": 7,
-    "process": 9,
-    "retain data": 2,
-    "oracle": 2,
-    "retained classes": 7,
-    "without projection": 3,
-    "forget samples": 3,
-    "forget": 3,
-    "forgotten class": 3,
-    "noise": 1,
-    "second_best": 1,
-    "random": 4,
-    "influence": 6,
-}
+_KNOWN = {name: colour for name, (colour, _) in _METHODS.items()}
+_KNOWN |= {"proxies": 0, "unlearned": 0, "soft": 0, "noise": 1, "second_best": 1, "retain data": 2, "oracle": 2}
+_KNOWN |= dict.fromkeys(("without projection", "forget samples", "forget", "forgotten class"), 3)
+_KNOWN |= {"random": 4, "influence": 6, "before": 7, "retained classes": 7, "process": 9}
 
 
 def save(result: dict[str, Any], target: Path) -> None:
     """Draw the figure of a result file as a PNG, atomically, its provenance in the file's text chunk.
 
-    Args:
-        result: Content of a result file: ``draw``, ``data``, ``profile`` and ``provenance`` are used.
-        target: Where the PNG goes. It has 128 colours: a third of the bytes, and lines, bars and letters look the same.
-
-    Raises:
-        ValueError: If ``draw`` names no kind of panel.
+    It has 128 colours: a third of the bytes, and lines, bars and letters look the same.
     """
     drawn, chunks = io.BytesIO(), PngInfo()
     draw(result).savefig(drawn, format="png", dpi=DPI)
@@ -127,24 +111,30 @@ def draw(result: dict[str, Any]) -> Figure:
     Raises:
         ValueError: If ``draw`` names no kind of panel.
     """
-    if result["draw"] not in KINDS:
-        raise ValueError(
-            f"{result['name']}: there is no kind of panel {result['draw']!r}; kinds are {', '.join(KINDS)}"
-        )
-    panels, kind = result["data"]["panels"], KINDS[result["draw"]]
-    columns = min(result["data"].get("columns", 2), len(panels))
-    rows = -(-len(panels) // columns)
-    width, height = result["data"].get("size", (4.6, 3.4))
+    wanted, data = result["draw"], result["data"]
+    if wanted not in KINDS:
+        raise ValueError(f"{result['name']}: there is no kind of panel {wanted!r}; kinds are {', '.join(KINDS)}")
+    panels = data["panels"]
+    across = min(data.get("columns", 2), len(panels))
+    down = -(-len(panels) // across)
+    width, height = data.get("size", (4.6, 3.4))
     with sns.axes_style("ticks", {"axes.grid": True, "grid.color": "#e6e6e6"}), mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(width * columns, height * rows + 0.35), layout="constrained")
-        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        figure = Figure(figsize=(width * across, height * down + 0.35), layout="constrained")
+        axes = list(figure.subplots(down, across, squeeze=False).flat)
         styles = _styles(panels)
         for axis, panel in zip(axes, panels, strict=False):
-            kind(axis, panel | {"styles": styles})
+            KINDS[wanted](axis, panel | {"styles": styles})
             axis.set_title(panel.get("title", ""), fontsize=10)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
-        _legend(figure)
+        handles: dict[str, Any] = {}  # one legend for all panels, above them, with every name once
+        for axis in figure.axes:
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+                handles.setdefault(label, handle)
+        if handles:
+            columns = min(len(handles), max(2, int(figure.get_figwidth() // 2)))
+            look: Look = {"loc": "outside upper center", "ncols": columns, "frameon": False, "fontsize": 8}
+            figure.legend(handles.values(), handles.keys(), **look)
         figure.supxlabel(_footer(result), fontsize=7, color="#666666", x=0.99, ha="right")
     return figure
 
@@ -159,24 +149,9 @@ def _footer(result: dict[str, Any]) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _legend(figure: Figure) -> None:
-    """One legend for all panels, above them; a name that stands in several panels is listed once."""
-    found: dict[str, Any] = {}
-    for axis in figure.axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    if found:
-        columns = min(len(found), max(2, int(figure.get_figwidth() // 2)))
-        figure.legend(
-            found.values(), found.keys(), loc="outside upper center", ncols=columns, frameon=False, fontsize=8
-        )
-
-
 def _styles(panels: Sequence[Panel]) -> dict[str, tuple[int, int]]:
-    """Return each name's colour and mark (marker, hatch or dash), the same in all panels of a figure.
-
-    Colours run out before names do, so two names may share one, but never colour and mark.
-    """
+    # Each name's colour and mark (marker, hatch or dash), the same in all panels of a figure. Colours run out before
+    # names do, so two names may share one, but never colour and mark.
     names = dict.fromkeys(
         name for panel in panels for part in ("series", "points", "names") for name in panel.get(part) or ()
     )
@@ -193,10 +168,7 @@ def _styles(panels: Sequence[Panel]) -> dict[str, tuple[int, int]]:
 
 
 def _finish(axis: Axes, panel: Panel) -> None:
-    """Apply labels, scales, limits and reference lines, which all kinds share.
-
-    ``lines`` maps a label to a height; labels, log scales, ticks and limits mean what they say.
-    """
+    # Labels, scales, limits and reference lines, which all kinds share; ``lines`` maps a label to a height.
     for label, height in (panel.get("lines") or {}).items():
         axis.axhline(height, color="#333333", linewidth=1, linestyle="--", zorder=1)
         axis.text(0.99, height, label, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=7)
@@ -223,25 +195,12 @@ def bars(axis: Axes, panel: Panel) -> None:
     for index, (name, heights) in enumerate(series.items()):
         colour, mark = panel["styles"][name]
         places = np.arange(len(groups)) + (index - (len(series) - 1) / 2) * width
-        axis.bar(
-            places,
-            heights,
-            width,
-            label=name if len(series) > 1 else None,
-            color=_COLOURS[colour],
-            hatch=_HATCHES[mark] if len(series) > 1 else "",
-            edgecolor="white",
-            linewidth=0.5,
-            yerr=(panel.get("errors") or {}).get(name),
-            error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
-        )
+        told: Look = {"label": name, "hatch": _HATCHES[mark]} if len(series) > 1 else {}
+        errors: Look = {"yerr": (panel.get("errors") or {}).get(name), "error_kw": _ERRORS | {"ecolor": "#333333"}}
+        axis.bar(places, heights, width, color=_COLOURS[colour], **told, **_EDGE, **errors)
     long = max(len(str(group)) for group in groups) * len(groups) > 60
-    axis.set_xticks(
-        range(len(groups)),
-        [str(group) for group in groups],
-        rotation=35 if long else 0,
-        ha="right" if long else "center",
-    )
+    tilt: Look = {"rotation": 35, "ha": "right"} if long else {}
+    axis.set_xticks(range(len(groups)), [str(group) for group in groups], **tilt)
     axis.grid(visible=False, axis="x")
     _finish(axis, panel)
 
@@ -255,19 +214,12 @@ def ranked(axis: Axes, panel: Panel) -> None:
     places = np.arange(len(names))[::-1]
     if base is None:
         colours = [_COLOURS[panel["styles"][name][0]] for name in names]
-        axis.barh(places, values, 0.7, color=colours, xerr=panel.get("errors"), error_kw={"elinewidth": 0.8})
+        axis.barh(places, values, 0.7, color=colours, xerr=panel.get("errors"), error_kw=_ERRORS)
     else:
         short = values < base
-        axis.barh(
-            places,
-            values - base,
-            0.7,
-            left=base,
-            color=np.where(short, _COLOURS[3], _COLOURS[0]),
-            hatch=[_HATCHES[1] * bool(one) for one in short],
-            edgecolor="white",
-            linewidth=0.5,
-        )
+        colours = list(np.where(short, _COLOURS[3], _COLOURS[0]))
+        hatches = [_HATCHES[1] * bool(one) for one in short]
+        axis.barh(places, values - base, 0.7, left=base, color=colours, hatch=hatches, **_EDGE)
         axis.axvline(base, color="#333333", linewidth=1)
     axis.set_yticks(places, names)
     axis.grid(visible=False, axis="y")
@@ -280,9 +232,8 @@ def stacked(axis: Axes, panel: Panel) -> None:
     places = np.arange(len(panel["groups"]))[::-1]
     for name, lengths in panel["series"].items():
         colour, mark = panel["styles"][name]
-        axis.barh(
-            places, lengths, 0.6, left=left, label=name, color=_COLOURS[colour], hatch=_HATCHES[mark], edgecolor="white"
-        )
+        look: Look = {"color": _COLOURS[colour], "hatch": _HATCHES[mark], "edgecolor": "white"}
+        axis.barh(places, lengths, 0.6, left=left, label=name, **look)
         left = left + np.asarray(lengths)
     axis.set_yticks(places, panel["groups"])
     axis.grid(visible=False, axis="y")
@@ -293,21 +244,13 @@ def curves(axis: Axes, panel: Panel) -> None:
     """Lines with markers: ``series`` {name: {x, y, optional low and high}}; ``plain`` draws without markers."""
     for name, points in panel["series"].items():
         colour, mark = panel["styles"][name]
-        marker = None if panel.get("plain") else _MARKERS[mark]
-        axis.plot(
-            points["x"],
-            points["y"],
-            color=_COLOURS[colour],
-            marker=marker,
-            markersize=4.5,
-            linewidth=1.5,
-            linestyle=("-", "--", "-.", ":")[mark % 4] if panel.get("plain") else "-",
-            label=name,
-        )
+        look: Look = {"marker": _MARKERS[mark], "markersize": 4.5}
+        if panel.get("plain"):
+            look = {"linestyle": ("-", "--", "-.", ":")[mark % 4]}
+        axis.plot(points["x"], points["y"], color=_COLOURS[colour], linewidth=1.5, label=name, **look)
         if points.get("low") is not None:
-            axis.fill_between(
-                points["x"], points["low"], points["high"], color=_COLOURS[colour], alpha=0.18, linewidth=0
-            )
+            band: Look = {"color": _COLOURS[colour], "alpha": 0.18, "linewidth": 0}
+            axis.fill_between(points["x"], points["low"], points["high"], **band)
     _finish(axis, panel)
 
 
@@ -315,16 +258,9 @@ def scatter(axis: Axes, panel: Panel) -> None:
     """Points: ``series`` {name: {x, y}}; ``diagonal`` draws y = x behind them."""
     for name, points in panel["series"].items():
         colour, mark = panel["styles"][name]
-        axis.scatter(
-            points["x"],
-            points["y"],
-            s=panel.get("dot", 14),
-            color=_COLOURS[colour],
-            marker=_MARKERS[mark],
-            alpha=0.7,
-            linewidths=0,
-            label=name if len(panel["series"]) > 1 else None,
-        )
+        look: Look = {"s": panel.get("dot", 14), "color": _COLOURS[colour], "marker": _MARKERS[mark]}
+        label = name if len(panel["series"]) > 1 else None
+        axis.scatter(points["x"], points["y"], alpha=0.7, linewidths=0, label=label, **look)
     _finish(axis, panel)
     if panel.get("diagonal"):
         low, high = min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])
@@ -334,20 +270,10 @@ def scatter(axis: Axes, panel: Panel) -> None:
 def heatmaps(axis: Axes, panel: Panel) -> None:
     """A matrix: ``values`` (rows x columns), ``rows``, ``columns``; ``annotate`` prints the numbers, ``vmax`` caps."""
     values = np.asarray(panel["values"], dtype=float)
-    sns.heatmap(
-        values,
-        ax=axis,
-        cmap="cividis",
-        vmin=panel.get("vmin"),
-        vmax=panel.get("vmax"),
-        cbar=bool(panel.get("bar", True)),
-        annot=bool(panel.get("annotate")),
-        fmt=panel.get("format", ".2f"),
-        annot_kws={"fontsize": 7},
-        xticklabels=panel["columns"],
-        yticklabels=panel["rows"],
-        linewidths=0.3,
-    )
+    limits: Look = {"vmin": panel.get("vmin"), "vmax": panel.get("vmax"), "cbar": bool(panel.get("bar", True))}
+    texts: Look = {"annot": bool(panel.get("annotate")), "fmt": panel.get("format", ".2f")}
+    names: Look = {"xticklabels": panel["columns"], "yticklabels": panel["rows"]}
+    sns.heatmap(values, ax=axis, cmap="cividis", linewidths=0.3, annot_kws={"fontsize": 7}, **limits, **texts, **names)
     axis.set_xlabel(panel.get("xlabel", ""))
     axis.set_ylabel(panel.get("ylabel", ""))
     axis.tick_params(length=0)
@@ -360,17 +286,10 @@ def gallery(axis: Axes, panel: Panel) -> None:
     """
     rows = panel["rows"]
     for i, row in enumerate(rows):
+        cmap, least = ("RdBu_r", -1) if row.get("signed", False) else ("gray", 0)
         for j, image in enumerate(row["images"]):
-            pixels = np.asarray(image, dtype=float)
-            signed = row.get("signed", False)
-            axis.imshow(
-                pixels,
-                extent=(j, j + 0.92, -i - 0.92, -i),
-                cmap="RdBu_r" if signed else "gray",
-                vmin=-1 if signed else 0,
-                vmax=1,
-                interpolation="nearest",
-            )
+            pixels, place = np.asarray(image, dtype=float), (j, j + 0.92, -i - 0.92, -i)
+            axis.imshow(pixels, extent=place, cmap=cmap, vmin=least, vmax=1, interpolation="nearest")
         axis.text(-0.12, -i - 0.46, row["label"], ha="right", va="center", fontsize=8)
     for j, heading in enumerate(panel.get("headings", ())):
         axis.text(j + 0.46, 0.1, heading, ha="center", va="bottom", fontsize=8)
@@ -386,48 +305,23 @@ def regions(axis: Axes, panel: Panel) -> None:
     ``points`` {name: {x, y}} lie on it, ``arrows`` {name: (dx, dy)} start at the origin.
     """
     shade = mpl.colors.ListedColormap(["#cfe3f3", "#f6dfc0", "#cfeadf", "#f3d4e6", "#eeeeee"])
-    axis.pcolormesh(
-        panel["x"],
-        panel["y"],
-        np.asarray(panel["classes"]),
-        cmap=shade,
-        vmin=-0.5,
-        vmax=4.5,
-        shading="nearest",
-        rasterized=True,
-    )
-    if borders := [label + 0.5 for label in range(int(np.min(panel["classes"])), int(np.max(panel["classes"])))]:
-        axis.contour(panel["x"], panel["y"], np.asarray(panel["classes"]), borders, colors="#777777", linewidths=0.8)
+    x, y, classes = panel["x"], panel["y"], np.asarray(panel["classes"])
+    axis.pcolormesh(x, y, classes, cmap=shade, vmin=-0.5, vmax=4.5, shading="nearest", rasterized=True)
+    if borders := [label + 0.5 for label in range(int(classes.min()), int(classes.max()))]:
+        axis.contour(x, y, classes, borders, colors="#777777", linewidths=0.8)
     for name, points in panel["points"].items():
         colour, mark = panel["styles"][name]
-        axis.scatter(
-            points["x"],
-            points["y"],
-            s=14,
-            marker=_MARKERS[mark],
-            color=_COLOURS[colour],
-            edgecolor="white",
-            linewidths=0.4,
-            label=name,
-        )
+        look: Look = {"s": 14, "marker": _MARKERS[mark], "color": _COLOURS[colour], "linewidths": 0.4}
+        axis.scatter(points["x"], points["y"], label=name, edgecolor="white", **look)
     for index, (name, (dx, dy)) in enumerate((panel.get("arrows") or {}).items()):
         colour = ("#111111", "#b2182b")[index % 2]
-        axis.annotate(
-            "", xy=(dx, dy), xytext=(0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.8}
-        )
+        arrow: Look = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.8}
+        axis.annotate("", xy=(dx, dy), xytext=(0, 0), arrowprops=arrow)
         axis.annotate(name, xy=(dx, dy), fontsize=8, color=colour, xytext=(4, 4), textcoords="offset points")
     axis.set_aspect("equal")
     axis.grid(visible=False)
     _finish(axis, panel)
 
 
-KINDS: dict[str, Callable[[Axes, Panel], None]] = {
-    "bars": bars,
-    "ranked": ranked,
-    "stacked": stacked,
-    "curves": curves,
-    "scatter": scatter,
-    "heatmaps": heatmaps,
-    "gallery": gallery,
-    "regions": regions,
-}
+_ALL = (bars, ranked, stacked, curves, scatter, heatmaps, gallery, regions)
+KINDS: dict[str, Callable[[Axes, Panel], None]] = {kind.__name__: kind for kind in _ALL}

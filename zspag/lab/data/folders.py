@@ -22,20 +22,14 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """How an image folder becomes a data set.
+    """How an image folder becomes a data set."""
 
-    Attributes:
-        image_size: Resize the shorter side to this many pixels and crop the middle square; None takes images as they
-            are, which must then be square and of one size.
-        test_share: Share of every class for the test where a folder has no train/ and test/; None refuses such folders.
-        split_seed: Seed of that split.
-        min_per_class: Fewest images of a class that is split.
-    """
-
+    # Resize the shorter side to this many pixels and crop the middle square; None takes images as they are, which must
+    # then be square and of one size.
     image_size: int | None = None
-    test_share: float | None = 0.2
-    split_seed: int = 0
-    min_per_class: int = 10
+    test_share: float | None = 0.2  # of every class where a folder has no train/ and test/; None refuses such folders
+    split_seed: int = 0  # seed of that split
+    min_per_class: int = 10  # fewest images of a class that is split
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
@@ -66,8 +60,7 @@ def read_image_folder(source: Path, *, name: str, options: FolderOptions, augmen
         paths = {parts: path for parts, path in walk(source) if tally.is_image(parts)}
         chosen, depth = _in_class_folders(source, paths, tally)
         pictures = _decoded(source, {parts: paths[parts] for parts in chosen}, size)
-    divided = depth == 2
-    split = _divided(source, pictures, options) if divided else {parts: parts[0] for parts in pictures}
+    split = {parts: parts[0] for parts in pictures} if depth == 3 else _divided(source, pictures, options)
     classes = _common_classes(source, split)
 
     rows = sorted((SPLITS.index(split[parts]), classes.index(parts[-2]), parts[-1], parts) for parts in pictures)
@@ -75,18 +68,24 @@ def read_image_folder(source: Path, *, name: str, options: FolderOptions, augmen
     labels = torch.tensor([label for _, label, *_ in rows])
     count = sum(part == "train" for part in split.values())
     train, test = Split(images[:count], labels[:count]), Split(images[count:], labels[count:])
-    words = _words(pictures, options, tally, divided=divided)
-    return Dataset(name, classes, train, test, augment_hint, words)
+
+    suffixes = sorted({PurePosixPath(parts[-1]).suffix.lower() for parts in pictures})
+    codings = sorted({picture.lossy for picture in pictures.values() if picture.lossy is not None})
+    words = [f"image folder of {' and '.join(suffixes)} files"]
+    if codings:
+        words.append(f"{' and '.join(f'{coding}-coded' for coding in codings)} (lossy)")
+    if size is not None:
+        words.append(f"resized to {size}x{size}")
+    if depth == 2:
+        words.append(f"split by seed {options.split_seed} with {100 * (options.test_share or 0):g} % for the test")
+    if tally.files:
+        words.append(str(tally))
+    return Dataset(name, classes, train, test, augment_hint, ", ".join(words))
 
 
 def _in_class_folders(source: Path, found: Collection[Parts], tally: Tally) -> tuple[list[Parts], int]:
-    """Return the images in class folders, and the length of their paths: 3 with train/ and test/, 2 without.
-
-    In an archive the image folder may lie anywhere; a folder must be the image folder itself.
-
-    Raises:
-        ValueError: If there is no image, or more than one image folder.
-    """
+    # Return the images in class folders, and the length of their paths: 3 with train/ and test/, 2 without. In an
+    # archive the image folder may lie anywhere; a folder must be the image folder itself.
     archive = source.is_file()
     published = [parts for parts in found if len(parts) > 2 and parts[-3] in SPLITS and (archive or len(parts) == 3)]
     chosen = published or [parts for parts in found if len(parts) == 2 or (archive and len(parts) > 2)]
@@ -103,11 +102,7 @@ def _in_class_folders(source: Path, found: Collection[Parts], tally: Tally) -> t
 
 
 def _divided(source: Path, pictures: Iterable[Parts], options: FolderOptions) -> dict[Parts, str]:
-    """Return the split of every image at ``<class>/<image>``; both splits get some of every class.
-
-    Raises:
-        ValueError: If a class has too few images, or the folder must have its own split.
-    """
+    # Return the split of every image at <class>/<image>; both splits get some of every class.
     members: dict[str, list[Parts]] = defaultdict(list)
     for parts in sorted(pictures):
         members[parts[0]].append(parts)
@@ -129,11 +124,7 @@ def _divided(source: Path, pictures: Iterable[Parts], options: FolderOptions) ->
 
 
 def _common_classes(source: Path, split: Mapping[Parts, str]) -> tuple[str, ...]:
-    """Return the class names in the order of their numbers.
-
-    Raises:
-        ValueError: If the splits do not hold the same two or more classes.
-    """
+    # Return the class names in the order of their numbers; both splits must hold the same two or more.
     found = {part: {parts[-2] for parts, own in split.items() if own == part} for part in SPLITS}
     for part in SPLITS:
         if not found[part]:
@@ -145,33 +136,13 @@ def _common_classes(source: Path, split: Mapping[Parts, str]) -> tuple[str, ...]
     return in_order(found["train"], source=source)
 
 
-def _words(pictures: Mapping[Parts, Picture], options: FolderOptions, tally: Tally, *, divided: bool) -> str:
-    """Say where the pixels came from, and which files were left out."""
-    suffixes = sorted({PurePosixPath(parts[-1]).suffix.lower() for parts in pictures})
-    codings = sorted({picture.lossy for picture in pictures.values() if picture.lossy is not None})
-    words = [f"image folder of {' and '.join(suffixes)} files"]
-    if codings:
-        words.append(f"{' and '.join(f'{coding}-coded' for coding in codings)} (lossy)")
-    if options.image_size is not None:
-        words.append(f"resized to {options.image_size}x{options.image_size}")
-    if divided and options.test_share is not None:  # a folder that must have its own split is never divided
-        words.append(f"split by seed {options.split_seed} with {100 * options.test_share:g} % for the test")
-    return ", ".join([*words, *([str(tally)] if tally.files else [])])
-
-
 @dataclass(frozen=True)
 class ForgetFolder:
-    """Photos to forget.
+    """Photos to forget."""
 
-    Attributes:
-        images: Shape (n, C, H, W), uint8; one channel if every photo is grey, else three.
-        labels: Class numbers, shape (n,).
-        remarks: Which folder became which class, and what was left out, a line each.
-    """
-
-    images: Tensor
-    labels: Tensor
-    remarks: tuple[str, ...]
+    images: Tensor  # shape (n, C, H, W), uint8; one channel if every photo is grey, else three
+    labels: Tensor  # class numbers, shape (n,)
+    remarks: tuple[str, ...]  # which folder became which class, and what was left out, a line each
 
 
 def labelled_folder(
@@ -183,14 +154,12 @@ def labelled_folder(
         source: The folder.
         classes: Class names in the order of the logits: a folder's name is one of them then. None: its class's number.
         label: Name or number of the class of images that lie directly in ``source``; None reads class folders.
-        image_size: Resize the shorter side to this many pixels and crop the middle square; None takes images as they
-            are, which must then be square and of one size.
+        image_size: As in ``FolderOptions``.
 
     Raises:
         ValueError: If the folder is missing or empty, a name stands for no class, files are broken, or sizes differ.
     """
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
+    FolderOptions(image_size=image_size)  # refuses a size without a pixel
     if not source.is_dir():
         raise ValueError(f"there is no folder {source}: give the folder of the images to forget")
     tally = Tally()
@@ -218,29 +187,24 @@ def labelled_folder(
         remarks = [f"folder {name} is class {number}: {_images(own.count(name))}" for name, number in ranked]
     if tally.files:
         remarks.append(str(tally))
-
     pictures = _decoded(source, {parts: paths[parts] for parts in chosen}, image_size)
     return ForgetFolder(stacked(pictures, source=source), torch.tensor(numbers), tuple(remarks))
 
 
 def _decoded(source: Path, paths: Mapping[Parts, Path], image_size: int | None) -> dict[Parts, Picture]:
-    """Decode all images.
-
-    Raises:
-        ValueError: If some cannot be used; the message counts them, names the first ones and says why the first.
-    """
-    pictures = {}
-    broken: list[tuple[Parts, Exception]] = []
+    # Decode all images before complaining: the message counts those that cannot be used and says why the first.
+    pictures: dict[Parts, Picture] = {}
+    broken: dict[Parts, Exception] = {}
     for parts, path in paths.items():
-        place = "/".join(parts)
         try:
-            pictures[parts] = decode(path.read_bytes(), place=place, source=source, image_size=image_size)
+            contents = path.read_bytes()
+            pictures[parts] = decode(contents, place="/".join(parts), source=source, image_size=image_size)
         except (ValueError, OSError) as error:
-            broken.append((parts, error))
+            broken[parts] = error
     if broken:
-        names, reason = first_of([parts for parts, _ in broken]), broken[0][1]
-        many = f"{len(broken)} of {len(paths)} images cannot be used ({names}): " if len(broken) > 1 else ""
-        raise ValueError(f"{many}{reason}") from reason
+        reason = next(iter(broken.values()))
+        many = f"{len(broken)} of {len(paths)} images cannot be used ({first_of(list(broken))}): "
+        raise ValueError(f"{many if len(broken) > 1 else ''}{reason}") from reason
     return pictures
 
 

@@ -21,15 +21,10 @@ _active: list["Guard"] = []
 class Guard:
     """Counts the samples that a method reads beyond the forget set it was given.
 
-    Args:
-        dataset: The data set.
-        forget: Labels of the classes to forget.
-
     Attributes:
         forget: Labels of the classes to forget, sorted.
         retain: Labels of the other classes, sorted.
         retain_samples_read: Samples read inside ``method()`` that a zero-shot method may not see.
-        forget_samples_read: Forget training samples read inside ``method()``.
         reads: Samples read outside, by part ("forget_train", "retain_train", "forget_test", "retain_test").
 
     Raises:
@@ -46,28 +41,23 @@ class Guard:
             raise ValueError(f"forget holds all {dataset.num_classes} classes: nothing would be retained")
         self.retain = tuple(label for label in range(dataset.num_classes) if label not in self.forget)
         self.retain_samples_read = 0
-        self.forget_samples_read = 0
         self.reads: Counter[str] = Counter()
         self._dataset = dataset
 
     def forget_train(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return the forget training samples, images (n, C, H, W) on [0, 1] and labels (n,).
-
-        Args:
-            limit: At most this many per class, evenly spaced over the class; None means all.
-        """
+        """Return images (n, C, H, W) on [0, 1] and labels (n,), of each class at most ``limit``, evenly spaced."""
         return self._read("forget_train", self._dataset.train, self.forget, limit)
 
     def retain_train(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return the retain training samples; ``limit`` as in ``forget_train``."""
+        """As ``forget_train``, of the other classes."""
         return self._read("retain_train", self._dataset.train, self.retain, limit)
 
     def forget_test(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return the forget test samples; ``limit`` as in ``forget_train``."""
+        """As ``forget_train``, test samples."""
         return self._read("forget_test", self._dataset.test, self.forget, limit)
 
     def retain_test(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return the retain test samples; ``limit`` as in ``forget_train``."""
+        """As ``forget_train``, test samples of the other classes."""
         return self._read("retain_test", self._dataset.test, self.retain, limit)
 
     @contextmanager
@@ -82,13 +72,10 @@ class Guard:
     def _read(self, part: str, split: Split, labels: Sequence[int], limit: int | None) -> tuple[Tensor, Tensor]:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 sample per class, got {limit}")
-        chosen = torch.cat([spread_evenly(own, limit) for own in split.members(labels)])
-        own = part == "forget_train"
-        if self in _active and own:
-            self.forget_samples_read += len(chosen)
+        chosen = torch.cat([spread_evenly(members, limit) for members in split.members(labels)])
         if not _active:
             self.reads[part] += len(chosen)
-        count_read(len(chosen), except_by=self if own else None)
+        count_read(len(chosen), except_by=self if part == "forget_train" else None)
         samples = split.select(chosen.sort().values)
         return samples.float(), samples.labels
 

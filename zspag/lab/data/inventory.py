@@ -41,10 +41,7 @@ def listing() -> Iterator[str]:
 
 
 def get(name: str, **options: Any) -> str:
-    """Read the data set, from its source or from the cache, fetching what is missing, and say in one line what it is.
-
-    Name and options are those of ``load``.
-    """
+    """Load the data set, fetching what is missing, and say in one line what it is."""
     dataset = load(name, **options)
     shape = "x".join(map(str, dataset.train.images.shape[1:]))
     return f"{dataset.name}: {_summary(dataset)}, images of {shape}"
@@ -52,8 +49,6 @@ def get(name: str, **options: Any) -> str:
 
 def check(name: str, **options: Any) -> tuple[bool, str]:
     """Read the source again and compare it with the cache; return whether they agree, and a line that says so.
-
-    Name and options are those of ``load``.
 
     Raises:
         FileNotFoundError: If the source is gone, or nothing is cached.
@@ -76,15 +71,13 @@ def check(name: str, **options: Any) -> tuple[bool, str]:
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
-    """Return a manifest; None if there is none, or none that ``load`` would not write anew."""
     manifest = read_json(path) if path.is_file() else {}
     return manifest if {"name", "counts", "sha256"} <= manifest.keys() else None
 
 
 def _summary(facts: dict[str, Any] | Dataset) -> str:
-    """Say counts, source and hash of a data set or a manifest; one of an older version does not know its source."""
     if isinstance(facts, Dataset):
         facts = {"counts": facts.counts, "sha256": facts.sha256, "data_source": facts.data_source}
     train, test = (sum(facts["counts"][part].values()) for part in ("train", "test"))
-    source = facts.get("data_source", "source not noted")
+    source = facts.get("data_source", "source not noted")  # a manifest of an older version does not know it
     return f"{train} + {test} images of {len(facts['counts']['train'])} classes, {source}, SHA-256 {facts['sha256']}"

@@ -8,7 +8,6 @@ member of an archive that has an absolute path or a ``..``, or is a link or a de
 """
 
 import lzma
-import os
 import stat
 import tarfile
 import tempfile
@@ -65,25 +64,17 @@ def first_of(found: Sequence[Parts]) -> str:
 
 
 def walk(folder: Path) -> Iterator[tuple[Parts, Path]]:
-    """Yield every file under a folder with its path inside, sorted within each folder; links are followed.
+    """Yield every file under a folder with its path inside, files before folders, sorted; links are followed."""
 
-    Raises:
-        OSError: If a folder inside cannot be read.
-    """
+    def visit(here: Path) -> Iterator[tuple[Parts, Path]]:
+        children = sorted(here.iterdir(), key=lambda path: path.name)
+        yield from ((path.relative_to(folder).parts, path) for path in children if path.is_file())
+        for path in children:
+            leads_back = path.is_symlink() and here.resolve().is_relative_to(path.resolve())  # walked without an end
+            if path.is_dir() and not leads_back:
+                yield from visit(path)
 
-    def stop(error: OSError) -> None:
-        raise error
-
-    def leads_back(link: Path) -> bool:  # to a folder that holds the link, which would be walked without an end
-        return link.is_symlink() and link.parent.resolve().is_relative_to(link.resolve())
-
-    for place, inside, names in os.walk(folder, followlinks=True, onerror=stop):
-        here = Path(place)
-        inside[:] = sorted(name for name in inside if not leads_back(here / name))
-        for name in sorted(names):
-            path = here / name
-            if path.is_file():
-                yield path.relative_to(folder).parts, path
+    return visit(folder)
 
 
 def find_archive(folder: Path, name: str) -> Path | None:
@@ -95,8 +86,7 @@ def files_in(archive: Path) -> Iterator[tuple[Parts, bytes]]:
     """Yield path and contents of every file, in the order of the archive; nothing is written.
 
     Raises:
-        ValueError: If the archive is damaged, or a member's path is absolute or leaves the archive, or the member is a
-            link or a device.
+        ValueError: If the archive is damaged, or a member is a link or a device, or its path leaves the archive.
     """
     try:
         if archive.suffix == ".zip":
@@ -148,12 +138,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def is_number(name: str) -> bool:
-    """Tell whether a folder's name is the number of a class.
-
-    Example:
-        >>> [is_number(name) for name in ("10", "007", "-1", "²", "cat")]
-        [True, True, False, False, False]
-    """
+    """Tell whether a folder's name is the number of a class, as "10" and "007" are, "-1" and "²" not."""
     return name.isascii() and name.isdecimal()
 
 
@@ -162,10 +147,6 @@ def in_order(names: Collection[str], *, source: Path) -> tuple[str, ...]:
 
     Raises:
         ValueError: If a folder named by a number would be another class than that number.
-
-    Example:
-        >>> in_order(["10", "9", "8", "7", "6", "5", "4", "3", "2", "1", "0"], source=Path("photos"))[-2:]
-        ('9', '10')
     """
     order = tuple(sorted(names, key=lambda name: (not is_number(name), int(name) if is_number(name) else 0, name)))
     for number, name in enumerate(order):
@@ -214,7 +195,6 @@ def read_classes(path: Path) -> tuple[str, ...]:
         if not name:
             raise ValueError(f"line {number + 1} of {path} is empty: every line names the class of one logit")
         if name in names[:number]:
-            raise ValueError(
-                f"{path} names the class {name!r} twice, in lines {names.index(name) + 1} and {number + 1}"
-            )
+            first = names.index(name) + 1
+            raise ValueError(f"{path} names the class {name!r} twice, in lines {first} and {number + 1}")
     return tuple(names)

@@ -1,7 +1,6 @@
 """``load``: a name becomes a data set, from the cache if its source has not changed.
 
-The cache is one tensor file per data set, and a manifest that says where it came from. It saves the decoding of image
-files (a minute for CIFAR-10) and seconds of imports.
+The cache is a tensor file and a manifest per data set. It saves the decoding of images (a minute for CIFAR-10).
 
 Invariant: what the cache hands out has the SHA-256 of its manifest and comes from the source as it is now; anything
 else is built again. A set that cannot be had says in one sentence what to put where.
@@ -10,7 +9,7 @@ else is built again. A set that cannot be had says in one sentence what to put w
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -59,11 +58,9 @@ def load(name: str | Path, *, root: Path | None = None, **options: Any) -> Datas
 def plan(name: str | Path, root: Path, **options: Any) -> Plan:
     """Find the source of a data set, unpacking or downloading it if need be, and say how it is read.
 
-    Arguments and errors are those of ``load``.
-
     Raises:
-        FileNotFoundError: If the set is nowhere.
-        ValueError: If an option does not fit.
+        FileNotFoundError: As for ``load``.
+        ValueError: As for ``load``.
     """
     given = {option: value for option, value in options.items() if value is not None}
     chosen = replace(FolderOptions(image_size=64 if name == "facescrub" else None), **given)
@@ -79,8 +76,18 @@ def plan(name: str | Path, root: Path, **options: Any) -> Plan:
             return str(name), _folder_facts(place), partial(_read_stand_in, place, str(name))
         return str(name), _signature(files, base=root), partial(read_official, str(name), root)
     source = find_folder(name, root)
+    if source is None and name == "facescrub":
+        raise FileNotFoundError(
+            f"FaceScrub is not in {root}: it is published as links only, so fetch the photographs yourself and put the"
+            f" face crops of every person under {root / name}/<person>/, or an archive facescrub.tar.xz of that into"
+            f" {root}"
+        )
     if source is None:
-        raise FileNotFoundError(_missing(str(name), root))
+        raise FileNotFoundError(
+            f"no data set {str(name)!r}: it is neither one of {', '.join(NAMED)} nor an image folder; put images under"
+            f" {root / name}/train/<class>/ and {root / name}/test/<class>/, or under {root / name}/<class>/ to have"
+            " them split"
+        )
     if source.is_file() and not source.name.endswith(ARCHIVES):
         raise ValueError(f"{source} is neither a folder nor an archive ({', '.join(ARCHIVES)})")
     plain = next((source.name.removesuffix(s) for s in ARCHIVES if source.name.endswith(s)), source.name)
@@ -96,28 +103,8 @@ def find_folder(name: str | Path, root: Path) -> Path | None:
     return next((path for path in candidates if path is not None and path.exists()), None)
 
 
-def _missing(name: str, root: Path) -> str:
-    if name == "facescrub":
-        return (
-            f"FaceScrub is not in {root}: it is published as links only, so fetch the photographs yourself and put the"
-            f" face crops of every person under {root / name}/<person>/, or an archive facescrub.tar.xz of that into"
-            f" {root}"
-        )
-    return (
-        f"no data set {name!r}: it is neither one of {', '.join(NAMED)} nor an image folder; put images under"
-        f" {root / name}/train/<class>/ and {root / name}/test/<class>/, or under {root / name}/<class>/ to have them"
-        " split"
-    )
-
-
 def _read_stand_in(source: Path, name: str) -> Dataset:
-    """Read the image folder that stands in for official files.
-
-    Raises:
-        ValueError: If it has another number of classes, or not the published split.
-    """
-    official = OFFICIAL[name]
-    published = FolderOptions(test_share=None)
+    official, published = OFFICIAL[name], FolderOptions(test_share=None)
     dataset = read_image_folder(source, name=name, options=published, augment_hint=official.augment_hint)
     if dataset.num_classes != official.num_classes:
         raise ValueError(
@@ -128,15 +115,12 @@ def _read_stand_in(source: Path, name: str) -> Dataset:
 
 
 def _folder_facts(source: Path) -> dict[str, Any]:
-    if source.is_file():
-        facts = _signature([source], base=source.parent)
-    else:
-        facts = _signature((path for _, path in walk(source)), base=source)
-    return {"name": source.name, **facts, "reading": READING}
+    paths, base = ([source], source.parent) if source.is_file() else ([path for _, path in walk(source)], source)
+    return {"name": source.name, **_signature(paths, base=base), "reading": READING}
 
 
-def _signature(paths: Iterable[Path], *, base: Path) -> dict[str, Any]:
-    """Return count, size in bytes and a hash of names, sizes and times of change, without reading the files."""
+def _signature(paths: Sequence[Path], *, base: Path) -> dict[str, Any]:
+    # Count, size in bytes and a hash of names, sizes and times of change, without reading the files.
     facts = [(path, path.stat()) for path in paths]
     rows = [[path.relative_to(base).as_posix(), fact.st_size, fact.st_mtime_ns] for path, fact in facts]
     listing = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
@@ -144,7 +128,6 @@ def _signature(paths: Iterable[Path], *, base: Path) -> dict[str, Any]:
 
 
 def _cached(folder: Path, key: str, source: dict[str, Any], build: Callable[[], Dataset]) -> Dataset:
-    """Return the cached data set, or build and cache it."""
     tensor_file, manifest_file = folder / f"{key}.safetensors", folder / f"{key}.json"
     try:
         return _read(tensor_file, read_json(manifest_file), source)

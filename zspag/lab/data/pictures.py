@@ -29,22 +29,16 @@ BROKEN = (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.Decomp
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image.
+    """A decoded image."""
 
-    Attributes:
-        pixels: Shape (H, W) if it is grey, else (H, W, 3), uint8.
-        lossy: Name of the coding if it loses something, "JPEG", "WebP" or "AVIF"; else None.
-    """
-
-    pixels: NDArray[np.uint8]
-    lossy: str | None
+    pixels: NDArray[np.uint8]  # shape (H, W) if it is grey, else (H, W, 3), uint8
+    lossy: str | None  # name of the coding if it loses something, "JPEG", "WebP" or "AVIF"; else None
 
 
 def decode(contents: bytes, *, place: str, source: Path, image_size: int | None) -> Picture:
-    """Decode an image and turn it upright; with ``image_size``, make it a square of so many pixels.
+    """Decode an image and turn it upright; with ``image_size``, resize its shorter side and crop the middle square.
 
-    The shorter side is resized, then the middle square is cropped. ``place``, the path of the file inside the folder or
-    archive ``source``, is for messages.
+    ``place``, the path of the file inside the folder or archive ``source``, is for messages.
 
     Raises:
         ValueError: If the file is broken or has more than 8 bits per channel; the message names it.
@@ -67,17 +61,14 @@ def decode(contents: bytes, *, place: str, source: Path, image_size: int | None)
         left, top = (width - image_size) // 2, (height - image_size) // 2
         plain = plain.resize((width, height), Image.Resampling.BICUBIC)
         plain = plain.crop((left, top, left + image_size, top + image_size))
-    return Picture(np.array(plain), _loss(image, contents))
-
-
-def _loss(image: Image.Image, contents: bytes) -> str | None:
+    lossy = None
     if image.format in ("JPEG", "MPO") or "jpeg" in str(image.info.get("compression")):  # the latter inside a TIFF
-        return "JPEG"
-    if image.format == "WEBP" and b"VP8L" not in contents:  # the chunk of pixels coded without loss
-        return "WebP"
-    if image.format == "AVIF":  # it can be lossless, which is rare, and nothing in the file says so
-        return "AVIF"
-    return None
+        lossy = "JPEG"
+    elif image.format == "WEBP" and b"VP8L" not in contents:  # the chunk of pixels coded without loss
+        lossy = "WebP"
+    elif image.format == "AVIF":  # it can be lossless, which is rare, and nothing in the file says so
+        lossy = "AVIF"
+    return Picture(np.array(plain), lossy)
 
 
 def grey(images: Tensor) -> Tensor:

@@ -53,20 +53,16 @@ def read_digits() -> Dataset:
 
 
 def gaussians2d(*, classes: int, per_class: int, spread: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw points of the plane around centres on the unit circle, for the theory.
+    """Draw points (classes * per_class, 2) around centres on the unit circle, with their labels, class by class.
 
     ``spread`` is the standard deviation of each class, in units of the circle's radius.
-
-    Returns:
-        Points (classes * per_class, 2), float32, and labels (classes * per_class,), int64, class by class.
 
     Raises:
         ValueError: If a count is below 1 or the spread negative.
     """
     if classes < 1 or per_class < 1 or spread < 0:
-        raise ValueError(
-            f"classes and per_class must be at least 1 and spread not negative, got {classes}, {per_class}, {spread}"
-        )
+        given = f"{classes}, {per_class}, {spread}"
+        raise ValueError(f"classes and per_class must be at least 1 and spread not negative, got {given}")
     labels = torch.arange(classes).repeat_interleave(per_class)
     angles = labels * (2 * math.pi / classes)
     centres = torch.stack([angles.cos(), angles.sin()], dim=1)
@@ -79,9 +75,9 @@ def _read_idx(root: Path, loader: Any) -> Content:
     raw, tensors = root / loader.__name__ / "raw", []  # the tensors in the order of IDX_FILES
     for path in (raw / file for file in IDX_FILES):
         packed = path.with_name(f"{path.name}.gz")
-        if not path.is_file() and not packed.is_file():
-            raise FileNotFoundError(f"{raw} lacks {path.name}; put it there, or delete {raw.parent} and run again")
         if not path.is_file():
+            if not packed.is_file():
+                raise FileNotFoundError(f"{raw} lacks {path.name}; put it there, or delete {raw.parent} and run again")
             _check_sums(raw, {packed.name: dict(loader.resources)[packed.name]})
             with replacing(path) as temporary:
                 temporary.write_bytes(gzip.decompress(packed.read_bytes()))
@@ -139,27 +135,15 @@ def _check_sums(folder: Path, checksums: dict[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Official:
-    """A data set that torchvision knows.
+    """A data set that torchvision knows."""
 
-    Attributes:
-        title: Its name in a sentence; without the dash it is the class of ``torchvision.datasets``.
-        what: What it holds.
-        read: Verifies and reads its files, given the data root and that class.
-        places: Folders or files under the data root that hold it.
-        files: What to put there by hand.
-        archive: Name without suffix of an archive that holds ``places[0]``, if there may be one.
-        folders: Names of image folders, or of archives of one, that stand in for the official files.
-        augment_hint: Label-preserving augmentation, as in ``Dataset``.
-        num_classes: Number of classes K.
-    """
-
-    title: str
+    title: str  # without the dash it is the class of torchvision.datasets
     what: str
-    read: Callable[[Path, Any], Content]
-    places: tuple[str, ...]
-    files: str
-    archive: str | None = None
-    folders: tuple[str, ...] = ()
+    read: Callable[[Path, Any], Content]  # verifies and reads the files, given the data root and that class
+    places: tuple[str, ...]  # folders or files under the data root that hold it
+    files: str  # what to put there by hand
+    archive: str | None = None  # name without suffix of an archive of places[0]
+    folders: tuple[str, ...] = ()  # image folders, or archives of one, that stand in for the official files
     augment_hint: str = "shift_flip"
     num_classes: int = 10
 
@@ -172,7 +156,7 @@ class Official:
 
     @property
     def wanted(self) -> str:
-        """What to put under the data root by hand: the files, or an image folder that stands in for them."""
+        """What to put under the data root by hand."""
         if not self.folders:
             return self.files
         archives = " or ".join(f"{folder}.tar.xz" for folder in self.folders)

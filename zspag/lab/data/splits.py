@@ -20,15 +20,10 @@ MOST_CLASSES = 10  # classes that it keeps: a net that hardly sees an image cann
 
 @dataclass(frozen=True)
 class Split:
-    """Images with their labels.
+    """Images with their labels."""
 
-    Attributes:
-        images: Shape (n, C, H, W), uint8 on 0..255.
-        labels: Shape (n,), int64.
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # shape (n, C, H, W), uint8 on 0..255
+    labels: Tensor  # shape (n,), int64
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -59,26 +54,17 @@ class Split:
 class Dataset:
     """A training and a test split over the same classes.
 
-    Attributes:
-        name: Name it was loaded by.
-        classes: Name of every label, in the order of the labels.
-        train: Training split.
-        test: Test split.
-        augment_hint: Label-preserving augmentation of ``TrainConfig.augment``: "none", "shift" or "shift_flip".
-        data_source: Where the pixels came from, in words; lossy coding is named, as in "JPEG-coded (lossy)".
-        sha256: Hash of class names, shapes, images and labels in their order; independent of file formats.
-
     Raises:
         ValueError: If a split is empty, or a label is not that of a class.
     """
 
-    name: str
-    classes: tuple[str, ...]
+    name: str  # name it was loaded by
+    classes: tuple[str, ...]  # name of every label, in the order of the labels
     train: Split
     test: Split
-    augment_hint: str
-    data_source: str
-    sha256: str = field(init=False)
+    augment_hint: str  # label-preserving augmentation of ``TrainConfig.augment``: "none", "shift" or "shift_flip"
+    data_source: str  # where the pixels came from, in words; lossy coding is named, as in "JPEG-coded (lossy)"
+    sha256: str = field(init=False)  # of class names, shapes, images and labels in their order, whatever the format
 
     def __post_init__(self) -> None:
         splits = {"training": self.train, "test": self.test}
@@ -121,8 +107,7 @@ class Dataset:
 def thinned(dataset: Dataset, share: float) -> Dataset:
     """Return the data set with this share of every class's images in both splits, evenly spaced, at least ``FEWEST``.
 
-    Of many classes the first ``MOST_CLASSES`` are kept. A share of 1 % proves that a command runs where the whole would
-    take a GPU; its numbers mean nothing.
+    Of many classes the first ``MOST_CLASSES`` are kept.
 
     Raises:
         ValueError: If the share lies outside (0, 1].
@@ -141,10 +126,10 @@ def thinned(dataset: Dataset, share: float) -> Dataset:
 
 
 def halved(dataset: Dataset, half: str) -> Dataset:
-    """Return the data set with one half of its test set: every second image of each class, in the order of the set.
+    """Return the data set with one half of its test set, so that a choice made on one half is confirmed on the other.
 
-    What was chosen on one half can be confirmed on the other. Of a class's test images numbered from 1, the odd ones
-    are the "first" half and the even ones the "second", so images that are sorted by kind reach both halves.
+    Of a class's test images numbered from 1, the odd ones are the "first" half and the even ones the "second": images
+    that are sorted by kind reach both halves.
 
     Raises:
         ValueError: If there is no such half, or a class has a single test image.
@@ -162,15 +147,7 @@ def halved(dataset: Dataset, half: str) -> Dataset:
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of every channel on [0, 1], for ``Normalize``.
 
-    Args:
-        images: Shape (n, C, H, W), uint8.
-
-    Returns:
-        Two lists of C numbers, from exact integer sums, so that no order or thread count changes them.
-
-    Example:
-        >>> channel_statistics(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
-        ([0.5], [0.5])
+    ``images`` has shape (n, C, H, W), uint8. The sums are exact integers: no order or thread count changes them.
     """
     channels, count = images.shape[1], images.numel() // images.shape[1]
     totals = images.sum((0, 2, 3), dtype=torch.int64).double()

@@ -1,6 +1,7 @@
 """A model by the name of its architecture, or from somebody's own file; the table of architectures stands here.
 
-A new architecture is one function (num_classes, in_channels, image_size, width) -> module and one line of the table.
+A new architecture is one function (num_classes, in_channels, image_size, width) -> module in a file of its own (an edit
+of it then leaves the cached nets of the others valid) and one line of the table.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,9 +54,6 @@ def build(
         std: Standard deviation of each channel.
         seed: Seed of the initial weights, leaving the global stream as it was; None draws from that stream.
 
-    Returns:
-        A model in training mode.
-
     Raises:
         ValueError: If the architecture is unknown, the image is too small for it, or only one of mean and std is given.
     """
@@ -66,7 +64,16 @@ def build(
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        body = _body(arch, num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)
+        if is_file_place(arch):
+            body = from_file(arch, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+        else:
+            if arch not in ARCHITECTURES:
+                known = ", ".join(sorted(ARCHITECTURES))
+                raise ValueError(f"unknown architecture {arch!r}; known are {known}, or path/to/file.py:factory")
+            if width < 1:
+                raise ValueError(f"width must be at least 1, got {width}")
+            options = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+            body = ARCHITECTURES[arch](**options, width=width)
     if mean is None or std is None:
         return body
     if len(mean) != in_channels:
@@ -80,22 +87,7 @@ def build(
 def from_file(place: str, **known: int) -> nn.Module:
     """Build a model of somebody else's: ``path/to/file.py:factory``, ``package.module:factory`` or ``timm:name``.
 
-    Args:
-        place: Where the factory is.
-        **known: num_classes, in_channels and image_size as far as they are known; a factory gets those that it takes.
-
-    Raises:
-        ValueError: If there is no such factory, it needs something else or fails, or what it returns is no module.
+    ``known`` holds num_classes, in_channels and image_size as far as they are known; a factory gets those it takes.
+    Errors are those of ``user_files.model_of``.
     """
     return model_of(place, known)[0]
-
-
-def _body(arch: str, *, num_classes: int, in_channels: int, image_size: int, width: int) -> nn.Module:
-    if is_file_place(arch):
-        return from_file(arch, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
-    if arch not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise ValueError(f"unknown architecture {arch!r}; known are {known}, or path/to/file.py:factory")
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
-    return ARCHITECTURES[arch](num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)

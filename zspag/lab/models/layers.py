@@ -7,14 +7,7 @@ from torch import Tensor, nn
 
 
 class Normalize(nn.Module):
-    """Map images in [0, 1] to ``(images - mean) / std``, channel by channel.
-
-    Args:
-        mean: Mean of each channel, on [0, 1].
-        std: Standard deviation of each channel, on [0, 1].
-
-    Raises:
-        ValueError: If the lengths differ or a deviation is not positive.
+    """Map images in [0, 1] to ``(images - mean) / std``, channel by channel; both are on [0, 1].
 
     Example:
         >>> Normalize([0.5], [0.25])(torch.ones(1, 1, 1, 1)).item()

@@ -7,13 +7,7 @@ from zspag.lab.models.layers import block, pooled_head, require_size
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: relu(shortcut(x) + convolutions(x)).
-
-    Args:
-        channels_in: Channels of the input.
-        channels_out: Channels of the output.
-        stride: Stride of the first convolution; the shortcut follows it with a 1x1 convolution.
-    """
+    """Two 3x3 convolutions beside a shortcut, which follows a change of shape with a 1x1 convolution."""
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int) -> None:
         super().__init__()
@@ -33,9 +27,7 @@ def resnet18(*, num_classes: int, in_channels: int, image_size: int, width: int)
     require_size(image_size, 8, "resnet18")
     layers, channels = block(in_channels, width), width
     for factor, stride in ((1, 1), (2, 2), (4, 2), (8, 2)):
-        layers += [
-            Residual(channels, factor * width, stride=stride),
-            Residual(factor * width, factor * width, stride=1),
-        ]
-        channels = factor * width
+        wide = factor * width
+        layers += [Residual(channels, wide, stride=stride), Residual(wide, wide, stride=1)]
+        channels = wide
     return nn.Sequential(*layers, *pooled_head(channels, num_classes))

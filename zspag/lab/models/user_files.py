@@ -55,7 +55,7 @@ def model_of(place: str, known: Facts, *, guessed: Facts | None = None) -> tuple
     if is_file and not path.is_file():
         raise ValueError(f"there is no file {path}: give the path of a Python file before ':'")
     module_name = _free_name(path) if is_file else ""  # before its own folder is searched, too
-    with _standing_in(path if is_file else None):
+    with _started_as_a_script(path if is_file else None):
         module = _executed(path, module_name) if is_file else _imported(where, place)
         factory = getattr(module, name, None)
         if not callable(factory):
@@ -65,12 +65,8 @@ def model_of(place: str, known: Facts, *, guessed: Facts | None = None) -> tuple
 
 
 @contextmanager
-def _standing_in(path: Path | None) -> Generator[None, None, None]:
-    """Set the search path and the command line as ``python file.py`` would, or ``python -m``; both are restored.
-
-    Yields:
-        Nothing.
-    """
+def _started_as_a_script(path: Path | None) -> Generator[None, None, None]:
+    # Search path and command line are those of `python file.py`, or of `python -m`.
     search, line = list(sys.path), sys.argv
     if path is None:
         sys.path.append(str(Path.cwd()))
@@ -89,17 +85,11 @@ def _imported(module: str, place: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ValueError(
-            f"{place} needs the package {package} ({error}): install it, or give path/to/file.py:factory"
-        ) from error
+        remedy = "install it, or give path/to/file.py:factory"
+        raise ValueError(f"{place} needs the package {package} ({error}): {remedy}") from error
 
 
 def _executed(path: Path, name: str) -> ModuleType:
-    """Import a Python file under a name; if that fails, nothing of it stays.
-
-    Raises:
-        ValueError: If the file cannot be imported.
-    """
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # a file with the suffix .py always has a spec
     assert spec.loader is not None  # and that a loader
@@ -108,18 +98,18 @@ def _executed(path: Path, name: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look a class up by the name of its module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # nothing of it stays
         sys.modules.pop(name)
         if before is not None:
             sys.modules[name] = before
-        remedy = ": put what it runs as a script under `if __name__ == '__main__':`"
         ended = isinstance(error, SystemExit)
-        raise ValueError(f"{path} cannot be imported ({_words(error)}){remedy if ended else ''}") from error
+        remedy = ": put what it runs as a script under `if __name__ == '__main__':`" if ended else ""
+        raise ValueError(f"{path} cannot be imported ({_words(error)}){remedy}") from error
     return module
 
 
 def _free_name(path: Path) -> str:
-    """Return the name under which Python would import the file, unless another module is or would be found by it."""
+    # The name under which Python would import the file, unless another module is or would be found by it.
     loaded = sys.modules.get(path.stem)
     if loaded is not None:
         origin = getattr(loaded, "__file__", None)
@@ -132,11 +122,7 @@ def _free_name(path: Path) -> str:
 
 
 def _options(factory: Callable[..., object], place: str, known: Facts, guessed: Facts) -> dict[str, int]:
-    """Return the facts that a factory takes: those that are known, and guesses for what has no default.
-
-    Raises:
-        ValueError: If it needs anything else.
-    """
+    # The facts that a factory takes: those that are known, and guesses for what has no default.
     try:
         parameters = dict(inspect.signature(factory).parameters)
     except (TypeError, ValueError):  # something built in, which does not tell

@@ -25,16 +25,15 @@ State = dict[str, Any]  # tensors, and what a module's ``get_extra_state`` retur
 
 
 def read_state(path: Path) -> tuple[State, list[str]]:
-    """Read a state dict on the CPU.
-
-    Args:
-        path: A .safetensors file, or what torch.save wrote of a state dict, alone or inside a dictionary.
+    """Read a state dict on the CPU: a .safetensors file, or what torch.save wrote, alone or inside a dictionary.
 
     Returns:
         The state dict, and remarks on how it was found.
 
     Raises:
         ValueError: If the file is missing, damaged, of another kind, or would have to be executed.
+        OSError: If it cannot be read.
+        MemoryError: If it is too large.
     """
     if path.suffix not in (*SAFE, *PICKLED):
         raise ValueError(f"weights are read from {', '.join((*SAFE, *PICKLED))}, got {path}: save the state dict so")
@@ -45,14 +44,10 @@ def read_state(path: Path) -> tuple[State, list[str]]:
             return dict(safetensors.torch.load_file(path)), []
         except SafetensorError as error:
             raise ValueError(f"{path} is no readable safetensors file ({error}): save the weights again") from error
-    return _unwrapped(_unpickled(path), path)
-
-
-def _unpickled(path: Path) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on files that it refuses, which the message here replaces
-            return torch.load(path, map_location="cpu", weights_only=True)
+            held = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in whatever way its bytes have it
@@ -64,14 +59,10 @@ def _unpickled(path: Path) -> object:
         raise ValueError(
             f"{path} {why}: save the state dict alone, torch.save(model.state_dict(), 'weights.pt')"
         ) from error
+    return _unwrapped(held, path)
 
 
 def _unwrapped(value: object, path: Path) -> tuple[State, list[str]]:
-    """Return the state dict in what a file held.
-
-    Raises:
-        ValueError: If there is none; the message says what the file holds.
-    """
     held: list[Any] = []
     if isinstance(value, Mapping):
         held = list(value)
@@ -88,16 +79,7 @@ def _unwrapped(value: object, path: Path) -> tuple[State, list[str]]:
 
 
 def renamed(state: State, wanted: Mapping[str, Any]) -> tuple[State, list[str]]:
-    """Take off the prefixes that wrappers put before all names.
-
-    Args:
-        state: A state dict.
-        wanted: The model's own.
-
-    Returns:
-        The state dict under names of which the model has some, where a prefix was the reason that it had none, and
-        remarks.
-    """
+    """Take off the prefixes that wrappers put before all names, unless the ``wanted`` names have them; with remarks."""
     remarks: list[str] = []
     if "n_averaged" in state and "n_averaged" not in wanted:  # torch.optim.swa_utils.AveragedModel
         state = {name: value for name, value in state.items() if name != "n_averaged"}
@@ -114,16 +96,7 @@ def renamed(state: State, wanted: Mapping[str, Any]) -> tuple[State, list[str]]:
 
 
 def load_into(model: nn.Module, state: State, *, weights: Path, place: str) -> list[str]:
-    """Give a model its weights.
-
-    Args:
-        model: Changed in place.
-        state: A state dict.
-        weights: Where it comes from, for messages.
-        place: Where the model comes from, for messages.
-
-    Returns:
-        Remarks.
+    """Give a model its weights, in place, and return remarks; ``weights`` and ``place`` say where both come from.
 
     Raises:
         ValueError: If names or shapes do not fit; the message names some.
@@ -164,21 +137,12 @@ def _few(names: list[str]) -> str:
 
 
 def facts_from(state: State, own: Mapping[str, Any], *, probed: int) -> dict[str, int]:
-    """Find the facts with which a model would have the shapes of a file, by how a trial of it differs.
+    """Return num_classes and in_channels as far as the shapes of a state dict tell, by how a trial model's differ.
 
     Args:
         state: A state dict; the order of its names means nothing, for .safetensors keeps none.
         own: That of the model, built for ``probed`` classes.
         probed: A number of classes that no other size equals.
-
-    Returns:
-        num_classes and in_channels, as far as the shapes tell.
-
-    Example:
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.Flatten(), torch.nn.Linear(8, 997))
-        >>> file = {"0.weight": torch.zeros(8, 1, 1, 1), "2.weight": torch.zeros(5, 8), "2.bias": torch.zeros(5)}
-        >>> facts_from(file, net.state_dict(), probed=997)
-        {'num_classes': 5, 'in_channels': 1}
     """
     state, _ = renamed(state, own)
     found: dict[str, set[int]] = {"num_classes": set(), "in_channels": set()}
@@ -194,19 +158,13 @@ def facts_from(state: State, own: Mapping[str, Any], *, probed: int) -> dict[str
 
 
 def write_state(path: Path, state: Mapping[str, Any], *, suffix: str, metadata: dict[str, str]) -> None:
-    """Write a state dict.
-
-    Args:
-        path: Where to; a temporary file usually.
-        state: Values; tensors are copied to the CPU, each on its own, for the format refuses tensors that share memory.
-        suffix: ".safetensors", or one of those of torch.save.
-        metadata: Words for the header, of which only .safetensors has one.
+    """Write a state dict in the format of ``suffix``; ``metadata`` go into the header that .safetensors has.
 
     Raises:
         ValueError: If the format has no place for a value.
         OSError: If it cannot be written.
     """
-    plain = {
+    plain = {  # each tensor is copied, for .safetensors refuses tensors that share memory
         name: value.detach().cpu().contiguous().clone() if isinstance(value, Tensor) else value
         for name, value in state.items()
     }
