@@ -44,6 +44,7 @@ HALF = "a half of CIFAR-10 (every second image of each class), JPEG-coded"
 QUALITY = 92  # of the JPEGs, without subsampling of colours: 30,000 images are about 32 MiB
 EPS = 8 / 255
 FORGET = 3
+LATEST = 80  # seconds after which no further way to attack is begun: to compile one takes long
 NO_CARD = "make gpu takes a CUDA card, and there is none here; TINY=1 runs every line without one"
 
 
@@ -121,9 +122,12 @@ def attacks(*, tiny: bool) -> dict[str, Any]:
     others = torch.tensor([label for label in range(experiment.data_of(profile).num_classes) if label != case.forget])
     targets = others.to(device)[torch.arange(len(images), device=device) % len(others)]
     ways = ways_of(model, images, targets, config=ProxyConfig(random_start=False))
-    found, refused, first = {}, {}, {}
+    found, refused, first, begun = {}, {}, {}, time.perf_counter()
     for name, way in ways.items():
         started = time.perf_counter()
+        if started - begun > LATEST:
+            refused[name] = f"not begun: the ways before it took {started - begun:.0f} s"
+            continue
         try:
             found[name] = way()
             found[name].margins.sum().item()  # waits for the card
@@ -195,19 +199,19 @@ def ways_of(
         "TF32": usual,
         "bfloat16": bfloat16,
         "TF32, channels outermost": plain,
-        "TF32, compiled": compiled_chunk,
-        "bfloat16, compiled": compiled_in_bfloat16,
         "TF32, one CUDA graph": graph,
+        "bfloat16, compiled": compiled_in_bfloat16,
+        "TF32, compiled": compiled_chunk,
     }
 
 
 def _without_tf32(work: Callable[[], Any]) -> Any:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    convolutions = torch.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
     try:
         return work()
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        convolutions.fp32_precision = before
 
 
 def _captured(model: nn.Module, images: Tensor, chunk: Callable[[], Attacked]) -> tuple[torch.cuda.CUDAGraph, Attacked]:
@@ -240,11 +244,13 @@ def smoke(*, tiny: bool) -> dict[str, Any]:
     numbers = [path.name[:2] for path in sorted((CHECKOUT / "notebooks").glob("[0-9][0-9]_*.ipynb"))][
         : 1 if tiny else None
     ]
-    started = {number: subprocess.Popen(**_notebook("smoke", number)) for number in numbers}
+    # Roots of their own: none waits for, or reads, what another is about to train.
+    roots = {number: rooted(files.repository_root() / f"smoke-{number}") for number in numbers}
+    started = {number: subprocess.Popen(**_notebook("smoke", number, root)) for number, root in roots.items()}
     said = {number: process.communicate()[0] for number, process in started.items()}
     if failed := [number for number, process in started.items() if process.returncode]:
         raise RuntimeError("; ".join(f"notebook {number}: {_last(said[number], 4)}" for number in failed))
-    seals = sorted((files.repository_root() / "runs" / "smoke" / "seals").glob("*.json"))
+    seals = [path for root in roots.values() for path in (root / "runs" / "smoke" / "seals").glob("*.json")]
     return {"seconds, all at once": {path.stem: files.read_json(path)["seconds"] for path in seals}}
 
 
@@ -255,7 +261,7 @@ def paper(*, tiny: bool) -> dict[str, Any]:
         RuntimeError: If it fails; the message is the end of its output.
     """
     profile, root = profile_of(tiny=tiny), files.repository_root()
-    process = subprocess.Popen(**_notebook(profile.name, "00"))
+    process = subprocess.Popen(**_notebook(profile.name, "00", root))
     said = process.communicate()[0]
     if process.returncode:
         raise RuntimeError(_last(said, 8))
@@ -265,11 +271,12 @@ def paper(*, tiny: bool) -> dict[str, Any]:
     return {"profile": profile.name, "numbers": {name: value for name, (value, _) in drawn["numbers"].items()}}
 
 
-def _notebook(profile: str, number: str) -> dict[str, Any]:
+def _notebook(profile: str, number: str, root: Path) -> dict[str, Any]:
+    """Return the arguments of the process that runs one notebook by papermill."""
     command = [sys.executable, "-m", "zspag", "reproduce", "--profile", profile, "--only", number]
     notebooks = ["--notebooks", str(CHECKOUT / "notebooks")]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return {"args": [*command, *notebooks], "cwd": CHECKOUT, **streams}
+    return {"args": [*command, *notebooks], "cwd": CHECKOUT, "env": os.environ | {"ZSPAG_ROOT": str(root)}, **streams}
 
 
 @dataclass(frozen=True)
@@ -361,11 +368,7 @@ def _boxed(name: str, seconds: float, *, tiny: bool, log: Path) -> str | None:
         return "no time was left"
     command = [sys.executable, "-m", "benchmarks.gpu", "step", name, str(log.parent), *(["--tiny"] if tiny else [])]
     # A root of its own: results of half of the data must not lie beside those of all of it.
-    root = log.parent / "root"
-    root.mkdir(exist_ok=True)
-    if not (root / "results").is_symlink():
-        (root / "results").symlink_to(CHECKOUT / "results")
-    env = os.environ | {"ZSPAG_ROOT": str(root), "PYTHONUNBUFFERED": "1"}
+    env = os.environ | {"ZSPAG_ROOT": str(rooted(log.parent / "root")), "PYTHONUNBUFFERED": "1"}
     env["ZSPAG_DATA"] = str(packed().parent if packed().is_file() else files.data_root())
     with log.open("w", encoding="utf-8") as told:
         process = subprocess.Popen(
@@ -383,6 +386,14 @@ def _boxed(name: str, seconds: float, *, tiny: bool, log: Path) -> str | None:
     return None if code == 0 else _last(log.read_text(encoding="utf-8"), 6)
 
 
+def rooted(root: Path) -> Path:
+    """Return a folder for runs and figures, made if need be, in which the recorded results are found."""
+    root.mkdir(parents=True, exist_ok=True)
+    if not (root / "results").is_symlink():
+        (root / "results").symlink_to(CHECKOUT / "results")
+    return root
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a step and all that it started."""
     with contextlib.suppress(ProcessLookupError):
@@ -395,8 +406,10 @@ def step(name: str, folder: Path, *, tiny: bool) -> None:
     started = time.monotonic()
     found = STEPS[name].work(tiny=tiny)
     content = described(tiny=tiny) | {"failed": None, "seconds": time.monotonic() - started, "found": found}
-    if torch.cuda.is_available():
-        content["peak memory of the card, GiB"] = torch.cuda.max_memory_allocated() / 2**30
+    if torch.cuda.is_available() and (
+        peak := torch.cuda.max_memory_allocated()
+    ):  # 0 where processes below did the work
+        content["peak memory of the card, GiB"] = peak / 2**30
     files.write_json(folder / f"{name}.json", files.plain(content, name))
 
 

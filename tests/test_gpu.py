@@ -368,7 +368,7 @@ def card(monkeypatch):
         with fake_gpu():
             yield AWAY
         return
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
     yield torch.device("cuda")
 
 
@@ -389,9 +389,9 @@ def test_moments_on_a_card_are_those_of_the_cpu(card):
     case = small()
     here, there = (second_moments(moved(case.model, one), moved(case.images, one)) for one in (HOME, card))
     assert here.second
-    assert all(near(second, there.second[name], within=1e-5) for name, second in here.second.items())
+    assert all(near(second, there.second[name], within=1e-4) for name, second in here.second.items())
     fewer = second_moments(moved(case.model, card), moved(case.images, card)[:30])
-    assert not any(near(second, fewer.second[name], within=1e-5) for name, second in here.second.items())
+    assert not any(near(second, fewer.second[name], within=1e-4) for name, second in here.second.items())
 
 
 def test_unlearning_on_a_card_forgets_and_moves_the_weights_as_on_the_cpu(card):
@@ -407,7 +407,7 @@ def test_unlearning_on_a_card_forgets_and_moves_the_weights_as_on_the_cpu(card):
     changed = [name for name in before if not torch.equal(before[name], ours[name])]
     assert changed
     for name in changed:
-        assert near(ours[name] - before[name], held(theirs[name]).cpu() - before[name], within=0.1), name
+        assert near(ours[name] - before[name], held(theirs[name]).cpu() - before[name], within=0.3), name
     assert there.report.reached == here.report.reached
     assert not (logits_of(there.model, moved(case.images, card)).argmax(1) == FORGET).any()
 
