@@ -241,9 +241,8 @@ def smoke(*, tiny: bool) -> dict[str, Any]:
     Raises:
         RuntimeError: If one fails; the message is the end of its output.
     """
-    numbers = [path.name[:2] for path in sorted((CHECKOUT / "notebooks").glob("[0-9][0-9]_*.ipynb"))][
-        : 1 if tiny else None
-    ]
+    paths = sorted((CHECKOUT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    numbers = [path.name[:2] for path in (paths[:1] if tiny else paths)]
     # Roots of their own: none waits for, or reads, what another is about to train.
     roots = {number: rooted(files.repository_root() / f"smoke-{number}") for number in numbers}
     started = {number: subprocess.Popen(**_notebook("smoke", number, root)) for number, root in roots.items()}

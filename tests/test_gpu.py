@@ -394,6 +394,7 @@ def test_moments_on_a_card_are_those_of_the_cpu(card):
     assert not any(near(second, fewer.second[name], within=1e-4) for name, second in here.second.items())
 
 
+@pytest.mark.slow
 def test_unlearning_on_a_card_forgets_and_moves_the_weights_as_on_the_cpu(card):
     case = small()
     config = replace(case.config, views=60, update=replace(case.config.update, lr=0.3, layers="all"))
