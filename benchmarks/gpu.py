@@ -265,7 +265,8 @@ def paper(*, tiny: bool) -> dict[str, Any]:
     if process.returncode:
         raise RuntimeError(_last(said, 8))
     drawn = files.read_json(root / "runs" / profile.name / "results" / "00_before_after.json")
-    drawn["caption"] += f" {data_words(profile.dataset)}."
+    for panel in drawn["data"]["panels"]:
+        panel["title"] = f"on {data_words(profile.dataset)}"
     plots.save(drawn, root / "paper.png")
     return {"profile": profile.name, "numbers": {name: value for name, (value, _) in drawn["numbers"].items()}}
 
@@ -427,7 +428,7 @@ def draw(folder: Path) -> None:
     if not panels:
         return
     one = told["attack" if "attack" in done else "nets"]
-    caption = f"{one['device']}, torch {one['torch']}; {one['data']}."
+    panels[0]["title"] = caption = f"{one['device']}, torch {one['torch']}, {one['data']}"
     made = provenance.record(
         config={"trial": one["tiny"]}, seed=0, data_sha256=None, device="cuda", threads=1, started=time.time()
     )
