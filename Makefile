@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-slow test-all lint format lab notebooks readme bench bench-compare fresh-clone clean
+.PHONY: help figures test test-slow test-all lint format lab notebooks readme bench bench-compare gpu fresh-clone clean
 
 PYTHON ?= python3
 PROFILE ?= digits
@@ -66,6 +66,9 @@ bench-compare: $(STAMP) ## Print the last run stage by stage over an older file:
 ifneq ($(filter bench-compare,$(MAKECMDGOALS)),)
 $(filter %.json,$(MAKECMDGOALS)): ;@:
 endif
+
+gpu: $(STAMP) ## What one CUDA card does, at most 12 minutes, into runs/gpu (TINY=1 to see that it runs, without one)
+	@$(RUN) -m benchmarks.gpu $(if $(filter 1,$(TINY)),--tiny)
 
 fresh-clone: $(STAMP) ## Time the README's commands in a fresh clone of what is committed
 	@$(RUN) tests/fresh_clone.py

@@ -2,14 +2,19 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from zspag.lab import cluster
 from zspag.lab.cluster import spread_over
+from zspag.report import files
 from zspag.runtime import pool_map
 
 pytestmark = pytest.mark.slow  # processes of their own
@@ -78,3 +83,66 @@ def test_an_address_where_nobody_answers_is_named(monkeypatch):
         spread_over("tcp://127.0.0.1:9", workers=2, threads_each=1),
     ):
         pass
+
+
+METHODS = ("zs_pag", "delete", "head_only")
+SWEEP = ("-m", "zspag", "sweep", "--profile", "smoke", "--methods", ",".join(METHODS), "--no-retrained")
+
+
+def _swept(root, *options):
+    """Start a sweep whose files lie in ``root``."""
+    command = [sys.executable, *SWEEP, *options]
+    return subprocess.Popen(command, env=os.environ | {"ZSPAG_ROOT": str(root)}, stderr=subprocess.PIPE, text=True)
+
+
+def _rows(root):
+    content = files.read_json(root / "runs" / "smoke" / "results" / "sweep_digits_digits_3.json")
+    return pd.DataFrame(content["measurements"]["rows"]).drop(columns="seconds")
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """A dask scheduler and two workers, all processes that a cluster of this machine could have started elsewhere.
+
+    Yields:
+        The scheduler's address and the processes of the workers.
+    """
+    file = tmp_path / "scheduler.json"
+    common = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    env = os.environ | {"ZSPAG_ROOT": str(tmp_path / "spread"), "OMP_NUM_THREADS": "1"}
+    alone = ("--scheduler-file", str(file), "--no-dashboard")
+    roles = [("scheduler", "--host", "127.0.0.1", "--port", "0"), *[("worker", "--nthreads", "1", "--no-nanny")] * 2]
+    with ExitStack() as started:
+        processes = []
+        for role, *options in roles:
+            command = [sys.executable, "-m", "dask", role, *options, *alone]
+            process = subprocess.Popen(command, env=env, cwd=tmp_path, **common)
+            started.callback(process.wait)
+            started.callback(process.kill)
+            processes.append(process)
+        _wait_for(file.is_file)
+        yield files.read_json(file)["address"], processes[1:]
+
+
+def _wait_for(condition, seconds=600):
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "it did not come"
+        time.sleep(0.05)
+
+
+def test_a_sweep_over_two_workers_of_which_one_is_killed_has_the_rows_of_a_serial_one(scheduler, tmp_path):
+    address, (doomed, other) = scheduler
+    running = _swept(tmp_path / "spread", "--scheduler", address)
+    grid = tmp_path / "spread" / "runs" / "smoke" / "grid"
+    _wait_for(lambda: running.poll() is not None or any(len(list(grid.glob(f"{name}-*"))) for name in METHODS))
+    doomed.kill()  # while both do the other methods
+    _, said = running.communicate()
+    assert running.returncode == 0, said
+    assert (doomed.wait(), other.poll()) == (-signal.SIGKILL, None)
+    serial = _swept(tmp_path / "serial")
+    _, said = serial.communicate()
+    assert serial.returncode == 0, said
+    spread_rows, serial_rows = (_rows(tmp_path / name) for name in ("spread", "serial"))
+    assert set(serial_rows["method"]) >= set(METHODS)
+    pd.testing.assert_frame_equal(spread_rows, serial_rows, check_exact=True)

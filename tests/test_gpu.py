@@ -1,6 +1,7 @@
 """On a GPU everything comes out as on the CPU, and between steps, batches and chunks nobody waits for it."""
 
 import copy
+import warnings
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -14,6 +15,7 @@ from laboratory import FORGET, rooted, small
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import gpu as measured
 from benchmarks import stages
 from benchmarks.stages import machine
 from benchmarks.stages.settings import TINY
@@ -350,6 +352,102 @@ def test_conjugate_gradients_wait_once_per_step(gpu):
 def test_training_waits_per_epoch_and_not_per_step(gpu, recipe):
     counts = [waits(gpu, lambda size=size: training(recipe, batch_size=size)(AWAY)).total() for size in (60, 12)]
     assert counts[0] == counts[1]
+
+
+# On a real card, or on the fake one where there is none: close to the CPU, not equal to its last bits
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A CUDA card without TF32, or the fake GPU.
+
+    Yields:
+        The device.
+    """
+    if not torch.cuda.is_available():
+        with fake_gpu():
+            yield AWAY
+        return
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    yield torch.device("cuda")
+
+
+def near(here, there, *, within):
+    """Tell whether two tensors are near, as a share of the first one's length."""
+    here, there = here.detach().double(), held(there).detach().cpu().double()
+    return (here - there).norm() <= within * here.norm()
+
+
+def test_an_attack_on_a_card_reaches_the_margins_of_the_cpu(card):
+    here, there = attacked(HOME, 12), attacked(card, 12)
+    assert near(here.images, there.images, within=1e-3)
+    assert near(here.margins, there.margins, within=1e-2)
+    assert not near(here.images, attacked(card, 3).images, within=1e-3)  # the control
+
+
+def test_moments_on_a_card_are_those_of_the_cpu(card):
+    case = small()
+    here, there = (second_moments(moved(case.model, one), moved(case.images, one)) for one in (HOME, card))
+    assert here.second
+    assert all(near(second, there.second[name], within=1e-4) for name, second in here.second.items())
+    fewer = second_moments(moved(case.model, card), moved(case.images, card)[:30])
+    assert not any(near(second, fewer.second[name], within=1e-4) for name, second in here.second.items())
+
+
+@pytest.mark.slow
+def test_unlearning_on_a_card_forgets_and_moves_the_weights_as_on_the_cpu(card):
+    case = small()
+    config = replace(case.config, views=60, update=replace(case.config.update, lr=0.3, layers="all"))
+
+    def work(device):
+        model, images, labels = (moved(part, device) for part in (case.model, case.images, case.labels))
+        return zero_shot_unlearn(model, images, labels, num_classes=10, config=config, seed=0)
+
+    here, there = work(HOME), work(card)
+    before, ours, theirs = (net.state_dict(keep_vars=True) for net in (case.model, here.open_model, there.open_model))
+    changed = [name for name in before if not torch.equal(before[name], ours[name])]
+    assert changed
+    for name in changed:
+        assert near(ours[name] - before[name], held(theirs[name]).cpu() - before[name], within=0.3), name
+    assert there.report.reached == here.report.reached
+    assert not (logits_of(there.model, moved(case.images, card)).argmax(1) == FORGET).any()
+
+
+def test_training_on_a_card_ends_near_the_weights_of_the_cpu(card, monkeypatch):
+    monkeypatch.setattr("zspag.lab.training.precision_of", lambda _device: torch.float32)
+    here, there = (training("plain")(device).state_dict(keep_vars=True) for device in (HOME, card))
+    assert all(near(here[name], there[name], within=0.05) for name in here if here[name].is_floating_point())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a CUDA card; its stand-in counts the waits above")
+def test_an_attack_on_a_card_never_waits_for_a_step():
+    def counted(steps):
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                attacked("cuda", steps)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchroniz" in str(one.message) for one in seen)
+
+    counted(2)
+    assert counted(2) == counted(12) > 0
+
+
+@pytest.mark.slow
+def test_the_ways_to_attack_on_a_card_find_the_same_or_are_refused_with_a_reason(card, tmp_path, own_data, monkeypatch):
+    monkeypatch.setenv("ZSPAG_ROOT", str(tmp_path))
+    found = measured.attacks(tiny=True)
+    ways, refused = found["ways"], found["refused"]
+    assert {"float32", "TF32", "bfloat16", "TF32, channels outermost"} <= ways.keys()
+    assert len(ways) + len(refused) == 7
+    assert ways["TF32"]["distance from float32's, as a share of the change, median"] < 0.01
+    assert all(row["hits that float32 denies"] <= 0.1 for row in ways.values())
+    if card.type == "cuda":
+        assert not refused
+    else:
+        assert refused["TF32, one CUDA graph"] == "RuntimeError: a CUDA graph takes a card"
 
 
 # Benchmarks and notebooks

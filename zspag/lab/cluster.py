@@ -4,8 +4,10 @@ Without an address a cluster of this machine is started: one worker process per 
 as the profile says, each with the profile's threads. On other machines the package, the folder that ``ZSPAG_ROOT``
 names and the data must be there under the same paths, as on the shared file system of a cluster.
 
-Why not joblib: its dask backend needs the same client and workers that are set up here, and its own pool gives up the
-whole map when one worker dies. ``runtime.pool_map`` then still names each job that was lost.
+Why not joblib: its dask backend needs the same client and workers that are set up here. Tried with joblib 1.6.0 and
+distributed 2026.8.0, two worker processes, one killed: on dask all jobs ended, as here, but a job that raised an error
+ended the whole map; joblib's own pool ended with the worker (``TerminatedWorkerError``), half of the jobs not begun.
+Here each job that failed is named, and the others go on.
 
 Invariant: a job's result is a file that it writes itself, so a worker that dies costs its own unfinished job, which
 another worker does again. Nothing here knows what a job computes.

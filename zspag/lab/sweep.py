@@ -104,7 +104,7 @@ def _result(
     ruled, best = tables.by_rule(frame), tables.in_hindsight(frame)
     noise = experiment.retraining_noise(profile) if profile.retrained and len(profile.seeds) > 1 else pd.DataFrame()
     # Recorded models were trained elsewhere: their time says nothing about this machine.
-    timed = "zs_pag" in methods and not profile.recorded_models
+    timed = "zs_pag" in methods and profile.retrained and not profile.recorded_models
     seconds = experiment.stage_seconds(profile, frame) if timed else {}
     together = claims.comparison(ruled, frame)
     shown = tables.every_table(frame, experiment.TITLES, reads=experiment.READS, noise=noise, seconds=seconds)
