@@ -206,7 +206,7 @@ def test_a_name_that_is_near_to_none_gets_the_whole_list_without_oracles():
 
 
 def test_nothing_behind_the_door_can_be_handed_retain_data():
-    names = "name model forget_images forget_labels num_classes lr config seed"
+    names = "name model forget_images forget_labels num_classes lr limit config seed"
     assert list(inspect.signature(unlearn_by).parameters) == names.split()
 
 

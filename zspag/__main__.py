@@ -209,6 +209,12 @@ def _add_unlearn(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--image-size", type=int, metavar="N", help="resize the photos to N x N pixels, cropping the middle"
     )
+    one.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="most photos that are used, equally many of each class (default: what fits in 1 GiB)",
+    )
     one.add_argument("--mean", metavar="M,M,M", help="mean per channel, for a model that takes normalized images")
     one.add_argument("--std", metavar="S,S,S", help="standard deviation per channel, beside --mean")
     one.add_argument(

@@ -14,7 +14,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Task:
         classes_file: Text file with the name of every class, in the order of the logits; None: folders are numbers.
         label: Class of photos that lie directly in ``forget``.
         image_size: Resize the photos' shorter side to this many pixels and crop the middle square.
+        limit: Most photos that are used; None uses as many as ``inputs.FORGET_BYTES`` holds.
         mean: Mean of each channel on [0, 1] where the model expects normalized images; it comes with ``std``.
         std: Standard deviation of each channel.
         already_forgotten: Classes that earlier requests made the weights forget.
@@ -71,6 +72,7 @@ class Task:
     classes_file: Path | None = None
     label: str | None = None
     image_size: int | None = None
+    limit: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     already_forgotten: tuple[int, ...] = ()
@@ -80,6 +82,8 @@ class Task:
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):
             raise ValueError("--mean and --std come together: both normalize the photos before the model sees them")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit must be at least 1, got {self.limit}")
         if self.num_classes is not None and self.num_classes < 2:
             raise ValueError(f"--num-classes must be at least 2, got {self.num_classes}")
 
@@ -113,7 +117,9 @@ def unlearn_files(task: Task) -> Iterator[str]:
     num_classes = task.num_classes if classes is None else len(classes)
     if task.num_classes not in (None, num_classes):
         raise ValueError(f"{task.classes_file} names {num_classes} classes, but --num-classes is {task.num_classes}")
-    photos = labelled_folder(task.forget, classes=classes, label=task.label, image_size=task.image_size)
+    photos = labelled_folder(
+        task.forget, classes=classes, label=task.label, image_size=task.image_size, limit=task.limit
+    )
     yield from photos.remarks
     state, remarks = read_state(task.weights)
     inner, more = _loaded(task, state, num_classes, photos)
@@ -127,12 +133,15 @@ def unlearn_files(task: Task) -> Iterator[str]:
         warnings.simplefilter("always")
         result = zero_shot_unlearn(
             model.to(device),
-            images.to(device).float() / 255,
+            images.to(device),
             photos.labels.to(device),
             num_classes=num_classes,
             already_forgotten=task.already_forgotten,
+            limit=len(images),  # the folder was cut to the limit when it was read
             seed=task.seed,
         )
+        if photos.left_out:
+            result = replace(result, report=replace(result.report, left_out=photos.left_out))
         pixels = hashlib.sha256(images.contiguous().numpy().tobytes() + photos.labels.numpy().tobytes())
         record = MADE_BY | provenance.record(
             config=to_dict(UnlearnConfig()),

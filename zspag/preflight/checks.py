@@ -8,13 +8,13 @@ Invariant: nothing is changed, and what ``preflight`` lets pass fails later only
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from zspag.preflight.classifiers import classifier, place_of, working_copy
-from zspag.preflight.inputs import ForgetSet, forget_set, whole_number
+from zspag.preflight.inputs import FORGET_BYTES, ForgetSet, forget_set, whole_number
 from zspag.preflight.model_checks import check_gradients, check_logits, immovable, inconstancy, layout_of
 from zspag.preflight.reachability import unreachable
 from zspag.process.surroundings import plain_layout
@@ -83,7 +83,13 @@ def preflight(
 
 
 def look(
-    model: nn.Module, images: Any, labels: Any = None, *, num_classes: Any = None, already_forgotten: Any = ()
+    model: nn.Module,
+    images: Any,
+    labels: Any = None,
+    *,
+    num_classes: Any = None,
+    already_forgotten: Any = (),
+    limit: Any = None,
 ) -> tuple[nn.Module, ForgetSet, Preflight]:
     """Return a working copy of a user's model that gives logits, the forget set, and what ``preflight`` says of them.
 
@@ -94,9 +100,17 @@ def look(
     """
     working = working_copy(model)
     device, dtype = place_of(working)
-    forget = forget_set(images, labels, device=device, dtype=dtype)
+    forget = forget_set(images, labels, device=device, dtype=dtype, limit=limit)
     net = classifier(working, forget.images, num_classes=num_classes)
-    return net, forget, preflight(net, forget, num_classes=num_classes, already_forgotten=already_forgotten)
+    found = preflight(net, forget, num_classes=num_classes, already_forgotten=already_forgotten)
+    if forget.left_out and limit is None:
+        used, given = len(forget.labels), len(forget.labels) + forget.left_out
+        warning = (
+            f"{used} of the {given} forget images are used, equally many of each class, for all of them would take more"
+            f" memory than {FORGET_BYTES / 2**30:.3g} GiB: pass limit={given} to use all, or limit={used} to agree"
+        )
+        found = replace(found, warnings=(warning, *found.warnings))
+    return net, forget, found
 
 
 def class_tuple(classes: Any, what: str) -> tuple[int, ...]:
