@@ -31,7 +31,7 @@ from zspag.subspaces import STRIP
 
 # Shares of the rate of a large matrix product, measured on ResNet-18 at 32 pixels (tests/test_growth.py holds them
 # within a factor of 2): what a net's passes reach, and what the products of moments reach.
-NET, MOMENTS = 0.4, 0.4
+NET, MOMENTS = 0.4, 0.3
 EIGH = 9  # operations of a decomposition of d x d, over d^3; it reaches about a third of a product's rate
 DECOMPOSED = 0.35
 # Blocks of all attacked images that live at once: sources, noise, start, and best iterates in pieces and together.
@@ -99,6 +99,25 @@ class Stage:
         )
 
 
+def products_of(layers: Sequence[Layer], *, images: int) -> float:
+    """Return the operations of the moments of some images; rows that are fewer than their dimensions are kept."""
+    return sum(
+        images * layer.blocks * layer.rows * layer.d**2 * (1 + min(1, STRIP / layer.d))
+        for layer in layers
+        if images * layer.rows >= layer.d
+    )
+
+
+def decompositions_of(layers: Sequence[Layer], *, images: int) -> float:
+    """Return the operations of the bases of all layers, once; few rows R are decomposed as R x R and half are kept."""
+
+    def one(layer: Layer) -> float:
+        rows = images * layer.rows
+        return EIGH * layer.d**3 if rows >= layer.d else EIGH * rows**3 + 4.0 * rows**2 * layer.d
+
+    return sum(layer.blocks * one(layer) for layer in layers)
+
+
 def count(build: Callable[[], nn.Module], *, side: int, channels: int = 3) -> Counted:
     """Count what one image costs.
 
@@ -164,11 +183,8 @@ def stages(one: Counted, *, classes: int, forget: int, config: UnlearnConfig | N
     short = attack.steps // 2
     search = RADII * probes * ((short + 1) * one.forward + short * one.input_gradient)
     activations = {f"activations of a pass of {CHUNK}": CHUNK * one.saved}
-    moment_products = sum(
-        layer.blocks * layer.rows * layer.d**2 * (1 + min(1, STRIP / layer.d)) for layer in one.layers
-    )
     fit = one.forward + one.weight_gradient
-    projection = sum(4 * min(layer.d / 2, layer.d) * layer.d * layer.out for layer in one.layers) / 2
+    projection = sum(4 * (layer.d / 4) * layer.d * layer.out for layer in one.layers)  # k is d / 2 at most
     fitted = max(1, config.update.epochs // HURRY) * 2 * min(FITTED, forget / 2)
     trial = fitted * fit + (proxies + forget) * one.forward
     trial_steps = max(1, config.update.epochs // HURRY) * 2 * 10
@@ -180,12 +196,12 @@ def stages(one: Counted, *, classes: int, forget: int, config: UnlearnConfig | N
         Stage(
             "moments",
             proxies * one.forward,
-            proxies * moment_products,
+            products_of(one.layers, images=proxies),
             memory={"moments, d x d in float64": HELD * one.square, "proxies": 2 * proxies * one.pixels},
         ),
         Stage(
             "bases",
-            decompositions=3 * sum(EIGH * layer.blocks * layer.d**3 for layer in one.layers),
+            decompositions=3 * decompositions_of(one.layers, images=proxies),
             memory={"bases of all and of both halves": 4 * one.square},
         ),
         Stage(

@@ -136,7 +136,7 @@ def balanced(labels: Tensor, limit: int, *, draws: Tensor | None = None) -> Tens
     order = draws.argsort(stable=True)
     order = order[labels[order].argsort(stable=True)]
     ordered = labels[order]
-    ranks = torch.arange(len(ordered)) - torch.searchsorted(ordered, ordered)
+    ranks = torch.arange(len(ordered), device="cpu") - torch.searchsorted(ordered, ordered)
     return order[ranks.argsort(stable=True)[:limit]].sort().values
 
 
@@ -146,7 +146,7 @@ def most_images(numbers: int) -> int:
 
 
 def _numbers_drawn(count: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, generator=generator, dtype=torch.float64)
+    return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
 
 
 class _Sample:
@@ -167,7 +167,7 @@ class _Sample:
             self.seen, places = shape[0], balanced(numbers, limit)
             chosen = images[places.to(images.device)] if isinstance(images, Tensor) else images[places.numpy()]
             self.pieces = [_scaled(_tensor(chosen, "forget_images"), device, dtype)]
-            self.kept = [(numbers[places], places, torch.zeros(len(places)))]
+            self.kept = [(numbers[places], places, torch.zeros(len(places), device="cpu"))]
             return
         pieces = _scaled(_tensor(images, "forget_images"), device, dtype)
         if len(pieces):
@@ -184,7 +184,7 @@ class _Sample:
         for images, brought in _read(source, labels is None, device, dtype):
             numbers = brought
             if number is not None:
-                numbers = torch.full((len(images),), number, dtype=torch.int64)
+                numbers = torch.full((len(images),), number, dtype=torch.int64, device="cpu")
             elif listed is not None:
                 numbers = listed[self.seen : self.seen + len(images)]
                 numbers = torch.cat([numbers, numbers.new_zeros(len(images) - len(numbers))])  # counted at the end
@@ -196,7 +196,7 @@ class _Sample:
         """Add images (b, C, H, W) and their classes (b,)."""
         self.limit = self.limit or most_images(images[0].numel())
         room = max(0, self.limit - self.seen)
-        places = torch.arange(self.seen, self.seen + len(labels))
+        places = torch.arange(self.seen, self.seen + len(labels), device="cpu")
         self.kept.append((labels, places, _numbers_drawn(len(labels), self.generator)))
         self.seen += len(labels)
         if room:
@@ -208,7 +208,7 @@ class _Sample:
         limit, block, more = self.limit, self.pieces[0], images[room:]
         labels, places, draws = (torch.cat(part) for part in zip(*self.kept, strict=True))
         chosen = balanced(labels, limit, draws=draws)
-        slots = torch.arange(limit)
+        slots = torch.arange(limit, device="cpu")
         slots[~torch.isin(slots, chosen)] = chosen[chosen >= limit]
         new = (slots >= limit).nonzero()[:, 0]
         block[new.to(block.device)] = more[(slots[new] - limit).to(block.device)]
@@ -360,7 +360,9 @@ def _read(source: Any, with_labels: bool, device: torch.device, dtype: torch.dty
                 f"item {index} of forget_images has shape {shape}, the first one {first}: bring the images to one size"
             )
         scaled = _scaled(batch, device, dtype)
-        numbers = torch.empty(0, dtype=torch.int64) if label is None else _class_numbers(label, len(batch))
+        numbers = (
+            torch.empty(0, dtype=torch.int64, device="cpu") if label is None else _class_numbers(label, len(batch))
+        )
         if len(scaled):
             yield scaled, numbers
 
