@@ -30,7 +30,7 @@ class Sizes:
         repeats: Repetitions.
         side: Side of the matrices of the machine's own rate.
         copied: Bytes of the block whose copy is timed.
-        grown: Counts n, m and K of the growth curves.
+        grown: Factors of the counts n and m of the growth curves.
         many: Numbers of classes K of the growth curves.
         depths: Numbers of layers of the growth curves.
         widths: Widths d of the growth curves, multiples of 9: inputs of a 3 x 3 convolution.
