@@ -35,6 +35,7 @@ from zspag.subspaces import projector, second_moments
 STAGE = "growth"
 LINEAR = 1.15  # a fitted exponent of linear growth, with its noise
 FLOOR = 2**20  # bytes: a peak that does not move says nothing finer
+FEW = 3  # classes of the growth in width
 LONG = 5  # seconds from which one call is enough
 CPU = torch.device("cpu")
 
@@ -161,7 +162,8 @@ def _head(width: int, classes: int) -> nn.Module:
 
 
 def _subspaces(count: int, sizes: Sizes, *, build: Callable[[int, Sizes], nn.Module]) -> Work:
-    model, classes = build(count, sizes), count if build is _of_classes else sizes.classes
+    few = min(FEW, sizes.classes)  # decompositions are what grows with the width, and one class does not change them
+    model, classes = build(count, sizes), {_of_classes: count, _of_width: few}.get(build, sizes.classes)
     labels = torch.arange(classes).repeat_interleave(sizes.per_class)
     x, halves = images(len(labels), sizes, device=CPU), torch.arange(len(labels)) % 2
 
