@@ -186,5 +186,5 @@ def test_of_an_unknown_name_the_nearest_ones_are_named(name, nearest):
 
 
 def test_nothing_behind_the_door_can_be_handed_retain_data():
-    names = "name model forget_images forget_labels num_classes lr config seed"
+    names = "name model forget_images forget_labels num_classes lr limit config seed"
     assert list(inspect.signature(unlearn_by).parameters) == names.split()

@@ -14,6 +14,7 @@ from PIL import Image
 from zspag.lab.data import labelled_folder, load
 from zspag.lab.data.listing import class_of, files_in, in_order, read_classes, unpack
 from zspag.lab.data.pictures import IMAGE_SUFFIXES, decode, grey
+from zspag.preflight import inputs
 
 WIDE = picture(0, size=(6, 4))
 ODD = {"ant/odd.png": encoded(picture(9, size=(6, 5)))}
@@ -428,6 +429,19 @@ def test_photos_and_their_classes_come_in_the_order_of_their_names(tmp_path):
     assert np.array_equal(found.images.permute(0, 2, 3, 1).numpy(), np.stack(expected))
     assert found.labels.tolist() == [12, 12, 3]
     assert found.remarks == ("folder 3 is class 3: 1 image", "folder 12 is class 12: 2 images")
+
+
+def test_of_more_photos_than_the_limit_equally_many_of_each_class_are_read(tmp_path, monkeypatch):
+    root = write_folder(tmp_path, photos(*(f"3/{index}.png" for index in range(8)), "12/a.png", "12/b.png"))
+    whole, some = labelled_folder(root), labelled_folder(root, limit=5)
+    assert (some.labels.tolist(), some.left_out) == ([12, 12, 3, 3, 3], 5)
+    assert some.remarks[-1] == "5 of 10 images are read, equally many of each class (--limit)"
+    assert (whole.left_out, len(whole.remarks)) == (0, 2)
+    assert all(any(torch.equal(image, other) for other in whole.images) for image in some.images)
+    monkeypatch.setattr(inputs, "FORGET_BYTES", 5 * 4 * some.images[0].numel())
+    assert torch.equal(labelled_folder(root).images, some.images)  # nobody set a limit: what fits is read
+    with pytest.raises(ValueError, match="limit=1 is less than the 2 classes to forget"):
+        labelled_folder(root, limit=1)
 
 
 def test_every_file_that_is_left_out_is_counted_and_named_but_the_litter_of_file_managers(tmp_path):

@@ -132,9 +132,9 @@ def test_photos_and_weights_reach_the_method_as_they_are(given, method):
     lines = lines_of(replace(given, already_forgotten=(7,)))
     data = read_digits().train
     (call,) = method.calls
-    assert torch.equal(call.images, data.images[data.labels == FORGET][:40].float() / 255)
+    assert torch.equal(call.images, data.images[data.labels == FORGET][:40])
     assert call.labels.tolist() == [FORGET] * 40
-    assert call.options == {"num_classes": None, "already_forgotten": (7,), "seed": 4}
+    assert call.options == {"num_classes": None, "already_forgotten": (7,), "limit": 40, "seed": 4}
     assert all(torch.equal(value, call.model.state_dict()[name]) for name, value in load_file(given.weights).items())
     made = [given.out, given.report, given.figure]
     assert lines == ["folder 3 is class 3: 40 images", str(method.report), f"wrote {made[0]}, {made[1]} and {made[2]}"]
@@ -209,7 +209,7 @@ def test_photos_get_the_channels_that_the_model_takes(given, method, tmp_path, n
     lines = lines_of(replace(given, model=f"{path}:{net}", forget=tmp_path / "photos"))
     (call,) = method.calls
     assert call.images.shape == (1, channels, 6, 6)
-    grey = torch.tensor(np.asarray(picture.convert("L"))).float() / 255
+    grey = torch.tensor(np.asarray(picture.convert("L")))
     if remark or photos == "L":
         assert all(torch.equal(channel, grey) for channel in call.images[0])
     said = [line for line in lines if line.startswith("the photos are")]
@@ -401,6 +401,7 @@ def other_net(given):
         (lambda given: {"forget": given.weights}, r"there is no folder .*weights.safetensors"),
         (lambda given: {"model": given.model.replace(":make", ":no_module")}, r"no_module returned str"),
         (lambda _: {"num_classes": 1}, r"--num-classes must be at least 2, got 1"),
+        (lambda _: {"limit": 0}, r"--limit must be at least 1, got 0"),
         (lambda _: {"std": (0.5,)}, "--mean and --std come together"),
     ],
 )

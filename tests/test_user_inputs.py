@@ -1,6 +1,9 @@
 """Forget data and requests as people hand them over: read in the one way they can be meant, or refused in words."""
 
 import math
+import os
+import subprocess
+import sys
 from collections import UserDict
 
 import external_nets
@@ -11,8 +14,9 @@ from external_nets import FORGET, digits, trained
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from zspag.preflight import inputs
 from zspag.preflight.checks import class_tuple, look
-from zspag.preflight.inputs import forget_set
+from zspag.preflight.inputs import balanced, forget_set
 
 COUNT, SHAPE = 9, (3, 8, 10)
 CPU = torch.device("cpu")
@@ -358,3 +362,138 @@ def test_a_single_image_is_enough():
     images, labels = of_classes(FORGET, count=1)
     found = flight(images, labels, net=trained(external_nets.LeNet))
     assert (found.original_accuracy, found.layout) == (1.0, "plain")
+
+
+# ---- More images than the limit
+
+
+MANY = Pairs(lambda i: (torch.full((1, 2, 3), i / 1000), 5 if i % 10 == 0 else i % 3), count=400)
+MANY_IMAGES, MANY_LABELS = torch.stack([MANY[i][0] for i in range(400)]), torch.tensor([MANY[i][1] for i in range(400)])
+
+
+@pytest.mark.parametrize("limit", [4, 60, 61, 398, 399])
+def test_a_limit_takes_the_same_images_however_the_set_is_cut_equally_many_of_each_class(limit):
+    whole = forget_set(MANY_IMAGES, MANY_LABELS, device=CPU, dtype=torch.float32, limit=limit)
+    counts = torch.bincount(MANY_LABELS)
+    kept = torch.bincount(whole.labels)[counts > 0]
+    fair = min(limit, len(MANY)) / len(kept)
+    assert (len(whole.labels), whole.left_out) == (limit, 400 - limit)
+    assert kept.sum() == limit
+    # Water-filling: whoever got fewer than the largest share, but for one image, was taken whole.
+    assert all(few >= kept.max() - 1 or few == all_of for few, all_of in zip(kept, counts[counts > 0], strict=True))
+    assert kept.max() >= math.floor(fair)
+    places = (1000 * whole.images[:, 0, 0, 0]).round().long()
+    assert bool((places.diff() > 0).all())  # in the order in which they came
+    assert torch.equal(MANY_LABELS[places], whole.labels)
+    for images, labels in (
+        (DataLoader(MANY, batch_size=7), None),
+        (DataLoader(MANY, batch_size=390), None),
+        (MANY, None),
+        ((x for x in MANY_IMAGES.split(50)), MANY_LABELS),
+        (MANY_IMAGES.numpy(), MANY_LABELS.tolist()),
+    ):
+        found = forget_set(images, labels, device=CPU, dtype=torch.float32, limit=limit)
+        assert torch.equal(found.images, whole.images)
+        assert torch.equal(found.labels, whole.labels)
+        assert found.left_out == whole.left_out
+
+
+def test_every_image_of_a_class_is_as_likely_to_be_taken():
+    draws = torch.rand(300, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.arange(40) % 2
+    often = torch.zeros(40)
+    for draw in draws:
+        often[balanced(labels, 10, draws=draw)] += 1
+    assert often.sum() == 3000
+    assert 45 < often.min() <= often.max() < 110  # 75 each, +- 4 standard deviations of 7.5
+
+
+@pytest.mark.parametrize("limit", [None, 400, 10**9])
+def test_a_set_within_the_limit_is_taken_whole_and_in_its_order(limit):
+    found = forget_set(DataLoader(MANY, batch_size=7), device=CPU, dtype=torch.float32, limit=limit)
+    assert torch.equal(found.images, MANY_IMAGES)
+    assert found.left_out == 0
+
+
+@pytest.mark.parametrize("limit", [0, -3, 2.0, "5", True])
+def test_a_limit_that_is_none_is_refused(limit):
+    with pytest.raises(ValueError, match="limit must be a whole number of at least 1, got"):
+        forget_set(FLOATS, LABELS, device=CPU, dtype=torch.float32, limit=limit)
+
+
+@pytest.mark.parametrize("images", [MANY_IMAGES, DataLoader(MANY, batch_size=7)])
+def test_a_limit_that_loses_a_class_is_refused(images):
+    labels = MANY_LABELS if torch.is_tensor(images) else None
+    with pytest.raises(ValueError, match="limit=3 is less than the 4 classes to forget"):
+        forget_set(images, labels, device=CPU, dtype=torch.float32, limit=3)
+
+
+def test_labels_of_a_limited_stream_are_counted_to_its_end():
+    with pytest.raises(ValueError, match="400 forget images but 9 labels"):
+        forget_set((x for x in MANY_IMAGES.split(50)), [1] * 9, device=CPU, dtype=torch.float32, limit=5)
+
+
+def test_a_broken_image_is_named_by_its_place_in_the_whole_set():
+    broken = MANY_IMAGES.clone()
+    broken[:, 0, 0, 0] = math.nan
+    first = balanced(MANY_LABELS, 20)[0].item()
+    assert first > 0
+    with pytest.raises(ValueError, match=rf"forget_images\[{first}\] holds NaN"):
+        forget_set(broken, MANY_LABELS, device=CPU, dtype=torch.float32, limit=20)
+
+
+def test_a_set_beyond_the_budget_is_cut_and_warned_of_unless_a_limit_was_asked_for(monkeypatch):
+    images, labels = of_classes(3, 8)
+    monkeypatch.setattr(inputs, "FORGET_BYTES", 10 * 64 * 4)
+    _, forget, found = look(trained(external_nets.mlp), images, labels)
+    assert (torch.bincount(forget.labels).tolist()[3::5], forget.left_out) == ([5, 5], 14)
+    (warning,) = found.warnings
+    assert "10 of the 24 forget images are used" in warning
+    assert "pass limit=24 to use all" in warning
+    assert not look(trained(external_nets.mlp), images, labels, limit=24)[2].warnings
+    assert not look(trained(external_nets.mlp), images, labels, limit=10)[2].warnings
+
+
+PEAK = """
+import sys, warnings, torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from zspag import zero_shot_unlearn
+from zspag.config import UnlearnConfig, UpdateConfig
+from zspag.process.allocator import peak_bytes
+
+class Corners(Dataset):  # the class is the brightest corner
+    def __len__(self):
+        return int(sys.argv[1])
+    def __getitem__(self, index):
+        image, label = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(index)) * 0.7, index % 2
+        image[:, :48, 48 * label :][:, :, :48] += 0.3
+        return image, label
+
+layer = nn.Linear(12, 4)
+layer.bias.data.zero_()
+layer.weight.data = (20 / 3 * torch.eye(4)[:, None] - 20 / 9 * (1 - torch.eye(4)[:, None])).repeat(1, 3, 1).view(4, 12)
+model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), layer)
+config = UnlearnConfig(update=UpdateConfig(lr=0.1, layers="all", epochs=1))
+warnings.simplefilter("ignore")
+before = peak_bytes(anew=True)
+result = zero_shot_unlearn(model, DataLoader(Corners(), 50), limit=eval(sys.argv[2]), config=config, progress=False)
+assert str(result.report).startswith(f"Unlearning classes 0 and 1 with {sys.argv[3]}"), str(result.report)[:60]
+print(peak_bytes() - before)
+"""
+
+
+def peak(*arguments):
+    # Large blocks go back to the system at once: what is measured is what lives, not what the allocator keeps.
+    around = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**19), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PEAK, *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=around)
+    assert ended.returncode == 0, ended.stderr
+    return int(ended.stdout)
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_by_the_limit_and_not_by_the_size_of_the_set():
+    bounded = peak(200, 200, "200 images")
+    assert peak(2000, 200, "200 of 2000 images") < 1.1 * bounded
+    assert peak(1000, None, "1000 images") > 2 * bounded

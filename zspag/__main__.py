@@ -173,6 +173,8 @@ def _add_unlearn(one: argparse.ArgumentParser) -> None:
     add("--classes-file", type=Path, metavar="FILE", help=names)
     add("--label", metavar="CLASS", help="the class of all photos, which lie directly in FOLDER then")
     add("--image-size", type=int, metavar="N", help="resize the photos to N x N pixels, cropping the middle")
+    most = "most photos that are used, equally many of each class (default: what fits in 1 GiB)"
+    add("--limit", type=int, metavar="N", help=most)
     add("--mean", metavar="M,M,M", help="mean per channel, for a model that takes normalized images")
     add("--std", metavar="S,S,S", help="standard deviation per channel, beside --mean")
     add("--already-forgotten", metavar="CLASSES", help="classes of earlier requests, numbers, comma-separated")

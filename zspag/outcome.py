@@ -103,7 +103,7 @@ class Report:
     Attributes:
         forget_classes: Classes that were forgotten, each of them whole.
         already_forgotten: Classes that were named as forgotten before.
-        samples: Forget images.
+        samples: Forget images that were used.
         original_accuracy: Accuracy of the original on the forget set.
         forget_accuracy: Accuracy of the open model on the forget set.
         unseen_accuracy: Accuracy on forget samples that a run had not fitted (cross-fitted); None without folds.
@@ -123,6 +123,7 @@ class Report:
         seconds: Wall-clock seconds per stage.
         unseen_samples: Samples behind ``unseen_accuracy``; None means all of ``samples``.
         left_open: Why the rows could not be closed, without a full stop; "" where they were or nobody asked for it.
+        left_out: Forget images that were passed beyond the limit and not used.
     """
 
     forget_classes: tuple[int, ...]
@@ -147,6 +148,7 @@ class Report:
     seconds: dict[str, float]
     unseen_samples: int | None = None
     left_open: str = ""
+    left_out: int = 0
 
     def __str__(self) -> str:
         return "\n".join(_page(self))
@@ -255,6 +257,8 @@ def _page(report: Report) -> Iterator[str]:
 
 def _title(report: Report) -> str:
     images = "1 image" if report.samples == 1 else f"{report.samples} images"
+    if report.left_out:
+        images = f"{report.samples} of {report.samples + report.left_out} images"
     return f"Unlearning {_classes(report.forget_classes)} with {images}"
 
 

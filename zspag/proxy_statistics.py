@@ -15,7 +15,7 @@ from zspag.process.progress import step
 from zspag.proxies import ProxySet, generate
 from zspag.pseudo_labels import retained_classes
 from zspag.runtime import channels_last
-from zspag.subspaces import ClassMoments, Moments, accumulate, second_moments, weighted_mean
+from zspag.subspaces import ClassMoments, Moments, RunningMean, accumulate, second_moments, weighted_mean
 from zspag.views import Views, make_views
 
 HALVABLE = 4  # forget images; of fewer, the views are halved and not the images
@@ -80,28 +80,50 @@ def prepare(
     )
     attacked = time.perf_counter()
     made_from = half_of[proxies.sources.cpu()].to(proxies.labels.device)
-    halves: tuple[list[Moments], list[Moments]] = ([], [])
-
-    def moments_of(label: int) -> Moments:
-        """Return the moments of a class, of both halves together, and keep those of each half."""
-        parts, counts = [], []
-        for half in (0, 1):
-            images = proxies.images[(proxies.labels == label) & (made_from == half)]
-            if len(images):
-                parts.append(second_moments(model, images))
-                counts.append(len(images))
-                halves[half].append(parts[-1])
-        step("subspaces", retained.index(label) + 1, len(retained))
-        return weighted_mean(parts, counts)
-
-    moments = accumulate(map(moments_of, retained), classes=len(retained), merge_at=config.subspace.merge_at)
-    first, second = (accumulate(iter(half), classes=len(half)).pooled if half else moments.pooled for half in halves)
+    moments, first, second = class_moments(
+        model, proxies.images, proxies.labels, halves=made_from, merge_at=config.subspace.merge_at
+    )
     seconds = {"proxies": attacked - started, "subspaces": time.perf_counter() - attacked}
     statistics = ProxyStatistics(views, proxies, moments, half_of, (first, second), seconds)
     if not statistics.names:
         reasons = "; ".join(f"{name}: {why}" for name, why in statistics.frozen.items()) or "it has no weights"
         raise ValueError(f"the model has no convolution, linear or attention layer to project ({reasons})")
     return statistics
+
+
+def class_moments(
+    model: nn.Module, images: Tensor, labels: Tensor, *, halves: Tensor, merge_at: float | None
+) -> tuple[ClassMoments, Moments, Moments]:
+    """Collect what proxies feed into each layer, class by class, with the pooled moments of either half.
+
+    One class at a time is held beside the means, however many there are (``subspaces.accumulate`` keeps small ones).
+
+    Args:
+        model: Not changed.
+        images: Proxies, shape (m, C, H, W).
+        labels: Their classes, shape (m,).
+        halves: Half that each was made from, 0 or 1, shape (m,).
+        merge_at: As for ``subspaces.accumulate``.
+
+    Returns:
+        The moments of both halves together, and the pooled moments of each; a half without proxies gets those of all.
+    """
+    retained, means = labels.unique().tolist(), (RunningMean(), RunningMean())
+
+    def moments_of(label: int) -> Moments:
+        parts, counts = [], []
+        for half, mean in enumerate(means):
+            chosen = images[(labels == label) & (halves == half)]
+            if len(chosen):
+                parts.append(second_moments(model, chosen))
+                counts.append(len(chosen))
+                mean.add(parts[-1], by_trace=True)
+        step("subspaces", retained.index(label) + 1, len(retained))
+        return weighted_mean(parts, counts)
+
+    moments = accumulate(map(moments_of, retained), classes=len(retained), merge_at=merge_at)
+    first, second = (mean.mean() if mean.count else moments.pooled for mean in means)
+    return moments, first, second
 
 
 def halved(views: Views, answers: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -225,7 +225,7 @@ class ClassMoments:
         return self.per_class
 
 
-class _RunningMean(_Sums):
+class RunningMean(_Sums):
     """Mean of moments; every part may be forgotten once it is added."""
 
     first: Moments | None = None
@@ -269,7 +269,7 @@ def accumulate(parts: Iterable[Moments], *, classes: int, merge_at: float | None
     Raises:
         ValueError: If there are no classes.
     """
-    pool, average, ballot = _RunningMean(), _RunningMean(), _RunningMean()
+    pool, average, ballot = RunningMean(), RunningMean(), RunningMean()
     kept: list[Moments] = []
     for part in parts:
         pool.add(part, by_trace=True)
@@ -286,7 +286,7 @@ def accumulate(parts: Iterable[Moments], *, classes: int, merge_at: float | None
 
 def weighted_mean(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
     """Return the mean of moments by weight: weighted by samples, these are the moments of all samples together."""
-    running = _RunningMean()
+    running = RunningMean()
     for part, weight in zip(parts, weights, strict=True):
         running.add(part, scale=weight * len(parts) / sum(weights))
     return running.mean()
@@ -303,7 +303,7 @@ def averaged(moments: Iterable[Moments]) -> Moments:
 
 
 def _mean(moments: Iterable[Moments], *, by_trace: bool = False) -> Moments:
-    running = _RunningMean()
+    running = RunningMean()
     for part in moments:
         running.add(part, by_trace=by_trace)
     return running.mean()

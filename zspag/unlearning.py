@@ -54,6 +54,7 @@ def zero_shot_unlearn(
     *,
     num_classes: int | None = None,
     already_forgotten: Sequence[int] | int = (),
+    limit: int | None = None,
     config: UnlearnConfig | None = None,
     seed: int = 0,
     progress: bool | bars.Listener | None = None,
@@ -64,12 +65,15 @@ def zero_shot_unlearn(
         model: Any module of convolution, linear and attention layers that maps [0, 1] images to logits (or to an output
             with ``.logits``); if it expects normalized input, put ``Normalize`` in front. It is not changed.
         forget_images: Images of the classes to forget, shape (n, C, H, W): a tensor or array, float in [0, 1] or uint8;
-            or a ``Dataset`` or ``DataLoader`` that brings the labels, too.
+            or a ``Dataset`` or ``DataLoader`` that brings the labels, too. It is read once, and need not fit in memory.
         forget_labels: Their classes: one int for all, or n of them. These classes are forgotten whole.
         num_classes: Width K of the logits, if it shall be checked.
         already_forgotten: Classes that earlier requests made ``model`` forget: they are not protected, no forget sample
             is fitted to them, and their rows are closed again. A class that is left out counts as retained, and comes
             back in part.
+        limit: Most forget images that are used. Of a larger set the method takes as many of each class, drawn with a
+            fixed seed; the report says how many of how many. None takes as many as fit in 1 GiB, and warns if that is
+            not all. At its peak the method needs some 3.5 times what the used images take in float32.
         config: Options of every stage; the defaults search the attack's radius, the layers and the learning rate.
         seed: Same seed, same threads, same result, whatever torch's ambient settings are.
         progress: None shows a bar where somebody watches, False never; a function gets (stage, done, total).
@@ -101,7 +105,12 @@ def zero_shot_unlearn(
     with surroundings(model), bars.watched(progress):
         started = time.perf_counter()
         net, forget, found = look(
-            model, forget_images, forget_labels, num_classes=num_classes, already_forgotten=already_forgotten
+            model,
+            forget_images,
+            forget_labels,
+            num_classes=num_classes,
+            already_forgotten=already_forgotten,
+            limit=limit,
         )
         gone = tuple(sorted({*forget.classes, *found.already_forgotten}))
         checked = time.perf_counter()
@@ -207,4 +216,5 @@ def _report(
         warnings=tuple(warned),
         seconds=seconds,
         left_open=closed.reason,
+        left_out=forget.left_out,
     )

@@ -30,8 +30,10 @@ class Sizes:
         repeats: Repetitions.
         side: Side of the matrices of the machine's own rate.
         copied: Bytes of the block whose copy is timed.
-        grown: Counts n, m and K of the growth curves.
-        widths: Widths d of the growth curves.
+        grown: Factors of the counts n and m of the growth curves.
+        many: Numbers of classes K of the growth curves.
+        depths: Numbers of layers of the growth curves.
+        widths: Widths d of the growth curves, multiples of 9: inputs of a 3 x 3 convolution.
         tiny: Whether the numbers mean nothing.
     """
 
@@ -46,7 +48,9 @@ class Sizes:
     side: int = 2048
     copied: int = 2**28
     grown: tuple[int, ...] = (1, 2, 4)
-    widths: tuple[int, ...] = (256, 512, 1024, 2048)
+    many: tuple[int, ...] = (10, 30, 100)
+    depths: tuple[int, ...] = (4, 8, 16)
+    widths: tuple[int, ...] = (576, 1152, 2304, 4608)
     tiny: bool = False
 
 
@@ -62,7 +66,9 @@ TINY = Sizes(
     side=64,
     copied=2**16,
     grown=(1, 2),
-    widths=(16, 32),
+    many=(4, 6),
+    depths=(2, 3),
+    widths=(18, 36),
     tiny=True,
 )
 

@@ -35,6 +35,7 @@ def unlearn_by(
     *,
     num_classes: int | None = None,
     lr: float | None = None,
+    limit: int | None = None,
     config: UnlearnConfig | None = None,
     seed: int = 0,
 ) -> Unlearned:
@@ -48,6 +49,7 @@ def unlearn_by(
         num_classes: Width K of the logits; None takes it from the model.
         lr: Learning rate. None leaves "zs_pag" to its own search; every other method tries the rates that
             ``zspag methods`` lists for it, smallest first, and keeps the first that forgets the forget set.
+        limit: As for ``zero_shot_unlearn``.
         config: Options of every stage; its learning rates count only where ``config.update.lr`` is set.
         seed: Same seed, same threads, same result.
 
@@ -67,11 +69,13 @@ def unlearn_by(
     if lr is not None:
         config = replace(config, update=replace(config.update, lr=lr))
     if name == "zs_pag":
-        return zero_shot_unlearn(model, forget_images, forget_labels, num_classes=num_classes, config=config, seed=seed)
+        return zero_shot_unlearn(
+            model, forget_images, forget_labels, num_classes=num_classes, limit=limit, config=config, seed=seed
+        )
     config = replace(config, update=replace(config.update, ladder=getattr(LADDERS, method.ladder)))
     with surroundings(model):
         started = time.perf_counter()
-        net, forget, found = look(model, forget_images, forget_labels, num_classes=num_classes)
+        net, forget, found = look(model, forget_images, forget_labels, num_classes=num_classes, limit=limit)
         checked = time.perf_counter()
         with plain_layout(found.layout == "plain"):
             images, classes = channels_last(forget.images), found.num_classes
@@ -175,5 +179,6 @@ def _report(
         warnings=tuple(warnings),
         seconds=seconds,
         left_open=f"{name} closes none",
+        left_out=forget.left_out,
     )
     return report, made

@@ -212,9 +212,8 @@ def _batches(data: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images and labels on the CPU, single samples put together to batches."""
     waiting: list[Tensor] = []
     numbers: list[Tensor] = []
-    for item in inputs._items(data):
-        images, labels = inputs._read([item], True, torch.device("cpu"), torch.float32)
-        waiting, numbers = waiting + images, numbers + labels
+    for images, labels in inputs._read(data, True, torch.device("cpu"), torch.float32):
+        waiting, numbers = [*waiting, images], [*numbers, labels]
         if sum(map(len, waiting)) >= CHUNK:
             yield torch.cat(waiting), torch.cat(numbers)
             waiting, numbers = [], []

@@ -14,7 +14,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Task:
     classes_file: Path | None = None  # names of all classes in the order of the logits; None: folders are numbers
     label: str | None = None  # class of photos that lie directly in ``forget``
     image_size: int | None = None  # resize the photos' shorter side to this many pixels and crop the middle square
+    limit: int | None = None  # most photos that are used; None uses as many as ``inputs.FORGET_BYTES`` holds
     mean: tuple[float, ...] | None = None  # of each channel on [0, 1], for a model that takes normalized images
     std: tuple[float, ...] | None = None  # standard deviation of each channel
     already_forgotten: tuple[int, ...] = ()  # classes that earlier requests made the weights forget
@@ -62,6 +63,8 @@ class Task:
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):
             raise ValueError("--mean and --std come together: both normalize the photos before the model sees them")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit must be at least 1, got {self.limit}")
         if self.num_classes is not None and self.num_classes < 2:
             raise ValueError(f"--num-classes must be at least 2, got {self.num_classes}")
 
@@ -92,7 +95,9 @@ def unlearn_files(task: Task) -> Iterator[str]:
     num_classes = task.num_classes if classes is None else len(classes)
     if task.num_classes not in (None, num_classes):
         raise ValueError(f"{task.classes_file} names {num_classes} classes, but --num-classes is {task.num_classes}")
-    photos = labelled_folder(task.forget, classes=classes, label=task.label, image_size=task.image_size)
+    photos = labelled_folder(
+        task.forget, classes=classes, label=task.label, image_size=task.image_size, limit=task.limit
+    )
     yield from photos.remarks
     state, remarks = read_state(task.weights)
     inner, more = _loaded(task, state, num_classes, photos)
@@ -106,12 +111,15 @@ def unlearn_files(task: Task) -> Iterator[str]:
         warnings.simplefilter("always")
         result = zero_shot_unlearn(
             model.to(device),
-            images.to(device).float() / 255,
+            images.to(device),
             photos.labels.to(device),
             num_classes=num_classes,
             already_forgotten=task.already_forgotten,
+            limit=len(images),  # the folder was cut to the limit when it was read
             seed=task.seed,
         )
+        if photos.left_out:
+            result = replace(result, report=replace(result.report, left_out=photos.left_out))
         pixels = hashlib.sha256(images.contiguous().numpy().tobytes() + photos.labels.numpy().tobytes())
         record = MADE_BY | provenance.record(
             config=to_dict(UnlearnConfig()),

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zspag.preflight.classifiers import classifier, place_of, working_copy
-from zspag.preflight.inputs import ForgetSet, forget_set, whole_number
+from zspag.preflight.inputs import FORGET_BYTES, ForgetSet, forget_set, whole_number
 from zspag.preflight.model_checks import check_gradients, check_logits, immovable, inconstancy, layout_of
 from zspag.preflight.reachability import unreachable
 from zspag.process.surroundings import plain_layout
@@ -34,7 +34,13 @@ class Preflight:
 
 
 def look(
-    model: nn.Module, images: Any, labels: Any = None, *, num_classes: Any = None, already_forgotten: Any = ()
+    model: nn.Module,
+    images: Any,
+    labels: Any = None,
+    *,
+    num_classes: Any = None,
+    already_forgotten: Any = (),
+    limit: Any = None,
 ) -> tuple[nn.Module, ForgetSet, Preflight]:
     """Look at everything that can be known before the first second of work; arguments as in ``zero_shot_unlearn``.
 
@@ -46,7 +52,7 @@ def look(
     """
     working = working_copy(model)
     device, dtype = place_of(working)
-    forget = forget_set(images, labels, device=device, dtype=dtype)
+    forget = forget_set(images, labels, device=device, dtype=dtype, limit=limit)
     net = classifier(working, forget.images, num_classes=num_classes)
     width = None if num_classes is None else whole_number(num_classes)
     if num_classes is not None and (width is None or width < 2):
@@ -71,6 +77,13 @@ def look(
             )
     layout = layout_of(net, forget.images, logits)
     accuracy = (answers == forget.labels).double().mean().item()
+    if forget.left_out and limit is None:
+        used, given = len(forget.labels), len(forget.labels) + forget.left_out
+        sampled = (
+            f"{used} of the {given} forget images are used, equally many of each class, for all of them would take more"
+            f" memory than {FORGET_BYTES / 2**30:.3g} GiB: pass limit={given} to use all, or limit={used} to agree"
+        )
+        warnings = (sampled, *warnings)
     return net, forget, Preflight(width, before, accuracy, frozen, layout, warnings)
 
 

@@ -4,6 +4,7 @@ Invariant: labels follow the one order of class folders (``listing``) and images
 name), whatever order the disk or the archive lists them in; a class is split by its own name, whatever the others are.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 from zspag.lab.data.listing import NO_CLASS, NOT_DIRECT, Parts, Tally, class_of, files_in, first_of, in_order, walk
 from zspag.lab.data.pictures import Picture, decode, stacked
 from zspag.lab.data.splits import Dataset, Split
+from zspag.preflight.inputs import balanced, most_images
 from zspag.runtime import generator_for
 
 SPLITS = ("train", "test")
@@ -143,10 +145,16 @@ class ForgetFolder:
     images: Tensor  # shape (n, C, H, W), uint8; one channel if every photo is grey, else three
     labels: Tensor  # class numbers, shape (n,)
     remarks: tuple[str, ...]  # which folder became which class, and what was left out, a line each
+    left_out: int = 0  # photos beyond the limit, which were not read
 
 
 def labelled_folder(
-    source: Path, *, classes: Sequence[str] | None = None, label: str | None = None, image_size: int | None = None
+    source: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    label: str | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
 ) -> ForgetFolder:
     """Read images to forget from ``source/<class>/*``, or from ``source/*`` if all of them are of one class.
 
@@ -155,6 +163,8 @@ def labelled_folder(
         classes: Class names in the order of the logits: a folder's name is one of them then. None: its class's number.
         label: Name or number of the class of images that lie directly in ``source``; None reads class folders.
         image_size: As in ``FolderOptions``.
+        limit: Most photos that are read, equally many of each class; None reads as many of the first one's size as
+            ``inputs.FORGET_BYTES`` holds.
 
     Raises:
         ValueError: If the folder is missing or empty, a name stands for no class, files are broken, or sizes differ.
@@ -187,8 +197,22 @@ def labelled_folder(
         remarks = [f"folder {name} is class {number}: {_images(own.count(name))}" for name, number in ranked]
     if tally.files:
         remarks.append(str(tally))
-    pictures = _decoded(source, {parts: paths[parts] for parts in chosen}, image_size)
-    return ForgetFolder(stacked(pictures, source=source), torch.tensor(numbers), tuple(remarks))
+
+    labels = torch.tensor(numbers)
+    used = balanced(labels, limit or _most(source, chosen[0], paths[chosen[0]], image_size))
+    if len(used) < len(labels):
+        remarks.append(f"{len(used)} of {_images(len(labels))} are read, equally many of each class (--limit)")
+    pictures = _decoded(source, {chosen[place]: paths[chosen[place]] for place in used.tolist()}, image_size)
+    return ForgetFolder(stacked(pictures, source=source), labels[used], tuple(remarks), len(labels) - len(used))
+
+
+def _most(source: Path, parts: Parts, path: Path, image_size: int | None) -> int:
+    """Return how many photos of the size of this one are used if nobody sets a limit."""
+    try:
+        picture = decode(path.read_bytes(), place="/".join(parts), source=source, image_size=image_size)
+    except (ValueError, OSError):
+        return sys.maxsize  # whoever reads it again says what is wrong with it
+    return most_images(picture.pixels.size)
 
 
 def _decoded(source: Path, paths: Mapping[Parts, Path], image_size: int | None) -> dict[Parts, Picture]:
