@@ -61,7 +61,7 @@ def rates(results: Path) -> Iterator[Rate]:
     """Yield what is recorded: the benchmark's small net on a CPU, and the paper's ResNet-18 on a card."""
     bench = files.read_json(results / "bench" / "cpu.json")["data"]
     profile = whole.profile_of(Sizes())
-    (found,) = (one for one in bench["found"] if one["what"] == whole.RATIO and "defaults" in one["seconds"])
+    (found,) = (one for one in bench["found"] if one["what"] == whole.RATIO and one["value"])
     seconds, images = found["seconds"]["retraining"][0], round(0.9 * SHAPES["cifar10"][0])  # without one class
     here = f"{bench['machine']['name']}, {bench['machine']['threads']} threads"
     one = forward_operations(profile.arch, width=profile.width, classes=10, side=32)

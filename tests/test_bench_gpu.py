@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, hours
+from benchmarks.stages import whole
 from zspag.lab.data import Dataset, Split, load
 from zspag.report import files
 
@@ -172,7 +173,10 @@ def test_the_readme_has_the_hours_that_the_program_prints():
 
 
 def test_a_card_that_was_measured_has_a_sentence_of_its_own(tmp_path):
-    (tmp_path / "bench").symlink_to(ROOT / "results" / "bench")
+    raced = {"what": whole.RATIO, "value": 50.0, "seconds": {"retraining": [600.0, 600.0, 600.0]}}
+    missed = {"what": whole.RATIO, "value": None, "seconds": {}}
+    measured = {"machine": {"name": "a processor", "threads": 2}, "found": [raced, missed]}
+    files.write_json(tmp_path / "bench" / "cpu.json", {"data": measured})
     net = {"dataset": "cifar10", "arch": "resnet18", "width": 64}
     found = {"net": net, "images": 25_000, "epochs": 30, "seconds": {"trained": 50.0}}
     content = {"device": "a card", "found": found | {"unlearning as a share of training": 0.1}}
@@ -181,3 +185,4 @@ def test_a_card_that_was_measured_has_a_sentence_of_its_own(tmp_path):
     assert card.machine == "a card"
     assert card.operations == pytest.approx(3 * 1.11e9 * 25_000 * 30 / 50, rel=0.01)
     assert card.operations > cpu.operations
+    assert (cpu.machine, cpu.share) == ("a processor, 2 threads", 1 / 50)
