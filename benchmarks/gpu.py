@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.stages import settings, timing, trace
+from benchmarks.stages.findings import compared
 from benchmarks.stages.machine import Machine, processor
 from zspag import proxies, runtime
 from zspag.config import ProxyConfig
@@ -143,7 +144,7 @@ def attacks(*, tiny: bool) -> dict[str, Any]:
         apart = (moved - reference).norm(dim=1) / reference.norm(dim=1).clamp_min(1e-12)
         rows[name] = {
             "seconds": timings[name].spread,
-            "times as fast as TF32": timings["TF32"].over(timings[name]),
+            "times as fast as TF32": compared("attack", "", "", timings, "TF32", name).value,
             "seconds of the first call": first[name],
             "hits": hits.double().mean().item(),
             "hits that float32 denies": (one.hits & ~hits).double().mean().item(),
