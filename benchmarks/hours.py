@@ -61,7 +61,8 @@ def rates(results: Path) -> Iterator[Rate]:
     """Yield what is recorded: the benchmark's small net on a CPU, and the paper's ResNet-18 on a card."""
     bench = files.read_json(results / "bench" / "cpu.json")["data"]
     profile = whole.profile_of(Sizes())
-    (found,) = (one for one in bench["found"] if one["what"] == whole.RATIO and one["value"])
+    raced = [one for one in bench["found"] if one["stage"] == whole.STAGE and "retraining" in one["seconds"]]
+    found = raced[-1]  # the record of an older benchmark has a quick way before the defaults
     seconds, images = found["seconds"]["retraining"][0], round(0.9 * SHAPES["cifar10"][0])  # without one class
     here = f"{bench['machine']['name']}, {bench['machine']['threads']} threads"
     one = forward_operations(profile.arch, width=profile.width, classes=10, side=32)

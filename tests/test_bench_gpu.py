@@ -173,8 +173,8 @@ def test_the_readme_has_the_hours_that_the_program_prints():
 
 
 def test_a_card_that_was_measured_has_a_sentence_of_its_own(tmp_path):
-    raced = {"what": whole.RATIO, "value": 50.0, "seconds": {"retraining": [600.0, 600.0, 600.0]}}
-    missed = {"what": whole.RATIO, "value": None, "seconds": {}}
+    raced = {"stage": whole.STAGE, "value": 50.0, "seconds": {"retraining": [600.0, 600.0, 600.0]}}
+    missed = {"stage": whole.STAGE, "value": None, "seconds": {}}
     measured = {"machine": {"name": "a processor", "threads": 2}, "found": [raced, missed]}
     files.write_json(tmp_path / "bench" / "cpu.json", {"data": measured})
     net = {"dataset": "cifar10", "arch": "resnet18", "width": 64}
