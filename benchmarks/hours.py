@@ -58,10 +58,18 @@ def forward_operations(arch: str, *, width: int, classes: int, side: int) -> int
 
 
 def rates(results: Path) -> Iterator[Rate]:
-    """Yield what is recorded: the benchmark's small net on a CPU, and the paper's ResNet-18 on a card."""
+    """Yield what is recorded: the benchmark's small net on a CPU, and the paper's ResNet-18 on a card.
+
+    Raises:
+        ValueError: If no race against retraining is recorded.
+    """
     bench = files.read_json(results / "bench" / "cpu.json")["data"]
     profile = whole.profile_of(Sizes())
     raced = [one for one in bench["found"] if one["stage"] == whole.STAGE and "retraining" in one["seconds"]]
+    if not raced:
+        raise ValueError(
+            f"{results / 'bench' / 'cpu.json'} has no race against retraining: make bench RECORD=1 makes one"
+        )
     found = raced[-1]  # the record of an older benchmark has a quick way before the defaults
     seconds, images = found["seconds"]["retraining"][0], round(0.9 * SHAPES["cifar10"][0])  # without one class
     here = f"{bench['machine']['name']}, {bench['machine']['threads']} threads"

@@ -186,3 +186,9 @@ def test_a_card_that_was_measured_has_a_sentence_of_its_own(tmp_path):
     assert card.operations == pytest.approx(3 * 1.11e9 * 25_000 * 30 / 50, rel=0.01)
     assert card.operations > cpu.operations
     assert (cpu.machine, cpu.share) == ("a processor, 2 threads", 1 / 50)
+
+
+def test_hours_without_a_recorded_race_name_the_file_and_the_remedy(tmp_path):
+    files.write_json(tmp_path / "bench" / "cpu.json", {"data": {"found": []}})
+    with pytest.raises(ValueError, match=r"cpu\.json has no race .*make bench RECORD=1"):
+        next(hours.rates(tmp_path))
