@@ -34,6 +34,7 @@ def hits(model, images):
     return (logits_of(model, found.images).argmax(1) == targets).double().mean().item()
 
 
+@pytest.mark.slow
 def test_it_is_fooled_less_often(pair):
     here, hard, _ = pair
     assert hits(hard, here.images) < 0.8 * hits(here.model, here.images)

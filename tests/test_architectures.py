@@ -34,7 +34,7 @@ SETTINGS = {  # image size and width
 FROZEN = {"vit": {"1.class_token": "used by expand", "1.encoder.pos_embedding": "used by add"}}
 RATES = [rate_at(place) for place in range(SMALLEST, LARGEST + 1)]
 NETS = pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
-SLOW = {"alexnet", "allcnn", "conv7", "resnet18", "vgg11", "vgg16"}  # their layers are in the others as well
+SLOW = {"alexnet", "allcnn", "conv7", "digits", "resnet18", "vgg11", "vgg16"}  # their layers are in the others as well
 
 
 @pytest.fixture(autouse=True)

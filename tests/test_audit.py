@@ -53,6 +53,7 @@ def of(rows, measure, method):
     return found[found["method"] == method]
 
 
+@pytest.mark.slow
 def test_every_network_has_rows_of_every_measure(finished):
     counts = finished[1].groupby(["measure", "method"]).size().unstack()
     assert set(counts.index) == set(MEASURES)
@@ -62,6 +63,7 @@ def test_every_network_has_rows_of_every_measure(finished):
     assert not finished[1].duplicated(["measure", "method", *places]).any()
 
 
+@pytest.mark.slow
 def test_the_retrained_network_is_at_no_distance_from_itself(finished):
     _, rows = finished
     assert of(rows, "likeness", "retrained")["cka"].to_numpy() == pytest.approx(1)
@@ -73,6 +75,7 @@ def test_the_retrained_network_is_at_no_distance_from_itself(finished):
     assert (of(rows, "residual", "original")["difference"] > 0.5).any()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inside")
 def test_beside_retraining_stands_retraining_of_another_seed_where_there_is_one(finished):
     _, rows = finished
@@ -84,6 +87,7 @@ def test_beside_retraining_stands_retraining_of_another_seed_where_there_is_one(
     assert len(list(MEASURES["distance"](alone, "original"))) == 3
 
 
+@pytest.mark.slow
 def test_a_masked_original_is_the_original_once_its_last_layer_is_put_back(finished):
     _, rows = finished
     before, masked = of(rows, "restored", "original").iloc[0], of(rows, "restored", "masked").iloc[0]
@@ -94,6 +98,7 @@ def test_a_masked_original_is_the_original_once_its_last_layer_is_put_back(finis
     assert (hidden == known).all()
 
 
+@pytest.mark.slow
 def test_the_original_is_back_at_once_and_the_retrained_network_late(finished):
     back = report.arrivals(report.measured(finished[1], "relearning"))
     steps = back[back["lr"] == 1e-2].pivot(index="share", columns="method", values="step")
@@ -104,6 +109,7 @@ def test_the_original_is_back_at_once_and_the_retrained_network_late(finished):
     assert index["original"] == 0
 
 
+@pytest.mark.slow
 def test_a_second_audit_computes_nothing_and_another_number_of_steps_is_another_audit(finished, monkeypatch):
     root, rows = finished
     monkeypatch.setenv("ZSPAG_ROOT", str(root))
@@ -113,6 +119,7 @@ def test_a_second_audit_computes_nothing_and_another_number_of_steps_is_another_
         audit.audit(PROFILE, seeds=(1,))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inside")
 def test_networks_are_those_of_the_forget_only_rule_and_do_not_share_weights(networks):
     references = references_of(Case(PROFILE, 0, FORGET))
@@ -123,6 +130,8 @@ def test_networks_are_those_of_the_forget_only_rule_and_do_not_share_weights(net
     assert torch.equal(logits_of(networks["original"], references.images.retain_test), references.original.retain_test)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.usefixtures("inside")
 def test_a_ruined_network_has_one_row_that_says_so(networks, monkeypatch):
     ruined = torch.nn.Sequential(networks["original"], torch.nn.Threshold(0, float("inf")))
@@ -132,7 +141,6 @@ def test_a_ruined_network_has_one_row_that_says_so(networks, monkeypatch):
     assert [(row["measure"], row["method"]) for row in rows] == [("restored", "retrained"), ("ruined", "delete")]
 
 
-@pytest.mark.usefixtures("inside")
 def test_an_audit_without_retrained_models_is_refused():
     with pytest.raises(ValueError, match="an audit needs retrained models"):
         benches.Bench(Case(replace(PROFILE, retrained=False), 0, FORGET))

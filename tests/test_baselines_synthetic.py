@@ -263,6 +263,7 @@ def test_no_forget_image_is_trained_on():
     assert_same_weights(transfer(), transfer(images=1 - small().images))
 
 
+@pytest.mark.slow
 def test_gate_is_what_keeps_a_class_from_the_student(monkeypatch):
     """Class 0, which the maker does show; of many others the student learns nothing even without a gate."""
     case, ends = small(), {}

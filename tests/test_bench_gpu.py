@@ -106,6 +106,7 @@ def _program(folder, monkeypatch, text):
     monkeypatch.setattr(gpu.sys, "executable", str(path))
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_is_ended_with_all_that_it_started(tmp_path, monkeypatch):
     _program(tmp_path, monkeypatch, f"sleep 600 &\necho $! > {tmp_path}/child\necho at work\nwait")
     assert gpu.main(["--tiny", "--only", "trace", "--minutes", "0.05"]) == 1

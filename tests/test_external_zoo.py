@@ -46,7 +46,13 @@ GOAL = 0.01
 # --- nets -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NETS)
+# Libraries that take seconds to import, or nets that take as long to build.
+LARGE = ("hf", "timm", "torchvision", "resnet", "vgg", "vit", "mobilenet", "efficientnet", "densenet")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if any(part in name for part in LARGE) else ()) for name in NETS]
+)
 def test_a_net_maps_images_to_logits_and_its_twin_is_the_same_function(name):
     net = NETS[name]
     model, twin = (originals.untrained(net, twin=twin).eval() for twin in (False, True))
@@ -219,6 +225,7 @@ def test_the_code_of_an_arm_is_all_that_it_imports():
 # --- the child ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_child_answers_a_failure_and_goes_on():
     child = Child(ROOT, ROOT, threads=1)
     try:

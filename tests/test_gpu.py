@@ -162,6 +162,7 @@ def untimed(report):
     return replace(report, seconds={}, history=(), tried=tried)
 
 
+@pytest.mark.slow
 def test_unlearning_gives_the_weights_that_the_cpu_gives():
     case = small()
     config = replace(case.config, views=60, update=replace(case.config.update, lr=0.3, layers="all"))

@@ -36,7 +36,7 @@ def test_operations_and_rows_of_one_image_are_those_counted_by_hand():
     assert found.square == 8 * (27**2 + 320**2)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_b_16"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("vit_b_16", marks=pytest.mark.slow)])
 def test_real_architectures_are_counted_without_numbers(name):
     side = 224
     found = on_paper.count(on_paper._torchvision(name, 1000), side=side)

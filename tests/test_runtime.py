@@ -167,6 +167,7 @@ def _die(job):
     return job
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_ends_the_map_with_an_error_not_a_wait():
     answers = dict(pool_map(_die, [0, 1], workers=2, threads_each=1, title="test"))
     assert isinstance(answers[1], Exception)

@@ -149,9 +149,9 @@ def test_a_recorded_sweep_grows_by_the_methods_that_are_swept_later(grown, finis
     ("change", "edit"),
     [
         ({"ladders": Ladders((0.003,), (0.1,), (0.3,))}, {}),
-        ({"retrained": False}, {}),
-        ({}, {"data_sha256": "of something else"}),
-        ({}, {"config": {"name": "tiny", "an option of then": 1}}),
+        pytest.param({"retrained": False}, {}, marks=pytest.mark.slow),
+        pytest.param({}, {"data_sha256": "of something else"}, marks=pytest.mark.slow),
+        pytest.param({}, {"config": {"name": "tiny", "an option of then": 1}}, marks=pytest.mark.slow),
     ],
 )
 def test_a_recorded_sweep_of_another_configuration_or_of_other_data_is_replaced(grown, change, edit):

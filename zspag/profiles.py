@@ -201,7 +201,10 @@ PROFILES: dict[str, Profile] = {
         width=8,
         classes=(3,),
         train=replace(_DIGITS_TRAINING, epochs=4),
-        unlearn=UnlearnConfig(proxies=ProxyConfig(per_class=12, steps=10), update=UpdateConfig(epochs=3)),
+        unlearn=UnlearnConfig(
+            proxies=ProxyConfig(per_class=12, steps=10),
+            update=UpdateConfig(epochs=3, layers="all"),  # one search of rates in place of three
+        ),
         ladders=Ladders(low=(0.001, 0.01), middle=(0.03, 0.3), high=(0.03, 0.3)),
         workers=1,
         demonstration=True,
@@ -247,7 +250,7 @@ def trial(profile: Profile) -> Profile:
     # The quickest way to a net that knows a little of every class. A narrow VGG, with dropout, needs more steps.
     batch_size = 16 if profile.arch.startswith("vgg") else 32
     train = TrainConfig(epochs=30, batch_size=batch_size, lr=3e-3, optimizer="adamw")
-    update = replace(unlearn.update, epochs=4, min_steps=4)
+    update = replace(unlearn.update, epochs=4, min_steps=4, layers="all")  # one search of rates in place of three
     ladders = Ladders(*(rates[3:5] for rates in (profile.ladders.low, profile.ladders.middle, profile.ladders.high)))
     return replace(
         profile,
@@ -257,7 +260,7 @@ def trial(profile: Profile) -> Profile:
         seeds=profile.seeds[:1],
         train=train,
         ladders=ladders,
-        unlearn=replace(unlearn, proxies=proxies, update=update),
+        unlearn=replace(unlearn, proxies=proxies, update=update, views=40),
         workers=1,
         threads=1,
         share=0.01,

@@ -205,8 +205,9 @@ def _fit_(
     assert update.lr is not None
     costs: list[Tensor] = []
     sound = None if batches[0].device.type == "cpu" else torch.ones((), dtype=torch.bool, device=batches[0].device)
+    cheap = project is not None  # whether some layer's inputs are projected for less than its gradient: asked once
     for batch in batches:
-        inside = None if project is None else ProjectedInputs(moving, project)
+        inside = ProjectedInputs(moving, project) if cheap and project is not None else None
         with inside or nullcontext():
             value = loss(changed, batch)
         costs.append(value.detach())
@@ -214,12 +215,14 @@ def _fit_(
             sound = sound & costs[-1].isfinite()
         elif not math.isfinite(costs[-1]):
             break
+        done = inside.done if inside is not None else set()
+        cheap = bool(done)
         gradients = torch.autograd.grad(value, list(moving.values()), allow_unused=True)
         with torch.no_grad():
             for (name, parameter), gradient in zip(moving.items(), gradients, strict=True):
                 if gradient is None:
                     continue
-                if project is not None and inside is not None and name not in inside.done:
+                if project is not None and name not in done:
                     gradient = project(name, gradient)
                 if update.momentum:
                     gradient = velocity[name].mul_(update.momentum).add_(gradient)

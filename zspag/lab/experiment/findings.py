@@ -77,19 +77,18 @@ def stage_seconds(profile: Profile, frame: pd.DataFrame) -> dict[str, float]:
         frame: Rows of ``compute_grid``, "zs_pag" among them.
 
     Returns:
-        Seconds of "proxies", "subspaces", "update" (every rate the rule tried, labels included) and "retraining".
+        Seconds of "proxies", "subspaces", "update" (labels, all trials of the calibration and the final run; not the
+        other rates of the ladder, which are run for curves alone) and "retraining".
     """
     cases = cases_of(profile)
     stages = [statistics_of(case).seconds for case in cases]
-    own = frame[frame["method"] == "zs_pag"]
-    chosen = own[own["chosen"].eq(True)].set_index(["forget", "seed"])["lr"]
-    tried = own[own["lr"] <= own.set_index(["forget", "seed"]).index.map(chosen)]
+    chosen = frame[(frame["method"] == "zs_pag") & frame["chosen"].eq(True)]  # its seconds hold those of the trials
     keys = [training_key(profile, case.seed, case.forget) for case in cases]
     models = [cache.tensors_path(profile, "retrained", key) for key in keys]
     return {
         "proxies": sum(part["proxies"] for part in stages) / len(stages),
         "subspaces": sum(part["subspaces"] for part in stages) / len(stages),
-        "update": float(tried["seconds"].sum()) / len(cases),
+        "update": float(chosen["seconds"].sum()) / len(cases),
         "retraining": sum(provenance.read_record(path)["seconds"] for path in models if path.exists()) / len(cases),
     }
 

@@ -14,26 +14,30 @@ from zspag.lab.scenarios.outcome import Request, compared, drawn, judged, of_cla
 from zspag.profiles import Profile
 from zspag.runtime import generator_for, pool_map
 
-COUNTS = (2, 3, 5)  # classes at once
+COUNTS = (2, 3, 5)  # classes at once; a trial leaves the largest out
 SHARES = (0.01, 0.05)  # of all training samples, drawn across the classes
 
 Rows = list[dict[str, Any]]
 
 
 def order_of(profile: Profile, seed: int) -> tuple[int, ...]:
-    """Return the classes that are forgotten together or in a row, as many as the largest of ``COUNTS``, by the seed."""
+    """Return the classes that are forgotten together or in a row, as many as the largest count, by the seed."""
     order = torch.randperm(data_of(profile).num_classes, generator=generator_for(seed, "order"))
-    return tuple(order.tolist()[: max(COUNTS)])
+    return tuple(order.tolist()[: max(_counts(profile))])
 
 
-def at_once(profile: Profile, seed: int, *, counts: Sequence[int] = COUNTS) -> Rows:
-    """Forget the first 2, 3 and 5 classes of ``order_of`` together.
+def _counts(profile: Profile) -> Sequence[int]:
+    return COUNTS[:-1] if profile.trial else COUNTS
+
+
+def at_once(profile: Profile, seed: int, *, counts: Sequence[int] | None = None) -> Rows:
+    """Forget the first 2, 3 and 5 classes of ``order_of`` together, or as many as ``counts`` says.
 
     Returns:
         Rows of the original, the retrained model and ZS-PAG per request: see ``compared``.
     """
     order, rows = order_of(profile, seed), []
-    for count in counts:
+    for count in counts or _counts(profile):
         request = of_classes(profile, seed, order[:count])
         name = "together-" + "-".join(map(str, request.classes))
         rows += _kept(request, name, partial(compared, request, f"{count} classes"))
