@@ -45,15 +45,15 @@ def _own_folder(tmp_path, monkeypatch):
 )
 @pytest.mark.filterwarnings("ignore")  # a kernel's own
 def test_every_stage_runs_on_tiny_sizes_and_finds_something(stage):
-    found = list(stages.measure(stage, settings.TINY, HERE, CPU))
-    failed = [one.note for one in found if one.what == "the stage"]
+    found = stages.measure(stage, settings.TINY, HERE, CPU)
+    failed = [one["note"] for one in found if one["what"] == "the stage"]
     assert not failed
-    measured = [one for one in found if "is not installed" not in one.note and one.note != "it takes a GPU"]
+    measured = [one for one in found if "is not installed" not in one["note"] and one["note"] != "it takes a GPU"]
     assert measured
-    assert all(one.value is not None and one.value >= 0 for one in measured if "exponent" not in one.what)
+    assert all(one["value"] is not None and one["value"] >= 0 for one in measured if "exponent" not in one["what"])
     for one in found:
-        assert one.stage
-        assert one.case
+        assert one["stage"]
+        assert one["case"]
 
 
 def test_a_gpu_leaves_out_what_measures_the_cpu():
@@ -97,6 +97,31 @@ def test_a_run_writes_a_file_that_is_drawn_and_compared(tmp_path, capsys, monkey
 def _broken(*_):
     raise RuntimeError("no such thing")
     yield
+
+
+def test_a_run_that_was_interrupted_goes_on_and_a_whole_one_measures_anew(capsys, monkeypatch):
+    calls = []
+
+    def first(*_):
+        calls.append("first")
+        yield Finding("first", "", "a number", 1.0, rounds=(1.0, 1.0))
+
+    def second(*_):
+        calls.append("second")
+        if calls.count("second") == 1:
+            raise KeyboardInterrupt
+        yield Finding("second", "", "a number", 2.0)
+
+    monkeypatch.setattr(stages, "STAGES", {"first": first, "second": second})
+    with pytest.raises(KeyboardInterrupt):
+        main(["--tiny"])
+    assert main(["--tiny"]) == 0
+    assert calls == ["first", "second", "second"]
+    out = capsys.readouterr().out
+    assert "first: a number: 1" in out
+    assert "second: a number: 2" in out
+    assert main(["--tiny"]) == 0
+    assert calls[3:] == ["first", "second"]
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,18 @@ def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
     assert from_file("zoo_module:make").in_features == 5
 
 
+def test_a_package_in_the_current_folder_may_import_relatively_and_a_file_alone_cannot(tmp_path, monkeypatch):
+    folder = tmp_path / "zoo_package"
+    folder.mkdir()
+    file_of(folder, "", "__init__.py")
+    file_of(folder, NET, "parts.py")
+    file_of(folder, "from .parts import make", "nets.py")
+    monkeypatch.chdir(tmp_path)
+    assert from_file("zoo_package.nets:make").in_features == 5
+    with pytest.raises(ValueError, match=r"nets.py cannot be imported \(.*relative import"):
+        from_file(f"{folder / 'nets.py'}:make")
+
+
 def test_timm_is_asked_by_name(monkeypatch):
     asked = []
 

@@ -3,12 +3,15 @@
 A stage is a module with ``measure(sizes, machine, device)``, which yields findings; numbers are medians of ratios in
 interleaved rounds. Operations and bytes are counted by hand in the stages' docstrings.
 
-Invariant: nothing asserts on an absolute time, and a stage that fails does not take the others along.
+Invariant: nothing asserts on an absolute time, a stage that fails does not take the others along, and a run that was
+interrupted goes on behind the stages that it finished.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from benchmarks.stages import (
 from benchmarks.stages.findings import Finding
 from benchmarks.stages.machine import Machine
 from benchmarks.stages.settings import TINY, Sizes
+from zspag.lab import cache
 from zspag.report import files, plots, provenance
 from zspag.runtime import pick_device, progress
 
@@ -57,7 +61,7 @@ def stages_of(device: torch.device) -> tuple[str, ...]:
 
 
 def run(*, tiny: bool, only: Sequence[str] | None, record: bool) -> Iterator[str]:
-    """Measure, tell every finding as it comes, and write ``runs/bench/<device>.json``.
+    """Measure, tell every finding when its stage is done, and write ``runs/bench/<device>.json``.
 
     Args:
         tiny: Take sizes at which numbers mean nothing, to see that every line runs.
@@ -81,17 +85,36 @@ def run(*, tiny: bool, only: Sequence[str] | None, record: bool) -> Iterator[str
     yield _described(here)
     for name in progress(chosen, total=len(chosen), title="benchmarks", unit="stage"):
         for finding in measure(name, sizes, here, device):
-            found.append(finding.to_dict())
-            yield report.told(found[-1])
+            found.append(finding)
+            yield report.told(finding)
     yield from _write(found, here, device, sizes, started=started, record=record)
+    shutil.rmtree(_unfinished(), ignore_errors=True)  # the next run measures anew
 
 
-def measure(name: str, sizes: Sizes, here: Machine, device: torch.device) -> Iterator[Finding]:
-    """Yield the findings of one stage; an error is a finding without a number, which says what happened."""
+def measure(name: str, sizes: Sizes, here: Machine, device: torch.device) -> list[dict[str, Any]]:
+    """Return the findings of one stage, as ``Finding.to_dict`` gives them, of a run that was interrupted behind it.
+
+    An error is a finding without a number, which says what happened. It is not kept.
+    """
+    key = {
+        "sizes": asdict(sizes),
+        "machine": [here.name, here.threads, device.type],
+        "torch": torch.__version__,
+        "code": cache.code_hash((__name__, "zspag.unlearning"), frozenset()),
+    }
+    made = partial(
+        provenance.record, config=key, seed=0, data_sha256=None, device=device.type, threads=torch.get_num_threads()
+    )
+    path = _unfinished() / f"{name}-{provenance.digest(key)[:16]}.json"
     try:
-        yield from STAGES[name](sizes, here, device)
+        return cache.kept_rows(path, lambda: [one.to_dict() for one in STAGES[name](sizes, here, device)], made=made)
     except (RuntimeError, OSError, ValueError) as error:
-        yield Finding(name, "", "the stage", None, at_least=0, note=f"{type(error).__name__}: {error}")
+        return [Finding(name, "", "the stage", None, at_least=0, note=f"{type(error).__name__}: {error}").to_dict()]
+
+
+def _unfinished() -> Path:
+    """Where a run keeps the stages that it has finished, until it ends."""
+    return files.repository_root() / "runs" / "bench" / "unfinished"
 
 
 def _described(here: Machine) -> str:
