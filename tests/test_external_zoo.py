@@ -29,14 +29,14 @@ from benchmarks.external.measures import Judge
 from benchmarks.external.nets import CONFIRMATION, DEVELOPMENT, NETS, LeNet, Net
 from benchmarks.external.old import Child, finite
 from benchmarks.external.old import main as answer_jobs
-from benchmarks.external.table import choices_page, page, stage_table, write_choices, write_table
+from benchmarks.external.table import choices_page, page, stage_table, with_recorded, write_choices, write_table
 from zspag import proxies, zero_shot_unlearn
 from zspag.calibration import trials
 from zspag.config import ProxyConfig, to_dict
 from zspag.lab.data.splits import Dataset, Split
 from zspag.outcome import Trial
 from zspag.profiles import TrainConfig
-from zspag.report.files import read_json
+from zspag.report.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "digits": (1, 8, 8), "orl-faces": (1, 48, 48)}
@@ -587,3 +587,16 @@ def test_the_page_of_variants_compares_case_by_case_and_names_failures(tmp_path)
     planned = len(choices.CHOSEN) * choices.CLASSES * len(VARIANTS)
     assert f"Rows that were not made: {planned - len(made)} of {planned}." in text
     assert len(read_json(tmp_path / "choices.json")["rows"]) == len(made)
+
+
+def test_a_table_of_few_rows_keeps_the_recorded_ones_of_other_cases(tmp_path):
+    def one(label, arm="zs_pag", **changes):
+        return {"key": {"net": "mnist-mlp", "label": label, "count": 20, "seed": 0}, "arm": arm} | changes
+
+    write_json(tmp_path / "zoo.json", {"rows": [one(0, seconds=1.0), one(1, seconds=1.0), one(0, "delete")]})
+    assert with_recorded([one(0, seconds=2.0)], tmp_path / "zoo.json") == [
+        one(0, seconds=2.0),
+        one(1, seconds=1.0),
+        one(0, "delete"),
+    ]
+    assert with_recorded([one(0)], tmp_path / "none.json") == [one(0)]

@@ -67,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "table":
         from benchmarks.external import choices
         from benchmarks.external.rows import load_rows
-        from benchmarks.external.table import folder, recorded_timing, write_choices, write_table
+        from benchmarks.external.table import folder, recorded_timing, with_recorded, write_choices, write_table
 
-        if compared := load_rows(choices.folder()):
+        if compared := with_recorded(load_rows(choices.folder()), folder() / "choices.json"):
             write_choices(compared)
             say(f"wrote {folder() / 'CHOICES.md'}")
-        write_table(load_rows(), timing=recorded_timing())
+        write_table(with_recorded(load_rows(), folder() / "zoo.json"), timing=recorded_timing())
         say(f"wrote {folder() / 'README.md'}")
         return 0
     if options.data:

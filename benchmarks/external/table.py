@@ -90,6 +90,17 @@ def _write_rows(path: Path, rows: Sequence[Row], **beside: Any) -> None:
         temporary.write_text(f'{head}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
+def with_recorded(rows: Sequence[Row], path: Path) -> list[Row]:
+    """Add the recorded rows of cases and arms that no row here is of: who made some rows does not lose the others."""
+
+    def place(row: Row) -> tuple[Any, ...]:
+        return (*(row["key"][name] for name in ("net", "label", "count", "seed")), row["arm"])
+
+    fresh = {place(row) for row in rows}
+    recorded = read_json(path)["rows"] if path.exists() else []
+    return [*rows, *(row for row in recorded if place(row) not in fresh)]
+
+
 def recorded_timing() -> dict[str, Any] | None:
     """Return what ``python -m benchmarks.external time`` wrote, if it did."""
     path = folder() / "timing.json"
