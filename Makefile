@@ -27,7 +27,7 @@ test: lint ## Lint, types, the tests and doctests that take seconds, and every n
 	@$(RUN) -m zspag claims --profile smoke --fresh
 
 test-slow: $(STAMP) ## The tests marked slow: the paper profile's trial, a fake GPU's notebooks, interrupts, whole grids
-	@$(RUN) -m pytest -n 2 --dist worksteal -m slow
+	@$(RUN) -m pytest -n 2 --dist load -m slow
 
 test-all: test test-slow ## Both, as continuous integration does
 

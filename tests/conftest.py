@@ -9,11 +9,6 @@ for option in ("ZSPAG_PROFILE", "ZSPAG_ROOT", "ZSPAG_PROGRESS"):
     os.environ.pop(option, None)
 
 
-def pytest_collection_modifyitems(items):
-    """Start the longest file of the slow ones first: at the end it would keep one core while the other has no work."""
-    items.sort(key=lambda item: item.path.name != "test_trial.py")
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _no_test_writes_into_the_data_of_the_user(tmp_path_factory):
     """Data sets are cached in a folder of the session, also by the processes that a test starts."""
