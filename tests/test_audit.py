@@ -131,7 +131,6 @@ def test_networks_are_those_of_the_forget_only_rule_and_do_not_share_weights(net
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.usefixtures("inside")
 def test_a_ruined_network_has_one_row_that_says_so(networks, monkeypatch):
     ruined = torch.nn.Sequential(networks["original"], torch.nn.Threshold(0, float("inf")))

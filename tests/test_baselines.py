@@ -8,6 +8,7 @@ from functools import cache
 import pytest
 import torch
 from laboratory import FORGET, LADDER, TINY, caught_losses, changed_names, problem, small
+from marks import slow_but
 from reference import assert_same_state, state_of
 
 import zspag.lab.data
@@ -36,7 +37,6 @@ PROJECTED = {*projected.METHODS, *labels.METHODS} - {"unprojected"}  # all other
 # Variants of "zs_pag" run its own code with other labels; see test_baselines_projected.py.
 EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in CALIBRATED[1:] else name for name in METHODS]
 USUAL = {next(iter(family.METHODS)) for family in FAMILIES}  # the others of a family repeat when it is slow, too
-REPEATED = [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in METHODS]
 
 
 def go(name, *, ladder=None, strategy=None, update=None, **changes):
@@ -188,7 +188,7 @@ def test_every_method_but_fine_tuning_forgets_at_some_rate_and_leaves_the_model_
     assert (answers == labels).double().mean().item() == ladder.runs[-1].history[-1].forget_accuracy
 
 
-@pytest.mark.parametrize("name", REPEATED)
+@pytest.mark.parametrize("name", slow_but(USUAL, METHODS))
 def test_every_method_repeats_bit_for_bit_whatever_the_other_rates_but_not_with_another_generator(name):
     (first, *_, last), ladder, options = RATES.get(name, LADDER), ran(name)[0], {"update": {"layers": "all"}}
     again = go(name, ladder=(0.1 * last, last), **options)

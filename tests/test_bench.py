@@ -113,8 +113,10 @@ def test_a_run_that_was_interrupted_goes_on_and_a_whole_one_measures_anew(capsys
         yield Finding("second", "", "a number", 2.0)
 
     monkeypatch.setattr(stages, "STAGES", {"first": first, "second": second})
+    monkeypatch.setitem(stages.STAGES, "third", lambda *_: iter([Finding("third", "", "a number", 3.0)]))
     with pytest.raises(KeyboardInterrupt):
         main(["--tiny"])
+    assert main(["--tiny", "--only", "third"]) == 0  # another run in between takes nothing away
     assert main(["--tiny"]) == 0
     assert calls == ["first", "second", "second"]
     out = capsys.readouterr().out

@@ -15,6 +15,7 @@ import pytest
 import reference
 import torch
 from external_nets import BAD, CLASSES, FORGET, GOOD, forget_images, trained
+from marks import slow_but
 from torch import nn
 from torch.nn import functional as F
 
@@ -56,11 +57,6 @@ FROZEN = {
 
 USUAL = HALF | WARNS.keys() | {"no norm", "batch norm", "attention", "frozen backbone", "a pruned layer"}
 USUAL |= {"double", "dict output", "in-place normalize", "DataParallel"}
-
-
-def slow_but(usual, names):
-    """Mark what is not usual as slow: it has to hold as well, and costs a whole call each."""
-    return [pytest.param(name, marks=() if name in usual else pytest.mark.slow) for name in names]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import slow_but
 from torch import nn
 
 from benchmarks.external import choices, originals, rows
@@ -46,13 +47,10 @@ GOAL = 0.01
 # --- nets -----------------------------------------------------------------------------------------------------------
 
 
-# Libraries that take seconds to import, or nets that take as long to build.
-LARGE = ("hf", "timm", "torchvision", "resnet", "vgg", "vit", "mobilenet", "efficientnet", "densenet")
+SMALL = [name for name in NETS if "cifar10" not in name and "vit" not in name]  # quickly built, of no library
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if any(part in name for part in LARGE) else ()) for name in NETS]
-)
+@pytest.mark.parametrize("name", slow_but(SMALL, NETS))
 def test_a_net_maps_images_to_logits_and_its_twin_is_the_same_function(name):
     net = NETS[name]
     model, twin = (originals.untrained(net, twin=twin).eval() for twin in (False, True))

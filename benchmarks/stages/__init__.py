@@ -7,7 +7,6 @@ Invariant: nothing asserts on an absolute time, a stage that fails does not take
 interrupted goes on behind the stages that it finished.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -88,7 +87,8 @@ def run(*, tiny: bool, only: Sequence[str] | None, record: bool) -> Iterator[str
             found.append(finding)
             yield report.told(finding)
     yield from _write(found, here, device, sizes, started=started, record=record)
-    shutil.rmtree(_unfinished(), ignore_errors=True)  # the next run measures anew
+    for name in chosen:  # the next run measures them anew; what an interrupted one of other stages finished stays
+        _unfinished(name, sizes, here, device).unlink(missing_ok=True)
 
 
 def measure(name: str, sizes: Sizes, here: Machine, device: torch.device) -> list[dict[str, Any]]:
@@ -96,25 +96,30 @@ def measure(name: str, sizes: Sizes, here: Machine, device: torch.device) -> lis
 
     An error is a finding without a number, which says what happened. It is not kept.
     """
-    key = {
-        "sizes": asdict(sizes),
-        "machine": [here.name, here.threads, device.type],
-        "torch": torch.__version__,
-        "code": cache.code_hash((__name__, "zspag.unlearning"), frozenset()),
-    }
+    path = _unfinished(name, sizes, here, device)
     made = partial(
-        provenance.record, config=key, seed=0, data_sha256=None, device=device.type, threads=torch.get_num_threads()
+        provenance.record,
+        config=asdict(sizes),
+        seed=0,
+        data_sha256=None,
+        device=device.type,
+        threads=here.threads,
     )
-    path = _unfinished() / f"{name}-{provenance.digest(key)[:16]}.json"
     try:
         return cache.kept_rows(path, lambda: [one.to_dict() for one in STAGES[name](sizes, here, device)], made=made)
     except (RuntimeError, OSError, ValueError) as error:
         return [Finding(name, "", "the stage", None, at_least=0, note=f"{type(error).__name__}: {error}").to_dict()]
 
 
-def _unfinished() -> Path:
-    """Where a run keeps the stages that it has finished, until it ends."""
-    return files.repository_root() / "runs" / "bench" / "unfinished"
+def _unfinished(name: str, sizes: Sizes, here: Machine, device: torch.device) -> Path:
+    """Where a run keeps a stage that it has finished, until it ends."""
+    key = {
+        "sizes": asdict(sizes),
+        "machine": [here.name, here.threads, device.type],
+        "torch": torch.__version__,
+        "code": cache.code_hash((__name__, "zspag.unlearning"), frozenset()),
+    }
+    return files.repository_root() / "runs" / "bench" / "unfinished" / f"{name}-{provenance.digest(key)[:16]}.json"
 
 
 def _described(here: Machine) -> str:
