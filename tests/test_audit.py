@@ -1,26 +1,34 @@
 """The audit: the references come out as what they are, nothing is computed twice, and a ruined network is called so."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
-from laboratory import TINY, rooted
+from laboratory import TINY, changed_names, rooted
+from torch import nn
 
 from zspag.lab import audit, relearning
 from zspag.lab.audit import bench as benches
 from zspag.lab.audit import measures, running
+from zspag.lab.audit.head_row import row_edited, row_redrawn
 from zspag.lab.audit.measures import MEASURES
+from zspag.lab.data import channel_statistics
+from zspag.lab.data.sources import read_digits
 from zspag.lab.evaluation import Masked, accuracy
-from zspag.lab.experiment import Case, RunsFailed, references_of
+from zspag.lab.experiment import Case, RunsFailed, references_against, references_of
+from zspag.lab.models import build
 from zspag.lab.relearning import RATE, SHARE
+from zspag.lab.training import train
 from zspag.report import audit as report
-from zspag.runtime import logits_of
+from zspag.runtime import generator_for, logits_of
 
 pytestmark = pytest.mark.usefixtures("own_data")
 FORGET = 3
 PROFILE = replace(TINY, classes=(FORGET,), seeds=(0, 1))
 RATES, RATES_OF_OTHERS = {RATE: 4, 1e-2: 30}, {1e-2: 5}
+WIDTH, TRAINING = 8, replace(TINY.train, epochs=10)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +67,7 @@ def test_every_network_has_rows_of_every_measure(finished):
     assert set(counts.index) == set(MEASURES)
     assert set(counts.columns) == set(audit.SUBJECTS)
     assert (counts.nunique(axis=1) == 1).all()  # no network is looked at more often than another
-    places = ["attack", "split", "probe", "stage", "shown", "lr", "step", "moved", "radius"]
+    places = ["attack", "split", "probe", "stage", "shown", "head", "lr", "step", "moved", "radius"]
     assert not finished[1].duplicated(["measure", "method", *places]).any()
 
 
@@ -101,10 +109,10 @@ def test_a_masked_original_is_the_original_once_its_last_layer_is_put_back(finis
 @pytest.mark.slow
 def test_the_original_is_back_at_once_and_the_retrained_network_late(finished):
     back = report.arrivals(report.measured(finished[1], "relearning"))
-    steps = back[back["lr"] == 1e-2].pivot(index="share", columns="method", values="step")
+    steps = back[(back["lr"] == 1e-2) & (back["head"] == "own")].pivot(index="share", columns="method", values="step")
     assert (steps["original"] == 0).all()
     assert (steps["masked"] <= steps["retrained"]).all()
-    index = report.anamnesis(back, lr=1e-2, share=SHARE)
+    index = report.anamnesis(back, head="own", lr=1e-2, share=SHARE)
     assert index["retrained"] == 1
     assert index["original"] == 0
 
@@ -160,3 +168,132 @@ def test_a_published_audit_is_read_back_as_it_was_found(finished, monkeypatch):
     assert set(found) == set(expected)
     pd.testing.assert_frame_equal(found["arrivals"], expected["arrivals"], check_dtype=False)
     assert (root / "figures" / PROFILE.name / f"{content.name}.png").is_file()
+
+
+# One row of the head
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """An original and a network retrained without the class, each trained in two seconds."""
+    data, models = read_digits(), []
+    mean, std = channel_statistics(data.train.images)
+    for kept in (data.train, data.train.select(data.train.labels != FORGET)):
+        net = build("digits", num_classes=10, in_channels=1, image_size=8, width=WIDTH, mean=mean, std=std, seed=0)
+        models.append(train(net, kept.images, kept.labels, config=TRAINING, seed=0).model.eval())
+    return models
+
+
+@pytest.fixture
+def bench(pair, monkeypatch):
+    """A whole bench of these two, the masked original and the control."""
+    original, retrained = pair
+    case = Case(replace(PROFILE, trial=False), 0, FORGET)
+    references = references_against(case, original=original, retrained=retrained)
+    images = references.images.forget_test
+    nets = {
+        "original": original,
+        "masked": Masked(original, forget=(FORGET,), num_classes=10),
+        "row_only": row_edited(original, retrained, forget=FORGET, images=images),
+        "retrained": retrained,
+    }
+    monkeypatch.setattr(benches, "references_of", lambda _case: references)
+    monkeypatch.setattr(benches, "networks", lambda _case: nets)
+    monkeypatch.setattr(benches, "JUDGED", {"acc_forget": 100, "acc_retain": 4})
+    monkeypatch.setattr(relearning, "RATES", {RATE: 250})
+    monkeypatch.setattr(relearning, "RATES_OF_OTHERS", {})
+    return benches.Bench(case)
+
+
+def test_the_control_differs_from_the_original_in_one_row_and_no_probe_sees_it(bench):
+    nets = bench.networks
+    assert changed_names(nets["original"], nets["row_only"]) == {"13.weight", "13.bias"}
+    for name in ("weight", "bias"):
+        before, after = (getattr(nets[net][13], name) for net in ("original", "row_only"))
+        assert (before != after).reshape(10, -1).any(1).tolist() == [label == FORGET for label in range(10)]
+    for stage, features in bench.features_of("original").items():
+        assert torch.equal(bench.features_of("row_only")[stage], features)
+    rows = {name: measures.probe_rows(bench, name) for name in ("original", "row_only", "retrained")}
+    assert rows["row_only"] == rows["original"] != rows["retrained"]
+    assert [row["probe"] for row in rows["original"]] == ["linear"] * 4 + ["class means", "mlp", "neighbours"]
+
+
+@pytest.fixture
+def steps(bench):
+    """Steps until half of the class is back, by network and head."""
+    made = [
+        {"method": name, "forget": FORGET, "seed": 0} | row
+        for name in bench.networks
+        for row in measures.relearning_rows(bench, name)
+    ]
+    back = report.arrivals(pd.DataFrame(made))
+    return back[back["share"] == SHARE].set_index(["method", "head"])["step"]
+
+
+@pytest.mark.slow
+def test_one_row_of_the_head_makes_relearning_slow_and_nothing_else_does(steps):
+    """Claim: the anamnesis index measures one row of the head. The control has all features of the original."""
+    own, original, fresh = (steps.xs(head, level="head") for head in ("own", "original's", "fresh"))
+    assert own["row_only"] >= 5 * max(1, own["masked"])
+    assert own["row_only"] / own["retrained"] >= 0.5  # removed, if the index were to be believed
+    assert original["row_only"] == original["original"] == 0
+    assert fresh["row_only"] == fresh["original"] == fresh["masked"] > 0
+    assert fresh["row_only"] <= own["row_only"] / 5
+    assert fresh["retrained"] > fresh["original"]  # what retraining lacks is seen without the row
+
+
+def test_relearning_under_the_own_head_is_what_it_was_before_there_were_others(bench, monkeypatch):
+    monkeypatch.setattr(relearning, "RATES", {RATE: 12, 1e-2: 5})
+    monkeypatch.setattr(relearning, "RATES_OF_OTHERS", {1e-2: 3})
+    images, labels = bench.references.images.forget_train, bench.references.labels.forget_train
+    known = accuracy(
+        logits_of(bench.networks["original"], bench.judged["acc_forget"][0]), bench.judged["acc_forget"][1]
+    )
+    before = []
+    for what, shown, rates, enough in (
+        ("the class", (images, labels), relearning.RATES, 0.9 * known),
+        ("other classes", bench.retained, relearning.RATES_OF_OTHERS, math.inf),
+    ):
+        for lr, most in rates.items():
+            options = {"judged": bench.judged, "lr": lr, "steps": range(most + 1), "enough": enough}
+            generator = generator_for(0, "relearning")
+            curve = relearning.relearning_curve(bench.networks["masked"], *shown, generator=generator, **options)
+            before += [{"shown": what, "lr": lr} | row for row in curve]
+    rows = measures.relearning_rows(bench, "masked")
+    own = [{name: row[name] for name in row if name != "head"} for row in rows if row["head"] == "own"]
+    assert own == before
+    others = {row["head"] for row in rows if row["shown"] == "the class"} - {"own"}
+    assert others == {"original's", "fresh"}
+    assert {row["head"] for row in rows if row["shown"] == "other classes"} == {"own"}
+
+
+def test_a_redrawn_row_is_small_and_random_and_all_else_stays(pair):
+    original, images = pair[0], torch.rand(6, 1, 8, 8)
+    masked = Masked(original, forget=(FORGET,), num_classes=10)
+    drawn = [
+        row_redrawn(model, forget=FORGET, images=images, generator=torch.Generator().manual_seed(seed))
+        for model, seed in ((original, 0), (masked, 0), (original, 1))
+    ]
+    first, again, other = (net[13] for net in drawn)
+    others = [label for label in range(10) if label != FORGET]
+    assert torch.equal(first.weight, again.weight)  # the shift of the masked original is no row
+    assert not torch.equal(first.weight, other.weight)
+    assert changed_names(original, drawn[0]) == {"13.weight", "13.bias"}
+    assert torch.equal(first.weight[others], original[13].weight[others])
+    assert torch.equal(first.bias[others], original[13].bias[others])
+    assert first.bias[FORGET] == first.bias[others].mean()
+    ratio = first.weight[FORGET].square().mean().sqrt() / first.weight[others].square().mean().sqrt()
+    assert ratio.item() == pytest.approx(0.01, rel=0.5)
+
+
+@pytest.mark.parametrize("end", [nn.Hardtanh(), nn.Identity()])
+def test_where_the_rows_of_the_head_are_not_the_classes_nothing_is_edited(pair, end):
+    nets, images = [nn.Sequential(net, end) for net in pair], torch.rand(6, 1, 8, 8)
+    edited = row_edited(*nets, forget=FORGET, images=images)
+    redrawn = row_redrawn(nets[0], forget=FORGET, images=images, generator=torch.Generator())
+    assert (edited is None, redrawn is None) == (2 * (isinstance(end, nn.Hardtanh),))
+
+
+def test_a_head_that_cannot_be_written_leaves_two_heads_and_no_control(bench, monkeypatch):
+    monkeypatch.setattr(measures, "row_redrawn", lambda *_, **__: None)
+    assert {row["head"] for row in measures.relearning_rows(bench, "original")} == {"own", "original's"}

@@ -2,6 +2,7 @@
 
 import json
 from itertools import product
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from zspag.lab import audit as lab
 from zspag.lab import experiment, relearning
 from zspag.report import audit, files, plots
-from zspag.report.audit.verdicts import MEMBERSHIP, PROBE, QUESTIONS
+from zspag.report.audit.verdicts import MEMBERSHIP, NONLINEAR, PROBE, QUESTIONS
 
 
 def numbers(method, values, column="known"):
@@ -98,23 +99,28 @@ def made(*, seeds=(0, 1), classes=(1, 4, 6), ruined=()):
 
 
 def measures(method, wobble):
-    knows, late = method in ("original", "masked"), 20 if method == "retrained" else 4
+    knows, late = method in ("original", "masked", "row_only"), 20 if method in ("row_only", "retrained") else 4
     known = 0.3 if method == "retrained" else 0.7
     for attack in ("loss", "confidence", "entropy", "modified_entropy", "regression"):
         yield {"measure": "membership", "attack": attack, "auc": (0.8 if knows else 0.5) + wobble}
     for split in ("forget_train", "forget_test", "retain_test"):
-        yield {"measure": "distance", "split": split, "agreement": 0.9, "js": 0.1, "zrf": 0.5}
+        numbers = {"agreement": 0.9, "js": 0.1, "zrf": 0.5, "accuracy": 0.88 if method == "delete" else 0.9}
+        yield {"measure": "distance", "split": split} | numbers
     for depth in range(2):
         stage = {"stage": f"layer{depth}", "depth": depth}
         yield {"measure": "probes", "probe": "linear", "known": known - 0.1 * (depth == 0) + wobble} | stage
         yield {"measure": "likeness", "cka": 0.5} | stage
-    yield {"measure": "probes", "probe": "class means", "known": known} | stage
+    for probe in ("class means", "mlp", "neighbours"):
+        yield {"measure": "probes", "probe": probe, "known": known} | stage
     before = {"acc_forget_before": float(method == "original"), "acc_retain": 0.9}
     yield {"measure": "restored", "acc_forget": 0.9 if knows else 0.2} | before
-    for shown, lr, step in product(("the class", "other classes"), (3e-4, 1e-2), (0, 4, 20)):
-        back = float(method == "original" or (shown == "the class" and step >= late))
-        curve = {"shown": shown, "lr": lr, "step": step, "samples": 64 * step}
-        yield {"measure": "relearning", "acc_retain": 0.9, "acc_forget": back} | curve
+    for head, lr, step in product(("own", "original's", "fresh"), (3e-4, 1e-2), (0, 4, 20)):
+        wanted = {"own": 0 if method == "original" else late, "original's": 0 if knows else 4, "fresh": 4}[head]
+        curve = {"shown": "the class", "head": head, "lr": lr, "step": step, "samples": 64 * step}
+        yield {"measure": "relearning", "acc_retain": 0.9, "acc_forget": float(step >= wanted)} | curve
+    for lr, step in product((3e-4, 1e-2), (0, 4, 20)):
+        curve = {"shown": "other classes", "head": "own", "lr": lr, "step": step, "samples": 64 * step}
+        yield {"measure": "relearning", "acc_retain": 0.9, "acc_forget": float(method == "original")} | curve
     distances = {"entropy_ks": 0.2, "label_distance": 0.1, "forget_mass": 0.0}
     yield {"measure": "streisand", "entropy": 0.4 + wobble} | distances
     for moved, radius in product(("at random", "by attack"), (4 / 255, 8 / 255)):
@@ -148,13 +154,13 @@ def test_mean_curves_average_seeds_per_class_first():
     assert curves["acc_forget"].to_numpy() == pytest.approx((0.1 + 0.4 + 0.6) / 3)
     assert curves["acc_forget_low"].to_numpy() == pytest.approx(0.1)
     assert curves["acc_forget_high"].to_numpy() == pytest.approx(0.6)
-    assert len(curves) == len(audit.TITLES) * 2 * 2 * 3
+    assert len(curves) == len(audit.TITLES) * (3 + 1) * 2 * 3
 
 
 def test_a_mean_curve_ends_where_the_first_of_its_curves_does():
     rows = audit.measured(made(), "relearning")
     short = rows[~((rows["method"] == "masked") & (rows["forget"] == 4) & (rows["seed"] == 1) & (rows["step"] > 4))]
-    steps = audit.mean_curves(short).groupby(["method", "shown", "lr"])["step"].max()
+    steps = audit.mean_curves(short).groupby(["method", "shown", "head", "lr"])["step"].max()
     assert (steps["masked"] == 4).all()
     assert (steps["zs_pag"] == 20).all()
 
@@ -188,9 +194,20 @@ def test_every_panel_shows_every_network_but_a_ruined_one_and_can_be_drawn(panel
 
 def test_bars_are_means_over_classes(found):
     (panel,) = audit.restored_panels(found, title="digits")
-    assert panel["groups"] == ["its own answer", "nearest class mean", "linear probe", "original's head"]
-    assert panel["series"]["masked original"] == pytest.approx([0, 70, 70.5, 90])
-    assert panel["series"]["retrained"] == pytest.approx([0, 30, 30.5, 20])
+    means, others = ["nearest class mean", "nearest neighbours"], ["linear probe", "nonlinear probe", "original's head"]
+    assert panel["groups"] == ["its own answer", *means, *others]
+    assert panel["series"]["masked original"] == pytest.approx([0, 70, 70, 70.5, 70, 90])
+    assert panel["series"]["retrained"] == pytest.approx([0, 30, 30, 30.5, 30, 20])
+
+
+def test_curves_of_relearning_are_drawn_under_the_own_head(found):
+    (panel, _) = audit.relearning_panels(found, title="x", rates=[1e-2])
+    assert panel["series"]["original, one row edited"]["y"] == [
+        0,
+        0,
+        100,
+    ]  # with the original's head it is there at once
+    assert panel["series"]["ZS-PAG"]["y"] == [0, 100, 100]
 
 
 def test_rates_of_relearning_are_chosen_by_number(found):
@@ -203,7 +220,7 @@ def test_rates_of_relearning_are_chosen_by_number(found):
 
 def back(method, *arrived):
     """Arrivals of a network by hand: class, seed, step, whether it was reached."""
-    place = {"method": method, "lr": 0.1, "share": 0.5, "acc_retain": 0.5}
+    place = {"method": method, "head": "own", "lr": 0.1, "share": 0.5, "acc_retain": 0.5}
     return [
         place | {"forget": forget, "seed": seed, "step": step, "reached": reached, "samples": 64 * step}
         for forget, seed, step, reached in arrived
@@ -211,7 +228,7 @@ def back(method, *arrived):
 
 
 def index(rows):
-    return audit.anamnesis(pd.DataFrame(rows), lr=0.1, share=0.5)
+    return audit.anamnesis(pd.DataFrame(rows), head="own", lr=0.1, share=0.5)
 
 
 def test_the_index_averages_seeds_per_class_and_classes_last():
@@ -234,6 +251,7 @@ def test_the_index_leaves_out_a_class_in_which_a_network_was_ruined_and_refuses_
 def test_arrivals_that_did_not_happen_carry_a_plus_sign():
     rows = back("zs_pag", (1, 0, 4, True), (2, 0, 8, False)) + back("retrained", (1, 0, 16, True), (2, 0, 16, True))
     table = audit.arrival_table(pd.DataFrame(rows), audit.TITLES)
+    assert table["head"].tolist() == ["own", "own"]
     assert table.loc["ZS-PAG", "50 % back at 0.1"] == "6+ steps (384 images), AIN 0.375, retained 50 %"
     assert table.loc["retrained", "50 % back at 0.1"] == "16 steps (1024 images), AIN 1.000, retained 50 %"
 
@@ -242,12 +260,19 @@ def test_a_class_is_back_at_a_share_of_what_the_original_recognizes():
     rows = pd.DataFrame(
         [
             {"method": method, "forget": 1, "seed": 0, "shown": shown, "lr": 0.1, "step": step, "acc_forget": known}
+            | {"head": head}
             for method, curve in {"original": (0.8, 0.9), "zs_pag": (0.39, 0.4)}.items()
-            for shown in ("the class", "other classes")
-            for step, known in enumerate(curve)
+            for shown, head in (("the class", "fresh"), ("the class", "own"), ("other classes", "own"))
+            for step, known in enumerate(curve if head == "own" else (0.2, 0.41))
         ]
     )
-    found = audit.arrivals(rows).set_index(["method", "share"])
+    both = audit.arrivals(rows)
+    fresh = both[both["head"] == "fresh"].set_index(["method", "share"])
+    assert fresh.loc[("original", 0.5), ["step", "reached"]].tolist() == [
+        1,
+        True,
+    ]  # half of what it knows under its own
+    found = both[both["head"] == "own"].set_index(["method", "share"])
     assert found.loc[("original", 0.5), ["step", "reached"]].tolist() == [0, True]
     assert found.loc[("zs_pag", 0.5), ["step", "reached"]].tolist() == [1, True]
     assert found.loc[("zs_pag", 0.9), ["step", "reached"]].tolist() == [1, False]  # counting stopped
@@ -267,14 +292,23 @@ def test_the_table_says_what_is_within_the_spread_and_by_how_much_it_differs():
 
 
 def test_sentences_follow_the_numbers(found):
-    membership, probe, restored, relearned = audit.verdicts(found, method="zs_pag")
+    membership, probe, nonlinear, restored, relearned, *others = audit.verdicts(found, method="zs_pag")
     assert membership == (
         "Membership, AUC of the attack on all four scores: ZS-PAG 0.505, retrained 0.505 (+0.000); they differ by"
         " 0.000, two retrained networks by 0.010: within the retrained networks' own spread."
     )
     assert "(+40.0); they differ by 40.0 %, two retrained networks by 1.0 %: beyond the retrained" in probe
+    assert nonlinear.startswith("Forget class, nonlinear probe (MLP) there: ZS-PAG 70.0 %, retrained 30.0 %")
     assert "masked original 90.0 %, ZS-PAG 20.0 %, retrained 20.0 %" in restored
-    assert "masked original 4 (AIN 0.200), ZS-PAG 4 (AIN 0.200), retrained 20 (AIN 1.000)" in relearned
+    assert relearned == (
+        "Steps of relearning under the own head until half of the class is back, rate 0.0003: masked original 4 (AIN"
+        " 0.200); original, one row edited 20 (AIN 1.000); ZS-PAG 4 (AIN 0.200); retrained 20 (AIN 1.000). They measure"
+        " one row of the head; the control is the original, one row edited."
+    )
+    assert "with the original's head put back" in others[0]
+    assert "masked original 0 (AIN 0.000); original, one row edited 0 (AIN 0.000); ZS-PAG 4 (AIN 1.000)" in others[0]
+    assert "fresh row" in others[1]
+    assert "original, one row edited 4 (AIN 1.000); ZS-PAG 4 (AIN 1.000); retrained 4 (AIN 1.000)." in others[1]
     (only,) = audit.verdicts(audit.findings(made(ruined=("zs_pag",))), method="zs_pag")
     assert only.startswith("ZS-PAG was ruined in every class and seed")
 
@@ -299,3 +333,128 @@ def test_a_number_without_end_is_not_taken_for_one_that_is_missing(tmp_path):
     assert packed["curves"]["drift"] == [0.5, float("inf"), None]
     with pytest.raises(ValueError, match="JSON compliant"):
         files.write_json(tmp_path / "audit.json", packed)
+
+
+# Older files
+
+
+def older():
+    """What a file holds that was written before there were other heads, other probes and a control of one row."""
+    rows = made()
+    rows = rows[~rows["method"].isin(("row_only", "remove", "boundary_shrink"))]
+    rows = rows[~rows["probe"].isin(("mlp", "neighbours")) & ~rows["head"].isin(("original's", "fresh"))]
+    kept = audit.packed(audit.findings(rows))
+    assert kept["curves"].pop("head")
+    assert kept["arrivals"].pop("head")
+    return kept
+
+
+def test_an_older_file_is_read_as_relearning_under_the_own_head_and_nothing_breaks():
+    found = audit.unpacked(json.loads(json.dumps(older())))
+    for frame in (found["curves"], found["arrivals"]):
+        assert set(frame["head"]) == {"own"}
+    assert audit.relearning_panels(found, title="x")[0]["series"]["retrained"]["y"] == [0, 0, 100]
+    (bars,) = audit.restored_panels(found, title="x")
+    assert bars["groups"] == ["its own answer", "nearest class mean", "linear probe", "original's head"]
+    assert set(audit.arrival_table(found["arrivals"], audit.TITLES)["head"]) == {"own"}
+    table = audit.verdict_table(found, methods=[name for name in audit.TITLES if name != "retrained"])
+    assert PROBE.text in table.index
+    assert NONLINEAR.text not in table.index
+    assert "removal (ours)" not in table
+    *_, restored, relearned = audit.verdicts(found, method="zs_pag")
+    assert restored.startswith("With the original's last layer put back")
+    assert relearned.endswith("They measure one row of the head; no control was made here.")
+    assert len(audit.gap_panels(found, title="x")) == 3
+    assert set(audit.gap_closed(found)["probe"]) == {"linear", "class means", "original's head"}
+
+
+def test_every_recorded_audit_is_read():
+    recorded = audit.recorded(Path(__file__).parents[1] / "results")
+    assert len(recorded) >= 2
+    for _, found in recorded.values():
+        assert "own" in set(found["arrivals"]["head"])
+        assert len(audit.verdicts(found, method="zs_pag")) >= 4
+        assert audit.gap_closed(found)["share"].notna().any()
+
+
+# The gap to retraining
+
+
+def judged(method, recalls, *, kept=(0.9, 0.9)):
+    """Rows of two classes, a recall per seed each, and what is left of the retained classes per class.
+
+    Yields:
+        Rows of three measures.
+    """
+    for (forget, known), accuracy in zip(recalls.items(), kept, strict=True):
+        for seed, value in enumerate(known):
+            place = {"method": method, "forget": forget, "seed": seed}
+            yield {"measure": "probes", "probe": "linear", "depth": 1, "known": value} | place
+            yield {"measure": "probes", "probe": "linear", "depth": 0, "known": 0.123} | place
+            yield {"measure": "restored", "acc_forget": 1 - value} | place
+            for split in ("retain_test", "forget_test"):
+                right = accuracy + 0.01 * seed if split == "retain_test" else 0.5
+                yield {"measure": "distance", "split": split, "accuracy": right} | place
+
+
+def closed_gaps(*rows):
+    frame = pd.DataFrame([row for method in rows for row in method])
+    return {measure: audit.measured(frame, measure) for measure in ("probes", "restored", "distance")}
+
+
+RULERS = (
+    list(judged("original", {1: (0.9, 0.7), 4: (0.60, 0.60)}, kept=(0.85, 0.86))),
+    list(judged("masked", {1: (0.9, 0.7), 4: (0.60, 0.60)}, kept=(0.95, 0.92))),
+    list(judged("retrained", {1: (0.4, 0.3), 4: (0.56, 0.44)}, kept=(0.95, 0.95))),
+)
+
+
+def test_the_closed_share_is_what_one_computes_by_hand():
+    own = judged("zs_pag", {1: (0.5, 0.4), 4: (0.5, 0.5)}, kept=(0.93, 0.92))
+    closed = audit.gap_closed(closed_gaps(*RULERS, own)).set_index(["probe", "method", "forget"])
+    row = closed.loc[("linear", "zs_pag", 1)]
+    assert row[["known", "original", "retrained"]].tolist() == pytest.approx([0.45, 0.8, 0.35])
+    assert row["spread"] == pytest.approx(0.1)
+    assert row["share"] == pytest.approx((0.8 - 0.45) / (0.8 - 0.35))
+    assert row["lost"] == pytest.approx(2.0)
+    assert closed.loc[("linear", "zs_pag", 4), "lost"] == pytest.approx(0.0, abs=1e-9)
+    assert closed.loc[("original's head", "zs_pag", 1), "share"] != closed.loc[("linear", "zs_pag", 1), "share"]
+
+
+def test_the_ends_of_the_ruler_close_nothing_and_all_and_a_net_that_only_hides_closes_nothing():
+    closed = audit.gap_closed(closed_gaps(*RULERS)).query("probe == 'linear' and forget == 1").set_index("method")
+    assert closed["share"].to_dict() == {"original": 0, "masked": 0, "retrained": 1}
+    assert closed["lost"].to_dict() == pytest.approx({"original": 10, "masked": 0, "retrained": 0}, abs=1e-9)
+
+
+def test_a_gap_within_the_spread_of_retrained_networks_has_no_share_and_is_not_drawn():
+    own = list(judged("zs_pag", {1: (0.5, 0.4), 4: (0.5, 0.5)}, kept=(0.93, 0.92)))
+    found = closed_gaps(*RULERS, own)
+    fourth = audit.gap_closed(found).query("probe == 'linear' and forget == 4")
+    assert (fourth["original"] - fourth["retrained"]).to_numpy() == pytest.approx(0.1)
+    assert fourth["spread"].to_numpy() == pytest.approx(0.12)  # two retrained networks differ by more
+    assert fourth["share"].isna().all()
+    (panel, _) = audit.gap_panels(found, title="digits")
+    assert panel["title"] == "digits: linear probe (1 of 2 classes)"
+    assert panel["series"]["ZS-PAG"] == {"x": [pytest.approx(2)], "y": [pytest.approx(100 * 0.35 / 0.45)]}
+    assert panel["series"]["masked original"] == {"x": [0], "y": [0]}
+    nowhere = closed_gaps(*RULERS[:2], judged("retrained", {1: (0.4, 0.9), 4: (0.7, 0.7)}))
+    (empty, _) = audit.gap_panels(nowhere, title="digits")
+    assert (empty["series"], empty["title"]) == ({}, "digits: linear probe (0 of 2 classes)")
+    for panels in ([panel], [empty]):
+        result = {"draw": "scatter", "data": {"panels": panels}, "profile": "digits", "provenance": {}}
+        assert plots.draw(result).axes
+
+
+def test_with_one_seed_the_spread_is_not_known_and_only_a_gap_the_wrong_way_has_no_share():
+    rows = [list(row for row in method if row["seed"] == 0) for method in RULERS]
+    worse = list(judged("retrained", {1: (0.95,), 4: (0.55,)}))
+    closed = audit.gap_closed(closed_gaps(*rows[:2], worse)).query("probe == 'linear' and method == 'masked'")
+    assert closed["spread"].isna().all()
+    assert closed.set_index("forget")["share"].isna().to_dict() == {1: True, 4: False}
+
+
+def test_a_seed_in_which_a_network_was_ruined_is_left_out_of_its_share():
+    ruined = [row for row in judged("zs_pag", {1: (0.5, 0.4), 4: (0.5, 0.5)}) if row["seed"] == 0]
+    closed = audit.gap_closed(closed_gaps(*RULERS, ruined)).set_index(["probe", "method", "forget"])
+    assert closed.loc[("linear", "zs_pag", 1), "share"] == pytest.approx((0.9 - 0.5) / (0.9 - 0.4))

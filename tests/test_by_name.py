@@ -13,7 +13,7 @@ from reference import assert_same_state, state_of
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig
+from zspag.config import ProxyConfig, RemovalConfig, UnlearnConfig, UpdateConfig
 from zspag.lab import by_name
 from zspag.lab.by_name import method_named, unlearn_by
 from zspag.lab.evaluation import accuracy
@@ -24,7 +24,10 @@ from zspag.runtime import channels_last, generator_for, logits_of
 from zspag.unlearning import zero_shot_unlearn
 
 K, SIZE, GONE = 4, 8, 2
-CONFIG = UnlearnConfig(proxies=ProxyConfig(per_class=8, steps=8), update=UpdateConfig(epochs=2, min_steps=4))
+REMOVAL = RemovalConfig(steps=12, lr=0.01, per_class=8, shares=(0.5, 1.0))
+CONFIG = UnlearnConfig(
+    proxies=ProxyConfig(per_class=8, steps=8), update=UpdateConfig(epochs=2, min_steps=4), removal=REMOVAL
+)
 FORGET_ONLY = [name for name, method in METHODS.items() if not method.oracle]
 ORACLES = [name for name, method in METHODS.items() if method.oracle]
 
@@ -70,7 +73,7 @@ def by(name, *data, lr=0.01, **options):
     return unlearn_by(name, trained(), *(data or forget_data()), lr=lr, config=CONFIG, **options)
 
 
-@pytest.mark.parametrize("name", [name for name in FORGET_ONLY if name != "zs_pag"])
+@pytest.mark.parametrize("name", [name for name in FORGET_ONLY if name not in by_name.GOALS])
 def test_every_method_that_reads_no_retain_data_runs_by_its_name(name):
     before = state_of(trained())
     result = by(name)
@@ -106,6 +109,28 @@ def test_a_method_behind_the_door_is_that_of_the_table_bit_for_bit(name):
     kept = METHODS[name].run(problem, config).kept
     assert same(kept.model, by(name).model)
     assert not same(kept.model, by(name, seed=1).model)
+
+
+@pytest.mark.filterwarnings("ignore:not reached", "ignore:removal may cost")
+@pytest.mark.parametrize("lr", [None, 0.003])
+def test_remove_behind_the_door_is_zero_shot_unlearn_with_that_goal_bit_for_bit(lr):
+    removal = REMOVAL if lr is None else replace(REMOVAL, lr=lr)
+    config = replace(CONFIG, goal="remove", removal=removal)
+    direct = zero_shot_unlearn(trained(), *forget_data(), num_classes=K, config=config, seed=5)
+    result = by("remove", num_classes=K, lr=lr, seed=5)
+    assert same(direct.open_model, result.open_model)
+    assert same(direct.model, result.model)
+    assert not same(trained(), result.open_model)
+    assert (result.report.chosen, result.report.lr) == ("removal", direct.report.lr)
+    assert not same(direct.open_model, by("remove", num_classes=K, lr=lr, seed=6).open_model)
+    assert not same(direct.open_model, by("zs_pag", num_classes=K, lr=lr, seed=5).open_model)
+
+
+def test_the_name_decides_on_the_goal_whatever_the_options_say():
+    options = {"lr": 1.0, "seed": 5, "num_classes": K}
+    remove = replace(CONFIG, goal="remove")
+    asked = unlearn_by("zs_pag", trained(), *forget_data(), config=remove, **options)
+    assert same(by("zs_pag", **options).model, asked.model)
 
 
 FORMS = {

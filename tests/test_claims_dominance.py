@@ -93,16 +93,17 @@ def test_table_and_sentence_name_who_dominates():
     assert table["dominated by"].tolist() == ["nobody", "masked original", "masked original; ZS-PAG"]
     assert table["safe window (factor)"].tolist() == ["no rate", "10", "0"]
     assert table.loc["far", "drift (nats)"] == "> 99"
-    everything = "On gap to retraining, drift, safe window and relearning (AIN) together, "
+    everything = "On gap to retraining, drift, safe window and relearning under the own head (AIN) together, "
     assert verdict(summary, titles, "zs_pag") == everything + (
         "ZS-PAG is dominated by 1 of the 2 other forget-only methods, the masked original included: masked original."
+        " AIN measures one row of the head, and is no evidence of removal."
     )
     summary.loc["zs_pag", "AIN"] = 0.3
     assert "ZS-PAG is dominated by none of the 2 other forget-only methods" in verdict(summary, titles, "zs_pag")
     without = verdict(summary.drop(columns="AIN"), titles, "zs_pag")
-    assert without.startswith(
-        "On gap to retraining, drift and safe window together (relearning (AIN) not measured in these rows"
-    )
+    left_out = "(relearning under the own head (AIN) not measured in these rows)"
+    assert without.startswith(f"On gap to retraining, drift and safe window together {left_out}")
+    assert "one row of the head" not in without
 
 
 def test_many_who_dominate_are_counted():

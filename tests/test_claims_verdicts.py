@@ -10,7 +10,7 @@ from zspag.profiles import PROFILES
 from zspag.report.claims import Check, Verdict, judge, lines, table
 from zspag.report.claims.verdicts import LIMITS, Limits
 
-CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C6")
+CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7")
 
 
 def words(folder, profile="digits"):

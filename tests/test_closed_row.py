@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 from tests import reference
 from zspag.heads import closed_row
 from zspag.heads.closed_row import close_rows, original_row_closed
-from zspag.heads.head import NoHeadError, find_head, head_inputs, logits_under_head
+from zspag.heads.head import NoHeadError, features_and_logits, find_head, head_inputs, logits_under_head
 from zspag.lab.evaluation import Masked
 
 N, D, K = 23, 13, 7
@@ -340,6 +340,39 @@ def test_features_are_one_row_per_image_whatever_the_layout(name):
     features = head_inputs(net, images, find_head(net, images))
     wanted = tokens(images.flatten(1)).mean(1)
     torch.testing.assert_close(features, wanted.double())
+
+
+@pytest.mark.parametrize("name", CLOSABLE)
+def test_features_and_logits_of_one_pass_are_those_of_two(name):
+    net = copy.deepcopy(CLOSABLE[name]).double().eval()
+    images, state = torch.randn(N, 1, 1, D, dtype=torch.float64), reference.state_of(net)
+    place = find_head(net, images)
+    features, logits = features_and_logits(net, images, place)
+    assert torch.equal(logits, net(images))
+    torch.testing.assert_close(features, head_inputs(net, images, place), rtol=1e-12, atol=1e-12)
+    assert logits.requires_grad
+    reference.assert_same_state(state, reference.state_of(net))
+
+
+def test_gradients_of_features_and_logits_reach_the_body_and_those_of_features_no_further():
+    net = Odd(lambda self, x: self.head(self.body(x).relu_()), body=nn.Linear(D, 9), head=nn.Linear(9, K))
+    images = torch.randn(N, 1, 1, D)
+    features, logits = features_and_logits(net, images, find_head(net, images))
+    of_features, of_logits = (
+        torch.autograd.grad(one.square().sum(), list(net.parameters()), retain_graph=True, allow_unused=True)
+        for one in (features, logits)
+    )
+    names = [name for name, _ in net.named_parameters()]
+    assert {name for name, one in zip(names, of_features, strict=True) if one is not None} == {
+        "body.weight",
+        "body.bias",
+    }
+    by_hand = torch.autograd.grad(net.body(images.flatten(1)).relu().square().sum(), list(net.body.parameters()))
+    for name, expected in zip(("body.weight", "body.bias"), by_hand, strict=True):
+        torch.testing.assert_close(of_features[names.index(name)], expected)
+    assert all(one is not None and one.any() for one in of_logits)
+    with torch.no_grad():
+        assert not features_and_logits(net, images, find_head(net, images))[0].requires_grad
 
 
 @torch.no_grad()

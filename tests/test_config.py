@@ -5,7 +5,16 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
-from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig, from_dict, to_dict
+from zspag.config import (
+    LabelConfig,
+    ProxyConfig,
+    RemovalConfig,
+    SubspaceConfig,
+    UnlearnConfig,
+    UpdateConfig,
+    from_dict,
+    to_dict,
+)
 from zspag.profiles import Ladders, Profile, TrainConfig
 
 TRAIN = TrainConfig(epochs=2, batch_size=16, lr=0.1)
@@ -60,6 +69,19 @@ PROFILE = Profile(
         (UpdateConfig, "forget_accuracy", 1.0),
         (UpdateConfig, "settle", -0.1),
         (UpdateConfig, "give_up", 0.0),
+        (UnlearnConfig, "goal", "erase"),
+        (RemovalConfig, "strength", -0.5),
+        (RemovalConfig, "shares", ()),
+        (RemovalConfig, "shares", (0.0, 0.5)),
+        (RemovalConfig, "shares", (0.5, 1.5)),
+        (RemovalConfig, "shares", (0.9, 0.5)),
+        (RemovalConfig, "shares", (0.5, 0.5)),
+        (RemovalConfig, "damage", 0.0),
+        (RemovalConfig, "keep", 0.0),
+        (RemovalConfig, "lr", -0.001),
+        (RemovalConfig, "steps", 0),
+        (RemovalConfig, "batch_size", 0),
+        (RemovalConfig, "per_class", 0),
     ],
 )
 def test_a_bad_option_is_named_with_its_value(kind, option, value):
@@ -89,11 +111,14 @@ def test_the_edges_of_every_range_are_admitted():
     SubspaceConfig(energy=1.0, merge_energy=1.0)
     LabelConfig(beta=0.0, cg_iterations=1)
     UpdateConfig(lr=None, momentum=0.0, forget_accuracy=0.0)
+    RemovalConfig(strength=0.0, shares=(1.0,), steps=1, batch_size=1, per_class=1)
 
 
 def test_every_stage_has_defaults_and_nothing_can_be_reassigned():
     config = UnlearnConfig()
-    assert {item.name for item in fields(config)} == {"proxies", "subspace", "labels", "update", "views"}
+    stages = {"proxies", "subspace", "labels", "update", "views", "goal", "removal"}
+    assert {item.name for item in fields(config)} == stages
+    assert config.goal == "suppress"
     with pytest.raises(FrozenInstanceError):
         config.update.lr = 0.1
 
@@ -102,6 +127,7 @@ def test_a_profile_survives_the_way_through_json_and_equality_sees_one_option():
     again = from_dict(Profile, json.loads(json.dumps(to_dict(PROFILE))))
     assert again == PROFILE
     assert isinstance(again.unlearn.proxies, ProxyConfig)
+    assert again.unlearn.removal == RemovalConfig()
     assert again.ladders.middle == (0.01, 0.03)  # a tuple again, so that it can be hashed
     assert again != replace(PROFILE, unlearn=UnlearnConfig(proxies=ProxyConfig(eps=0.2)))
 

@@ -134,7 +134,7 @@ def test_every_file_of_the_grid_carries_its_provenance_and_no_path_of_this_machi
 
 
 def test_every_method_has_a_title():
-    assert set(TITLES) == {*REFERENCES, *METHODS}
+    assert set(TITLES) == {*REFERENCES, "row_only", *METHODS}
 
 
 @pytest.mark.parametrize(("method", "where"), [("zs_pag", "high"), ("head_only", "middle"), ("delete", "low")])
@@ -558,17 +558,19 @@ def test_a_method_that_stops_at_the_rate_it_takes_ends_in_the_same_model(copied)
     assert same_weights(short.kept.model, long.kept.model)
 
 
-@pytest.mark.filterwarnings("ignore:not reached", "ignore:the search for a rate ended")
-def test_a_run_of_the_grid_is_the_public_call_bit_for_bit(copied):
-    model = trained(PROFILE, 0)
+@pytest.mark.filterwarnings("ignore:not reached", "ignore:the search for a rate ended", "ignore:removal may cost")
+@pytest.mark.parametrize(("method", "goal"), [("zs_pag", "suppress"), ("remove", "remove")])
+def test_a_run_of_the_grid_is_the_public_call_bit_for_bit(copied, method, goal):
+    model, config = trained(PROFILE, 0), replace(PROFILE.unlearn, goal=goal)
     with threads(PROFILE.threads):
-        ladder, guard = run_method(CASE, "zs_pag", model=model, statistics=statistics_of(CASE))
+        ladder, guard = run_method(CASE, method, model=model, statistics=statistics_of(CASE))
         images, labels = experiment.forget_set(CASE, guard)
         call, other = (
-            zero_shot_unlearn(model, images, labels, config=PROFILE.unlearn, seed=seed, progress=False)
-            for seed in (0, 5)
+            zero_shot_unlearn(model, images, labels, config=config, seed=seed, progress=False) for seed in (0, 5)
         )
-    assert ladder.kept.lr == call.report.lr
+    assert guard.retain_samples_read == 0
+    assert ladder.kept.lr == (call.report.lr if goal == "suppress" else config.removal.lr)
+    assert ladder.kept.history[-1].forget_accuracy == call.report.forget_accuracy
     assert same_weights(ladder.kept.model, call.open_model)
     assert not same_weights(ladder.kept.model, model)
     assert not same_weights(ladder.kept.model, other.open_model)  # the streams do matter

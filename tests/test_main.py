@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -213,10 +214,19 @@ def test_unlearn_hands_everything_on(started, tmp_path):
     assert main(unlearning(tmp_path)) == 0
     assert started[-1] == (plain, {})
     more = "--num-classes 7 --seed 3 --already-forgotten 4,0 --label bee --image-size 48 --mean .5,.4,.3 --std 1,2,3"
+    more += " --goal remove"
     assert main(unlearning(tmp_path, *more.split(), "--keep-open", "--classes-file", "names.txt")) == 0
     facts = {"num_classes": 7, "seed": 3, "already_forgotten": (4, 0), "label": "bee", "image_size": 48}
     photos = {"mean": (0.5, 0.4, 0.3), "std": (1.0, 2.0, 3.0), "classes_file": Path("names.txt")}
-    assert started[-1] == (replace(plain, **facts, **photos, keep_open=True), {})
+    assert started[-1] == (replace(plain, **facts, **photos, keep_open=True, goal="remove"), {})
+
+
+def test_a_goal_that_there_is_not_is_refused_with_those_that_there_are(started, tmp_path, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(unlearning(tmp_path, "--goal", "erase"))
+    assert done.value.code == 2
+    assert re.search("choose from '?suppress'?, '?remove'?", capsys.readouterr().err)
+    assert started == []
 
 
 def test_a_goal_that_is_not_reached_has_an_exit_code_of_its_own(capsys, tmp_path, failing):

@@ -152,6 +152,7 @@ def test_no_two_names_of_a_figure_look_the_same():
 
 def test_every_method_has_a_look_of_its_own_in_every_figure():
     titles = [method.title for method in METHODS.values()] + ["original", "masked original", "retrained"]
+    titles.append("original, one row edited")
     assert len({plots._METHODS[title] for title in titles}) == len(titles)
     among = plots._styles([curves_of(*plots._KNOWN, *titles)])
     assert {title: among[title] for title in titles} == {title: plots._METHODS[title] for title in titles}

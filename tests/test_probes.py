@@ -9,7 +9,7 @@ from torch import nn
 from tests import reference
 from tests.laboratory import FORGET, small
 from zspag.lab.audit.features import penultimate
-from zspag.lab.audit.probes import Recall, linear_probe, logit_restored, prototype_probe
+from zspag.lab.audit.probes import Recall, linear_probe, logit_restored, mlp_probe, neighbour_probe, prototype_probe
 from zspag.lab.data.sources import read_digits
 from zspag.lab.evaluation import Masked, accuracy
 from zspag.lab.models import build
@@ -39,7 +39,16 @@ def prototype(*rows, forget=(5,)):
     return prototype_probe(*rows, forget=forget)
 
 
-PROBES = pytest.mark.parametrize("probe", [linear, prototype])
+def neighbour(*rows, forget=(5,), neighbours=7):
+    return neighbour_probe(*rows, forget=forget, neighbours=neighbours)
+
+
+def mlp(*rows, forget=(5,), seed=0, **options):
+    options = {"units": 16, "epochs": 40, "lr": 0.02, "draws": 2} | options
+    return mlp_probe(*rows, forget=forget, generator=torch.Generator().manual_seed(seed), **options)
+
+
+PROBES = pytest.mark.parametrize("probe", [linear, prototype, neighbour, mlp])
 
 
 # ---- Probes
@@ -93,6 +102,52 @@ def test_prototype_probe_is_the_nearest_mean_found_one_by_one():
     assert result == Recall(shares[6], pytest.approx((shares[2] + shares[5] + shares[9]) / 3))
 
 
+def shell(count, *, d=3):
+    """Two classes in the middle, side by side, and class 5 all around them: no plane cuts it off."""
+    inside = 0.5 * randn(2 * count, d)
+    labels = torch.where(inside[:, 0] > 0, 2, 9)
+    around = randn(count, d)
+    around = 4 * around / around.norm(dim=1, keepdim=True)
+    return torch.cat([inside, around]), torch.cat([labels, torch.full((count,), 5)])
+
+
+def test_nonlinear_probes_find_a_class_that_no_plane_cuts_off():
+    rows = (*shell(150), *shell(100))
+    assert linear(*rows).forget < 0.6
+    for probe in (mlp, neighbour):
+        found = probe(*rows)
+        assert found.forget > 0.95
+        assert found.retain > 0.8
+
+
+def test_neighbour_probe_is_a_vote_counted_one_by_one():
+    (train, train_labels), (test, test_labels) = cloud((15, 20, 11, 17), apart=1.5), cloud((40, 30, 50, 20), apart=1.5)
+    mean, deviation = train.mean(0), train.std(0, correction=0)
+    answers = []
+    for row in (test - mean) / deviation:
+        near = ((train - mean) / deviation - row).norm(dim=1).argsort()[:7]
+        votes = train_labels[near].tolist()
+        answers.append(max(CLASSES, key=votes.count))  # of as many votes the smaller label
+    shares = {label: (torch.tensor(answers)[test_labels == label] == label).double().mean().item() for label in CLASSES}
+    result = neighbour(train, train_labels, test, test_labels, forget=(6,))
+    assert result == Recall(shares[6], pytest.approx((shares[2] + shares[5] + shares[9]) / 3))
+    assert result != neighbour(train, train_labels, test, test_labels, forget=(6,), neighbours=1)
+    everybody = neighbour(train, train_labels, test, test_labels, forget=(6,), neighbours=1000)
+    assert (everybody.forget, everybody.retain) == (0.0, pytest.approx(1 / 3))  # always the most frequent class
+
+
+def test_mlp_probe_averages_over_draws_and_hangs_on_the_generator_alone():
+    rows = (*cloud((15, 20, 11, 17), apart=1.5), *cloud((40, 30, 50, 20), apart=1.5))
+    generator = torch.Generator().manual_seed(3)
+    options = {"forget": (5,), "units": 4, "epochs": 3, "lr": 0.02, "generator": generator}
+    one, another = (mlp_probe(*rows, draws=1, **options) for _ in range(2))
+    both = mlp(*rows, seed=3, units=4, epochs=3)
+    assert one != another
+    assert both == mlp(*rows, seed=3, units=4, epochs=3)
+    assert both.forget == pytest.approx((one.forget + another.forget) / 2)
+    assert both.retain == pytest.approx((one.retain + another.retain) / 2)
+
+
 @pytest.mark.parametrize("level", [0.0, 0.3])
 def test_a_unit_that_never_moved_in_training_says_nothing_however_it_moves_later(level):
     train, train_labels = cloud((60, 80, 70, 50), apart=9)
@@ -129,6 +184,19 @@ def test_a_penalty_that_penalizes_nothing_is_refused(penalty):
     train, labels = cloud((5, 4, 3, 6), apart=1)
     with pytest.raises(ValueError, match=f"got {penalty}"):
         linear(train, labels, train, labels, penalty=penalty)
+
+
+@pytest.mark.parametrize("option", ["units", "epochs", "draws"])
+def test_a_network_without_size_or_training_is_refused(option):
+    rows = (*cloud((5, 4, 3, 6), apart=1), *cloud((5, 4, 3, 6), apart=1))
+    with pytest.raises(ValueError, match=r"at least 1, got .*\b0\b"):
+        mlp(*rows, **{option: 0})
+
+
+def test_a_vote_without_voters_is_refused():
+    rows = (*cloud((5, 4, 3, 6), apart=1), *cloud((5, 4, 3, 6), apart=1))
+    with pytest.raises(ValueError, match="neighbours must be at least 1, got 0"):
+        neighbour(*rows, neighbours=0)
 
 
 # ---- The logit-restored test

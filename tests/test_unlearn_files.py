@@ -20,12 +20,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from zspag import zero_shot_unlearn
 from zspag.__main__ import main
+from zspag.config import GOALS, RemovalConfig, UnlearnConfig, from_dict
 from zspag.lab import unlearn_files
 from zspag.lab.data.sources import read_digits
 from zspag.lab.models import Normalize, build, from_file
 from zspag.lab.unlearn_files import GoalNotReached, Task
 from zspag.report import files, provenance
+from zspag.runtime import logits_of
 
 pytestmark = pytest.mark.usefixtures("own_data")
 FACTORY = """
@@ -134,7 +137,8 @@ def test_photos_and_weights_reach_the_method_as_they_are(given, method):
     (call,) = method.calls
     assert torch.equal(call.images, data.images[data.labels == FORGET][:40])
     assert call.labels.tolist() == [FORGET] * 40
-    assert call.options == {"num_classes": None, "already_forgotten": (7,), "limit": 40, "seed": 4}
+    handed = {"num_classes": None, "already_forgotten": (7,), "limit": 40, "config": UnlearnConfig(), "seed": 4}
+    assert call.options == handed
     assert all(torch.equal(value, call.model.state_dict()[name]) for name, value in load_file(given.weights).items())
     made = [given.out, given.report, given.figure]
     assert lines == ["folder 3 is class 3: 40 images", str(method.report), f"wrote {made[0]}, {made[1]} and {made[2]}"]
@@ -260,6 +264,15 @@ def test_weights_report_and_figure_carry_one_record(given, method, tmp_path):
     page = files.read_json(given.report)
     assert page["report"] == method.report.to_dict()
     assert page["weights"] == {"file": given.out.name, "sha256": hashlib.sha256(given.out.read_bytes()).hexdigest()}
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_the_goal_reaches_the_method_and_stands_in_the_record(given, method, goal):
+    lines_of(replace(given, goal=goal))
+    assert method.calls[0].options["config"] == UnlearnConfig(goal=goal)
+    recorded = provenance.read_record(given.out)["config"]
+    assert recorded["goal"] == goal
+    assert from_dict(UnlearnConfig, recorded) == UnlearnConfig(goal=goal)
 
 
 def test_warnings_are_lines_but_not_twice(given, method):
@@ -406,6 +419,7 @@ def other_net(given):
         (lambda given: {"forget": given.weights}, r"there is no folder .*weights.safetensors"),
         (lambda given: {"model": given.model.replace(":make", ":no_module")}, r"no_module returned str"),
         (lambda _: {"num_classes": 1}, r"--num-classes must be at least 2, got 1"),
+        (lambda _: {"goal": "erase"}, r"--goal must be one of suppress, remove, got 'erase'"),
         (lambda _: {"limit": 0}, r"--limit must be at least 1, got 0"),
         (lambda _: {"std": (0.5,)}, "--mean and --std come together"),
     ],
@@ -421,18 +435,58 @@ def test_bad_input_gets_its_message_in_one_line_before_the_work(given, method, s
 # ---- The method itself
 
 
-def test_a_folder_of_photos_becomes_weights_that_forget_them_from_the_command_line(given, capsys):
+def command(given, *more):
+    """Run the command on the small trained net; return its exit code."""
     save_file(small().model.state_dict(), given.weights)
     places = {name: str(getattr(given, name)) for name in ("model", "weights", "forget", "out")}
-    assert main(["unlearn", *(text for name, place in places.items() for text in (f"--{name}", place))]) == 0
+    return main(["unlearn", *(text for name, place in places.items() for text in (f"--{name}", place)), *more])
+
+
+def recognized_by(path):
+    """Return the share of the class that the small net recognizes with the weights of a file."""
+    model = copy.deepcopy(small().model)
+    model.load_state_dict(load_file(path))
+    return (logits_of(model, small().images).argmax(1) == FORGET).double().mean().item()
+
+
+def test_a_folder_of_photos_becomes_weights_that_forget_them_from_the_command_line(given, capsys):
+    assert command(given) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "folder 3 is class 3: 40 images"
-    model = copy.deepcopy(small().model)
-    model.load_state_dict(load_file(given.out))
-    with torch.no_grad():
-        before, after = ((net(small().images).argmax(1) == FORGET).double().mean() for net in (small().model, model))
-    assert before > 0.9
-    assert after < 0.2
+    assert recognized_by(given.weights) > 0.9
+    assert recognized_by(given.out) < 0.2
     assert lines[-1].startswith(f"wrote {given.out}")
     assert files.read_json(given.report)["report"]["reached"]
+    assert files.read_json(given.report)["provenance"]["config"]["goal"] == "suppress"
     assert Image.open(io.BytesIO(given.figure.read_bytes())).width > 100
+    data = read_digits().train
+    plain = zero_shot_unlearn(small().model, data.images[data.labels == FORGET][:40], FORGET, limit=40, seed=0)
+    written = load_file(given.out)
+    assert all(torch.equal(written[name], tensor) for name, tensor in plain.model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:not reached", "ignore:removal may cost")
+def test_the_goal_to_remove_is_one_word_more_on_the_command_line(given, monkeypatch, capsys):
+    """The command has no option that would make a run short; how short it is is changed underneath."""
+    quick = RemovalConfig(steps=8, per_class=6, lr=1e-2, shares=(0.5, 1.0))
+    monkeypatch.setattr(unlearn_files, "UnlearnConfig", lambda **options: UnlearnConfig(**options, removal=quick))
+    code = command(given, "--goal", "remove", "--keep-open")
+    out, err = capsys.readouterr()
+    page, (original, changed) = files.read_json(given.report), (load_file(path) for path in (given.weights, given.out))
+    assert code == (0 if page["report"]["reached"] else 3)
+    assert ("the goal is not reached" in err) == (code == 3)
+    assert page["provenance"]["config"]["goal"] == "remove"
+    assert page["report"]["chosen"] == "removal"
+    assert "removal" in out
+    assert changed.keys() == original.keys()
+    moved = {name for name in original if not torch.equal(original[name], changed[name])}
+    *_, head, _ = original
+    assert moved
+    assert not moved & {head, head.replace("weight", "bias")}
+    assert all(original[name].dim() > 1 for name in moved)  # no bias and no norm
+
+
+@pytest.mark.slow
+def test_removal_forgets_from_the_command_line_with_its_defaults(given):
+    assert command(given, "--goal", "remove", "--keep-open") in (0, 3)
+    assert recognized_by(given.out) < 0.3

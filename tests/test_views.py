@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from zspag import views
-from zspag.views import NOISE, SHIFT, make_views, mirrored, noisy, shifted, sometimes_mirrored
+from zspag.views import NOISE, SHIFT, make_views, mirrored, noisy, recognized_changes, shifted, sometimes_mirrored
 
 SHAPE = (2, 6, 5)
 
@@ -93,6 +93,21 @@ def test_a_kind_of_view_that_the_model_does_not_recognize_is_not_used():
     indifferent = make_views(Asks(always), x, least=60, generator=generator())
     assert indifferent.kinds == ("shift", "mirror", "noise")
     assert not leans_left(indifferent.images).all()
+
+
+def test_the_changes_that_a_model_recognizes_are_those_that_its_views_are_made_with():
+    x = left_bright()
+    for question, kinds in ((always, ["shift", "mirror", "noise"]), (leans_left, ["shift", "noise"])):
+        found = recognized_changes(Asks(question), x, generator=generator())
+        assert list(found) == kinds
+        assert make_views(Asks(question), x, least=60, generator=generator()).kinds == tuple(found)
+        assert found["noise"] is noisy
+        assert found["shift"] is shifted
+    assert recognized_changes(Asks(always), x, generator=generator())["mirror"] is sometimes_mirrored
+    before = x.clone()
+    exactly = Asks(lambda shown: torch.tensor([any(torch.equal(one, known) for known in x) for one in shown]))
+    assert recognized_changes(exactly, x, generator=generator()) == {}
+    assert torch.equal(x, before)
 
 
 def test_a_single_view_that_gets_another_answer_is_left_out(monkeypatch):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from zspag import __version__, profiles
+from zspag.config import GOALS
 from zspag.process.allocator import keep_freed_memory
 from zspag.profiles import FolderConfig, Ladders, Profile
 
@@ -178,6 +179,11 @@ def _add_unlearn(one: argparse.ArgumentParser) -> None:
     add("--mean", metavar="M,M,M", help="mean per channel, for a model that takes normalized images")
     add("--std", metavar="S,S,S", help="standard deviation per channel, beside --mean")
     add("--already-forgotten", metavar="CLASSES", help="classes of earlier requests, numbers, comma-separated")
+    goals = (
+        "suppress: the class is answered no more (the paper); remove: it is taken out of the features too, which takes"
+        " longer and may cost retained accuracy (default: suppress)"
+    )
+    add("--goal", default="suppress", choices=GOALS, help=goals)
     add("--keep-open", action="store_true", help="do not close the logit rows of the forgotten classes")
     add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
 

@@ -19,6 +19,7 @@ WIDTH, LABEL = 88, 12  # columns of the page, and of the names at its left
 LISTED = 6  # rows of a table of the page; the rest is counted
 CONFIDENCE = 0.95  # of the bound on what unseen images will do
 LAYERS = ("all", "body", "head")  # what may be chosen; a report of another method names the method
+REMOVAL = "removal"  # what stands there where features were moved: what is tried then is a share, and no rate
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Trial:
     """One learning rate tried on one choice of layers.
 
     Attributes:
-        layers: Which layers moved: "all", "body" (all but the last) or "head" (the last).
-        lr: Learning rate.
+        layers: Which layers moved: "all", "body" (all but the last) or "head" (the last); "removal" where features did.
+        lr: Learning rate; of a removal the share of the way to the fitted weights.
         forget_accuracy: Accuracy on held-out forget samples where there were folds, else on the forget set; None where
             the run diverged.
         drift: Mean KL divergence from the masked original on held-out proxies, in nats; None where not measured.
@@ -110,8 +111,8 @@ class Report:
         eps: Radius of the attack, in pixels on [0, 1].
         hits: Share of the attacked samples that arrived, per retained class; empty where nothing was attacked.
         layers: Every weight that could be looked at.
-        chosen: Which layers moved: "all", "body" or "head"; of another method than ZS-PAG, its name.
-        lr: Learning rate used.
+        chosen: Which layers moved: "all", "body" or "head"; "removal"; of another method than ZS-PAG, its name.
+        lr: Learning rate used; of a removal the share of the way to the fitted weights.
         tried: Every rate tried, in the order in which they were tried.
         history: One entry per epoch of the final run.
         drift: Mean KL divergence of the open model from the masked original on held-out proxies, in nats.
@@ -343,7 +344,8 @@ def _features(left: Remainder | None) -> str:
 
 def _choice(report: Report) -> str:
     forgot = [trial for trial in report.tried if trial.forgot]
-    text = f"{report.chosen}{' layers' if report.chosen in LAYERS else ''}, rate {report.lr:g}: "
+    how = f"{report.chosen}{' layers' if report.chosen in LAYERS else ''}"
+    text = f"{how}, {f'{100 * report.lr:g} % of the way' if report.chosen == REMOVAL else f'rate {report.lr:g}'}: "
     text += f"{len(forgot) or 'none'} of {len(report.tried)} trials forgot"
     drifts = [trial.drift for trial in forgot if trial.drift is not None]
     mine = [trial.drift for trial in forgot if _is_chosen(trial, report)][:1]
@@ -365,7 +367,8 @@ def _trials(report: Report) -> Iterator[str]:
         return not _is_chosen(trial, report), trial.layers != report.chosen, abs(math.log(trial.lr / report.lr))
 
     judged = "forget accuracy" if report.unseen_accuracy is None else "held-out accuracy"
-    yield f"{'':{LABEL}}  {'layers':<8}{'rate':>10}{judged:>20}{'drift, nats':>14}{'forgot':>9}"
+    dial = "share" if report.chosen == REMOVAL else "rate"
+    yield f"{'':{LABEL}}  {'layers':<8}{dial:>10}{judged:>20}{'drift, nats':>14}{'forgot':>9}"
     listed = sorted(report.tried, key=distance)[:LISTED]
     for trial in sorted(listed, key=lambda one: (one.layers, one.lr)):
         accuracy = "diverged" if trial.forget_accuracy is None else _percent(trial.forget_accuracy)

@@ -42,7 +42,10 @@ def draw(report: dict[str, Any], *, title: str) -> Figure:
 
 def rates_tried(axis: Axes, report: dict[str, Any]) -> None:
     """Draw drift over rate per choice of layers; open marks did not forget, crosses have no drift."""
-    axis.set(title="rates tried", xlabel="learning rate", ylabel="drift on held-out proxies (nats)")
+    title, dial = "rates tried", "learning rate"
+    if report["chosen"] == "removal":
+        title, dial = "shares tried", "share of the way to the fitted weights"
+    axis.set(title=title, xlabel=dial, ylabel="drift on held-out proxies (nats)")
     trials = sorted(report["tried"], key=lambda trial: trial["lr"])
     if not trials:
         _say(axis, "no rate was tried")

@@ -9,7 +9,7 @@ Invariant: a profile is a constant; what the command line changes is another pro
 
 from dataclasses import dataclass, field, replace
 
-from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig, require
+from zspag.config import ProxyConfig, RemovalConfig, UnlearnConfig, UpdateConfig, require
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,7 @@ PROFILES: dict[str, Profile] = {
         unlearn=UnlearnConfig(
             proxies=ProxyConfig(per_class=12, steps=10),
             update=UpdateConfig(epochs=3, layers="all"),  # one search of rates in place of three
+            removal=RemovalConfig(steps=30, lr=3e-3, per_class=12, shares=(0.5, 1.0)),
         ),
         ladders=Ladders(low=(0.001, 0.01), middle=(0.03, 0.3), high=(0.03, 0.3)),
         workers=1,
@@ -251,6 +252,7 @@ def trial(profile: Profile) -> Profile:
     batch_size = 16 if profile.arch.startswith("vgg") else 32
     train = TrainConfig(epochs=30, batch_size=batch_size, lr=3e-3, optimizer="adamw")
     update = replace(unlearn.update, epochs=4, min_steps=4, layers="all")  # one search of rates in place of three
+    removal = replace(unlearn.removal, steps=6, per_class=4, shares=(0.5, 1.0))
     ladders = Ladders(*(rates[3:5] for rates in (profile.ladders.low, profile.ladders.middle, profile.ladders.high)))
     return replace(
         profile,
@@ -260,7 +262,7 @@ def trial(profile: Profile) -> Profile:
         seeds=profile.seeds[:1],
         train=train,
         ladders=ladders,
-        unlearn=replace(unlearn, proxies=proxies, update=update, views=40),
+        unlearn=replace(unlearn, proxies=proxies, update=update, removal=removal, views=40),
         workers=1,
         threads=1,
         share=0.01,

@@ -5,6 +5,8 @@ that updates keep out of; the forget samples and their views are fitted to pseud
 rate are chosen on held-out forget samples and proxies (``zspag.calibration``). Last, the rows of the forgotten classes
 are closed in the head, which is exact, free, and no evidence: whether the method *reached* its goal is judged before.
 
+With ``config.goal="remove"`` the update is another one, ours (``zspag.removal``); all else is the same.
+
 Invariant: the caller's model is only read; all work happens on a copy. Nothing here can be handed retain data.
 """
 
@@ -27,6 +29,7 @@ from zspag.preflight.inputs import ForgetSet
 from zspag.process import progress as bars
 from zspag.process.surroundings import plain_layout, surroundings
 from zspag.proxy_statistics import HALVABLE, ProxyStatistics, prepare
+from zspag.removal import removable_head, remove_with
 from zspag.runtime import channels_last, generator_for, seed_of
 
 TRUSTED = 0.1  # accuracy on held-out forget samples up to which "reached" is said
@@ -113,6 +116,9 @@ def zero_shot_unlearn(
             limit=limit,
         )
         gone = tuple(sorted({*forget.classes, *found.already_forgotten}))
+        removing = config.goal == "remove"
+        if removing:  # what cannot work is said now, and not after the attack
+            removable_head(net, forget.images, frozen=found.frozen)
         checked = time.perf_counter()
         with plain_layout(found.layout == "plain"):
             statistics = prepare(
@@ -125,7 +131,7 @@ def zero_shot_unlearn(
             )
             prepared = time.perf_counter()
             drawn = seed_of(generator_for(seed, "method"))  # as the grid draws it: a recorded row is this call
-            made = unlearn_with(
+            made = (remove_with if removing else unlearn_with)(
                 net, forget.labels, statistics, forget=gone, config=config, seed=drawn, frozen=found.frozen
             )
             fitted = time.perf_counter()
@@ -178,13 +184,14 @@ def _report(
     unseen = chosen.trial.forget_accuracy if samples >= HALVABLE else None
     warned = list(found.warnings)
     missed = ""
+    longer = f"update.epochs than {config.update.epochs}"
+    if config.goal == "remove":
+        longer = f"removal.steps than {config.removal.steps}"
     if ruined:
         missed = "every rate made the weights infinite, so the model is a copy of the original"
     elif remaining > config.update.forget_accuracy:
-        missed = (
-            f"{100 * remaining:.1f} % of the forget set is still recognized; pass more images, or a config with more"
-            f" update.epochs than {config.update.epochs}"
-        )
+        missed = f"{100 * remaining:.1f} % of the forget set is still recognized; pass more images, or a config with"
+        missed += f" more {longer}"
     elif unseen is not None and unseen > TRUSTED:
         missed = (
             f"the forget set is forgotten, but {100 * unseen:.0f} % of held-out forget samples were still recognized;"
@@ -192,7 +199,14 @@ def _report(
         )
     if missed:
         warned.append(f"not reached: {missed}")
-    if chosen.at_edge and not ruined and config.update.lr is None:
+    if config.goal == "remove":
+        damage = chosen.trial.drift
+        if not ruined and damage is not None and damage > config.removal.damage:
+            warned.append(
+                f"removal may cost retained accuracy: held-out proxies moved by {damage:.3g} nats, more than the"
+                f" {config.removal.damage:g} that count as little; goal='suppress' costs less"
+            )
+    elif chosen.at_edge and not ruined and config.update.lr is None:
         warned.append(f"the search for a rate ended at the edge of its range, at {chosen.trial.lr:.3g}")
     return Report(
         forget_classes=forget.classes,
@@ -205,7 +219,7 @@ def _report(
         hits=statistics.proxies.hits,
         layers=made.layers,
         chosen=chosen.layers,
-        lr=made.run.lr,
+        lr=chosen.trial.lr if config.goal == "remove" else made.run.lr,  # of a removal, the share that was gone
         tried=(*chosen.trials, *made.trials),
         history=made.run.history,
         drift=made.damage,

@@ -57,13 +57,7 @@ def make_views(model: nn.Module, images: Tensor, *, least: int, generator: torch
     """
     answers, own = logits_of(model, images).argmax(1), torch.arange(len(images))
     copies = math.ceil(least / len(images)) - 1
-
-    def recognized(change: Change) -> bool:
-        rounds = math.ceil(ASKED / len(images))
-        same = [logits_of(model, change(images, generator)).argmax(1) == answers for _ in range(rounds)]
-        return torch.cat(same).double().mean().item() >= 1 - LOST
-
-    kinds = {name: used for name, (asked, used) in KINDS.items() if copies > 0 and recognized(asked)}
+    kinds = recognized_changes(model, images, generator=generator) if copies > 0 else {}
     parts, sources = [images], [own]
     for _ in range(copies if kinds else 0):
         view = images
@@ -74,6 +68,18 @@ def make_views(model: nn.Module, images: Tensor, *, least: int, generator: torch
         sources.append(own[alike.cpu()])
     behind = torch.cat(sources)
     return Views(torch.cat(parts), behind, answers.cpu()[behind], tuple(kinds))
+
+
+def recognized_changes(model: nn.Module, images: Tensor, *, generator: torch.Generator) -> dict[str, Change]:
+    """Return the kinds of view of which the model answers nearly all as it answers the images (n, C, H, W)."""
+    answers = logits_of(model, images).argmax(1)
+
+    def recognized(change: Change) -> bool:
+        rounds = math.ceil(ASKED / len(images))
+        same = [logits_of(model, change(images, generator)).argmax(1) == answers for _ in range(rounds)]
+        return torch.cat(same).double().mean().item() >= 1 - LOST
+
+    return {name: used for name, (asked, used) in KINDS.items() if recognized(asked)}
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -99,6 +99,22 @@ def head_inputs(model: nn.Module, images: Tensor, head: Head) -> Tensor:
     return torch.cat(rows)
 
 
+def features_and_logits(model: nn.Module, images: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Return what enters the head, shape (n, d), and the logits (n, K) of one pass, both with their graph.
+
+    Args:
+        model: Parameters that require grad get gradients through both.
+        images: Shape (n, C, H, W), on the model's device.
+        head: From ``find_head``; over several positions its inputs are averaged.
+    """
+    watch = _Calls(head.call)
+    with plain_attention(), watch:
+        logits = model(images)
+    call = watch.seen[head.call]
+    entered = positions(call.arguments["input"], len(images), linear=call.function is F.linear)
+    return entered.mean(1), logits
+
+
 def logits_under_head(original: nn.Module, changed: nn.Module, images: Tensor, head: Head) -> Tensor:
     """Return the logits (n, K) that the original's head gives to the features of another model.
 

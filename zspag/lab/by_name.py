@@ -2,7 +2,8 @@
 
 ``zspag methods`` lists the names, what each method reads and where it comes from.
 
-Invariant: "zs_pag" is ``zero_shot_unlearn`` and nothing else. No method gets anything but the model and the forget set.
+Invariant: "zs_pag" and "remove" are ``zero_shot_unlearn`` with one goal each, and nothing else. No method gets anything
+but the model and the forget set.
 """
 
 import difflib
@@ -26,6 +27,8 @@ from zspag.proxy_statistics import prepare
 from zspag.runtime import channels_last, generator_for, logits_of
 from zspag.unlearning import Unlearned, zero_shot_unlearn
 
+GOALS = {"zs_pag": "suppress", "remove": "remove"}  # of the methods that are the public call
+
 
 def unlearn_by(
     name: str,
@@ -47,15 +50,17 @@ def unlearn_by(
         forget_images: Images to forget.
         forget_labels: Their classes.
         num_classes: Width K of the logits; None takes it from the model.
-        lr: Learning rate. None leaves "zs_pag" to its own search; every other method tries the rates that
-            ``zspag methods`` lists for it, smallest first, and keeps the first that forgets the forget set.
+        lr: Learning rate. None leaves "zs_pag" to its own search, and "remove" to ``config.removal.lr``; every other
+            method tries the rates that ``zspag methods`` lists for it, smallest first, and keeps the first that forgets
+            the forget set.
         limit: As for ``zero_shot_unlearn``.
-        config: Options of every stage; its learning rates count only where ``config.update.lr`` is set.
+        config: Options of every stage; the name decides on the goal, and the learning rates of ``config.update`` count
+            only where ``config.update.lr`` is set.
         seed: Same seed, same threads, same result.
 
     Returns:
-        The unlearned copy and a report. ``model`` and ``open_model`` are one and the same, except for "zs_pag", the
-        only method that closes rows: compare open models.
+        The unlearned copy and a report. ``model`` and ``open_model`` are one and the same, except for "zs_pag" and
+        "remove", the only methods that close rows: compare open models.
 
     Raises:
         ValueError: If there is no such method, or it reads retain data, or the input cannot work.
@@ -67,8 +72,9 @@ def unlearn_by(
     method = method_named(name)
     config = config or UnlearnConfig()
     if lr is not None:
-        config = replace(config, update=replace(config.update, lr=lr))
-    if name == "zs_pag":
+        config = replace(config, update=replace(config.update, lr=lr), removal=replace(config.removal, lr=lr))
+    if name in GOALS:
+        config = replace(config, goal=GOALS[name])
         return zero_shot_unlearn(
             model, forget_images, forget_labels, num_classes=num_classes, limit=limit, config=config, seed=seed
         )

@@ -4,7 +4,8 @@ What was removed has to be learned again; what was only suppressed comes back wi
 images of the class has images of other classes: in training on these, what was pushed aside in shared layers may come
 back, what the last layer suppresses may not. Retained accuracy stands beside it: a ruined model relearns slowly, and
 training on one class alone destroys the others. AIN, the anamnesis index, is a model's steps over those of a retrained
-network; 1 is ideal (Chundawat et al., "Zero-Shot Machine Unlearning", IEEE TIFS 2023).
+network; 1 was meant to be ideal (Chundawat et al., "Zero-Shot Machine Unlearning", IEEE TIFS 2023). Under the own head
+it measures one row of the head, whatever the features hold: see ``audit.head_row``.
 
 Invariant: with the same generator every model is shown the same images in the same order, and the model passed in stays
 as it is.

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zspag.config import UnlearnConfig, to_dict
+from zspag.config import GOALS, UnlearnConfig, to_dict
 from zspag.lab.data.folders import ForgetFolder, labelled_folder
 from zspag.lab.data.listing import read_classes
 from zspag.lab.data.pictures import grey
@@ -57,6 +57,7 @@ class Task:
     mean: tuple[float, ...] | None = None  # of each channel on [0, 1], for a model that takes normalized images
     std: tuple[float, ...] | None = None  # standard deviation of each channel
     already_forgotten: tuple[int, ...] = ()  # classes that earlier requests made the weights forget
+    goal: str = "suppress"  # or "remove": the class is taken out of the features too
     seed: int = 0  # seed of the method
     keep_open: bool = False  # write what the updates alone made, without closing the rows of the forgotten classes
 
@@ -67,6 +68,8 @@ class Task:
             raise ValueError(f"--limit must be at least 1, got {self.limit}")
         if self.num_classes is not None and self.num_classes < 2:
             raise ValueError(f"--num-classes must be at least 2, got {self.num_classes}")
+        if self.goal not in GOALS:
+            raise ValueError(f"--goal must be one of {', '.join(GOALS)}, got {self.goal!r}")
 
     @property
     def report(self) -> Path:
@@ -90,7 +93,7 @@ def unlearn_files(task: Task) -> Iterator[str]:
         GoalNotReached: At the end, if part of the forget set is still recognized.
     """
     _check_out(task)
-    started, device = time.time(), pick_device()
+    started, device, config = time.time(), pick_device(), UnlearnConfig(goal=task.goal)
     classes = None if task.classes_file is None else read_classes(task.classes_file)
     num_classes = task.num_classes if classes is None else len(classes)
     if task.num_classes not in (None, num_classes):
@@ -116,13 +119,14 @@ def unlearn_files(task: Task) -> Iterator[str]:
             num_classes=num_classes,
             already_forgotten=task.already_forgotten,
             limit=len(images),  # the folder was cut to the limit when it was read
+            config=config,
             seed=task.seed,
         )
         if photos.left_out:
             result = replace(result, report=replace(result.report, left_out=photos.left_out))
         pixels = hashlib.sha256(images.contiguous().numpy().tobytes() + photos.labels.numpy().tobytes())
         record = MADE_BY | provenance.record(
-            config=to_dict(UnlearnConfig()),
+            config=to_dict(config),
             seed=task.seed,
             data_sha256=pixels.hexdigest(),
             device=device.type,

@@ -19,6 +19,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -38,11 +39,12 @@ _ERRORS: Look = {"elinewidth": 0.8}
 _METHODS = {
     "ZS-PAG": (0, 0),
     "ZS-PAG, not calibrated": (0, 1),
+    "removal (ours)": (0, 2),
     "DELETE": (1, 1),
     "ZS-PAG, second-best labels": (1, 2),
     "subspace of noise": (1, 3),
     "SalUn": (1, 4),
-    "boundary shrink": (1, 5),
+    "boundary shrink": (1, 7),
     "boundary expanding": (1, 6),
     "retrained": (2, 2),
     "subspace of retain data": (2, 3),
@@ -65,6 +67,7 @@ _METHODS = {
     "AMUN, adversarial only": (6, 0),
     "ARU": (6, 1),
     "original": (7, 7),
+    "original, one row edited": (7, 2),
     "head only": (5, 8),
     "head-only sampling": (5, 9),
     "rehearsal on proxies": (8, 8),
@@ -108,13 +111,17 @@ def inches_wide(path: Path) -> float:
 def draw(result: dict[str, Any]) -> Figure:
     """Return the figure of a result file, all panels on one grid, the profile named in the footer.
 
+    A panel that names another ``kind`` is drawn as that.
+
     Raises:
-        ValueError: If ``draw`` names no kind of panel.
+        ValueError: If ``draw`` or a panel names no kind of panel.
     """
-    wanted, data = result["draw"], result["data"]
-    if wanted not in KINDS:
-        raise ValueError(f"{result['name']}: there is no kind of panel {wanted!r}; kinds are {', '.join(KINDS)}")
+    data = result["data"]
     panels = data["panels"]
+    kinds = [panel.get("kind", result["draw"]) for panel in panels]
+    for wanted in (result["draw"], *kinds):
+        if wanted not in KINDS:
+            raise ValueError(f"{result['name']}: there is no kind of panel {wanted!r}; kinds are {', '.join(KINDS)}")
     across = min(data.get("columns", 2), len(panels))
     down = -(-len(panels) // across)
     width, height = data.get("size", (4.6, 3.4))
@@ -122,21 +129,31 @@ def draw(result: dict[str, Any]) -> Figure:
         figure = Figure(figsize=(width * across, height * down + 0.35), layout="constrained")
         axes = list(figure.subplots(down, across, squeeze=False).flat)
         styles = _styles(panels)
-        for axis, panel in zip(axes, panels, strict=False):
-            KINDS[wanted](axis, panel | {"styles": styles})
+        for axis, panel, kind in zip(axes, panels, kinds, strict=False):
+            KINDS[kind](axis, panel | {"styles": styles})
             axis.set_title(panel.get("title", ""), fontsize=10)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
-        handles: dict[str, Any] = {}  # one legend for all panels, above them, with every name once
+        handles: dict[str, list[Any]] = {}  # one legend for all panels, above them, with every name once
         for axis in figure.axes:
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-                handles.setdefault(label, handle)
+                handles.setdefault(label, []).append(handle)
         if handles:
             columns = min(len(handles), max(2, int(figure.get_figwidth() // 2)))
             look: Look = {"loc": "outside upper center", "ncols": columns, "frameon": False, "fontsize": 8}
-            figure.legend(handles.values(), handles.keys(), **look)
+            figure.legend([_key(several) for several in handles.values()], handles.keys(), **look)
         figure.supxlabel(_footer(result), fontsize=7, color="#666666", x=0.99, ha="right")
     return figure
+
+
+def _key(handles: Sequence[Any]) -> Any:
+    """Return what stands for a name in the legend: a line without marks gets the mark that another panel draws."""
+    first = handles[0]
+    marks = [one.get_marker() for one in handles if isinstance(one, Line2D) and one.get_marker() != "None"]
+    if not isinstance(first, Line2D) or not marks:
+        return first
+    look: Look = {"color": first.get_color(), "linestyle": first.get_linestyle(), "linewidth": first.get_linewidth()}
+    return Line2D([], [], marker=marks[0], markersize=4.5, **look)
 
 
 def _footer(result: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from zspag.profiles import PAPER_DATA, PAPER_NETS
-from zspag.report import claims, files, results, tables
+from zspag.report import audit, claims, files, results, tables
 from zspag.report.results import Result
 
 MANY = 200  # forget images from which on unseen ones are held to a bar
@@ -33,6 +33,7 @@ CHAPTERS = {
     "05_experiments": "Does it hold for every class and seed, and would something simpler have done?",
     "06_ablations": "Which of its many choices matter, and where does it break?",
     "07_audit": "Is the class gone, or only silent, and which requests fail?",
+    "08_removal": "What does it take to remove a class from the features, and what does that cost?",
 }
 
 
@@ -226,11 +227,15 @@ def _labels(found: Result) -> str:
 
 
 def audits(folder: Path) -> str:
-    """Return every recorded ``zspag audit``: what it says of ZS-PAG, and its table."""
+    """Return every recorded ``zspag audit``: what it says of ZS-PAG and of removal, and its table.
+
+    The sentences are made anew from the rows: those of older records show AIN without its control.
+    """
     parts = []
     for path in sorted(folder.glob("*/audit_*.json")):
         found = results.read(path)
-        title, said = _title(found, len(found.measurements["seeds"])), found.measurements["verdicts"]
+        title = _title(found, len(found.measurements["seeds"]))
+        said = audit.told(audit.unpacked(found.measurements["rows"]))
         parts.append("\n".join([title, "", *(f"* {line}" for line in said), "", found.measurements["markdown"], ""]))
     return "\n".join(parts) or NOT_YET
 

@@ -2,7 +2,8 @@
 
 Every measure is made of the references and of methods alike: a number means something only beside the retrained
 network's, and beside that of one that only hides the class. ``bench`` holds networks and images, ``measures`` what is
-measured, ``running`` spreads classes and seeds over processes, ``zspag.report.audit`` reads the rows.
+measured, ``head_row`` the control of relearning, ``running`` spreads classes and seeds over processes, and
+``zspag.report.audit`` reads the rows.
 
 Invariant: the laboratory's view; an audit changes no network. A published file holds every number of every class and
 seed but the training curves, which it keeps as means.
@@ -28,22 +29,24 @@ def publish(profile: Profile, *, record: bool) -> Iterator[str]:
     """Audit every class and seed of a profile and write what was found; ``record`` writes it to ``results/``, too.
 
     Yields:
-        Lines for the reader: the verdict on ZS-PAG, then the files.
+        Lines for the reader: the verdicts on ZS-PAG and on removal, then the files.
     """
     started = time.time()
     found = report.findings(audit(profile, seeds=profile.seeds))
-    verdicts, title, data = report.verdicts(found, method="zs_pag"), profile.dataset, experiment.data_of(profile)
+    verdicts, title, data = report.told(found), profile.dataset, experiment.data_of(profile)
     yield from verdicts
     panels = [
         *report.relearning_panels(found, title=title, rates=[report.RATE]),
         *report.probe_panels(found, title=title),
         *report.residual_panels(found, title=title),
+        *report.gap_panels(found, title=title),
     ]
     result = Result(
         name=f"audit_{experiment.case_name(profile)}",
         profile=profile.name,
         draw="curves",
-        caption="Relearning, probes of every stage, likeness to the retrained network, and residual knowledge.",
+        caption="Relearning, probes of every stage, likeness to the retrained network, residual knowledge, and the share of"
+        " the gap to retraining that is closed, over its cost.",
         data={"panels": panels, "columns": 3, "size": [4.3, 3.2]},
         measurements={
             "rows": report.packed(found),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zspag.lab.audit.features import stage_features
+from zspag.lab.audit.head_row import row_edited
 from zspag.lab.evaluation import Masked, Parts
 from zspag.lab.experiment import (
     Case,
@@ -24,8 +25,9 @@ from zspag.lab.experiment import (
 from zspag.runtime import pick_device, spread_evenly
 
 T = TypeVar("T")
-METHODS = ("zs_pag", "delete", "head_only")  # beside the references; notebook 05 says what speaks for the other two
-SUBJECTS = ("original", "masked", "retrained", *METHODS)
+# Beside the references; notebook 05 says what speaks for the rivals.
+METHODS = ("zs_pag", "remove", "delete", "boundary_shrink", "head_only")
+SUBJECTS = ("original", "masked", "row_only", "retrained", *METHODS)
 GRID = 2  # cells along an axis that a map of features is averaged over
 FITTED = 200  # training images of a class that a probe is fitted to
 JUDGED = {"acc_forget": 100, "acc_retain": 30}  # test images of a class that training curves are judged on, at most
@@ -33,14 +35,19 @@ MOVED = 100  # forget test images that are moved, at most: an attack on each rad
 
 
 def networks(case: Case) -> dict[str, nn.Module]:
-    """Return every network that is looked at, by its name in ``SUBJECTS``."""
+    """Return every network that is looked at, by its name in ``SUBJECTS``.
+
+    "row_only", the original with one row of its head edited, is left out where that row cannot be written.
+    """
     original, statistics = trained(case.profile, case.seed), statistics_of(case)
+    retrained, device = trained(case.profile, case.seed, case.forget), pick_device()
     masked = Masked(original, forget=(case.forget,), num_classes=data_of(case.profile).num_classes)
-    found = {
-        "original": original,
-        "masked": masked.to(pick_device()),
-        "retrained": trained(case.profile, case.seed, case.forget),
-    }
+    found = {"original": original, "masked": masked.to(device)}
+    images, _ = guard_of(case).forget_test()
+    edited = row_edited(original, retrained, forget=case.forget, images=images.to(device))
+    if edited is not None:
+        found["row_only"] = edited
+    found["retrained"] = retrained
     for name in METHODS:
         search, _ = run_method(case, name, model=original, statistics=statistics, whole=False)
         found[name] = search.kept.model

@@ -15,9 +15,10 @@ from torch import Tensor
 from zspag.lab import relearning
 from zspag.lab.audit.bench import GRID, Bench, other_seed
 from zspag.lab.audit.features import linear_cka, stage_features
+from zspag.lab.audit.head_row import row_redrawn
 from zspag.lab.audit.membership_inference import membership_inference
 from zspag.lab.audit.output_divergence import recognized_nearby, recognized_under_attack, residual, streisand, zrf
-from zspag.lab.audit.probes import linear_probe, logit_restored, prototype_probe
+from zspag.lab.audit.probes import linear_probe, logit_restored, mlp_probe, neighbour_probe, prototype_probe
 from zspag.lab.evaluation import accuracy, agreement, macro_accuracy, mean_js
 from zspag.lab.experiment import trained, untrained
 from zspag.runtime import generator_for, logits_of
@@ -25,6 +26,8 @@ from zspag.runtime import generator_for, logits_of
 Rows = list[dict[str, Any]]
 FOLDS = 5  # of membership inference
 PENALTY = 0.01  # of the linear probe
+MLP: dict[str, Any] = {"units": 64, "epochs": 20, "lr": 0.01, "draws": 3}  # of the nonlinear probe
+NEIGHBOURS = 15  # that vote
 RADII = (4 / 255, 8 / 255, 16 / 255, 32 / 255, 64 / 255)  # of moves, in pixels
 DRAWS = 8  # random moves of an image
 TRIAL_STEPS = 10  # of training, where numbers mean nothing
@@ -62,7 +65,7 @@ def distance_rows(bench: Bench, name: str) -> Rows:
 
 
 def probe_rows(bench: Bench, name: str) -> Rows:
-    """Fit probes to training features and judge them on test images: a linear one per stage, class means at the last.
+    """Fit probes to training features and judge them on test images: a linear one per stage, the others at the last.
 
     A row holds the recall of the forget class (known) and the mean recall of the others (known_retained).
     """
@@ -72,7 +75,10 @@ def probe_rows(bench: Bench, name: str) -> Rows:
         features, forget = (train[stage], labels, test[stage], bench.test[1]), (bench.case.forget,)
         found = {"linear": linear_probe(*features, forget=forget, penalty=PENALTY)}
         if depth == len(train) - 1:
+            generator = generator_for(bench.case.seed, "mlp probe")
             found["class means"] = prototype_probe(*features, forget=forget)
+            found["mlp"] = mlp_probe(*features, forget=forget, **MLP, generator=generator)
+            found["neighbours"] = neighbour_probe(*features, forget=forget, neighbours=NEIGHBOURS)
         for probe, recall in found.items():
             place = {"probe": probe, "stage": stage, "depth": depth}
             rows.append(place | {"known": recall.forget, "known_retained": recall.retain})
@@ -103,20 +109,29 @@ def restored_rows(bench: Bench, name: str) -> Rows:
 def relearning_rows(bench: Bench, name: str) -> Rows:
     """Show the class again, and other classes alone, and follow what is recognized: a row per rate and checkpoint.
 
-    Where the class is shown, a curve ends some time after all that is asked for is back.
+    The class is shown under three heads. Steps under the "own" one measure the class's row of it (see ``head_row``).
+    Under the "original's" they say whether the features still fit the row that once knew the class, and with a
+    "fresh" row, of which nothing is known, how soon the features teach one. Curves end some time after all that is
+    asked for is back.
     """
-    own = bench.references.images.forget_train, bench.references.labels.forget_train
+    network, images = bench.networks[name], bench.references.images
+    heads = {"own": network, "original's": logit_restored(bench.networks["original"], network, bench.test[0][:1])}
+    generator = generator_for(bench.case.seed, "fresh row")
+    fresh = row_redrawn(network, forget=bench.case.forget, images=images.forget_test, generator=generator)
+    if fresh is not None:
+        heads["fresh"] = fresh
     recognized = partial(relearning.share_recognized, bench.networks["original"], *bench.judged["acc_forget"])
     known = bench.once(("original", "known"), recognized)
     shown = {
-        "the class": (own, relearning.RATES, max(relearning.SHARES) * known),
-        "other classes": (bench.retained, relearning.RATES_OF_OTHERS, math.inf),
+        "the class": ((images.forget_train, bench.references.labels.forget_train), relearning.RATES, heads),
+        "other classes": (bench.retained, relearning.RATES_OF_OTHERS, {"own": network}),
     }
     rows: Rows = []
-    for what, (samples, rates, enough) in shown.items():
-        for lr, most_steps in rates.items():
+    for what, (samples, rates, models) in shown.items():
+        enough = max(relearning.SHARES) * known if what == "the class" else math.inf
+        for (head, model), (lr, most_steps) in itertools.product(models.items(), rates.items()):
             curve = relearning.relearning_curve(
-                bench.networks[name],
+                model,
                 *samples,
                 judged=bench.judged,
                 lr=lr,
@@ -124,7 +139,7 @@ def relearning_rows(bench: Bench, name: str) -> Rows:
                 generator=generator_for(bench.case.seed, "relearning"),
                 enough=enough,
             )
-            rows += [{"shown": what, "lr": lr} | row for row in curve]
+            rows += [{"shown": what, "head": head, "lr": lr} | row for row in curve]
     return rows
 
 

@@ -1,20 +1,25 @@
 """Removal or suppression: is what a model knew of a class still there, whatever the model answers?
 
 A classifier is fitted to features of all classes: if it tells the forgotten class, the class is still represented. A
-retrained network is the measure, for its features tell much of a class that it never saw. And does the class come back
-as soon as the last layer's change is undone (the logit-restored test)?
+retrained network is the measure, for its features tell much of a class that it never saw. A method may take away what a
+linear probe reads and leave the rest, so there are probes of other kinds, which no method here trains against. And does
+the class come back as soon as the last layer's change is undone (the logit-restored test)?
 
 Invariant: a probe is judged on images that it was not fitted to, and changes no model.
 """
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zspag.lab.audit.features import stage_features, unmasked
+from zspag.runtime import seed_of
 
 
 @dataclass(frozen=True)
@@ -48,19 +53,86 @@ def linear_probe(
         ValueError: If the penalty is not positive, a class has no images, or a feature is not finite.
     """
     from sklearn.linear_model import RidgeClassifier  # a second of import that most of the package does not need
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     if not penalty > 0:
         raise ValueError(f"penalty must be above 0, got {penalty}")
-    _check(train_features, train_labels, test_features, test_labels, forget)
-    deviation, largest = train_features.std(0, correction=0), train_features.abs().amax(0)
-    alive = deviation > torch.finfo(torch.float32).eps * largest
-    # What never moved in training says nothing, wherever it moves later.
-    train, test = ((features * alive).numpy() for features in (train_features, test_features))
-    classifier = make_pipeline(StandardScaler(), RidgeClassifier(alpha=penalty * len(train)))
-    classifier.fit(train, train_labels.cpu().numpy())
-    return _recall(torch.from_numpy(classifier.predict(test)), test_labels.cpu(), forget)
+    classifier = RidgeClassifier(alpha=penalty * len(train_features))
+    return _judged(classifier, train_features, train_labels, test_features, test_labels, forget)
+
+
+def mlp_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    forget: Sequence[int],
+    units: int,
+    epochs: int,
+    lr: float,
+    draws: int,
+    generator: torch.Generator,
+) -> Recall:
+    """Fit small networks of one hidden layer and judge them on test images: what no linear probe finds.
+
+    Args:
+        train_features: As for ``linear_probe``, like the next three.
+        train_labels: Shape (n,).
+        test_features: Shape (m, d).
+        test_labels: Shape (m,).
+        forget: Forget classes.
+        units: Width of the hidden layer.
+        epochs: Passes over the training features at most; fitting ends earlier where the loss no longer falls.
+        lr: Learning rate of Adam.
+        draws: Networks, over which recalls are averaged: one alone depends on its first weights.
+        generator: CPU generator of first weights and orders.
+
+    Raises:
+        ValueError: If there are no units, epochs or draws, a class has no images, or a feature is not finite.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+
+    if min(units, epochs, draws) < 1:
+        raise ValueError(f"units, epochs and draws must be at least 1, got {units}, {epochs} and {draws}")
+    recalls = []
+    for _ in range(draws):
+        seed = seed_of(generator)
+        classifier = MLPClassifier((units,), learning_rate_init=lr, max_iter=epochs, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # so many epochs and no more were asked for
+            recalls.append(_judged(classifier, train_features, train_labels, test_features, test_labels, forget))
+    return Recall(fmean(one.forget for one in recalls), fmean(one.retain for one in recalls))
+
+
+def neighbour_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    forget: Sequence[int],
+    neighbours: int,
+) -> Recall:
+    """Give every test image the class that most of its nearest training images have, in standardized features.
+
+    Args:
+        train_features: As for ``linear_probe``, like the next three.
+        train_labels: Shape (n,).
+        test_features: Shape (m, d).
+        test_labels: Shape (m,).
+        forget: Forget classes.
+        neighbours: Training images that vote; all of them where there are fewer.
+
+    Raises:
+        ValueError: If nobody votes, a class has no images, or a feature is not finite.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    if neighbours < 1:
+        raise ValueError(f"neighbours must be at least 1, got {neighbours}")
+    classifier = KNeighborsClassifier(min(neighbours, len(train_features)))
+    return _judged(classifier, train_features, train_labels, test_features, test_labels, forget)
 
 
 def prototype_probe(
@@ -75,6 +147,27 @@ def prototype_probe(
     classes, train_labels = train_labels.cpu().unique(), train_labels.cpu()
     means = torch.stack([train_features[train_labels == label].mean(0) for label in classes])
     return _recall(classes[torch.cdist(test_features, means).argmin(1)], test_labels.cpu(), forget)
+
+
+def _judged(
+    classifier: Any,
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    forget: Sequence[int],
+) -> Recall:
+    """Fit a classifier of scikit-learn to standardized features and judge it on test images."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    _check(train_features, train_labels, test_features, test_labels, forget)
+    deviation, largest = train_features.std(0, correction=0), train_features.abs().amax(0)
+    alive = deviation > torch.finfo(torch.float32).eps * largest
+    # What never moved in training says nothing, wherever it moves later.
+    train, test = ((features * alive).numpy() for features in (train_features, test_features))
+    fitted = make_pipeline(StandardScaler(), classifier).fit(train, train_labels.cpu().numpy())
+    return _recall(torch.from_numpy(fitted.predict(test)), test_labels.cpu(), forget)
 
 
 def _check(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, forget: Sequence[int]) -> None:

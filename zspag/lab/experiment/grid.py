@@ -44,9 +44,12 @@ from zspag.runtime import generator_for, pick_device, pool_map, spread_evenly
 
 REFERENCES = ("original", "masked", "retrained")
 JUDGED = 200  # forget test images, evenly spaced, that relearning is judged on after every step
-TITLES = {"original": "original", "masked": "masked original", "retrained": "retrained"} | {
-    name: method.title for name, method in METHODS.items()
-}
+TITLES = {
+    "original": "original",
+    "masked": "masked original",
+    "row_only": "original, one row edited",  # a control of audits alone
+    "retrained": "retrained",
+} | {name: method.title for name, method in METHODS.items()}
 READS = {name: method.reads for name, method in METHODS.items()}
 
 

@@ -7,11 +7,11 @@ One module per mechanism; a method is one function and one entry of its module's
 Invariant: norm statistics are frozen and no method decays weights; the learning-rate rule sees the forget set only.
 """
 
-from zspag.lab.methods import adversarial, labels, oracles, projected, sensitivity, synthetic, targets
+from zspag.lab.methods import adversarial, labels, oracles, projected, removal, sensitivity, synthetic, targets
 from zspag.lab.methods.method import Method, Problem, listing
 from zspag.lab.methods.projected import forget_subspace, noise_subspace, retain_subspace
 
-FAMILIES = (projected, labels, targets, adversarial, sensitivity, synthetic, oracles)
+FAMILIES = (projected, removal, labels, targets, adversarial, sensitivity, synthetic, oracles)
 METHODS: dict[str, Method] = {name: method for family in FAMILIES for name, method in family.METHODS.items()}
 
 __all__ = ["METHODS", "Method", "Problem", "forget_subspace", "listing", "noise_subspace", "retain_subspace"]

@@ -10,6 +10,7 @@ from zspag.report.audit.findings import (
     anamnesis,
     arrival_table,
     arrivals,
+    audited,
     findings,
     mean_curves,
     measured,
@@ -17,6 +18,7 @@ from zspag.report.audit.findings import (
     recorded,
     unpacked,
 )
+from zspag.report.audit.gap import gap_closed, gap_panels
 from zspag.report.audit.panels import (
     distance_panels,
     membership_panels,
@@ -28,7 +30,7 @@ from zspag.report.audit.panels import (
     spread_panels,
     trace_panels,
 )
-from zspag.report.audit.verdicts import compared, verdict_table, verdicts
+from zspag.report.audit.verdicts import compared, told, verdict_table, verdicts
 
 __all__ = [
     "RATE",
@@ -37,9 +39,12 @@ __all__ = [
     "anamnesis",
     "arrival_table",
     "arrivals",
+    "audited",
     "compared",
     "distance_panels",
     "findings",
+    "gap_closed",
+    "gap_panels",
     "mean_curves",
     "measured",
     "membership_panels",
@@ -51,6 +56,7 @@ __all__ = [
     "residual_panels",
     "restored_panels",
     "spread_panels",
+    "told",
     "trace_panels",
     "unpacked",
     "verdict_table",

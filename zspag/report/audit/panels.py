@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from zspag.report.audit.findings import TITLES, Findings
+from zspag.report.audit.findings import OWN, TITLES, Findings
 from zspag.report.tables import over_classes
 
 Panel = dict[str, Any]
@@ -43,29 +43,35 @@ def distance_panels(found: Findings, *, title: str) -> list[Panel]:
 def probe_panels(found: Findings, *, title: str) -> list[Panel]:
     """Return recall of the forget class by a linear probe, and CKA to the retrained network, over the stages."""
     probes, likeness = found["probes"], found["likeness"].dropna(subset=["cka"])
-    shared = {"title": title, "xlabel": "weighted layer whose input is probed (the last one: the head)"}
+    shared = {"title": title, "xlabel": "layer whose input is probed (the last: the head)"}
     recall = _curves(probes[probes["probe"] == "linear"], "depth", "known", factor=100)
     alike = {"series": _curves(likeness, "depth", "cka"), "ylabel": "CKA to the retrained network", "ylim": [0, 1.05]}
     return [shared | {"series": recall, "ylabel": "forget class, linear probe (%)"} | PERCENT, shared | alike]
 
 
 def restored_panels(found: Findings, *, title: str) -> list[Panel]:
-    """Return what recognizes the forget class: the network, two probes of its features, the original's head on them."""
+    """Return what recognizes the forget class: the network, probes of its features, the original's head on them."""
     restored = found["restored"]
     asked = {
         "its own answer": restored.assign(known=restored["acc_forget_before"]),
         "nearest class mean": _last(found["probes"], "class means"),
+        "nearest neighbours": _last(found["probes"], "neighbours"),
         "linear probe": _last(found["probes"], "linear"),
+        "nonlinear probe": _last(found["probes"], "mlp"),
         "original's head": restored.assign(known=restored["acc_forget"]),
     }
+    asked = {name: part for name, part in asked.items() if len(part)}  # older records lack two probes
     rows = pd.concat([part.assign(asked=name) for name, part in asked.items()], ignore_index=True)
     bars = _bars(rows, "asked", "known", names={name: name for name in asked}, factor=100)
     return [bars | {"title": title, "ylabel": "forget class recognized (%)"} | PERCENT]
 
 
 def relearning_panels(found: Findings, *, title: str, rates: Sequence[float] | None = None) -> list[Panel]:
-    """Return forget accuracy, then retained accuracy, over the steps of training on the class: a panel per rate."""
-    curves = found["curves"][found["curves"]["shown"] == "the class"]
+    """Return forget accuracy, then retained accuracy, over the steps of training on the class: a panel per rate.
+
+    Every network is trained under its own head.
+    """
+    curves = found["curves"][(found["curves"]["shown"] == "the class") & (found["curves"]["head"] == OWN)]
     return _training_panels(curves if rates is None else curves[curves["lr"].isin(rates)], title=title)
 
 

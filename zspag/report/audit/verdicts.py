@@ -3,15 +3,13 @@
 Invariant: only numbers of the same class and seed are compared, and no line says more than its numbers.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
-from zspag.report.audit.findings import RATE, SHARE, TITLES, Findings, anamnesis
+from zspag.report.audit.findings import OWN, RATE, SHARE, TITLES, Findings, anamnesis, apart, audited
 from zspag.report.tables import over_classes
 
 
@@ -58,10 +56,6 @@ def compared(rows: pd.DataFrame, column: str, *, method: str) -> Comparison:
     distances = gaps.assign(method="distance", value=gaps["value"].abs())
     floor, rows_of = None, [gaps, distances]
     if (wide.groupby("forget").size() > 1).all():
-
-        def apart(values: pd.Series) -> float:
-            return fmean(abs(first - second) for first, second in itertools.combinations(values, 2))
-
         pairs = wide["retrained"].groupby("forget").agg(apart)
         floor = float(pairs.mean())
         beyond = distances.groupby("forget")["value"].mean() - pairs
@@ -119,9 +113,18 @@ MEMBERSHIP = Question(
 PROBE = Question(
     "forget class, linear probe of what enters the head", "probes", "known", {"probe": "linear", "depth": "last"}
 )
+NONLINEAR = Question("forget class, nonlinear probe (MLP) there", "probes", "known", {"probe": "mlp"})
+HEADS = {  # that a network is trained under, as sentences name them
+    OWN: "under the own head",
+    "original's": "with the original's head put back",
+    "fresh": "under the own head with a fresh row of the class",
+}
+TOLD = ("zs_pag", "remove")  # methods whose audit is told in sentences: the paper's, and ours
 QUESTIONS = (
     MEMBERSHIP,
     PROBE,
+    NONLINEAR,
+    Question("forget class, nearest neighbours there", "probes", "known", {"probe": "neighbours"}),
     Question("forget class, nearest class mean there", "probes", "known", {"probe": "class means"}),
     Question("forget class, with the original's head", "restored", "acc_forget"),
     Question("forget class after an attack of 8/255", "residual", "known", {"moved": "by attack", "radius": 8 / 255}),
@@ -141,6 +144,8 @@ def verdict_table(found: Findings, *, methods: Sequence[str]) -> pd.DataFrame:
     for question in QUESTIONS:
         audited = set(question.rows(found)["method"])
         against = {TITLES[name]: question.compared(found, name) for name in methods if name in audited}
+        if not against:  # an older record lacks this question
+            continue
         first = next(iter(against.values()))
         floor = "not known (one seed)" if first.floor is None else question.number(first.floor)
         line = {"retrained": question.number(first.retrained), "two retrained differ by": floor}
@@ -149,6 +154,11 @@ def verdict_table(found: Findings, *, methods: Sequence[str]) -> pd.DataFrame:
             line[title] = f"{question.number(one.mean)} ({question.difference(one)}){place}"
         lines[question.text] = line
     return pd.DataFrame.from_dict(lines, orient="index").fillna("ruined").rename_axis("question")
+
+
+def told(found: Findings) -> list[str]:
+    """Return the audit in sentences: of ZS-PAG, and of removal where that was audited, too."""
+    return [line for method in TOLD if method in audited(found) for line in verdicts(found, method=method)]
 
 
 def verdicts(found: Findings, *, method: str) -> list[str]:
@@ -161,20 +171,32 @@ def verdicts(found: Findings, *, method: str) -> list[str]:
         for name in ("original", "masked", method, "retrained")
         if name in known
     )
-    back, index = found["arrivals"], anamnesis(found["arrivals"], lr=RATE, share=SHARE)
-    networks = back[(back["lr"] == RATE) & (back["share"] == SHARE)].groupby("method")
-    steps, reached = networks["step"].mean(), networks["reached"].min()
-    relearned = ", ".join(
-        f"{TITLES[name]} {steps[name]:.0f}{'' if reached[name] else '+'} (AIN {index[name]:.3f})"
-        for name in ("masked", method, "retrained")
-        if name in steps
-    )
+    probes = [question for question in (PROBE, NONLINEAR) if len(question.rows(found))]  # older records lack the second
     return [
-        _answer(found, method, MEMBERSHIP),
-        _answer(found, method, PROBE),
+        *(_answer(found, method, question) for question in (MEMBERSHIP, *probes)),
         f"With the original's last layer put back the class is recognized by: {recognized}.",
-        f"Steps of relearning until half of the class is back, rate {RATE:g}: {relearned}.",
+        *_relearned(found["arrivals"], method),
     ]
+
+
+def _relearned(back: pd.DataFrame, method: str) -> list[str]:
+    """Say how soon the class is back, head by head, and what steps under the own head measure."""
+    told = []
+    part = back[(back["lr"] == RATE) & (back["share"] == SHARE)]
+    for head, rows in part.groupby("head", sort=False):
+        networks, index = rows.groupby("method"), anamnesis(back, head=str(head), lr=RATE, share=SHARE)
+        steps, reached = networks["step"].mean(), networks["reached"].min()
+        numbers = "; ".join(
+            f"{TITLES[name]} {steps[name]:.0f}{'' if reached[name] else '+'} (AIN {index[name]:.3f})"
+            for name in ("masked", "row_only", method, "retrained")
+            if name in steps
+        )
+        text = f"Steps of relearning {HEADS[str(head)]} until half of the class is back, rate {RATE:g}: {numbers}."
+        if head == OWN:
+            control = f"the control is the {TITLES['row_only']}" if "row_only" in steps else "no control was made here"
+            text += f" They measure one row of the head; {control}."
+        told.append(text)
+    return told
 
 
 def _answer(found: Findings, method: str, question: Question) -> str:

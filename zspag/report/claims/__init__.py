@@ -1,7 +1,7 @@
-"""The paper's claims under test: what is compared, with what, and a verdict in words.
+"""The paper's claims under test, and one of ours: what is compared, with what, and a verdict in words.
 
-``judge`` gives the verdict on every claim from recorded files, ``labels`` (C3) and ``dominance`` (C5) hold the two that
-need more than a limit, ``records`` says whether the files are those that were recorded.
+``judge`` gives the verdict on every claim from recorded files, ``labels`` (C3), ``dominance`` (C5) and ``removal`` (C7,
+ours) hold those that need more than a limit, ``records`` says whether the files are those that were recorded.
 
 Invariant: nothing here sees a model, and nothing is chosen by looking at the rows that a verdict is about.
 """

@@ -1,6 +1,8 @@
 """Claim C5: among methods that see the forget set alone, is ZS-PAG dominated?
 
-Methods are compared on (gap, drift, safe window, AIN) together: the gap alone would rank head-only edits first.
+Methods are compared on (gap, drift, safe window, AIN) together: the gap alone would rank head-only edits first. AIN is
+relearning under the own head. It measures one row of the head, as an audit's control with that row edited shows, and so
+it is no evidence that a class was removed.
 
 Invariant: nothing here sees a model; without a number nothing is compared.
 """
@@ -81,7 +83,7 @@ def comparison_table(summary: pd.DataFrame, titles: Mapping[str, str]) -> pd.Dat
         "gap": ("gap (points)", lambda gap: f"{100 * gap:.2f}"),
         "drift": ("drift (nats)", nats),
         "safe window": ("safe window (factor)", lambda factor: f"{factor:.0f}" if math.isfinite(factor) else "no rate"),
-        "AIN": ("AIN", lambda index: f"{index:.3f}"),
+        "AIN": ("AIN (own head)", lambda index: f"{index:.3f}"),
     }
     table = pd.DataFrame({text: summary[name].map(view) for name, (text, view) in shown.items() if name in summary})
     table["dominated by"] = [_named(better, titles) or "nobody" for better in dominated(summary).values()]
@@ -95,15 +97,17 @@ def _named(methods: Sequence[str], titles: Mapping[str, str]) -> str:
 
 
 def verdict(summary: pd.DataFrame, titles: Mapping[str, str], method: str) -> str:
-    """Return claim C5 in one sentence: whether a method is dominated, by whom, and on what it was compared."""
-    words = {"gap": "gap to retraining", "drift": "drift", "safe window": "safe window", "AIN": "relearning (AIN)"}
+    """Return claim C5 in words: whether a method is dominated, by whom, and on what it was compared."""
+    words = {"gap": "gap to retraining", "drift": "drift", "safe window": "safe window"}
+    words["AIN"] = "relearning under the own head (AIN)"
     *first, last = [words[name] for name in COMPARED if name in summary]
     lacking = [words[name] for name in COMPARED if name not in summary]
     left_out = f" ({' and '.join(lacking)} not measured in these rows)" if lacking else ""
     by = dominated(summary)[method]
     count = f"{len(by) or 'none'} of the {len(summary) - 1} other forget-only methods, the masked original included"
     names = f": {_named(by, titles)}" if by else ""
+    caution = " AIN measures one row of the head, and is no evidence of removal." if "AIN" in summary else ""
     return (
         f"On {', '.join(first)} and {last} together{left_out}, {titles.get(method, method)} is dominated by"
-        f" {count}{names}."
+        f" {count}{names}.{caution}"
     )

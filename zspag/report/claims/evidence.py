@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from zspag.profiles import PROFILES
-from zspag.report import results
+from zspag.report import audit, results
+from zspag.report.audit.findings import Findings
 from zspag.report.claims.labels import C3_FILES
 from zspag.report.results import Result
 
@@ -37,6 +38,12 @@ class Evidence:
         """Return the rows of the sweeps that ran all of these methods, by name."""
         found = {name: grid(sweep) for name, sweep in self.sweeps.items()}
         return {name: frame for name, frame in found.items() if set(methods) <= set(frame["method"])}
+
+    def audits(self, method: str) -> dict[str, Findings]:
+        """Return what the audits found that looked at a method, by name."""
+        paths = sorted(self.folder.glob("audit_*.json"))
+        found = {path.stem: audit.unpacked(results.read(path).measurements["rows"]) for path in paths}
+        return {name: rows for name, rows in found.items() if method in audit.audited(rows)}
 
     def halves(self) -> dict[str, Result]:
         """Return the sweeps of claim C3 by the half of the test set that judged; nothing unless both are there."""

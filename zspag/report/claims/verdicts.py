@@ -8,7 +8,7 @@ without a check is not measured.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +17,7 @@ from zspag.report.claims.dominance import comparison, dominated
 from zspag.report.claims.dominance import verdict as sentence_on
 from zspag.report.claims.evidence import Evidence, grid, read
 from zspag.report.claims.labels import BEST_LABELS, C3_FILES, C3_MEASURES, against_rivals, judged
+from zspag.report.claims.removal import PROBES, REMOVAL, removed, spread_out
 from zspag.report.tables import (
     by_rule,
     improves,
@@ -32,6 +33,7 @@ from zspag.report.tables import (
 YES, NO, NOT_MEASURED = "yes", "no", "not measured"
 CONTROLS = ("forget_subspace", "noise_subspace", "random_subspace")
 BEYOND = "below 0, beyond the interval"
+DECIMALS = 9  # to which numbers are equal: sums depend on their order
 SHOWN = 22  # letters of a long file name at either end of a cell
 
 
@@ -46,6 +48,10 @@ class Limits:
         slack: Most that a bound may exceed what it bounds, as a factor (C4).
         first_order: Most relative distance of a change from its first-order prediction (C4). CHOICE.
         cost: Most seconds as a share of retraining (C6). CHOICE: cheaper; and far cheaper where a training takes long.
+        closed: Least share of a probe's gap to retraining that removal closes, mean over classes (C7).
+        restored: Most recall of the class with the original's head put back, where one seed leaves the retrained
+            networks' spread unknown (C7).
+        lost: Most points of retained accuracy that removal loses against the masked original, mean over classes (C7).
     """
 
     capture: float = 0.97
@@ -54,6 +60,9 @@ class Limits:
     slack: float = 100.0
     first_order: float = 0.3
     cost: float = 1.0
+    closed: Mapping[str, float] = field(default_factory=lambda: {"linear": 0.7, "mlp": 0.5})
+    restored: float = 0.02
+    lost: float = 0.3
 
 
 LIMITS = {"smoke": Limits(), "digits": Limits(), "cpu": Limits(), "paper": Limits(cost=0.1)}
@@ -306,6 +315,41 @@ def _c6_cost(evidence: Evidence, limits: Limits) -> Iterator[Check]:
         )
 
 
+def _c7_removal(evidence: Evidence, limits: Limits) -> Iterator[Check]:
+    for name, found in evidence.audits(REMOVAL).items():
+        one = removed(found)
+        if one.ruined:
+            total = one.classes * one.originals
+            yield Check("removal (ours): networks that it ruined", "none", f"{one.ruined} of {total}", False, name)
+        if any(one.shares[probe].empty for probe in PROBES):  # no ruler: this audit cannot tell removal from silence
+            continue
+        for probe, title in PROBES.items():
+            least = limits.closed[probe]
+            yield Check(
+                f"removal (ours): share of the gap to retraining that it closes, {title}",
+                f"at least {100 * least:g} %",
+                f"{spread_out(one.shares[probe], factor=100, digits=1)} % ({one.counting(probe)})",
+                round(one.shares[probe].mean(), DECIMALS) >= least,
+                name,
+            )
+        known = not math.isnan(one.most_restored)
+        most = one.most_restored if known else limits.restored
+        yield Check(
+            "removal (ours): class recognized with the original's head put back",
+            f"at most {100 * most:.1f} % ({'retrained networks and their spread' if known else 'one seed: no spread'})",
+            f"{100 * one.restored:.1f} %, retrained {100 * one.retrained:.1f} %",
+            round(one.restored - most, DECIMALS) <= 0,
+            name,
+        )
+        yield Check(
+            "removal (ours): retained accuracy lost against the masked original (points)",
+            f"at most {limits.lost:g}",
+            spread_out(one.lost, factor=1, digits=2),
+            round(one.lost.mean(), DECIMALS) <= limits.lost,
+            name,
+        )
+
+
 CLAIMS: dict[str, tuple[str, Callable[[Evidence, Limits], Iterator[Check]]]] = {
     "C1": ("proxies stand in for retain data", _c1_stand_ins),
     "C2": ("the projection makes unlearning safe where nobody can tune on retain data", _c2_safety),
@@ -313,4 +357,5 @@ CLAIMS: dict[str, tuple[str, Callable[[Evidence, Limits], Iterator[Check]]]] = {
     "C4": ("the guarantee holds, and is not far from what is measured", _c4_guarantee),
     "C5": ("among forget-only methods ZS-PAG is not dominated", _c5_dominance),
     "C6": ("it costs less than retraining", _c6_cost),
+    "C7": ("removal (ours, no claim of the paper): the class is taken out of the features", _c7_removal),
 }

@@ -1,0 +1,96 @@
+"""Claim C7: is the class taken out of the features, and what does that cost? Ours; the paper's claims end at answers.
+
+A probe's recalls of the class on the original and on the retrained network are the two ends of a ruler. Removal closes
+a share of the gap between them (``audit.gap_closed``). A class whose gap lies within the retrained networks' own spread
+has no ruler and does not count; how many do not is part of the answer.
+
+Invariant: nothing here sees a model. Relearning under the own head and AIN play no part: they measure a row of the head.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+from scipy.special import stdtrit
+
+from zspag.report.audit import gap_closed
+from zspag.report.audit.findings import Findings
+
+REMOVAL = "remove"
+PROBES = {"linear": "linear probe", "mlp": "nonlinear probe"}  # no method trains against the second one
+FEWEST = 5  # classes with an interval; of fewer the least and the largest are shown
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What an audit holds against claim C7.
+
+    Attributes:
+        shares: Per probe and class that counts, the share of the gap to retraining that is closed, at most 1: what goes
+            beyond the retrained network in one class does not make up for another.
+        lost: Per class, points of retained accuracy below the masked original.
+        restored: Mean recall of the class with the original's head put back, a fraction.
+        retrained: The same of the retrained networks.
+        spread: What two retrained networks differ by there; NaN with one seed.
+        classes: Number of classes that were audited.
+        originals: Number of originals per class.
+        ruined: Classes and originals in which removal ruined the network.
+    """
+
+    shares: Mapping[str, pd.Series]
+    lost: pd.Series
+    restored: float
+    retrained: float
+    spread: float
+    classes: int
+    originals: int
+    ruined: int
+
+    @property
+    def most_restored(self) -> float:
+        """Return what a retrained network could have recognized as well: their mean and their spread. NaN: unknown."""
+        return self.retrained + self.spread
+
+    def counting(self, probe: str) -> str:
+        """Say how many classes and originals stand behind the share of a probe, and how many classes do not count."""
+        left_out = self.classes - len(self.shares[probe])
+        text = f"n = {len(self.shares[probe])} classes x {self.originals} original{'s' * (self.originals > 1)}"
+        if not left_out:
+            return text
+        within = "no gap above 0" if math.isnan(self.spread) else "no gap beyond the retrained networks' spread"
+        return f"{text}; {left_out} of {self.classes} classes do not count: {within}"
+
+
+def removed(found: Findings) -> Removed:
+    """Return what an audit that looked at removal found."""
+    looked_at = pd.concat([found[name] for name in ("restored", "ruined") if name in found])
+    gaps = gap_closed(found)
+    own = gaps[gaps["method"] == REMOVAL]
+    head = own[own["probe"] == "original's head"]
+    ruined = found["ruined"]["method"] if "ruined" in found else pd.Series(dtype=str)
+    closed = {probe: own[own["probe"] == probe].set_index("forget")["share"] for probe in PROBES}
+    return Removed(
+        shares={probe: share.dropna().clip(upper=1) for probe, share in closed.items()},
+        lost=head.set_index("forget")["lost"],
+        restored=float(head["known"].mean()),
+        retrained=float(head["retrained"].mean()),
+        spread=float(head["spread"].mean(skipna=False)),
+        classes=int(looked_at["forget"].nunique()),
+        originals=int(looked_at["seed"].nunique()),
+        ruined=int((ruined == REMOVAL).sum()),
+    )
+
+
+def spread_out(values: pd.Series, *, factor: float, digits: int) -> str:
+    """Return a mean with its 95 % interval over classes; of fewer than five classes with the least and the largest.
+
+    Example:
+        >>> spread_out(pd.Series([0.5, 0.75]), factor=100, digits=1)
+        '62.5 (50.0 to 75.0)'
+    """
+    mean, count = f"{factor * values.mean():.{digits}f}", len(values)
+    if count >= FEWEST:
+        half = float(stdtrit(count - 1, 0.975)) * values.std(ddof=1) / math.sqrt(count)
+        return f"{mean} ± {factor * half:.{digits}f}"
+    return f"{mean} ({factor * values.min():.{digits}f} to {factor * values.max():.{digits}f})" if count > 1 else mean
