@@ -22,6 +22,7 @@ from zspag.lab.models import build
 from zspag.lab.relearning import RATE, SHARE
 from zspag.lab.training import train
 from zspag.report import audit as report
+from zspag.report.audit.gap import PROBES
 from zspag.runtime import generator_for, logits_of
 
 pytestmark = pytest.mark.usefixtures("own_data")
@@ -160,10 +161,17 @@ def test_a_published_audit_is_read_back_as_it_was_found(finished, monkeypatch):
     monkeypatch.setattr(relearning, "RATES", RATES)
     monkeypatch.setattr(audit, "audit", lambda _profile, seeds: rows)
     lines = list(audit.publish(PROFILE, record=True))
-    assert lines[0].startswith("Membership, AUC of the attack on all four scores: ZS-PAG")
+    told = [line for line in lines if line.startswith("Membership, AUC of the attack on all four scores: ")]
+    assert lines[0] == told[0]
+    assert [line.partition(": ")[2].split(" 0.")[0] for line in told] == ["ZS-PAG", "removal (ours)"]
     ((title, (content, found)),) = report.recorded(root / "results").items()
     assert title == f"{PROFILE.dataset}, 3, 2 seeds"
-    assert content.measurements["markdown"].startswith("| question | retrained |")
+    header = content.measurements["markdown"].splitlines()[0]
+    assert header.startswith("| question | retrained |")
+    assert " removal (ours) |" in header
+    closed = [panel["title"] for panel in content.data["panels"] if panel.get("kind") == "scatter"]
+    assert len(closed) == 5
+    assert all(f"{name} (" in title for name, title in zip(PROBES.values(), closed, strict=True))
     expected = report.findings(rows)
     assert set(found) == set(expected)
     pd.testing.assert_frame_equal(found["arrivals"], expected["arrivals"], check_dtype=False)

@@ -313,6 +313,27 @@ def test_sentences_follow_the_numbers(found):
     assert only.startswith("ZS-PAG was ruined in every class and seed")
 
 
+def test_removal_is_told_beside_zs_pag_where_it_was_audited_ruined_or_not(found):
+    own, ours = (audit.verdicts(found, method=method) for method in ("zs_pag", "remove"))
+    assert own != ours
+    assert audit.told(found) == own + ours
+    assert any("removal (ours) 20.0 %, retrained 20.0 %" in line for line in ours)
+    ruined = audit.findings(made(ruined=("remove",)))
+    assert audit.told(ruined) == [*own, "removal (ours) was ruined in every class and seed: there is nothing to audit."]
+    assert audit.told(audit.unpacked(older())) == audit.verdicts(audit.unpacked(older()), method="zs_pag")
+
+
+def test_networks_that_were_audited_are_those_that_were_ruined_too(found):
+    assert sorted(audit.audited(found)) == sorted(audit.TITLES)
+    assert sorted(audit.audited(audit.findings(made(ruined=("remove", "delete"))))) == sorted(audit.TITLES)
+    assert "remove" not in audit.audited(audit.unpacked(older()))
+
+
+def test_the_table_of_verdicts_has_a_column_of_removal_where_it_was_audited(found):
+    methods = [name for name in audit.TITLES if name != "retrained"]
+    assert audit.verdict_table(found, methods=methods).loc[PROBE.text, "removal (ours)"] == "70.5 % (+40.0), beyond"
+
+
 def test_where_the_original_passes_the_measure_is_said_to_be_blind():
     rows = made()
     membership = rows["measure"] == "membership"
@@ -441,9 +462,10 @@ def test_a_gap_within_the_spread_of_retrained_networks_has_no_share_and_is_not_d
     nowhere = closed_gaps(*RULERS[:2], judged("retrained", {1: (0.4, 0.9), 4: (0.7, 0.7)}))
     (empty, _) = audit.gap_panels(nowhere, title="digits")
     assert (empty["series"], empty["title"]) == ({}, "digits: linear probe (0 of 2 classes)")
-    for panels in ([panel], [empty]):
-        result = {"draw": "scatter", "data": {"panels": panels}, "profile": "digits", "provenance": {}}
-        assert plots.draw(result).axes
+    curves = audit.relearning_panels(audit.findings(made()), title="digits")
+    for panels in ([panel], [empty], [*curves, panel]):  # alone, and beside panels of another kind
+        result = {"draw": "curves", "data": {"panels": panels}, "profile": "digits", "provenance": {}}
+        assert len(plots.draw(result).axes[len(panels) - 1].collections) == len(panels[-1]["series"])
 
 
 def test_with_one_seed_the_spread_is_not_known_and_only_a_gap_the_wrong_way_has_no_share():

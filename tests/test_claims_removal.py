@@ -65,7 +65,7 @@ def test_a_class_whose_gap_is_within_the_retrained_networks_spread_does_not_coun
     """The spread is .02: class 5 has a gap of .01, and closes none of it."""
     one = found(tmp_path, linear=(0.8, 0.0), retrained=(0.5, 0.89))
     assert one["linear"].found == (
-        "80.0 % (n = 1 classes x 2 originals; 1 of 2 classes do not count: no gap beyond the retrained networks' spread)"
+        "80.0 % (n = 1 class x 2 originals; 1 of 2 not counted: gap within the retrained networks' spread)"
     )
     assert one["linear"].holds
     wide = found(tmp_path, linear=(0.8, 0.0), retrained=(0.5, 0.87))  # a gap of .03 counts
@@ -89,7 +89,7 @@ def test_with_one_seed_the_spread_is_not_known_and_two_percent_may_be_recognized
     assert (one["back"].word, one["back"].required) == (word, "at most 2.0 % (one seed: no spread)")
     assert "n = 2 classes x 1 original)" in one["linear"].found
     backwards = found(tmp_path, seeds=1, retrained=(0.5, 0.95))
-    assert backwards["linear"].found.endswith("1 of 2 classes do not count: no gap above 0)")
+    assert backwards["linear"].found.endswith("1 of 2 not counted: no gap above 0)")
 
 
 def test_a_network_that_was_ruined_is_no_removal_whatever_the_others_say(tmp_path):

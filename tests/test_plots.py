@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from PIL import Image, ImageChops
 
 from zspag.lab.methods import METHODS
-from zspag.report import files, plots, provenance
+from zspag.report import audit, files, plots, provenance
 
 LINE = {"x": [0.1, 0.3, 1.0], "y": [3.0, 2.0, 2.5]}
 DATA = {
@@ -127,6 +127,22 @@ def test_unknown_kind_is_named_and_nothing_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_panel_may_be_of_another_kind_and_an_unknown_one_is_named():
+    dots = {"kind": "scatter", "series": {"ZS-PAG": {"x": [1.0], "y": [2.0]}, "DELETE": {"x": [2.0], "y": [1.0]}}}
+    lines, points = plots.draw(result_of("curves", curves_of("ZS-PAG", "DELETE"), dots)).axes
+    assert (len(lines.get_lines()), len(lines.collections)) == (2, 0)
+    assert (len(points.get_lines()), len(points.collections)) == (0, 2)
+    with pytest.raises(ValueError, match="02_test: there is no kind of panel 'pie'"):
+        plots.draw(result_of("curves", curves_of("ZS-PAG"), dots | {"kind": "pie"}))
+
+
+def test_a_legend_shows_the_dash_of_lines_without_marks_and_the_mark_that_other_panels_draw():
+    plain = curves_of("ZS-PAG", "DELETE", "removal (ours)") | {"plain": True}
+    handles = plots.draw(result_of("curves", plain, curves_of("DELETE", "removal (ours)"))).legends[0].legend_handles
+    shown = [(handle.get_linestyle(), handle.get_marker()) for handle in handles]
+    assert shown == [("-", "None"), ("--", "s"), ("-.", "D")]
+
+
 def test_footer_names_profile_data_and_commit_and_says_what_is_a_demonstration():
     shown, measured = result_of("bars"), result_of("bars", profile="cpu", demonstration=False)
     shown["provenance"]["commit"], measured["provenance"]["commit"] = "0123456789abcdef", None
@@ -156,6 +172,12 @@ def test_every_method_has_a_look_of_its_own_in_every_figure():
     assert len({plots._METHODS[title] for title in titles}) == len(titles)
     among = plots._styles([curves_of(*plots._KNOWN, *titles)])
     assert {title: among[title] for title in titles} == {title: plots._METHODS[title] for title in titles}
+
+
+def test_no_two_networks_of_an_audit_look_the_same_as_lines_or_as_marks():
+    looks = [plots._METHODS[title] for title in audit.TITLES.values()]
+    assert len({(colour, mark % 4) for colour, mark in looks}) == len(looks)  # four kinds of dashes
+    assert len(set(looks)) == len(looks)
 
 
 def test_one_legend_lists_a_name_once_and_in_order_and_a_single_series_of_bars_needs_none():

@@ -55,3 +55,14 @@ def test_a_trial_takes_the_way_of_its_pair_with_less_of_everything(dataset, arch
     assert part.width < whole.width
     assert (part.share, len(part.classes), len(part.seeds)) == (0.01, 1, 1)
     assert part.share * part.train.epochs < whole.train.epochs / 10
+
+
+def test_removal_takes_a_few_steps_where_lines_are_tried_and_its_defaults_elsewhere():
+    usual = PROFILES["digits"].unlearn.removal
+    assert PROFILES["cpu"].unlearn.removal == PROFILES["paper"].unlearn.removal == usual
+    tried = [profile for profile in PROFILES.values() if profile.trial]
+    assert {profile.name for profile in tried} == {"smoke", "cpu-trial", "paper-trial"}
+    for removal in (profile.unlearn.removal for profile in tried):
+        assert removal.steps * 10 <= usual.steps
+        assert removal.per_class < usual.per_class
+        assert 1 < len(removal.shares) < len(usual.shares)  # a curve has two ends

@@ -163,6 +163,31 @@ def test_the_example_runs():
     assert set(names["result"].report.forget_classes) == {3}
 
 
+def test_every_notebook_is_a_chapter_of_the_readme_and_of_the_quickstart():
+    names = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    assert list(readme.CHAPTERS) == names
+    quickstart = (ROOT / "notebooks" / "00_quickstart.ipynb").read_text(encoding="utf-8")
+    assert [name for name in names[1:] if f"| [{name}]({name}.ipynb) |" not in quickstart] == []
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    assert f"**companion to read**: {words[len(names)]} numbered notebooks" in TEXT
+    assert f"judges {words[len(claims.judge(ROOT, profile='digits'))]} claims" in TEXT
+
+
+def test_an_audit_is_told_of_removal_too_where_it_looked_at_it(tmp_path):
+    kept = files.read_json(next((ROOT / "results" / "digits").glob("audit_*.json")))
+    write_json(tmp_path / "digits" / "audit_one.json", kept)
+    assert "removal (ours)" not in readme.audits(tmp_path)
+    rows = kept["measurements"]["rows"]
+    for columns in rows.values():
+        own = [index for index, method in enumerate(columns["method"]) if method == "delete"]
+        for name, column in columns.items():
+            column.extend(["remove"] * len(own) if name == "method" else [column[index] for index in own])
+    write_json(tmp_path / "digits" / "audit_one.json", kept)
+    shown = readme.audits(tmp_path)
+    assert shown.count("With the original's last layer put back") == 2
+    assert "removal (ours)" in shown
+
+
 def test_pairs_show_the_mean_of_what_was_measured_and_name_the_rest(tmp_path):
     for folder, arch, scores in (("paper", "vit", [(0.0, 0.001), (0.01, 0.002)]), ("cpu", "alexnet", [(0.5, 0.5)])):
         rows = [{"scores": {"unlearned": {"acc_forget": f, "over_unlearning": o}}} for f, o in scores]

@@ -45,8 +45,8 @@ def publish(profile: Profile, *, record: bool) -> Iterator[str]:
         name=f"audit_{experiment.case_name(profile)}",
         profile=profile.name,
         draw="curves",
-        caption="Relearning, probes of every stage, likeness to the retrained network, residual knowledge, and the share of"
-        " the gap to retraining that is closed, over its cost.",
+        caption="Relearning, probes of every stage, likeness to the retrained network, residual knowledge, and the"
+        " share of the gap to retraining that is closed, over its cost.",
         data={"panels": panels, "columns": 3, "size": [4.3, 3.2]},
         measurements={
             "rows": report.packed(found),

@@ -58,8 +58,8 @@ def gap_closed(found: Findings) -> pd.DataFrame:
 def gap_panels(found: Findings, *, title: str) -> list[Panel]:
     """Return a panel per probe: the share of the gap that a network closes, over the retained points that it lost.
 
-    A mark is the mean over the classes of which there is a share; the title counts them. Panels name their kind, so that
-    they can stand beside others.
+    A mark is the mean over the classes of which there is a share; the title counts them. Panels name their kind, for
+    they stand beside others.
     """
     closed, panels = gap_closed(found), []
     for probe, name in PROBES.items():

@@ -4,7 +4,7 @@ A probe's recalls of the class on the original and on the retrained network are 
 a share of the gap between them (``audit.gap_closed``). A class whose gap lies within the retrained networks' own spread
 has no ruler and does not count; how many do not is part of the answer.
 
-Invariant: nothing here sees a model. Relearning under the own head and AIN play no part: they measure a row of the head.
+Invariant: nothing here sees a model. Relearning under the own head (AIN) plays no part: it measures a row of the head.
 """
 
 import math
@@ -54,12 +54,13 @@ class Removed:
 
     def counting(self, probe: str) -> str:
         """Say how many classes and originals stand behind the share of a probe, and how many classes do not count."""
-        left_out = self.classes - len(self.shares[probe])
-        text = f"n = {len(self.shares[probe])} classes x {self.originals} original{'s' * (self.originals > 1)}"
+        count = len(self.shares[probe])
+        left_out = self.classes - count
+        text = f"n = {count} class{'es' * (count != 1)} x {self.originals} original{'s' * (self.originals != 1)}"
         if not left_out:
             return text
-        within = "no gap above 0" if math.isnan(self.spread) else "no gap beyond the retrained networks' spread"
-        return f"{text}; {left_out} of {self.classes} classes do not count: {within}"
+        within = "no gap above 0" if math.isnan(self.spread) else "gap within the retrained networks' spread"
+        return f"{text}; {left_out} of {self.classes} not counted: {within}"
 
 
 def removed(found: Findings) -> Removed:
