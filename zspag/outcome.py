@@ -351,7 +351,12 @@ def _choice(report: Report) -> str:
     mine = [trial.drift for trial in forgot if _is_chosen(trial, report)][:1]
     if drifts and mine == [min(drifts)]:
         text += ", this one with the least drift"
-    return f"{text}; the search ended at the EDGE of its range." if report.at_edge else f"{text}."
+    edge = (
+        "no share forgot with LITTLE damage"
+        if report.chosen == REMOVAL
+        else "the search ended at the EDGE of its range"
+    )
+    return f"{text}; {edge}." if report.at_edge else f"{text}."
 
 
 def _is_chosen(trial: Trial, report: Report) -> bool:

@@ -110,7 +110,9 @@ class RunningProbe:
         """
         z = (torch.cat([forget, anchors]) - self.mean) * self.scale
         z = torch.cat([z, z.new_ones(len(z), 1)], 1)
-        w = 0.5 * torch.cat([z.new_full((len(forget),), 1 / len(forget)), weights / weights.sum()])
+        w = 0.5 * torch.cat(
+            [z.new_full((len(forget),), 1 / len(forget)), weights / weights.sum().clamp_min(torch.finfo(z.dtype).tiny)]
+        )
         y = torch.cat([z.new_full((len(forget),), 0.5), z.new_full((len(anchors),), -0.5)])
         with torch.no_grad():
             now = z.T @ (w[:, None] * z), z.T @ (w * y)

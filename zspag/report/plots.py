@@ -117,11 +117,11 @@ def draw(result: dict[str, Any]) -> Figure:
         ValueError: If ``draw`` or a panel names no kind of panel.
     """
     data = result["data"]
-    panels = data["panels"]
-    kinds = [panel.get("kind", result["draw"]) for panel in panels]
+    kinds = [panel.get("kind", result["draw"]) for panel in data.get("panels", ())]
     for wanted in (result["draw"], *kinds):
         if wanted not in KINDS:
             raise ValueError(f"{result['name']}: there is no kind of panel {wanted!r}; kinds are {', '.join(KINDS)}")
+    panels = data["panels"]
     across = min(data.get("columns", 2), len(panels))
     down = -(-len(panels) // across)
     width, height = data.get("size", (4.6, 3.4))
