@@ -64,6 +64,15 @@ def watching(model: nn.Module, visit: Visit) -> Generator[dict[str, str], None, 
         yield watch.unprojectable
 
 
+@torch.no_grad()
+def projectable(model: nn.Module, images: Tensor) -> tuple[str, ...]:
+    """Return the names of the weights that can be projected, as a pass of ``images`` (n, C, H, W) uses them."""
+    seen: dict[str, None] = {}
+    with watching(model, lambda name, _rows, _outputs: seen.setdefault(name)) as unprojectable:
+        model(images)
+    return tuple(name for name in seen if name not in unprojectable)
+
+
 class _Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module, visit: Visit) -> None:
         super().__init__()

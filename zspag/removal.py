@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from zspag.activations import projectable
 from zspag.calibration.cross_fitting import Calibration, Made
 from zspag.calibration.trials import FLOOR, Fold, held_out_damage, make_folds
 from zspag.config import RemovalConfig, UnlearnConfig
@@ -41,7 +42,7 @@ from zspag.proxies import generate
 from zspag.proxy_statistics import ProxyStatistics
 from zspag.pseudo_labels import masked_log_probabilities, pseudo_labeler, retained_classes
 from zspag.runtime import channels_last, chunks, copied, evaluating, generator_for, logits_of, sent, spread_evenly
-from zspag.subspaces import averaged, projector, second_moments
+from zspag.subspaces import averaged, projector
 from zspag.views import Change, recognized_changes
 
 RIDGE = 0.01  # penalty of the adversary, beside features of variance 1
@@ -144,7 +145,7 @@ def removable_head(model: nn.Module, images: Tensor, *, frozen: Collection[str])
         raise ValueError(f"goal='remove' needs features under a linear head, but {error}: {advice}") from error
     if not head.name:
         raise ValueError(f"goal='remove' freezes the head, but {head.obstacle}: {advice}")
-    if set(second_moments(model, images[:1]).second) <= {head.name, *frozen}:
+    if {*projectable(model, images[:1])} <= {head.name, *frozen}:
         name = own_name(model, head.name)
         raise ValueError(f"goal='remove' freezes the head, {name}, and no other weight can move: {advice}")
     return head

@@ -10,6 +10,7 @@ Invariant: what judges a trial was neither fitted nor used for its basis.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from zspag.projected_sgd import fit_labels
 from zspag.proxy_statistics import ProxyStatistics
 from zspag.pseudo_labels import PseudoLabeler, masked_log_probabilities
 from zspag.runtime import channels_last, generator_for, logits_of, spread_evenly
-from zspag.subspaces import Projector, projector
+from zspag.subspaces import Moments, Projector, projector
 
 FITTED = 128  # views of a fold that a trial fits at most; the final run fits all
 JUDGED = 200  # images of the other half that judge a trial at most, evenly spaced
@@ -36,17 +37,24 @@ class Fold:
         fitted: Indices of the views that are fitted.
         unseen: At most ``JUDGED`` images of the other half, shape (n, C, H, W).
         unseen_labels: Their classes, shape (n,).
-        project: Keeps updates out of what this half's proxies use.
+        moments: What this half's proxies feed into each layer.
         barely: Barely hit proxies of the other half, shape (m, C, H, W).
         before: The original's logits on them, shape (m, K).
+        subspace: Which directions are protected.
     """
 
     fitted: Tensor
     unseen: Tensor
     unseen_labels: Tensor
-    project: Projector
+    moments: Moments
     barely: Tensor
     before: Tensor
+    subspace: SubspaceConfig = SubspaceConfig()
+
+    @cached_property
+    def project(self) -> Projector:
+        """Keeps updates out of what this half's proxies use; made at the first use, for removal has none."""
+        return projector(self.moments, config=self.subspace)
 
 
 def make_folds(
@@ -58,7 +66,6 @@ def make_folds(
     plain = torch.arange(len(images)) < len(forget_labels)  # the images themselves come before their views
     made_from = statistics.half_of[proxies.sources.cpu()]
     for half in (0, 1):
-        project = projector(statistics.halves[half], config=subspace)
         # A single image lies in one half only, and without views the other half is empty: then everything serves.
         fitted = _some(statistics.half_of == half, torch.ones_like(plain)).nonzero()[:, 0]
         unseen = spread_evenly(_some((statistics.half_of != half) & plain, plain).nonzero()[:, 0], JUDGED)
@@ -69,9 +76,10 @@ def make_folds(
                 fitted=fitted,
                 unseen=channels_last(images[unseen.to(images.device)]),
                 unseen_labels=forget_labels[unseen.to(forget_labels.device)],
-                project=project,
+                moments=statistics.halves[half],
                 barely=barely,
                 before=logits_of(model, barely),
+                subspace=subspace,
             )
         )
     return folds[0], folds[1]

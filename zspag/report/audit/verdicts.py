@@ -142,8 +142,8 @@ def verdict_table(found: Findings, *, methods: Sequence[str]) -> pd.DataFrame:
     """
     lines: dict[str, dict[str, str]] = {}
     for question in QUESTIONS:
-        audited = set(question.rows(found)["method"])
-        against = {TITLES[name]: question.compared(found, name) for name in methods if name in audited}
+        asked = set(question.rows(found)["method"])
+        against = {TITLES[name]: question.compared(found, name) for name in methods if name in asked}
         if not against:  # an older record lacks this question
             continue
         first = next(iter(against.values()))
@@ -181,7 +181,7 @@ def verdicts(found: Findings, *, method: str) -> list[str]:
 
 def _relearned(back: pd.DataFrame, method: str) -> list[str]:
     """Say how soon the class is back, head by head, and what steps under the own head measure."""
-    told = []
+    lines = []
     part = back[(back["lr"] == RATE) & (back["share"] == SHARE)]
     for head, rows in part.groupby("head", sort=False):
         networks, index = rows.groupby("method"), anamnesis(back, head=str(head), lr=RATE, share=SHARE)
@@ -195,8 +195,8 @@ def _relearned(back: pd.DataFrame, method: str) -> list[str]:
         if head == OWN:
             control = f"the control is the {TITLES['row_only']}" if "row_only" in steps else "no control was made here"
             text += f" They measure one row of the head; {control}."
-        told.append(text)
-    return told
+        lines.append(text)
+    return lines
 
 
 def _answer(found: Findings, method: str, question: Question) -> str:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy.special import stdtrit
 
 from zspag.report.audit import gap_closed
 from zspag.report.audit.findings import Findings
+from zspag.report.tables.averages import half_width
 
 REMOVAL = "remove"
 PROBES = {"linear": "linear probe", "mlp": "nonlinear probe"}  # no method trains against the second one
@@ -92,6 +92,5 @@ def spread_out(values: pd.Series, *, factor: float, digits: int) -> str:
     """
     mean, count = f"{factor * values.mean():.{digits}f}", len(values)
     if count >= FEWEST:
-        half = float(stdtrit(count - 1, 0.975)) * values.std(ddof=1) / math.sqrt(count)
-        return f"{mean} ± {factor * half:.{digits}f}"
+        return f"{mean} ± {factor * half_width(values):.{digits}f}"
     return f"{mean} ({factor * values.min():.{digits}f} to {factor * values.max():.{digits}f})" if count > 1 else mean

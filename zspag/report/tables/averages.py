@@ -35,6 +35,12 @@ def in_hindsight(frame: pd.DataFrame) -> pd.DataFrame:
     return ordered.groupby(["method", "forget", "seed"], sort=False).head(1).drop(columns="_lost").sort_index()
 
 
+def half_width(values: pd.Series) -> float:
+    """Return the half-width of the 95 % t interval of the mean of two values or more."""
+    count = len(values)
+    return float(stdtrit(count - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(count)
+
+
 def over_classes(rows: pd.DataFrame, column: str) -> dict[str, dict[str, float]]:
     """Return, per method, mean, interval half-width ("half"), deviation ("sd") and number of classes of a column.
 
@@ -46,7 +52,7 @@ def over_classes(rows: pd.DataFrame, column: str) -> dict[str, dict[str, float]]
         count, half, deviation = len(values), 0.0, 0.0
         if count > 1:
             deviation = float(values.std(ddof=1))
-            half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
+            half = half_width(values)
         answer[str(method)] = {"mean": float(values.mean()), "half": half, "sd": deviation, "classes": count}
     return answer
 
