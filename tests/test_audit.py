@@ -13,7 +13,7 @@ from zspag.lab import audit, relearning
 from zspag.lab.audit import bench as benches
 from zspag.lab.audit import measures, running
 from zspag.lab.audit.head_row import row_edited, row_redrawn
-from zspag.lab.audit.measures import MEASURES
+from zspag.lab.audit.measures import FEATURES, MEASURES
 from zspag.lab.data import channel_statistics
 from zspag.lab.data.sources import read_digits
 from zspag.lab.evaluation import Masked, accuracy
@@ -22,7 +22,9 @@ from zspag.lab.models import build
 from zspag.lab.relearning import RATE, SHARE
 from zspag.lab.training import train
 from zspag.report import audit as report
+from zspag.report import results
 from zspag.report.audit.gap import PROBES
+from zspag.report.claims import evidence
 from zspag.runtime import generator_for, logits_of
 
 pytestmark = pytest.mark.usefixtures("own_data")
@@ -144,8 +146,8 @@ def test_networks_are_those_of_the_forget_only_rule_and_do_not_share_weights(net
 def test_a_ruined_network_has_one_row_that_says_so(networks, monkeypatch):
     ruined = torch.nn.Sequential(networks["original"], torch.nn.Threshold(0, float("inf")))
     monkeypatch.setattr(benches, "networks", lambda _case: {"retrained": networks["retrained"], "delete": ruined})
-    monkeypatch.setattr(running, "MEASURES", {"restored": lambda bench, name: iter([{"acc_forget": 0.0}])})
-    rows = list(running._rows(Case(PROFILE, 0, FORGET)))
+    look = {"restored": lambda bench, name: iter([{"acc_forget": 0.0}])}
+    rows = list(running._rows(Case(PROFILE, 0, FORGET), look))
     assert [(row["measure"], row["method"]) for row in rows] == [("restored", "retrained"), ("ruined", "delete")]
 
 
@@ -159,7 +161,7 @@ def test_a_published_audit_is_read_back_as_it_was_found(finished, monkeypatch):
     root, rows = finished
     monkeypatch.setenv("ZSPAG_ROOT", str(root))
     monkeypatch.setattr(relearning, "RATES", RATES)
-    monkeypatch.setattr(audit, "audit", lambda _profile, seeds: rows)
+    monkeypatch.setattr(audit, "audit", lambda _profile, seeds, features_only: rows)
     lines = list(audit.publish(PROFILE, record=True))
     told = [line for line in lines if line.startswith("Membership, AUC of the attack on all four scores: ")]
     assert lines[0] == told[0]
@@ -176,6 +178,26 @@ def test_a_published_audit_is_read_back_as_it_was_found(finished, monkeypatch):
     assert set(found) == set(expected)
     pd.testing.assert_frame_equal(found["arrivals"], expected["arrivals"], check_dtype=False)
     assert (root / "figures" / PROFILE.name / f"{content.name}.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("inside")
+def test_an_audit_of_features_alone_has_the_rows_of_the_whole_one_and_no_others(finished):
+    root, whole = finished
+    part = audit.audit(PROFILE, seeds=(0,), features_only=True)
+    expected = whole[whole["measure"].isin(FEATURES)]
+    at_the_head = expected["depth"].isna() | (expected["depth"] == expected["depth"].max())
+    expected = expected[at_the_head].reset_index(drop=True)
+    assert len(expected) < len(whole)
+    pd.testing.assert_frame_equal(part, expected[list(part)], check_dtype=False)
+    lines = list(audit.publish(replace(PROFILE, seeds=(0,)), record=True, features_only=True))
+    assert not any("Membership" in line or "relearning" in line for line in lines)
+    assert any("linear probe" in line for line in lines)
+    (path,) = (root / "results" / PROFILE.name).glob("features_*.json")
+    found = report.unpacked(results.read(path).measurements["rows"])
+    assert set(found) == set(FEATURES)
+    assert set(report.gap_closed(found)["probe"]) == set(PROBES)
+    assert path.stem in evidence.read(path.parent).audits("remove")  # claim C7 reads it
 
 
 # One row of the head

@@ -31,13 +31,14 @@ from torch import nn
 
 from zspag import proxy_statistics, removal, zero_shot_unlearn
 from zspag.calibration.trials import held_out_damage
-from zspag.config import ProxyConfig, RemovalConfig, UnlearnConfig, UpdateConfig
+from zspag.config import ProxyConfig, RemovalConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
 from zspag.heads.head import find_head, head_inputs
 from zspag.outcome import Trial
 from zspag.proxies import generate
 from zspag.pseudo_labels import masked_log_probabilities
 from zspag.removal import DECAY, RIDGE, Material, RunningProbe, fit_features, largest, part_of_the_way
 from zspag.runtime import evaluating, generator_for, logits_of
+from zspag.subspaces import projector, second_moments
 from zspag.views import noisy, shifted
 
 RETAINED = [label for label in range(CLASSES) if label != FORGET]
@@ -331,7 +332,7 @@ def material_of(*build):
     return Material(images, labels, targets, proxies.images, proxies.barely, weights)
 
 
-def fit(model=None, *, material=None, names=BODY, changes=(shifted, noisy), seed=0, **options):
+def fit(model=None, *, material=None, names=BODY, changes=(shifted, noisy), seed=0, project=None, **options):
     model = trained(*NET) if model is None else model
     return fit_features(
         model,
@@ -342,6 +343,7 @@ def fit(model=None, *, material=None, names=BODY, changes=(shifted, noisy), seed
         names=names,
         config=replace(FAST, **options),
         generator=torch.Generator().manual_seed(seed),
+        project=project,
     )
 
 
@@ -380,6 +382,36 @@ def test_the_callers_model_and_material_are_given_back_untouched():
 def test_the_same_generator_gives_the_same_weights_and_another_one_others():
     assert changed_names(fit().model, ran().model) == set()
     assert changed_names(fit(seed=1).model, ran().model) == {*BODY}
+
+
+def test_a_projected_run_moves_where_the_proxies_leave_weights_free_and_nowhere_else():
+    """Adam bends each step by its own scale, so projecting gradients alone would not do."""
+    model = trained(*NET)
+    project = projector(second_moments(model, proxies_of(*NET).images), config=SubspaceConfig(energy=0.8))
+    runs = {"kept": fit(project=project).model, "free": ran().model}
+    before = dict(model.named_parameters())
+    inside = {}
+    for kind, changed in runs.items():
+        for name in BODY:
+            way = dict(changed.named_parameters())[name].double() - before[name].double()
+            assert way.norm() > 0.01
+            inside[kind, name] = ((way - project(name, way)).norm() / way.norm()).item()
+    assert all(inside["kept", name] < 1e-5 for name in BODY)
+    assert all(inside["free", name] > 0.3 for name in BODY)  # the control
+
+
+def test_the_call_projects_where_the_options_ask_for_it():
+    options = replace(QUICK, removal=replace(FAST, projected=True))
+    plain, kept = (unlearn(trained(*NET), config=one) for one in (QUICK, options))
+    first, second = ({layer.name: layer for layer in one.report.layers} for one in (plain, kept))
+    assert [first[name].free for name in BODY] == [9, 72]
+    assert (second[BODY[0]].moved, second[BODY[0]].reason) == (False, "the proxies leave no direction free")
+    assert second[BODY[1]].moved
+    assert 0 < second[BODY[1]].free < 72
+    assert changed_names(trained(*NET), kept.open_model) == {BODY[1]}
+    greedy = replace(options, subspace=SubspaceConfig(energy=1.0))
+    with pytest.raises(ValueError, match="no direction of any weight free: leave out removal.projected"):
+        unlearn(trained(*NET), config=greedy)
 
 
 @pytest.mark.parametrize(("lr", "steps"), [(math.inf, 6), (1e30, 6), (1e30, 1)])

@@ -134,7 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-retrained", action="store_true", help="train no retrained models; comparisons with them stay empty")
     add("--scheduler", metavar="ADDRESS", help="dask scheduler of a running cluster (default: start workers)")
 
-    _add_profile(command("audit", _audit, "attack, probe and relearn what was forgotten; write what was found"))
+    one = command("audit", _audit, "attack, probe and relearn what was forgotten; write what was found")
+    _add_profile(one)
+    one.add_argument("--features", action="store_true", help="ask only whether the class is still in the features")
+
     _add_unlearn(command("unlearn", _unlearn, "make a model of your own forget the classes of a photo folder"))
 
     one = command("methods", _methods, "list the methods: what each reads, its reference, rates and constants")
@@ -273,7 +276,8 @@ def _sweep(chosen: argparse.Namespace) -> int:
 def _audit(chosen: argparse.Namespace) -> int:
     from zspag.lab import audit
 
-    return _print_runs(chosen, audit.publish(_announced(_profile(chosen)), record=chosen.record))
+    lines = audit.publish(_announced(_profile(chosen)), record=chosen.record, features_only=chosen.features)
+    return _print_runs(chosen, lines)
 
 
 def _print_runs(chosen: argparse.Namespace, lines: Iterable[str]) -> int:

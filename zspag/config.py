@@ -221,6 +221,8 @@ class RemovalConfig:
         lr: Its rate; constant over the first half of the steps, then falling to nothing.
         batch_size: Forget samples per step; there are twice as many anchors.
         per_class: Proxies per retained class that anchors are made of; they have to cover what stays.
+        projected: Whether weights move only where the proxies' inputs leave them free, as in "suppress". It keeps more
+            and removes little.
     """
 
     strength: float = 1.0
@@ -231,6 +233,7 @@ class RemovalConfig:
     lr: float = 1e-3
     batch_size: int = 32
     per_class: int = 100
+    projected: bool = False
 
     def __post_init__(self) -> None:
         require(

@@ -14,8 +14,8 @@ samples shall look like the classes that they are answered as, not like all clas
 Anchors lie between a proxy and the same proxy pulled back until it only just hits. Confident proxies alone stayed
 where they were while retained images moved.
 
-DIFFERS: Adam in place of projected SGD. Patches of forget samples lie in the span of the proxies' patches, so that a
-projected update leaves the class where it is.
+DIFFERS: Adam in place of projected SGD. Patches of forget samples lie in the span of the proxies' patches, so that
+projection leaves the class where it is; it is an option (``RemovalConfig.projected``).
 
 Invariant: nothing but the model, forget samples and proxies made from them is read; the head, biases and norms stay.
 """
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from zspag.activations import projectable
-from zspag.calibration.cross_fitting import Calibration, Made
+from zspag.calibration.cross_fitting import Calibration, Made, free_dimension
 from zspag.calibration.trials import FLOOR, Fold, held_out_damage, make_folds
 from zspag.config import RemovalConfig, UnlearnConfig
 from zspag.heads.head import Head, features_and_logits, find_head, head_inputs
@@ -40,9 +40,9 @@ from zspag.process.progress import step
 from zspag.projected_sgd import Run
 from zspag.proxies import generate
 from zspag.proxy_statistics import ProxyStatistics
-from zspag.pseudo_labels import masked_log_probabilities, pseudo_labeler, retained_classes
+from zspag.pseudo_labels import PseudoLabeler, masked_log_probabilities, pseudo_labeler, retained_classes
 from zspag.runtime import channels_last, chunks, copied, evaluating, generator_for, logits_of, sent, spread_evenly
-from zspag.subspaces import averaged, projector
+from zspag.subspaces import Projector, averaged, projector
 from zspag.views import Change, recognized_changes
 
 RIDGE = 0.01  # penalty of the adversary, beside features of variance 1
@@ -151,7 +151,54 @@ def removable_head(model: nn.Module, images: Tensor, *, frozen: Collection[str])
     return head
 
 
-def remove_with(
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """What all runs of one removal share.
+
+    Attributes:
+        model: The original.
+        material: All views with their pseudo-labels, and all anchors.
+        sources: Index of the view behind each anchor, shape (m,), on the CPU.
+        changes: Make views of forget samples and anchors, anew at every step.
+        head: The head, which stays.
+        names: Weights that move.
+        frozen: Weights that do not, with the reason.
+        forget: Classes that are gone, earlier ones included.
+        config: Options.
+        seed: Seed of batches, anchors and views.
+        relabel: Gives the pseudo-labels.
+        project: Takes out what all proxies use.
+    """
+
+    model: nn.Module
+    material: Material
+    sources: Tensor
+    changes: tuple[Change, ...]
+    head: Head
+    names: tuple[str, ...]
+    frozen: dict[str, str]
+    forget: tuple[int, ...]
+    config: RemovalConfig
+    seed: int
+    relabel: PseudoLabeler
+    project: Projector
+
+    def fit(self, material: Material, *, stream: str, project: Projector) -> Run:
+        """Fit some of the material; ``project`` counts where the options ask for it."""
+        return fit_features(
+            self.model,
+            material,
+            changes=self.changes,
+            forget=self.forget,
+            head=self.head,
+            names=self.names,
+            config=self.config,
+            generator=generator_for(self.seed, stream),
+            project=project if self.config.projected else None,
+        )
+
+
+def prepare_removal(
     model: nn.Module,
     forget_labels: Tensor,
     statistics: ProxyStatistics,
@@ -160,23 +207,22 @@ def remove_with(
     config: UnlearnConfig,
     seed: int,
     frozen: Mapping[str, str] | None = None,
-) -> Made:
-    """Take the forget classes out of the features; arguments and answer are those of ``unlearn_with``.
-
-    How far the weights go is chosen as a rate is: either half of the forget samples is fitted, and barely hit proxies
-    made from the other half tell, for every share of the way, how far answers on retained classes moved.
+) -> Removal:
+    """Make pseudo-labels and anchors; arguments are those of ``remove_with``.
 
     Raises:
-        ValueError: If there is no linear head, or nothing before it that can move.
+        ValueError: See ``remove_with``.
     """
     images, proxies, options = channels_last(statistics.views.images), statistics.proxies, config.removal
-    plain = len(forget_labels)  # the images themselves come before their views
     labels = forget_labels[statistics.views.sources.to(forget_labels.device)]
     frozen = {**statistics.frozen, **(frozen or {})}
     head = removable_head(model, images, frozen=frozen)
     frozen[head.name] = "the head stays, so that no feature hides behind it"
-    names = tuple(name for name in statistics.names if name not in frozen)
     project = projector(statistics.moments, config=config.subspace)
+    free = free_dimension(project) if options.projected else dict.fromkeys(statistics.names, 1)
+    frozen |= {name: "the proxies leave no direction free" for name in statistics.names if not free[name]}
+    if not (names := tuple(name for name in statistics.names if name not in frozen)):
+        raise ValueError("the proxies leave no direction of any weight free: leave out removal.projected")
     relabel = pseudo_labeler(
         model,
         images,
@@ -198,56 +244,84 @@ def remove_with(
         generator=generator_for(seed, "anchors"),
     )
     weights = (targets.mean(0) / anchors.labels.bincount(minlength=width).clamp_min(1))[anchors.labels]
-    material = Material(images, labels, targets, anchors.images, anchors.barely, weights)
-    changes = tuple(recognized_changes(model, images[:plain], generator=generator_for(seed, "changes")).values())
-
-    def fit(part: Material, stream: str) -> Run:
-        return fit_features(
-            model,
-            part,
-            changes=changes,
-            forget=forget,
-            head=head,
-            names=names,
-            config=options,
-            generator=generator_for(seed, stream),
-        )
-
-    folds = make_folds(model, statistics, forget_labels, subspace=config.subspace)
-    half_of = statistics.half_of[anchors.sources.cpu()]
-    runs = []
-    for half, fold in enumerate(folds):
-        step("calibration", half, len(folds) + 1)
-        own = half_of == half if bool((half_of == half).any()) else half_of >= 0
-        runs.append(fit(material.part(fold.fitted.to(labels.device), own.to(labels.device)), "fold"))
-    trials = [_trial(model, runs, folds, share, forget=forget) for share in options.shares]
-    chosen, at_edge = largest(trials, damage=options.damage)
-    step("removal", len(folds), len(folds) + 1)
-    started = time.perf_counter()
-    run = fit(material, "update")
-    for place in range(chosen, len(trials)):  # a larger share, should this one not forget on all of the images
-        moved = part_of_the_way(model, run.model, options.shares[place])
-        known = logits_of(moved, images[:plain]).argmax(1) == labels[:plain]
-        remaining = known.double().mean().item()
-        if remaining <= config.update.forget_accuracy:
-            break
-    if not run.diverged:
-        run = replace(
-            run, model=moved, history=(*run.history[:-1], replace(run.history[-1], forget_accuracy=remaining))
-        )
-    seconds = time.perf_counter() - started
-    before, after = (logits_of(one, channels_last(proxies.barely)) for one in (model, run.model))
-    return Made(
-        calibration=Calibration(REMOVAL, names, trials[place], tuple(trials), at_edge),
-        run=run,
-        trials=(),
-        layers=_layers(model, frozen, names),
-        remaining=None if run.diverged else remaining,
-        damage=None if run.diverged else held_out_damage(before, after, forget=forget),
-        seconds=seconds,
+    changes = recognized_changes(model, images[: len(forget_labels)], generator=generator_for(seed, "changes"))
+    return Removal(
+        model=model,
+        material=Material(images, labels, targets, anchors.images, anchors.barely, weights),
+        sources=anchors.sources.cpu(),
+        changes=tuple(changes.values()),
+        head=head,
+        names=names,
+        frozen=frozen,
+        forget=tuple(forget),
+        config=options,
+        seed=seed,
         relabel=relabel,
         project=project,
     )
+
+
+def remove_with(
+    model: nn.Module,
+    forget_labels: Tensor,
+    statistics: ProxyStatistics,
+    *,
+    forget: Sequence[int],
+    config: UnlearnConfig,
+    seed: int,
+    frozen: Mapping[str, str] | None = None,
+) -> Made:
+    """Take the forget classes out of the features; arguments and answer are those of ``unlearn_with``.
+
+    How far the weights go is chosen as a rate is: either half of the forget samples is fitted, and barely hit proxies
+    made from the other half tell, for every share of the way, how far answers on retained classes moved.
+
+    Raises:
+        ValueError: If there is no linear head, or nothing before it that can move; with ``projected`` also if the
+            proxies leave no direction free.
+    """
+    removal = prepare_removal(model, forget_labels, statistics, forget=forget, config=config, seed=seed, frozen=frozen)
+    folds = make_folds(model, statistics, forget_labels, subspace=config.subspace)
+    runs = _fold_runs(removal, folds, statistics.half_of)
+    shares = removal.config.shares
+    trials = [_trial(model, runs, folds, share, forget=forget) for share in shares]
+    chosen, at_edge = largest(trials, damage=removal.config.damage)
+    step("removal", len(folds), len(folds) + 1)
+    started, plain = time.perf_counter(), len(forget_labels)  # the images themselves come before their views
+    run = removal.fit(removal.material, stream="update", project=removal.project)
+    images, labels = removal.material.images[:plain], removal.material.labels[:plain]
+    for place in range(chosen, len(trials)):  # a larger share, should this one not forget on all of the images
+        moved = part_of_the_way(model, run.model, shares[place])
+        remaining = (logits_of(moved, images).argmax(1) == labels).double().mean().item()
+        if remaining <= config.update.forget_accuracy:
+            break
+    if not run.diverged:
+        ended = replace(run.history[-1], forget_accuracy=remaining)
+        run = replace(run, model=moved, history=(*run.history[:-1], ended))
+    seconds = time.perf_counter() - started
+    before, after = (logits_of(one, channels_last(statistics.proxies.barely)) for one in (model, run.model))
+    return Made(
+        calibration=Calibration(REMOVAL, removal.names, trials[place], tuple(trials), at_edge),
+        run=run,
+        trials=(),
+        layers=_layers(removal),
+        remaining=None if run.diverged else remaining,
+        damage=None if run.diverged else held_out_damage(before, after, forget=forget),
+        seconds=seconds,
+        relabel=removal.relabel,
+        project=removal.project,
+    )
+
+
+def _fold_runs(removal: Removal, folds: Sequence[Fold], half_of: Tensor) -> list[Run]:
+    """Fit either half of the forget samples, with the anchors made from it."""
+    half_of, device, runs = half_of[removal.sources], removal.material.labels.device, []
+    for half, fold in enumerate(folds):
+        step("calibration", half, len(folds) + 1)
+        own = half_of == half if bool((half_of == half).any()) else half_of >= 0
+        part = removal.material.part(fold.fitted.to(device), own.to(device))
+        runs.append(removal.fit(part, stream="fold", project=fold.project))
+    return runs
 
 
 @torch.no_grad()
@@ -315,6 +389,7 @@ def fit_features(
     names: Sequence[str],
     config: RemovalConfig,
     generator: torch.Generator,
+    project: Projector | None = None,
 ) -> Run:
     """Minimize the loss at the top of this module on a copy of the original.
 
@@ -327,9 +402,13 @@ def fit_features(
         names: Weights that move.
         config: Steps, rate, batch size, weights of adversary and anchors.
         generator: CPU generator of batches, anchors and views.
+        project: Keeps weights on the directions that it leaves free. Adam bends a step out of them, so the whole way
+            from the original's weights is projected after each one.
     """
     changed = copied(model)
     parameters = dict(changed.named_parameters())
+    origin = {name: parameters[name].detach().clone() for name in names}
+    project = None if project is None else project.like(parameters)
     flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
     some = spread_evenly(torch.arange(len(material.weights)), JUDGED)
     judged = spread_evenly(torch.arange(len(material.images)), JUDGED)
@@ -373,6 +452,10 @@ def fit_features(
             loss.backward()
             optimizer.param_groups[0]["lr"] = config.lr * min(1.0, 2 * (1 - done / config.steps))
             optimizer.step()
+            if project is not None:
+                with torch.no_grad():
+                    for name, weight in origin.items():
+                        parameters[name].copy_(weight + project(name, parameters[name] - weight))
             if (done + 1) % math.ceil(config.steps / LOOKS) == 0 or done + 1 == config.steps:
                 answered = logits_of(changed, channels_last(material.images[judged])).argmax(1)
                 left = (answered == material.labels[judged]).double().mean().item()
@@ -385,12 +468,13 @@ def fit_features(
     return Run(changed.to(memory_format=torch.contiguous_format), config.lr, tuple(history), diverged)
 
 
-def _layers(model: nn.Module, frozen: Mapping[str, str], names: Sequence[str]) -> tuple[Layer, ...]:
-    """Say of every weight whether it moved; nothing is projected, so that all directions of its input are free."""
-    layers = []
-    for name, weight in model.named_parameters():
-        if name in names or name in frozen:
-            dimension = weight[0].numel() if weight.dim() else 0
-            free, reason = dimension if name in names else 0, frozen.get(name, "")
-            layers.append(Layer(own_name(model, name), dimension, free, None, None, moved=not reason, reason=reason))
+def _layers(removal: Removal) -> tuple[Layer, ...]:
+    """Say of every weight whether it moved, and how many directions of its input were free to."""
+    free, layers = free_dimension(removal.project) if removal.config.projected else {}, []
+    for name, weight in removal.model.named_parameters():
+        if name in removal.names or name in removal.frozen:
+            dimension, reason = weight[0].numel() if weight.dim() else 0, removal.frozen.get(name, "")
+            moved = free.get(name, dimension) if name in removal.names else 0
+            own = own_name(removal.model, name)
+            layers.append(Layer(own, dimension, moved, None, None, moved=not reason, reason=reason))
     return tuple(layers)

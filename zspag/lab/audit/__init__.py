@@ -25,28 +25,36 @@ __all__ = ["METHODS", "SUBJECTS", "audit", "publish"]
 ASKED = tuple(name for name in SUBJECTS if name != "retrained")
 
 
-def publish(profile: Profile, *, record: bool) -> Iterator[str]:
+def publish(profile: Profile, *, record: bool, features_only: bool = False) -> Iterator[str]:
     """Audit every class and seed of a profile and write what was found; ``record`` writes it to ``results/``, too.
+
+    With ``features_only`` the file says whether the class is still in the features, and nothing else.
 
     Yields:
         Lines for the reader: the verdicts on ZS-PAG and on removal, then the files.
     """
     started = time.time()
-    found = report.findings(audit(profile, seeds=profile.seeds))
+    found = report.findings(audit(profile, seeds=profile.seeds, features_only=features_only))
     verdicts, title, data = report.told(found), profile.dataset, experiment.data_of(profile)
     yield from verdicts
-    panels = [
-        *report.relearning_panels(found, title=title, rates=[report.RATE]),
-        *report.probe_panels(found, title=title),
-        *report.residual_panels(found, title=title),
-        *report.gap_panels(found, title=title),
-    ]
+    panels = report.gap_panels(found, title=title)
+    caption = "Share of the gap to retraining that is closed in the features, over what it costs."
+    if not features_only:
+        panels = [
+            *report.relearning_panels(found, title=title, rates=[report.RATE]),
+            *report.probe_panels(found, title=title),
+            *report.residual_panels(found, title=title),
+            *panels,
+        ]
+        caption = f"Relearning, probes of every stage, likeness to the retrained network, residual knowledge. {caption}"
+    tables = {"markdown": markdown(report.verdict_table(found, methods=ASKED))}
+    if "arrivals" in found:
+        tables["arrivals"] = markdown(report.arrival_table(found["arrivals"], report.TITLES))
     result = Result(
-        name=f"audit_{experiment.case_name(profile)}",
+        name=f"{'features' if features_only else 'audit'}_{experiment.case_name(profile)}",
         profile=profile.name,
         draw="curves",
-        caption="Relearning, probes of every stage, likeness to the retrained network, residual knowledge, and the"
-        " share of the gap to retraining that is closed, over its cost.",
+        caption=caption,
         data={"panels": panels, "columns": 3, "size": [4.3, 3.2]},
         measurements={
             "rows": report.packed(found),
@@ -54,9 +62,8 @@ def publish(profile: Profile, *, record: bool) -> Iterator[str]:
             "seeds": list(profile.seeds),
             "data_source": data.data_source,
             "verdicts": verdicts,
-            "markdown": markdown(report.verdict_table(found, methods=ASKED)),
-            "arrivals": markdown(report.arrival_table(found["arrivals"], report.TITLES)),
-        },
+        }
+        | tables,
         provenance=experiment.made_now(profile, seed=profile.seeds[0], started=started),
     )
     yield from runs.publish(result, record=record)

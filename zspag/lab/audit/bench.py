@@ -3,7 +3,7 @@
 Invariant: methods ran under the data guard by the forget-only rule, as a user would run them; the bench may read all.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
@@ -60,13 +60,18 @@ def other_seed(case: Case) -> int | None:
 
 
 class Bench:
-    """What the measures of one class and seed share."""
+    """What the measures of one class and seed share.
 
-    def __init__(self, case: Case) -> None:
+    Args:
+        case: The class and seed.
+        nets: What is looked at, by name, the retrained network among them; ``networks`` without it.
+    """
+
+    def __init__(self, case: Case, nets: Mapping[str, nn.Module] | None = None) -> None:
         self.case, self.references = case, references_of(case)
         if self.references.retrained is None:
             raise ValueError("an audit needs retrained models, and the profile leaves them out (retrained=False)")
-        self.target, self.networks = self.references.retrained, networks(case)
+        self.target, self.networks = self.references.retrained, networks(case) if nets is None else dict(nets)
         device, images, labels = pick_device(), self.references.images, self.references.labels
         retained, retained_labels = guard_of(case).retain_train(FITTED)
         self.retained = retained.to(device), retained_labels.to(device)

@@ -24,6 +24,7 @@ from zspag.lab.experiment import trained, untrained
 from zspag.runtime import generator_for, logits_of
 
 Rows = list[dict[str, Any]]
+Measures = Mapping[str, Callable[[Bench, str], Rows]]
 FOLDS = 5  # of membership inference
 PENALTY = 0.01  # of the linear probe
 MLP: dict[str, Any] = {"units": 64, "epochs": 20, "lr": 0.01, "draws": 3}  # of the nonlinear probe
@@ -64,14 +65,15 @@ def distance_rows(bench: Bench, name: str) -> Rows:
     return rows
 
 
-def probe_rows(bench: Bench, name: str) -> Rows:
+def probe_rows(bench: Bench, name: str, *, last: bool = False) -> Rows:
     """Fit probes to training features and judge them on test images: a linear one per stage, the others at the last.
 
-    A row holds the recall of the forget class (known) and the mean recall of the others (known_retained).
+    With ``last`` the other stages are left out. A row holds the recall of the forget class (known) and the mean recall
+    of the others (known_retained).
     """
     images, labels = bench.fitted
     train, test, rows = stage_features(bench.networks[name], images, grid=GRID), bench.features_of(name), []
-    for depth, stage in enumerate(train):
+    for depth, stage in list(enumerate(train))[-1 if last else 0 :]:
         features, forget = (train[stage], labels, test[stage], bench.test[1]), (bench.case.forget,)
         found = {"linear": linear_probe(*features, forget=forget, penalty=PENALTY)}
         if depth == len(train) - 1:
@@ -168,7 +170,7 @@ def residual_rows(bench: Bench, name: str) -> Rows:
     return rows
 
 
-MEASURES: Mapping[str, Callable[[Bench, str], Rows]] = {
+MEASURES: Measures = {
     "membership": membership_rows,
     "distance": distance_rows,
     "probes": probe_rows,
@@ -177,4 +179,9 @@ MEASURES: Mapping[str, Callable[[Bench, str], Rows]] = {
     "relearning": relearning_rows,
     "streisand": streisand_rows,
     "residual": residual_rows,
+}
+FEATURES: Measures = {  # tell whether the class is still in the features
+    "distance": distance_rows,
+    "probes": partial(probe_rows, last=True),
+    "restored": restored_rows,
 }

@@ -46,8 +46,9 @@ def findings(rows: pd.DataFrame) -> Findings:
     Training curves are many rows. Instead of "relearning" there are "curves" (of ``mean_curves``) and "arrivals".
     """
     found = {str(measure): measured(rows, str(measure)) for measure in rows["measure"].unique()}
-    curves = found.pop("relearning")
-    return found | {"curves": mean_curves(curves), "arrivals": arrivals(curves)}
+    if (curves := found.pop("relearning", None)) is not None:
+        found |= {"curves": mean_curves(curves), "arrivals": arrivals(curves)}
+    return found
 
 
 def packed(found: Findings) -> dict[str, dict[str, list[Any]]]:

@@ -85,7 +85,9 @@ class Question:
     share: bool = True  # whether the number is shown in %
 
     def rows(self, found: Findings) -> pd.DataFrame:
-        """Return one row per network, class and seed."""
+        """Return one row per network, class and seed; none where the measure was left out."""
+        if self.measure not in found:
+            return pd.DataFrame(columns=["method"])
         rows = found[self.measure]
         for column, value in self.where.items():
             rows = rows[rows[column] == (rows[column].max() if value == "last" else value)]
@@ -171,11 +173,11 @@ def verdicts(found: Findings, *, method: str) -> list[str]:
         for name in ("original", "masked", method, "retrained")
         if name in known
     )
-    probes = [question for question in (PROBE, NONLINEAR) if len(question.rows(found))]  # older records lack the second
+    asked = [question for question in (MEMBERSHIP, PROBE, NONLINEAR) if len(question.rows(found))]  # not in all records
     return [
-        *(_answer(found, method, question) for question in (MEMBERSHIP, *probes)),
+        *(_answer(found, method, question) for question in asked),
         f"With the original's last layer put back the class is recognized by: {recognized}.",
-        *_relearned(found["arrivals"], method),
+        *(_relearned(found["arrivals"], method) if "arrivals" in found else ()),
     ]
 
 

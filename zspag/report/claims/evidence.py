@@ -40,8 +40,8 @@ class Evidence:
         return {name: frame for name, frame in found.items() if set(methods) <= set(frame["method"])}
 
     def audits(self, method: str) -> dict[str, Findings]:
-        """Return what the audits found that looked at a method, by name."""
-        paths = sorted(self.folder.glob("audit_*.json"))
+        """Return what the audits found that looked at a method, those of features alone included, by name."""
+        paths = [path for kind in ("audit", "features") for path in sorted(self.folder.glob(f"{kind}_*.json"))]
         found = {path.stem: audit.unpacked(results.read(path).measurements["rows"]) for path in paths}
         return {name: rows for name, rows in found.items() if method in audit.audited(rows)}
 

@@ -1,0 +1,84 @@
+"""The comparison of removal's parts: each variant is another run, and what it exchanges is put back."""
+
+from dataclasses import replace
+
+import pytest
+from laboratory import TINY, changed_names, rooted
+
+from benchmarks import removal as bench
+from zspag import removal
+from zspag.config import RemovalConfig
+from zspag.lab.experiment import Case
+
+FORGET = 3
+FAST = RemovalConfig(steps=4, batch_size=8, per_class=4)
+PROFILE = replace(
+    TINY, classes=(FORGET,), seeds=(0,), unlearn=replace(TINY.unlearn, goal="remove", removal=FAST), forget_samples=30
+)
+ORACLES = {"retained"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, data_folder):
+    """One class of a tiny profile with every variant's weights, and the folder that holds the comparison.
+
+    Yields:
+        The folder, what the variants share, and a run per variant.
+    """
+    with pytest.MonkeyPatch.context() as patch, rooted(tmp_path_factory.mktemp("root"), data_folder) as root:
+        patch.setattr(bench, "PROFILE", PROFILE)
+        patch.setattr(bench, "STAGES", (-3, -2))
+        patch.setattr(bench, "SHARES", (0.5, 1.0))
+        bench._prepared.cache_clear()
+        case = Case(PROFILE, bench.SEED, FORGET)
+        prepared, _ = bench._prepared(case)
+        before = dict(vars(removal))
+        runs = {name: bench.fitted(variant, prepared, case)[0] for name, variant in bench.VARIANTS.items()}
+        assert dict(vars(removal)) == before
+        assert bench.main(["compare", "--classes", str(FORGET), "--variants", "defaults,none", "--workers", "1"]) == 0
+        yield root, prepared, runs
+        bench._prepared.cache_clear()
+
+
+@pytest.mark.slow
+def test_each_variant_is_another_run_of_the_same_weights(made):
+    _, prepared, runs = made
+    moved = {name: changed_names(prepared.model, run.model) for name, run in runs.items()}
+    assert all(moved.values())
+    assert moved["last"] == set(prepared.names[-4:]) <= moved["defaults"] == set(prepared.names)
+    assert not any(run.diverged for run in runs.values())
+    alike = [name for name, run in runs.items() if not changed_names(runs["defaults"].model, run.model)]
+    assert alike == ["defaults"] + ["last"] * (len(prepared.names) <= 4)
+
+
+@pytest.mark.slow
+def test_the_page_has_a_line_per_variant_and_none_that_is_better_than_it_is(made):
+    root, _, _ = made
+    page = (root / "results" / "removal" / "README.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith(("| defaults |", "| no adversary |"))]
+    assert len(lines) == 2
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+    assert "Nothing is recorded." in page  # of audits
+    rows = bench.files.read_json(root / "results" / "removal" / "compare.json")["rows"]
+    assert [(row["variant"], row["share"]) for row in rows] == [
+        (name, share) for name in ("defaults", "none") for share in (0.5, 1.0)
+    ]
+    assert all(set(row["closed"]) == set(bench.PROBES) for row in rows)
+
+
+def test_only_what_loses_little_counts_as_at_most_that_much():
+    closed = dict.fromkeys(bench.PROBES, 0.5)
+    rows = [
+        {"variant": "defaults", "class_name": "cat", "share": share, "lost": lost, "closed": closed}
+        for share, lost in ((0.5, 0.1), (0.75, 0.3), (1.0, 0.31))
+    ]
+    assert "| 0.31: 50 / 50 / 50 / 50 | 75 %, 0.30: 50 / 50 / 50 / 50 |" in bench.compared(rows)
+    assert bench.compared(rows[2:]).rstrip().endswith("| none |")
+    ruined = rows[2] | {"lost": None, "closed": {}}
+    assert bench.compared([ruined]).rstrip().endswith("| ruined | none |")
+
+
+def test_an_unknown_variant_is_refused_before_any_work(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["compare", "--variants", "defaults,other"])
+    assert "unknown other; known are defaults, confident" in capsys.readouterr().err
