@@ -169,6 +169,7 @@ _SMALL_VIT = TrainConfig(
     epochs=12, batch_size=128, lr=1e-3, optimizer="adamw", weight_decay=0.05, augment="hint", pad=4
 )
 _MNIST = TrainConfig(epochs=2, batch_size=128, lr=0.05, augment="hint", pad=2)
+_FACES = TrainConfig(epochs=60, batch_size=32, lr=0.05, augment="hint", pad=3)  # eight photographs of each person
 _MNIST_VIT = replace(_SMALL_VIT, lr=2e-3, pad=2)
 
 # "any" stands for every data set that has no line of its own.
@@ -182,6 +183,7 @@ RECIPES: dict[str, dict[tuple[str, str], Recipe]] = {
         ("mnist", "vgg11"): Recipe(16, _MNIST),
         ("mnist", "resnet18"): Recipe(8, _MNIST),
         ("mnist", "vit"): Recipe(64, _MNIST_VIT),
+        ("orl-faces", "conv7"): Recipe(16, _FACES),
     },
     "paper": {
         ("any", "alexnet"): Recipe(64, _ALEXNET),
