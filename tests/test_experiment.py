@@ -16,9 +16,10 @@ import zspag
 from zspag import zero_shot_unlearn
 from zspag.config import SubspaceConfig
 from zspag.lab import cache, checkpoints, experiment
+from zspag.lab.audit.probes import logit_restored
 from zspag.lab.cluster import spread_over
 from zspag.lab.data import load
-from zspag.lab.evaluation import score
+from zspag.lab.evaluation import accuracy, score
 from zspag.lab.experiment import (
     REFERENCES,
     TITLES,
@@ -120,6 +121,25 @@ def test_references_are_what_they_are_called(finished):
     assert (retrained["gap"] == 0).all()
     assert (retrained["acc_forget"] == 0).all()
     assert (original["acc_forget"] > 0.3).all()
+
+
+def test_under_the_originals_head_each_network_is_judged_as_with_its_last_layer_put_back(finished, monkeypatch):
+    """The slow way: the last layer is copied, and all forget test images are answered again."""
+    root, frame = finished
+    monkeypatch.setenv("ZSPAG_ROOT", str(root))
+    case = Case(PROFILE, 0, PROFILE.classes[0])
+    references, original = references_of(case), trained(PROFILE, 0)
+    own = frame[(frame["forget"] == case.forget) & (frame["lr"].isna() | (frame["chosen"] == True))]  # noqa: E712
+    found = own.set_index("method")["restored"]
+    images, labels = references.images.forget_test, references.labels.forget_test
+    search, _ = run_method(case, "delete", model=original, statistics=statistics_of(case))
+    networks = {"retrained": trained(PROFILE, 0, case.forget), "delete": search.kept.model}
+    for name, network in networks.items():
+        back = logit_restored(original, network, images[:1])
+        assert found[name] == accuracy(logits_of(back, images), labels)
+    assert found["original"] == found["masked"] == own.set_index("method")["acc_forget"]["original"]
+    assert found["retrained"] < found["original"]
+    assert frame[frame["chosen"] == False]["restored"].isna().all()  # noqa: E712
 
 
 def test_every_file_of_the_grid_carries_its_provenance_and_no_path_of_this_machine(finished):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests import recorded
+from tests.frames import whole_frame
 from zspag.config import to_dict
 from zspag.profiles import PROFILES
-from zspag.report import claims, files, readme
+from zspag.report import claims, files, readme, tables
 from zspag.report.files import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -104,12 +105,17 @@ def test_sweeps_of_other_profiles_are_others(tmp_path):
     assert readme.recorded_sweeps(tmp_path / "nowhere") == {}
 
 
-def test_sweep_says_who_dominates_where_its_file_does(tmp_path):
+def test_a_sweep_of_zs_pag_says_who_dominates_it_by_its_rows_and_not_by_what_it_said_when_it_was_made(tmp_path):
     sweep(tmp_path / "cpu", "one")
     assert "dominated" not in readme.sweeps(tmp_path)
-    shown = {"tables": {"Who is dominated?": "| by nobody |"}, "verdicts": ["ZS-PAG is dominated by nobody."]}
-    sweep(tmp_path / "cpu", "one", **shown)
-    assert "ZS-PAG is dominated by nobody.\n\n| by nobody |" in readme.sweeps(tmp_path)
+    rows = whole_frame()
+    shown = {"rows": tables.columns(rows), "titles": {"zs_pag": "ZS-PAG", "masked": "masked original"}}
+    sweep(tmp_path / "cpu", "one", **shown, verdicts=["On relearning ZS-PAG wins."])
+    page = readme.sweeps(tmp_path)
+    summary = claims.comparison(tables.by_rule(rows), rows)
+    assert claims.verdict(summary, shown["titles"], "zs_pag") in page
+    assert tables.markdown(claims.comparison_table(summary, shown["titles"])) in page
+    assert "On relearning" not in page
 
 
 def test_a_sweep_without_retrained_models_is_none_and_one_that_was_cut_down_stands_beside_the_whole(tmp_path):

@@ -80,7 +80,7 @@ def test_sweep_of_zs_pag_says_whether_it_is_dominated_and_what_retraining_costs(
     list(sweep.sweep(PROFILE, ("zs_pag", "delete"), record=False))
     data = result_of(tmp_path, "runs/tiny/results")["measurements"]
     assert "ZS-PAG is dominated by " in data["verdicts"][0]
-    assert "relearning under the own head (AIN)" in data["verdicts"][0]
+    assert "recall under the original's head" in data["verdicts"][0]
     assert data["seconds"]["retraining"] > 0
     assert "in all / retraining" in data["tables"]["What does it cost, and what does it read?"]
 

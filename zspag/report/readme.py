@@ -198,10 +198,13 @@ def sweeps(folder: Path) -> str:
     for path in recorded_sweeps(folder).values():
         found = results.read(path)
         measured = found.measurements
-        seeds = pd.DataFrame(measured["rows"])["seed"].nunique()
-        parts.append(f"{_title(found, seeds)}\n\n{measured['markdown']}\n{_labels(found)}")
-        if compared := measured.get("tables", {}).get("Who is dominated?"):
-            parts[-1] += "\n" + "\n\n".join([*measured["verdicts"], compared]) + "\n"
+        frame = pd.DataFrame(measured["rows"])
+        parts.append(f"{_title(found, frame['seed'].nunique())}\n\n{measured['markdown']}\n{_labels(found)}")
+        titles = measured.get("titles", {})
+        if "zs_pag" in titles:  # from the rows: older files compared on other numbers
+            together = claims.comparison(tables.by_rule(frame), frame)
+            dominance = tables.markdown(claims.comparison_table(together, titles))
+            parts[-1] += f"\n{claims.verdict(together, titles, 'zs_pag')}\n\n{dominance}\n"
     return "\n".join(parts) or NOT_YET
 
 

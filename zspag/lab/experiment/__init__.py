@@ -29,7 +29,6 @@ from zspag.lab.experiment.findings import (
     watched_run,
 )
 from zspag.lab.experiment.grid import (
-    JUDGED,
     READS,
     REFERENCES,
     TITLES,
@@ -39,7 +38,7 @@ from zspag.lab.experiment.grid import (
     answered,
     compute_grid,
     kept_rows,
-    relearn_steps,
+    restored,
     run_method,
     whole_ladder,
 )
@@ -50,7 +49,6 @@ from zspag.lab.experiment.statistics import (
 
 __all__ = [
     "Case",
-    "JUDGED",
     "READS",
     "REFERENCES",
     "RetainDataRead",
@@ -71,7 +69,7 @@ __all__ = [
     "recorded_folder",
     "references_against",
     "references_of",
-    "relearn_steps",
+    "restored",
     "retraining_noise",
     "run_method",
     "shown_case",

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
 
 from zspag.config import UnlearnConfig, to_dict
+from zspag.heads.head import NoHeadError, find_head, logits_under_head
 from zspag.lab import cache
 from zspag.lab.data import Guard
 from zspag.lab.evaluation import Masked, Parts, References, Scores, accuracy, masked_parts, score
@@ -34,16 +34,14 @@ from zspag.lab.experiment.cases import (
 )
 from zspag.lab.experiment.statistics import statistics_of
 from zspag.lab.methods import FAMILIES, METHODS, Problem
-from zspag.lab.relearning import MOST_STEPS, RATE, SHARE, relearning_curve
 from zspag.profiles import Profile
 from zspag.projected_sgd import RateSearch
 from zspag.proxy_statistics import ProxyStatistics
 from zspag.report import provenance
 from zspag.report.files import repository_root
-from zspag.runtime import generator_for, pick_device, pool_map, spread_evenly
+from zspag.runtime import generator_for, pick_device, pool_map
 
 REFERENCES = ("original", "masked", "retrained")
-JUDGED = 200  # forget test images, evenly spaced, that relearning is judged on after every step
 TITLES = {
     "original": "original",
     "masked": "masked original",
@@ -107,7 +105,7 @@ def compute_grid(profile: Profile, methods: Sequence[str], *, spread: Spread = p
 
     Returns:
         Rows of all references and methods: method, forget, seed, lr, chosen, epochs, seconds (of the chosen run those
-        of trials, and of whatever else the method did beside its runs, as well), retain_samples_read, relearn_steps
+        of trials, and of whatever else the method did beside its runs, as well), retain_samples_read, restored
         (references and chosen rates only) and the fields of ``Scores``. References have no rate; without retrained
         models what needs them is NaN.
 
@@ -184,7 +182,7 @@ def _reference_rows(case: Case) -> list[dict[str, Any]]:
     if references.retrained is not None:
         models_and_logits["retrained"] = (trained(case.profile, case.seed, case.forget), references.retrained)
     return [
-        _row(case, name, logits, references) | {"relearn_steps": relearn_steps(case, model, references)}
+        _row(case, name, logits, references) | {"restored": restored(original, model, references)}
         for name, (model, logits) in models_and_logits.items()
     ]
 
@@ -208,7 +206,7 @@ def _ladder_rows(
             "epochs": len(run.history),
             "seconds": spent[index] + (beside if chosen else 0.0),
             "retain_samples_read": guard.retain_samples_read,
-            "relearn_steps": relearn_steps(case, run.model, references) if chosen else None,
+            "restored": restored(model, run.model, references) if chosen else None,
         }
         rows.append(row)
     return rows
@@ -218,23 +216,17 @@ def _row(case: Case, name: str, logits: Parts, references: References) -> dict[s
     return {"method": name, "forget": case.forget, "seed": case.seed} | asdict(score(logits, references))
 
 
-def relearn_steps(case: Case, model: nn.Module, references: References) -> int:
-    """Return the steps of training on forget images until half as many test images of the class are recognized again.
+def restored(original: nn.Module, changed: nn.Module, references: References) -> float | None:
+    """Return the share of forget test images that the original's head recognizes in the features of another model.
 
-    Half of what the original recognized; ``relearning.MOST_STEPS`` where that was not reached.
+    What it still recognizes was never taken out of the features. None where no layer makes the logits.
     """
-    level = SHARE * accuracy(references.original.forget_test, references.labels.forget_test)
-    judged = spread_evenly(torch.arange(len(references.labels.forget_test)), JUDGED)
-    curve = relearning_curve(
-        model,
-        references.images.forget_train,
-        references.labels.forget_train,
-        judged={"acc_forget": (references.images.forget_test[judged], references.labels.forget_test[judged])},
-        lr=RATE,
-        steps=range(MOST_STEPS + 1),
-        generator=generator_for(case.seed, "relearning"),
-    )
-    return next((int(row["step"]) for row in curve if row["acc_forget"] >= level), MOST_STEPS)
+    images, labels = references.images.forget_test, references.labels.forget_test
+    try:
+        head = find_head(original, images)
+    except NoHeadError:
+        return None
+    return accuracy(logits_under_head(original, changed, images, head), labels)
 
 
 def whole_ladder(profile: Profile, method: str) -> UnlearnConfig:

@@ -28,7 +28,7 @@ TITLES = {  # the networks of an audit, as in every table of the laboratory
     "boundary_shrink": "boundary shrink",
     "head_only": "head only",
 }
-RATE = 3e-4  # the learning rate that sentences and the figure of a record speak of: the one of ``relearn_steps``
+RATE = 3e-4  # the learning rate that sentences and the figure of a record speak of
 SHARES = (0.5, 0.9)  # of the original's forget accuracy: when a class counts as back
 SHARE = SHARES[0]
 OWN = "own"  # a network is trained under its own head; older records know no other

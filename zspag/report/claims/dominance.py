@@ -1,8 +1,7 @@
 """Claim C5: among methods that see the forget set alone, is ZS-PAG dominated?
 
-Methods are compared on (gap, drift, safe window, AIN) together: the gap alone would rank head-only edits first. AIN is
-relearning under the own head. It measures one row of the head, as an audit's control with that row edited shows, and so
-it is no evidence that a class was removed.
+Methods are compared on gap, drift, safe window and what the original's head still recognizes, together: the gap alone
+would rank head-only edits first. Relearning under the own head (AIN) plays no part: it measures one row of the head.
 
 Invariant: nothing here sees a model; without a number nothing is compared.
 """
@@ -15,20 +14,20 @@ import pandas as pd
 from zspag.report.tables import nats, over_classes, safe_rates, window
 
 # What methods are compared on (claim C5), and which way is better: -1 lower, 1 higher.
-COMPARED = {"gap": -1, "drift": -1, "safe window": 1, "AIN": 1}
+COMPARED = {"gap": -1, "drift": -1, "safe window": 1, "restored": -1}
 
 
 def comparison(rows: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """Return what claim C5 compares, one line per forget-only method, the masked original among them.
 
     Args:
-        rows: One row per method, class and seed, from ``by_rule``. AIN is ``relearn_steps`` over those of the retrained
-            model of the same class and seed, which must be above 0; it is left out unless every method has it for every
-            class and seed.
+        rows: One row per method, class and seed, from ``by_rule``. "restored" is left out unless every method has it
+            for every class and seed; older records do not know it.
         frame: The whole grid, for the safe window.
 
     Returns:
-        Columns of ``COMPARED``, indexed by method. Gap is a fraction, drift in nats, the safe window a factor.
+        Columns of ``COMPARED``, indexed by method. Gap and "restored" are fractions, drift in nats, the safe window a
+        factor.
 
     Note:
         CHOICE: the masked original has no learning rate to choose, so its window is infinite; a method with rates of
@@ -41,14 +40,9 @@ def comparison(rows: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     columns["safe window"] = {
         method: math.inf if method == "masked" else window(safe_rates(frame, method)) for method in methods
     }
-    if "relearn_steps" in rows:
-        case = ["forget", "seed"]
-        target = rows[rows["method"] == "retrained"].set_index(case)["relearn_steps"].astype(float).rename("_target")
-        joined = rows.join(target.where(target > 0), on=case)
-        index = joined.assign(AIN=joined["relearn_steps"].astype(float) / joined["_target"])
-        if index.loc[index["method"].isin(methods), "AIN"].notna().all():
-            found = over_classes(index, "AIN")
-            columns["AIN"] = {method: found[method]["mean"] for method in methods}
+    if "restored" in rows and rows.loc[rows["method"].isin(methods), "restored"].notna().all():
+        found = over_classes(rows.astype({"restored": float}), "restored")
+        columns["restored"] = {method: found[method]["mean"] for method in methods}
     return pd.DataFrame(columns, index=pd.Index(methods, name="method"))
 
 
@@ -83,7 +77,7 @@ def comparison_table(summary: pd.DataFrame, titles: Mapping[str, str]) -> pd.Dat
         "gap": ("gap (points)", lambda gap: f"{100 * gap:.2f}"),
         "drift": ("drift (nats)", nats),
         "safe window": ("safe window (factor)", lambda factor: f"{factor:.0f}" if math.isfinite(factor) else "no rate"),
-        "AIN": ("AIN (own head)", lambda index: f"{index:.3f}"),
+        "restored": ("under the original's head (%)", lambda share: f"{100 * share:.1f}"),
     }
     table = pd.DataFrame({text: summary[name].map(view) for name, (text, view) in shown.items() if name in summary})
     table["dominated by"] = [_named(better, titles) or "nobody" for better in dominated(summary).values()]
@@ -99,15 +93,14 @@ def _named(methods: Sequence[str], titles: Mapping[str, str]) -> str:
 def verdict(summary: pd.DataFrame, titles: Mapping[str, str], method: str) -> str:
     """Return claim C5 in words: whether a method is dominated, by whom, and on what it was compared."""
     words = {"gap": "gap to retraining", "drift": "drift", "safe window": "safe window"}
-    words["AIN"] = "relearning under the own head (AIN)"
+    words["restored"] = "recall under the original's head"
     *first, last = [words[name] for name in COMPARED if name in summary]
     lacking = [words[name] for name in COMPARED if name not in summary]
     left_out = f" ({' and '.join(lacking)} not measured in these rows)" if lacking else ""
     by = dominated(summary)[method]
     count = f"{len(by) or 'none'} of the {len(summary) - 1} other forget-only methods, the masked original included"
     names = f": {_named(by, titles)}" if by else ""
-    caution = " AIN measures one row of the head, and is no evidence of removal." if "AIN" in summary else ""
     return (
         f"On {', '.join(first)} and {last} together{left_out}, {titles.get(method, method)} is dominated by"
-        f" {count}{names}.{caution}"
+        f" {count}{names}."
     )
