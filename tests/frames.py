@@ -39,10 +39,12 @@ def grid(method, ladder, *, classes=(3, 5), seeds=(0,), read=0):
 
 
 REFERENCE = {"acc_forget": 0.0, "acc_retain": 0.9, "over_unlearning": 0.0, "drift": 0.0, "gap": 0.2}
-REFERENCES = [
-    {"method": name, "forget": forget, "seed": 0} | REFERENCE
-    for name, forget in product(("original", "masked", "retrained"), (3, 5))
-]
+
+
+def references(classes=(3, 5)):
+    """A row per reference and class."""
+    pairs = product(("original", "masked", "retrained"), classes)
+    return [{"method": name, "forget": forget, "seed": 0} | REFERENCE for name, forget in pairs]
 
 
 FURTHER = {
@@ -59,7 +61,7 @@ FURTHER = {
 def whole_frame():
     """Two classes; ZS-PAG is chosen at its second rate, an oracle at its first."""
     ladder = {0.1: (0.5, 0.0, 0.01), 0.3: (0.0, 0.004, 0.02), 1.0: (0.0, 0.004, 0.03)}
-    made = REFERENCES + grid("zs_pag", ladder) + grid("oracle", {0.1: (0.0, 0.0, 0.0)}, read=99)
+    made = references() + grid("zs_pag", ladder) + grid("oracle", {0.1: (0.0, 0.0, 0.0)}, read=99)
     frame = pd.DataFrame(made).assign(**FURTHER)
     frame.loc[frame["method"].isin(("original", "masked", "retrained")), ["epochs", "seconds"]] = NAN
     frame.loc[(frame["method"] == "zs_pag") & (frame["forget"] == 5), "acc_retain"] += 0.02

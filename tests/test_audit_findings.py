@@ -173,7 +173,7 @@ OVER_STEPS = (audit.relearning_panels, audit.recovery_panels)
 CURVES = (*OVER_STEPS, audit.probe_panels, audit.residual_panels, audit.spread_panels)
 
 
-@pytest.fixture(scope="module", params=[(1,), (1, 4, 6)], ids=len)
+@pytest.fixture(scope="module", params=[(1,), (1, 4, 6), (1, 2, 4, 6, 7)], ids=len)
 def ruined(request):
     """Classes, and what was found of them where one network was ruined."""
     return request.param, audit.findings(made(classes=request.param, ruined=("delete",)))
@@ -186,7 +186,7 @@ def test_every_panel_shows_every_network_but_a_ruined_one_and_can_be_drawn(panel
     shown = ("original", "retrained", "zs_pag") if panels is audit.spread_panels else audit.TITLES
     for panel in drawn:
         assert set(panel["series"]) == {audit.TITLES[name] for name in shown if name != "delete"}
-        assert bool(panel.get("errors")) == (len(classes) > 2 and panels in BARS)
+        assert bool(panel.get("errors")) == (len(classes) >= 5 and panels in BARS)
     kind = "bars" if panels in BARS else "curves"
     result = {"draw": kind, "data": {"panels": drawn}, "profile": "digits", "provenance": {}}
     assert len(plots.draw(result).axes) >= len(drawn)

@@ -44,7 +44,7 @@ def judged(capsys, *arguments):
 def test_untouched_results_are_judged(root, capsys):
     code, out, err = judged(capsys)
     assert (code, err) == (0, "")
-    assert out.startswith("profile digits\nC1 yes: proxies stand in for retain data\n")
+    assert out.startswith("profile digits\nC1 supported: proxies stand in for retain data\n")
     assert judged(capsys, "--profile", "digits")[:2] == (code, out)
 
 
@@ -125,7 +125,7 @@ def test_edit_with_new_sums_is_found_where_numbers_follow_from_rows(root, capsys
     claims.accept(root / "results")
     code, _, err = judged(capsys)
     assert code == 1
-    assert f"safe window zs_pag is recorded as {'nan' if lost else 99}, but its rows give 10\n" in err
+    assert f"safe window zs_pag is recorded as {'nan' if lost else 99}, but its rows give 30\n" in err
 
 
 def test_claim_that_held_and_falls_is_an_error_and_one_that_never_held_is_a_result(root, capsys):
@@ -135,8 +135,9 @@ def test_claim_that_held_and_falls_is_an_error_and_one_that_never_held_is_a_resu
     fall = {"numbers": {"capture_of_oracle_proxies": [0.5, None]}}
     recorded.change(fresh, "03_capture", lambda content: content.update(fall))
     code, out, err = judged(capsys, "--profile", "digits", "--fresh")
-    assert (code, err) == (1, "zspag claims: C1 held when the results were accepted, and does not hold any more\n")
-    assert "C1 no: " in out
+    trouble = "zspag claims: C1 was supported when the results were accepted, and is contradicted now\n"
+    assert (code, err) == (1, trouble)
+    assert "C1 contradicted: " in out
     recorded.change(root / "results" / "digits", "03_capture", lambda content: content.update(fall))
     claims.accept(root / "results")  # somebody looked at it
     assert judged(capsys, "--profile", "digits", "--fresh")[0] == judged(capsys)[0] == 0

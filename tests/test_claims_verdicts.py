@@ -1,13 +1,16 @@
-"""The verdicts: every claim holds on results made for it, falls by each single number, and needs a measurement."""
+"""The verdicts: every claim is supported by results made for it, and contradicted or undecided by single numbers."""
 
 import shutil
 
+import pandas as pd
 import pytest
 
 from tests import recorded
 from tests.frames import grid
+from tests.recorded import CLASSES as CASES
 from zspag.profiles import PROFILES
 from zspag.report.claims import Check, Verdict, judge, lines, table
+from zspag.report.claims.decisions import at_least, at_most, difference, interval, spread_out
 from zspag.report.claims.verdicts import LIMITS, Limits
 
 CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7")
@@ -34,7 +37,7 @@ def folder(everything, tmp_path):
 
 
 def test_every_claim_holds_where_everything_was_made_for_it(folder):
-    assert words(folder) == dict.fromkeys(CLAIMS, "yes")
+    assert words(folder) == dict.fromkeys(CLAIMS, "supported")
 
 
 def test_what_is_not_recorded_is_not_measured(tmp_path):
@@ -49,30 +52,41 @@ def measured(key, **values):
     return lambda content: content["measurements"][key].update(values)
 
 
-def worse(rival):
-    return lambda content: content["measurements"]["against"][rival]["js_retain"].update(mean=-0.0005)
+def gap(rival, **values):
+    return lambda content: content["measurements"]["against"][rival]["js_retain"].update(values)
 
 
 SPOILT = {
-    "capture": ("C1", "03_capture", number("capture_of_oracle_proxies", 0.96)),
-    "selectivity of one layer": ("C1", "03_capture", measured("selectivity", noise=[1.3, 0.9])),
-    "against soft labels": ("C3", "04_verdict", worse("soft")),
-    "against random labels": ("C3", "04_verdict", worse("random")),
-    "retained accuracy": ("C3", "04_verdict", measured("over_unlearning", mean=0.002)),
-    "bound below what it bounds": ("C4", "01_bound", measured("proxies", bound=[0.09, 19.0, 0.0])),
-    "slack": ("C4", "01_bound", measured("proxies", bound=[0.1, 20.1, 0.0])),
-    "first order too small": ("C4", "01_first_order", number("ratio", 0.6)),
-    "first order too large": ("C4", "01_first_order", number("ratio", 1.4)),
-    "exposed share": ("C4", "01_proxy_bound", measured("T3", measured=[0.11, 0.1])),
-    "cost": ("C6", "05_cost", measured("seconds", proxies=0.6)),
+    "capture": ("C1", "contradicted", "03_capture", number("capture_of_oracle_proxies", 0.96)),
+    "selectivity of one layer": ("C1", "contradicted", "03_capture", measured("selectivity", noise=[1.3, 0.9])),
+    "no better than soft labels": ("C3", "undecided", "04_verdict", gap("soft", mean=-0.0005)),
+    "worse than random labels": ("C3", "contradicted", "04_verdict", gap("random", mean=0.002)),
+    "few classes": ("C3", "undecided", "04_verdict", gap("soft", classes=4)),
+    "half a point lost": ("C3", "contradicted", "04_verdict", measured("over_unlearning", mean=0.0061)),
+    "half a point lost, perhaps": ("C3", "undecided", "04_verdict", measured("over_unlearning", mean=0.0059)),
+    "half a point lost, perhaps not": ("C3", "undecided", "04_verdict", measured("over_unlearning", mean=0.0041)),
+    "bound below what it bounds": ("C4", "contradicted", "01_bound", measured("proxies", bound=[0.09, 19.0, 0.0])),
+    "slack": ("C4", "contradicted", "01_bound", measured("proxies", bound=[0.1, 20.1, 0.0])),
+    "first order too small": ("C4", "contradicted", "01_first_order", number("ratio", 0.6)),
+    "first order too large": ("C4", "contradicted", "01_first_order", number("ratio", 1.4)),
+    "exposed share": ("C4", "contradicted", "01_proxy_bound", measured("T3", measured=[0.11, 0.1])),
+    "cost": ("C6", "contradicted", "05_cost", measured("seconds", proxies=0.7)),
+    "cost within the noise of times": ("C6", "undecided", "05_cost", measured("seconds", proxies=0.55)),
 }
 
 
 @pytest.mark.parametrize("fault", SPOILT)
 def test_every_claim_falls_by_each_single_number_and_no_other_claim_does(folder, fault):
-    claim, name, spoil = SPOILT[fault]
+    claim, word, name, spoil = SPOILT[fault]
     recorded.change(folder, name, spoil)
-    assert words(folder) == dict.fromkeys(CLAIMS, "yes") | {claim: "no"}
+    assert words(folder) == dict.fromkeys(CLAIMS, "supported") | {claim: word}
+
+
+def test_a_small_loss_of_retained_accuracy_is_none_although_its_interval_excludes_zero(folder):
+    recorded.change(folder, "04_verdict", measured("over_unlearning", mean=0.0015, half=0.0012))
+    assert words(folder)["C3"] == "supported"
+    recorded.change(folder, "04_verdict", measured("over_unlearning", mean=0.0015, half=0.17))  # noise passes no test
+    assert words(folder)["C3"] == "undecided"
 
 
 def test_titles_legends_and_captions_decide_nothing(folder):
@@ -84,16 +98,21 @@ def test_titles_legends_and_captions_decide_nothing(folder):
 
 
 @pytest.mark.parametrize(
-    ("claims", "options"),
+    ("expected", "options"),
     [
-        (["C1", "C2"], {"controls": 0.0005}),  # others drift less
-        (["C2"], {"unprojected": {0.1: (0.0, 0.0, 0.03), 0.2: (0.0, 0.0, 0.03), 0.3: (0.0, 0.0, 0.03)}}),  # 10 of 3
-        (["C2"], {"own": 0.012}),
+        ({"C1": "contradicted", "C2": "contradicted"}, {"controls": 0.0005}),  # others drift less
+        (
+            {"C2": "undecided"},
+            {"unprojected": {0.1: (0.0, 0.0, 0.03), 0.3: (0.0, 0.0, 0.03)}},
+        ),  # 30 against 3: a rung off 5
+        ({"C2": "contradicted"}, {"unprojected": {0.1: (0.0, 0.0, 0.03), 3.0: (0.0, 0.0, 0.03)}}),  # as wide
+        ({"C2": "contradicted"}, {"own": 0.012}),
+        ({"C1": "undecided", "C2": "undecided"}, {"classes": CASES[:4]}),  # too few to decide
     ],
 )
-def test_claims_about_a_grid_fall_with_its_rows(folder, claims, options):
+def test_claims_about_a_grid_fall_with_its_rows(folder, expected, options):
     recorded.sweep(folder, **options)
-    assert [claim for claim, word in words(folder).items() if word == "no" and claim != "C5"] == claims
+    assert {claim: word for claim, word in words(folder).items() if word != "supported" and claim != "C5"} == expected
 
 
 def test_window_of_a_single_rate_is_not_wider_than_none(folder):
@@ -101,33 +120,37 @@ def test_window_of_a_single_rate_is_not_wider_than_none(folder):
 
     def narrow(content):
         kept = [row for row in content["measurements"]["rows"] if row["method"] != "zs_pag"]
-        content["measurements"]["rows"] = kept + grid("zs_pag", one)
+        content["measurements"]["rows"] = kept + grid("zs_pag", one, classes=CASES)
 
     recorded.change(folder, recorded.SWEEP, narrow)
     wide, drift = checks(folder, "C2")
-    assert (wide.word, wide.found, drift.word) == ("no", "1 against 0", "yes")
+    assert (wide.word, wide.found, drift.word) == ("contradicted", "1 against 0", "supported")
 
 
 def test_dominance_and_cost_are_judged_on_the_sweep_and_without_one_on_notebook_05(folder):
-    better = grid("head_only", {0.01: (0.0, 0.0, 0.0), 1.0: (0.0, 0.0, 0.0)})
+    better = grid("head_only", {0.01: (0.0, 0.0, 0.0), 1.0: (0.0, 0.0, 0.0)}, classes=CASES)
     recorded.sweep(folder, further=[row | {"gap": 0.01} for row in better])
-    assert words(folder)["C5"] == "no"
+    assert words(folder)["C5"] == "contradicted"
+    hair = [row | {"drift": 0.001, "gap": 0.1 + (0.3 if row["forget"] == 3 else -0.08)} for row in better]
+    recorded.sweep(folder, further=hair)  # by the mean alone
+    assert words(folder)["C5"] == "undecided"
+    recorded.sweep(folder, further=[row | {"gap": 0.01} for row in better])
     seconds = {"proxies": 1.0, "subspaces": 0.0, "update": 1.0, "retraining": 1.0}
     recorded.change(folder, recorded.SWEEP, lambda content: content["measurements"].update(seconds=seconds))
     assert [check.file for claim in ("C5", "C6") for check in checks(folder, claim)] == [recorded.SWEEP] * 2
-    assert words(folder)["C6"] == "no"
+    assert words(folder)["C6"] == "contradicted"
     (folder / f"{recorded.SWEEP}.json").unlink()
     assert [check.file for claim in ("C5", "C6") for check in checks(folder, claim)] == ["05_comparison", "05_cost"]
-    assert (words(folder)["C5"], words(folder)["C6"]) == ("yes", "yes")
+    assert (words(folder)["C5"], words(folder)["C6"]) == ("supported", "supported")
     recorded.change(folder, "05_comparison", lambda content: content["measurements"].update(dominated_by=["masked"]))
-    assert words(folder)["C5"] == "no"
+    assert words(folder)["C5"] == "undecided"  # whether it is beyond an interval is not recorded there
 
 
 def test_claim_c3_is_judged_on_the_half_that_confirms(folder):
     recorded.half(folder, "first", added=0.1)
-    assert words(folder)["C3"] == "yes"
+    assert words(folder)["C3"] == "supported"
     recorded.half(folder, "second", added=0.1)
-    assert words(folder)["C3"] == "no"
+    assert words(folder)["C3"] == "contradicted"
 
 
 def test_half_a_test_set_alone_is_no_evidence(tmp_path):
@@ -137,10 +160,13 @@ def test_half_a_test_set_alone_is_no_evidence(tmp_path):
 
 def test_sweep_that_was_cut_down_is_judged_beside_the_whole_one(folder):
     cut = {"forget_samples": 7, "name": "digits"}
-    narrow = {0.1: (0.0, 0.0, 0.03), 0.3: (0.0, 0.0, 0.03), 1.0: (0.0, 0.0, 0.03)}
+    narrow = {0.1: (0.0, 0.0, 0.03), 3.0: (0.0, 0.0, 0.03)}
     recorded.sweep(folder, "sweep_digits_digits_7", config=cut, unprojected=narrow)
     windows = checks(folder, "C2")[::2]
-    assert {one.file: one.word for one in windows} == {recorded.SWEEP: "yes", "sweep_digits_digits_7": "no"}
+    assert {one.file: one.word for one in windows} == {
+        recorded.SWEEP: "supported",
+        "sweep_digits_digits_7": "contradicted",
+    }
 
 
 def test_rows_may_be_kept_by_column_as_well(folder):
@@ -155,22 +181,76 @@ def test_rows_may_be_kept_by_column_as_well(folder):
 
 
 def test_limits_are_a_table_by_profile(folder):
-    assert words(folder, "digits")["C6"] == "yes"
-    assert words(folder, "paper")["C6"] == "no"  # where a training takes long, much less is asked for
+    assert words(folder, "digits")["C6"] == "supported"
+    assert words(folder, "paper")["C6"] == "contradicted"  # where a training takes long, much less is asked for
     assert set(LIMITS) <= set(PROFILES)
     assert LIMITS["digits"] == LIMITS["cpu"] == Limits()
 
 
-def test_claim_holds_only_if_every_check_does():
-    good, bad = (Check("size", "at least 1", "2", holds, "file") for holds in (True, False))
-    found = [Verdict("C9", "it is", some).word for some in ((), (good,), (good, bad))]
-    assert found == ["not measured", "yes", "no"]
+def check(word):
+    return Check("size", "at least 1", "0.5", word, "1 case", "a_file")
 
 
-def test_both_ways_of_showing_name_claim_number_and_file():
-    verdicts = [Verdict("C9", "it is large", (Check("size", "at least 1", "0.5", False, "a_file"),))]
-    assert lines(verdicts) == ["C9 no: it is large", "   no  size: 0.5", "       required: at least 1 [a_file]"]
-    assert table(verdicts).splitlines()[2:] == [
-        "| **C9** | **it is large** |  |  | **no** |  |",
-        "|  | size | at least 1 | 0.5 | no | a_file |",
+def test_one_contradiction_is_enough_and_doubt_spreads():
+    good, bad, open_ = (check(word) for word in ("supported", "contradicted", "undecided"))
+    found = [Verdict("C9", "it is", "", some).word for some in ((), (good,), (good, open_), (good, open_, bad))]
+    assert found == ["not measured", "supported", "undecided", "contradicted"]
+
+
+def test_both_ways_of_showing_name_claim_number_paper_and_file():
+    verdicts = [Verdict("C9", "it is large", '"very large"', (check("contradicted"),)), Verdict("C8", "ours", "", ())]
+    assert lines(verdicts) == [
+        "C9 contradicted: it is large",
+        '   the paper: "very large"',
+        "   contradicted: size: 0.5 (n = 1 case)",
+        "       required: at least 1 [a_file]",
+        "C8 not measured: ours",
+        "   the paper: nothing",
     ]
+    assert table(verdicts).splitlines()[2:] == [
+        '| **C9** | **it is large** (paper: "very large") |  |  |  | **contradicted** |  |',
+        "|  | size | at least 1 | 0.5 | 1 case | contradicted | a_file |",
+        "| **C8** | **ours** (paper: nothing) |  |  |  | **not measured** |  |",
+    ]
+
+
+# How numbers decide
+
+
+def of(mean, half, classes=5):
+    return {"mean": mean, "half": half, "classes": classes}
+
+
+@pytest.mark.parametrize(
+    ("gap", "word"),
+    [
+        (of(-1.0, 1.0), "supported"),  # it ends on the limit
+        (of(-1.0, 1.1), "undecided"),
+        (of(1.0, 1.0), "undecided"),
+        (of(1.0, 0.9), "contradicted"),
+        (of(-1.0, 0.0, classes=4), "undecided"),
+        (of(9.0, 0.0, classes=4), "undecided"),
+    ],
+)
+def test_a_difference_is_decided_by_its_whole_interval(gap, word):
+    assert difference(gap) == word
+    assert difference(gap | {"mean": gap["mean"] + 0.3}, most=0.3) == word
+
+
+def test_a_mean_is_decided_by_the_t_interval_of_its_classes():
+    values = pd.Series([0.6, 0.7, 0.8, 0.9, 1.0])
+    half = 2.7764451 * values.std(ddof=1) / 5**0.5
+    for least, word in ((0.8 - half - 1e-6, "supported"), (0.8, "undecided"), (0.8 + half + 1e-6, "contradicted")):
+        assert at_least(values, least) == word
+        assert at_most(-values, -least) == word
+    assert at_least(values[:4], 0.0) == "undecided"
+
+
+def test_intervals_are_shown_from_five_classes_on():
+    values = pd.Series([0.6, 0.7, 0.8, 0.9, 1.0])
+    half = 2.7764451 * values.std(ddof=1) / 5**0.5
+    assert spread_out(values, factor=100, digits=2) == f"80.00 ± {100 * half:.2f}"
+    assert spread_out(values[:4], factor=100, digits=0) == "75 (60 to 90)"
+    assert spread_out(values[:1], factor=100, digits=0) == "60"
+    assert interval(of(-0.002, 0.001), factor=1000, digits=1) == "-2.0 ± 1.0"
+    assert interval(of(-0.002, 0.001, classes=4), factor=1000, digits=1) == "-2.0 (no interval)"

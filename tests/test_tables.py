@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tests.frames import NAN, REFERENCES, grid, rows, whole_frame
+from tests.frames import NAN, grid, references, rows, whole_frame
 from zspag.report.tables import (
     by_rule,
     cost_table,
@@ -28,6 +28,7 @@ from zspag.report.tables import (
     window,
     window_text,
 )
+from zspag.report.tables.cells import percent, spread
 
 # Means and intervals
 
@@ -73,9 +74,9 @@ def test_methods_do_not_mix():
 
 
 def test_rule_takes_the_chosen_run_of_each_case_and_the_references():
-    frame = pd.DataFrame(REFERENCES + grid("a", {0.1: (0.5, 0, 0), 0.3: (0.0, 0.2, 1), 1.0: (0.0, 0.1, 1)}))
+    frame = pd.DataFrame(references() + grid("a", {0.1: (0.5, 0, 0), 0.3: (0.0, 0.2, 1), 1.0: (0.0, 0.1, 1)}))
     taken = by_rule(frame)
-    assert len(taken) == len(REFERENCES) + 2
+    assert len(taken) == len(references()) + 2
     assert taken[taken["method"] == "a"]["lr"].tolist() == [0.3, 0.3]
 
 
@@ -106,9 +107,9 @@ def test_hindsight_sees_a_tie_although_sums_differ_in_their_last_bit():
 def test_hindsight_picks_case_by_case_and_keeps_the_references():
     mixed = grid("a", {0.1: (0.0, 0.00, 0), 0.3: (0.0, 0.05, 0)}, classes=(3,))
     mixed += grid("a", {0.1: (0.4, 0.00, 0), 0.3: (0.0, 0.05, 0)}, classes=(5,))
-    taken = in_hindsight(pd.DataFrame(REFERENCES + mixed))
+    taken = in_hindsight(pd.DataFrame(references() + mixed))
     assert dict(taken[taken["method"] == "a"][["forget", "lr"]].to_numpy()) == {3: 0.1, 5: 0.3}
-    assert len(taken) == len(REFERENCES) + 2
+    assert len(taken) == len(references()) + 2
     assert "_lost" not in taken
 
 
@@ -117,7 +118,7 @@ def test_hindsight_picks_case_by_case_and_keeps_the_references():
 
 def test_curve_gives_mean_and_interval_at_every_rate():
     frame = pd.DataFrame(
-        REFERENCES
+        references()
         + grid("a", {0.1: (0.4, 0, 0), 0.3: (0.1, 0, 0)}, classes=(3,))
         + grid("a", {0.1: (0.8, 0, 0), 0.3: (0.1, 0, 0)}, classes=(5,))
         + grid("b", {0.1: (1.0, 0, 0)})
@@ -145,7 +146,7 @@ FORGETS, SAFE, HARMS = (0.5, 0.0, 0), (0.01, 0.005, 0), (0.0, 0.006, 0)
 )
 def test_safe_rates_are_the_longest_run_of_neighbours(points, expected):
     ladder = dict(zip((0.01, 0.03, 0.1, 0.3), points, strict=True))
-    assert safe_rates(pd.DataFrame(REFERENCES + grid("a", ladder)), "a") == expected
+    assert safe_rates(pd.DataFrame(references() + grid("a", ladder)), "a") == expected
 
 
 def test_safety_is_judged_on_the_mean_over_classes():
@@ -189,11 +190,11 @@ def test_window_is_a_factor():
 )
 def test_window_that_ends_where_the_ladder_ends_is_marked(points, text):
     ladder = dict(zip((0.01, 0.03, 0.1, 0.3), points, strict=True))
-    assert window_text(pd.DataFrame(REFERENCES + grid("a", ladder)), "a") == text
+    assert window_text(pd.DataFrame(references() + grid("a", ladder)), "a") == text
 
 
 def test_panels_of_a_ladder_show_percent_points_and_nats():
-    ladder_frame = pd.DataFrame(REFERENCES + grid("a", {0.01: (0.50, -0.10, 0.0), 0.03: (0.01, 0.02, 0.3)}))
+    ladder_frame = pd.DataFrame(references() + grid("a", {0.01: (0.50, -0.10, 0.0), 0.03: (0.01, 0.02, 0.3)}))
     panels = ladder_panels(ladder_frame, ["a"], {"a": "A"})["panels"]
     forget, lost, drift = (panel["series"]["A"] for panel in panels)
     assert forget["x"] == lost["x"] == drift["x"] == [0.01, 0.03]
@@ -203,8 +204,8 @@ def test_panels_of_a_ladder_show_percent_points_and_nats():
     assert [panel["lines"] for panel in panels] == [{"1 %": 1.0}, {"half a point": 0.5}, {}]
 
 
-@pytest.mark.parametrize(("classes", "drawn"), [((3,), False), ((3, 5), False), ((3, 5, 8), True)])
-def test_an_interval_is_drawn_of_three_classes_or_more(classes, drawn):
+@pytest.mark.parametrize(("classes", "drawn"), [((3,), False), ((3, 5, 7, 8), False), ((1, 3, 5, 7, 8), True)])
+def test_an_interval_is_drawn_of_five_classes_or_more(classes, drawn):
     frame = pd.DataFrame(grid("a", {0.01: (0.50, -0.10, 0.0), 0.03: (0.01, 0.02, 0.3)}, classes=classes))
     for panel in ladder_panels(frame, ["a"], {"a": "A"})["panels"]:
         assert set(panel["series"]["A"]) == {"x", "y"} | ({"low", "high"} if drawn else set())
@@ -216,7 +217,7 @@ def test_an_interval_is_drawn_of_three_classes_or_more(classes, drawn):
 @pytest.fixture(scope="module")
 def table():
     frame = pd.DataFrame(
-        REFERENCES
+        references()
         + grid("a", {0.1: (0.5, 0, 0), 0.3: (0.0, 0.004, 0.02), 1.0: (0.0, 0.004, 0.03)})
         + grid("b", {0.1: (0.0, 0.002, 0.01), 0.3: (0.0, 0.2, 250.0)}, read=1292)
         + grid("c", {0.1: (0.5, 0, 0), 0.3: (0.0, 0.2, 250.0)})
@@ -226,7 +227,7 @@ def table():
 
 def test_main_table_has_one_line_per_method_under_its_title(table):
     assert list(table.index) == ["original", "masked", "retrained", "Method A", "Method B", "c"]
-    assert table.loc["Method A", "over-unlearning"] == "0.40 ± 0.00"
+    assert table.loc["Method A", "over-unlearning"] == "0.40"
     assert table.loc["Method A", "rate"] == "0.3"
     assert table.loc["Method A", "drift (nats)"] == "0.0200"
     assert table.loc["c", "drift (nats)"] == "> 99"
@@ -282,6 +283,8 @@ def test_pairs_are_formed_by_class_and_not_by_place():
 
 # Narrow tables
 
+FIVE = {"mean": 0.906, "half": 0.1271, "sd": 0.0141, "classes": 5}
+
 
 @pytest.fixture
 def whole():
@@ -290,9 +293,11 @@ def whole():
 
 def test_forgetting_table_gives_mean_interval_and_deviation(whole):
     table = forgetting_table(by_rule(whole), {"zs_pag": "ZS-PAG"})
-    assert table.loc["ZS-PAG", "retain, test %"] == "90.60 ± 12.71 (1.41)"
-    assert table.loc["ZS-PAG", "over-unlearning (points)"] == "0.40 ± 0.00 (0.00)"
+    assert table.loc["ZS-PAG", "retain, test %"] == "90.60 (1.41)"
+    assert table.loc["ZS-PAG", "over-unlearning (points)"] == "0.40 (0.00)"
     assert list(table.index) == ["original", "masked", "retrained", "ZS-PAG", "oracle"]
+    assert spread(FIVE, factor=100, digits=2) == "90.60 ± 12.71 (1.41)"
+    assert (percent(FIVE), percent(FIVE | {"classes": 4})) == ("90.60 ± 12.71", "90.60")
 
 
 def test_one_class_is_shown_without_a_spread(whole):
@@ -302,8 +307,8 @@ def test_one_class_is_shown_without_a_spread(whole):
 
 def test_distance_table_has_signs_and_no_minus_zero(whole):
     table = distance_table(by_rule(whole), {})
-    assert table.loc["zs_pag", "retain - retrained (points)"].startswith("0.60 ± ")
-    assert table.loc["retrained"].tolist()[:2] == ["0.00 ± 0.00 (0.00)"] * 2
+    assert table.loc["zs_pag", "retain - retrained (points)"].startswith("0.60 (")
+    assert table.loc["retrained"].tolist()[:2] == ["0.00 (0.00)"] * 2
     whole.loc[whole["method"] == "masked", "acc_retain"] -= 1e-9
     assert "-0.00" not in distance_table(by_rule(whole), {}).loc["masked", "retain - retrained (points)"]
 
@@ -313,7 +318,7 @@ def test_noise_floor_is_the_last_line_where_there_is_one(whole):
     floor = floor.assign(agreement_retain=1.0, js_forget=0.1, js_retain=0.0)
     table = prediction_table(by_rule(whole), {}, floor)
     assert table.index[-1] == "two retrained models"
-    assert table.loc["two retrained models", "agreement, forget %"].startswith("70.0 ± ")
+    assert table.loc["two retrained models", "agreement, forget %"].startswith("70.0 (")
     assert "two retrained models" not in prediction_table(by_rule(whole), {}, pd.DataFrame()).index
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from zspag.report.audit.findings import OWN, TITLES, Findings
 from zspag.report.tables import over_classes
+from zspag.report.tables.averages import FEWEST
 
 Panel = dict[str, Any]
 ATTACKS = {name: name.replace("_", " ") for name in ("loss", "confidence", "entropy", "modified_entropy")}
@@ -139,8 +140,8 @@ def _last(probes: pd.DataFrame, probe: str) -> pd.DataFrame:
 
 
 def _bars(rows: pd.DataFrame, by: str, column: str, *, names: Mapping[str, str], factor: float = 1) -> Panel:
-    """Group by ``by``; a network's bar is its mean over classes, with the interval where three classes or more are."""
-    several = rows["forget"].nunique() > 2  # the interval of two classes is 13 standard errors wide
+    """Group by ``by``; a network's bar is its mean over classes, with the interval from ``FEWEST`` classes on."""
+    several = rows["forget"].nunique() >= FEWEST
     means = [over_classes(rows[rows[by] == group], column) for group in names]
     panel: Panel = {"groups": list(names.values()), "series": {}, "errors": {}}
     for method in rows["method"].unique():

@@ -11,6 +11,7 @@ import pandas as pd
 
 from zspag.report.audit.findings import OWN, RATE, SHARE, TITLES, Findings, anamnesis, apart, audited
 from zspag.report.tables import over_classes
+from zspag.report.tables.averages import FEWEST
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Comparison:
     floor: float | None  # mean absolute difference of two retrained networks of different seeds; None with one seed
     excess: float | None  # ``distance`` minus ``floor``
     excess_half: float  # half-width of its 95 % interval over classes
+    classes: int
 
     @property
     def within(self) -> bool | None:
@@ -71,6 +73,7 @@ def compared(rows: pd.DataFrame, column: str, *, method: str) -> Comparison:
         floor=floor,
         excess=excess["mean"],
         excess_half=excess["half"],
+        classes=int(numbers["difference"]["classes"]),
     )
 
 
@@ -106,7 +109,7 @@ class Question:
         factor, digits = (100, 1) if self.share else (1, 3)
         # Adding 0 turns a -0.0 into 0.0.
         shown = f"{round(factor * one.difference, digits) + 0.0:+.{digits}f}"
-        return f"{shown} ± {factor * one.half:.{digits}f}" if one.half else shown
+        return f"{shown} ± {factor * one.half:.{digits}f}" if one.classes >= FEWEST else shown
 
 
 MEMBERSHIP = Question(

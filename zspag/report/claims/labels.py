@@ -10,7 +10,17 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from zspag.report.tables import REFERENCES, by_rule, improves, over_classes, paired, ranked
+from zspag.report.claims.decisions import (
+    CONTRADICTED,
+    MARGIN,
+    SUPPORTED,
+    UNDECIDED,
+    difference,
+    improved,
+    interval,
+    together,
+)
+from zspag.report.tables import REFERENCES, by_rule, improves, over_classes, paired
 
 # What labels are compared by (claim C3): name and unit, factor, digits; less is better in all three.
 C3_MEASURES: dict[str, tuple[str, float, int]] = {
@@ -40,7 +50,8 @@ def label_table(halves: Mapping[str, pd.DataFrame], *, baseline: str, titles: Ma
 
     Returns:
         One line per method: its forget accuracy on test images in %, then the differences as "mean ± half-width (pairs
-        that are lower of all pairs)". A method that was run on one half only has empty cells for the other.
+        that are lower of all pairs)", from five classes on with an interval. A method that was run on one half only has
+        empty cells for the other.
     """
     cells: dict[str, dict[str, str]] = {}
     for half, frame in halves.items():
@@ -50,8 +61,8 @@ def label_table(halves: Mapping[str, pd.DataFrame], *, baseline: str, titles: Ma
         cells[f"{half}: forget %"] = {name: f"{100 * known[m]['mean']:.2f}" for m, name in names.items()}
         for column, (text, factor, digits) in C3_MEASURES.items():
             cells[f"{half}: {text}"] = {
-                names[method]: f"{factor * gap[column]['mean']:+.{digits}f} ± {factor * gap[column]['half']:.{digits}f}"
-                f" ({gap[column]['lower']} of {gap[column]['pairs']})"
+                names[method]: interval(gap[column], factor=factor, digits=digits)
+                + f" ({gap[column]['lower']} of {gap[column]['pairs']})"
                 for method, gap in gaps.items()
             }
     lines = dict.fromkeys(name for column in cells.values() for name in column)
@@ -74,9 +85,9 @@ def label_verdict(halves: Mapping[str, pd.DataFrame], *, titles: Mapping[str, st
     seeds, rates = ruled["seed"].nunique(), ", ".join(f"{rate:g}" for rate in sorted(ruled["lr"].unique()))
     words, lost = _words(ruled), over_classes(ruled, "over_unlearning")
     against = {method: _sentence(words[method], titles) for method in words}
-    holds = set(words[BEST_LABELS].values()) == {"better"} and ranked(lost[BEST_LABELS]) != "worse"
+    found = [difference(lost[BEST_LABELS], most=MARGIN / 100), *map(improved, words[BEST_LABELS].values())]
     verdict = (
-        f"Claim C3 is **{'supported' if holds else 'not supported'}**. On the half of the test set that nothing was"
+        f"Claim C3 is **{together(found)}**. On the half of the test set that nothing was"
         f" chosen on ({ruled['forget'].nunique()} classes, {seeds} fresh original{'s' * (seeds > 1)}, learning rates:"
         f" {rates}), the best labels by influence of the first half ({titles[BEST_LABELS]}) are {against[BEST_LABELS]};"
         f" {_retained(lost[BEST_LABELS])}. What did best of all on the first half and was frozen ({titles[FROZEN]}) is"
@@ -117,8 +128,12 @@ def _sentence(words: Mapping[str, str], titles: Mapping[str, str]) -> str:
 
 
 def _retained(lost: Mapping[str, float]) -> str:
-    meaning = {"better": "a gain", "worse": "a loss beyond the interval", "not distinguishable": "within the interval"}
+    meaning = {
+        SUPPORTED: f"at most {MARGIN:g}",
+        CONTRADICTED: f"more than {MARGIN:g}",
+        UNDECIDED: f"which does not decide whether it is at most {MARGIN:g}",
+    }
     return (
-        f"against the masked original the loss of retained accuracy is {100 * lost['mean']:+.2f} ±"
-        f" {100 * lost['half']:.2f} points, {meaning[ranked(lost)]}"
+        f"against the masked original the loss of retained accuracy is {interval(lost, factor=100, digits=2)} points,"
+        f" {meaning[difference(lost, most=MARGIN / 100)]}"
     )

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zspag.report import files
+from zspag.report.claims.decisions import CONTRADICTED, SUPPORTED, UNDECIDED
 from zspag.report.claims.evidence import grid
-from zspag.report.claims.verdicts import NO, YES, judge, lines
+from zspag.report.claims.verdicts import judge, lines
 from zspag.report.results import Result
 from zspag.report.tables import REFERENCES, in_hindsight, over_classes, safe_rates, window
 
@@ -49,7 +50,7 @@ def audit(root: Path, *, profile: str, fresh: bool) -> tuple[list[str], list[str
 
     Returns:
         Lines for the reader, without a verdict where a file cannot be trusted; and what is wrong, if anything: files
-        that are not as accepted, numbers that do not follow from their rows, claims that held and do not any more.
+        that are not as accepted, numbers that do not follow from their rows, claims that are supported no more.
     """
     recorded = root / "results"
     folder = root / "runs" / profile / "results" if fresh else recorded / profile
@@ -60,9 +61,9 @@ def audit(root: Path, *, profile: str, fresh: bool) -> tuple[list[str], list[str
         return [f"profile {profile}: no verdict, for its files cannot be trusted"], troubles
     verdicts = judge(folder, profile=profile)
     held = _accepted(recorded).get(profile, {})
-    fallen = [one.claim for one in verdicts if one.word == NO and held.get(one.claim) == YES]
+    fallen = [one for one in verdicts if one.word in (CONTRADICTED, UNDECIDED) and held.get(one.claim) == SUPPORTED]
     return [f"profile {profile}", *lines(verdicts)], [
-        f"{claim} held when the results were accepted, and does not hold any more" for claim in fallen
+        f"{one.claim} was supported when the results were accepted, and is {one.word} now" for one in fallen
     ]
 
 

@@ -15,11 +15,10 @@ import pandas as pd
 
 from zspag.report.audit import gap_closed
 from zspag.report.audit.findings import Findings
-from zspag.report.tables.averages import half_width
+from zspag.report.claims.decisions import plural
 
 REMOVAL = "remove"
 PROBES = {"linear": "linear probe", "mlp": "nonlinear probe"}  # no method trains against the second one
-FEWEST = 5  # classes with an interval; of fewer the least and the largest are shown
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Removed:
         shares: Per probe and class that counts, the share of the gap to retraining that is closed, at most 1: what goes
             beyond the retrained network in one class does not make up for another.
         lost: Per class, points of retained accuracy below the masked original.
-        restored: Mean recall of the class with the original's head put back, a fraction.
+        restored: Per class, its recall with the original's head put back, a fraction.
         retrained: The same of the retrained networks.
         spread: What two retrained networks differ by there; NaN with one seed.
         classes: Number of classes that were audited.
@@ -40,7 +39,7 @@ class Removed:
 
     shares: Mapping[str, pd.Series]
     lost: pd.Series
-    restored: float
+    restored: pd.Series
     retrained: float
     spread: float
     classes: int
@@ -52,11 +51,16 @@ class Removed:
         """Return what a retrained network could have recognized as well: their mean and their spread. NaN: unknown."""
         return self.retrained + self.spread
 
+    @property
+    def counted(self) -> str:
+        """Say how many classes and originals were audited."""
+        return f"{plural(self.classes, 'class', 'classes')} x {plural(self.originals, 'original', 'originals')}"
+
     def counting(self, probe: str) -> str:
         """Say how many classes and originals stand behind the share of a probe, and how many classes do not count."""
         count = len(self.shares[probe])
         left_out = self.classes - count
-        text = f"n = {count} class{'es' * (count != 1)} x {self.originals} original{'s' * (self.originals != 1)}"
+        text = f"{plural(count, 'class', 'classes')} x {plural(self.originals, 'original', 'originals')}"
         if not left_out:
             return text
         within = "no gap above 0" if math.isnan(self.spread) else "gap within the retrained networks' spread"
@@ -74,23 +78,10 @@ def removed(found: Findings) -> Removed:
     return Removed(
         shares={probe: share.dropna().clip(upper=1) for probe, share in closed.items()},
         lost=head.set_index("forget")["lost"],
-        restored=float(head["known"].mean()),
+        restored=head.set_index("forget")["known"],
         retrained=float(head["retrained"].mean()),
         spread=float(head["spread"].mean(skipna=False)),
         classes=int(looked_at["forget"].nunique()),
         originals=int(looked_at["seed"].nunique()),
         ruined=int((ruined == REMOVAL).sum()),
     )
-
-
-def spread_out(values: pd.Series, *, factor: float, digits: int) -> str:
-    """Return a mean with its 95 % interval over classes; of fewer than five classes with the least and the largest.
-
-    Example:
-        >>> spread_out(pd.Series([0.5, 0.75]), factor=100, digits=1)
-        '62.5 (50.0 to 75.0)'
-    """
-    mean, count = f"{factor * values.mean():.{digits}f}", len(values)
-    if count >= FEWEST:
-        return f"{mean} ± {factor * half_width(values):.{digits}f}"
-    return f"{mean} ({factor * values.min():.{digits}f} to {factor * values.max():.{digits}f})" if count > 1 else mean

@@ -1,8 +1,9 @@
 """The claims of the protocol, each as checks on recorded results, and how verdicts are shown.
 
-A scientific "no" is a result, and stays in the table with its numbers.
+A contradicted claim is a result, and stays in the table with its numbers. The claims are ours; beside each stands what
+the paper says of it. How a number decides is in ``decisions``.
 
-Invariant: every check names its result by key. A claim holds only if every check that was recorded holds, and one
+Invariant: every check names its result by key. A claim is supported only if every check that was recorded is, and one
 without a check is not measured.
 """
 
@@ -13,11 +14,31 @@ from pathlib import Path
 
 import pandas as pd
 
+from zspag.report.claims.decisions import (
+    CONTRADICTED,
+    FEWEST,
+    MARGIN,
+    NOISE,
+    RUNG,
+    SUPPORTED,
+    UNDECIDED,
+    at_least,
+    at_most,
+    counted,
+    difference,
+    every,
+    improved,
+    interval,
+    plural,
+    spread_out,
+    together,
+    within,
+)
 from zspag.report.claims.dominance import comparison, dominated
 from zspag.report.claims.dominance import verdict as sentence_on
 from zspag.report.claims.evidence import Evidence, grid, read
 from zspag.report.claims.labels import BEST_LABELS, C3_FILES, C3_MEASURES, against_rivals, judged
-from zspag.report.claims.removal import PROBES, REMOVAL, removed, spread_out
+from zspag.report.claims.removal import PROBES, REMOVAL, removed
 from zspag.report.tables import (
     by_rule,
     improves,
@@ -25,15 +46,12 @@ from zspag.report.tables import (
     markdown,
     over_classes,
     paired,
-    ranked,
     safe_rates,
     window,
 )
 
-YES, NO, NOT_MEASURED = "yes", "no", "not measured"
 CONTROLS = ("forget_subspace", "noise_subspace", "random_subspace")
-BEYOND = "below 0, beyond the interval"
-DECIMALS = 9  # to which numbers are equal: sums depend on their order
+BELOW = "below 0, with its interval"
 SHOWN = 22  # letters of a long file name at either end of a cell
 
 
@@ -45,6 +63,7 @@ class Limits:
         capture: Least share of the oracle's capture, in the worst layer (C1).
         window: How many times as wide the safe window is as without the projection (C2).
         drift: Most drift as a share of that without the projection, each at its own best rate (C2).
+        margin: Points of retained accuracy below the masked original that count as no loss (C3).
         slack: Most that a bound may exceed what it bounds, as a factor (C4).
         first_order: Most relative distance of a change from its first-order prediction (C4). CHOICE.
         cost: Most seconds as a share of retraining (C6). CHOICE: cheaper; and far cheaper where a training takes long.
@@ -57,6 +76,7 @@ class Limits:
     capture: float = 0.97
     window: float = 5.0
     drift: float = 1 / 3
+    margin: float = MARGIN
     slack: float = 100.0
     first_order: float = 0.3
     cost: float = 1.0
@@ -75,37 +95,33 @@ class Check:
     Attributes:
         subject: What is measured.
         required: What the claim asks of it.
-        found: What was measured, with its 95 % interval over classes where there is one.
-        holds: Whether the claim gets what it asks for.
+        found: What was measured, with its 95 % interval over classes where there are five or more.
+        word: "supported", "contradicted" or "undecided".
+        n: What stands behind it, such as "10 classes x 3 originals".
         file: Name of the result file, without its ending.
     """
 
     subject: str
     required: str
     found: str
-    holds: bool
+    word: str
+    n: str
     file: str
-
-    @property
-    def word(self) -> str:
-        """Return "yes" or "no"."""
-        return YES if self.holds else NO
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and its checks."""
+    """A claim of ours, what the paper says of it ("" if nothing), and the checks."""
 
     claim: str
     statement: str
+    paper: str
     checks: tuple[Check, ...]
 
     @property
     def word(self) -> str:
-        """Return "yes" if every check holds, "no" if one does not, and "not measured" without checks."""
-        if not self.checks:
-            return NOT_MEASURED
-        return YES if all(check.holds for check in self.checks) else NO
+        """Return the word of all checks together, or "not measured" without any."""
+        return together(check.word for check in self.checks)
 
 
 def judge(folder: Path, *, profile: str) -> tuple[Verdict, ...]:
@@ -120,49 +136,54 @@ def judge(folder: Path, *, profile: str) -> tuple[Verdict, ...]:
     """
     evidence, limits = read(folder), LIMITS.get(profile, Limits())
     return tuple(
-        Verdict(claim, statement, tuple(checks(evidence, limits))) for claim, (statement, checks) in CLAIMS.items()
+        Verdict(claim, statement, paper, tuple(checks(evidence, limits)))
+        for claim, (statement, paper, checks) in CLAIMS.items()
     )
 
 
 def lines(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return verdicts for a terminal: a line per claim, and below it two per check."""
+    """Return verdicts for a terminal: a line per claim, one of the paper's words, and below them two per check."""
     shown = []
     for verdict in verdicts:
-        shown.append(f"{verdict.claim} {verdict.word}: {verdict.statement}")
+        shown += [f"{verdict.claim} {verdict.word}: {verdict.statement}", f"   the paper: {verdict.paper or NOTHING}"]
         for one in verdict.checks:
-            shown += [f"   {one.word:<4}{one.subject}: {one.found}", f"       required: {one.required} [{one.file}]"]
+            shown.append(f"   {one.word}: {one.subject}: {one.found} (n = {one.n})")
+            shown.append(f"       required: {one.required} [{one.file}]")
     return shown
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    """Return verdicts as GitHub markdown: a line per claim, and below it one per check."""
-    columns = ["claim", "what is measured", "required", "measured", "verdict", "result file"]
+    """Return verdicts as GitHub markdown: a line per claim with the paper's words, and below it one per check."""
+    columns = ["claim", "what is measured", "required", "measured", "n", "verdict", "result file"]
     cells = []
-    for verdict in verdicts:
-        cells.append([f"**{verdict.claim}**", f"**{verdict.statement}**", "", "", f"**{verdict.word}**", ""])
-        for one in verdict.checks:
-            file = one.file if len(one.file) <= 2 * SHOWN else f"{one.file[:SHOWN]}…{one.file[-SHOWN:]}"
-            cells.append(["", one.subject, one.required, one.found, one.word, file])
+    for one in verdicts:
+        paper = f"paper: {one.paper or NOTHING}"
+        cells.append([f"**{one.claim}**", f"**{one.statement}** ({paper})", "", "", "", f"**{one.word}**", ""])
+        for check in one.checks:
+            file = check.file if len(check.file) <= 2 * SHOWN else f"{check.file[:SHOWN]}…{check.file[-SHOWN:]}"
+            cells.append(["", check.subject, check.required, check.found, check.n, check.word, file])
     return markdown(pd.DataFrame(cells, columns=columns).set_index("claim"))
 
 
 def _c1_stand_ins(evidence: Evidence, limits: Limits) -> Iterator[Check]:
     if (capture := evidence.result("03_capture")) is not None:
         least = capture.number("capture_of_oracle_proxies")
+        layers = pd.DataFrame(capture.measurements["selectivity"])
         yield Check(
             "capture of the true retain moment, share of the oracle's, worst layer",
             f"at least {limits.capture:g}",
             f"{least:.3f}",
-            least >= limits.capture,
+            every([least >= limits.capture]),
+            LAYERS.format(count=plural(len(layers), "layer", "layers")),
             capture.name,
         )
-        layers = pd.DataFrame(capture.measurements["selectivity"])
         own, others = layers["proxies"], layers[["forget", "noise", "random"]].max(axis=1)
         yield Check(
             "layers in which selectivity is above that of subspaces of forget samples, noise and random directions",
             f"all {len(layers)}",
             f"{(own > others).sum()} (in the last one {own.iloc[-1]:.2f} against {others.iloc[-1]:.2f})",
-            bool((own > others).all()),
+            every(own > others),
+            LAYERS.format(count=plural(len(layers), "layer", "layers")),
             capture.name,
         )
     for name, frame in evidence.grids("zs_pag", *CONTROLS).items():
@@ -172,13 +193,14 @@ def _c1_stand_ins(evidence: Evidence, limits: Limits) -> Iterator[Check]:
             for other in CONTROLS
         }
         parts = [
-            f"{_interval(gap, factor=1, digits=4)} to the {titles.get(other, other)}" for other, gap in gaps.items()
+            f"{interval(gap, factor=1, digits=4)} to the {titles.get(other, other)}" for other, gap in gaps.items()
         ]
         yield Check(
             "outcome: drift minus that of unlearning in other subspaces of equal rank (nats)",
-            BEYOND,
+            BELOW,
             "; ".join(parts),
-            all(ranked(gap) == "better" for gap in gaps.values()),
+            together(difference(gap) for gap in gaps.values()),
+            counted(rows),
             name,
         )
 
@@ -186,68 +208,74 @@ def _c1_stand_ins(evidence: Evidence, limits: Limits) -> Iterator[Check]:
 def _c2_safety(evidence: Evidence, limits: Limits) -> Iterator[Check]:
     for name, frame in evidence.grids("zs_pag", "unprojected").items():
         own, other = (window(safe_rates(frame, method)) for method in ("zs_pag", "unprojected"))
+        few = frame["forget"].nunique() < FEWEST
         yield Check(
             "safe window, largest rate over smallest (1: a single rate, 0: none), beside that without the projection",
-            f"at least {limits.window:g} times",
+            f"at least {limits.window:g} times, and known up to a rung of the ladder",
             f"{own:g} against {other:g}",
-            own >= limits.window * max(other, 1),
+            UNDECIDED if few else within(limits.window * max(other, 1), own, factor=RUNG),
+            counted(frame),
             name,
         )
-        drift = over_classes(in_hindsight(frame), "drift")
-        without = drift["unprojected"]["mean"]
-        share = drift["zs_pag"]["mean"] / without if without else math.inf
-        both = " against ".join(
-            f"{drift[method]['mean']:.4f} ± {drift[method]['half']:.4f}" for method in ("zs_pag", "unprojected")
-        )
+        best = in_hindsight(frame)
+        per_class = best.groupby(["method", "forget"])["drift"].mean().unstack("method")[["zs_pag", "unprojected"]]
+        share = _ratio(per_class["zs_pag"].mean(), per_class["unprojected"].mean())
+        both = " against ".join(spread_out(per_class[method], factor=1, digits=4) for method in per_class)
         yield Check(
             "drift at each arm's own best rate, as a share of that without the projection",
             f"at most {limits.drift:.2f}",
             f"{share:.2f} ({both} nats)",
-            share <= limits.drift,
+            at_most(per_class["zs_pag"] - limits.drift * per_class["unprojected"], 0),
+            counted(frame),
             name,
         )
 
 
-def _c3_labels(evidence: Evidence, _limits: Limits) -> Iterator[Check]:
+def _ratio(value: float, base: float) -> float:
+    return value / base if base else math.inf
+
+
+def _c3_labels(evidence: Evidence, limits: Limits) -> Iterator[Check]:
     if (verdict := evidence.result("04_verdict")) is not None:
         for rival, gaps in verdict.measurements["against"].items():
             gap = gaps["js_retain"]
             yield Check(
                 f"JS to the retrained model on retained images, minus that of {rival.replace('_', '-')} labels"
                 " (thousandths of a nat)",
-                BEYOND,
-                f"{_interval(gap, factor=1000, digits=3)}: {ranked(gap)}",
-                ranked(gap) == "better",
+                BELOW,
+                interval(gap, factor=1000, digits=3),
+                difference(gap),
+                plural(int(gap["classes"]), "class", "classes"),
                 verdict.name,
             )
-        yield _retained(verdict.measurements["over_unlearning"], verdict.name)
+        lost = verdict.measurements["over_unlearning"]
+        count = plural(int(lost["classes"]), "class", "classes")
+        yield _retained(lost, limits.margin, count, verdict.name)
     if halves := evidence.halves():
         ruled, titles = judged(grid(halves["second"])), halves["second"].measurements["titles"]
         for rival, measures in against_rivals(ruled, BEST_LABELS).items():
-            parts = [f"{text} {_interval(measures[m], factor=f, digits=d)}" for m, (text, f, d) in C3_MEASURES.items()]
+            parts = [f"{text} {interval(measures[m], factor=f, digits=d)}" for m, (text, f, d) in C3_MEASURES.items()]
             yield Check(
                 f"{titles[BEST_LABELS]} (chosen on half of the test images), minus {titles[rival]}, on the other half",
                 "better in one measure, worse in none",
                 f"{improves(measures)}: {', '.join(parts)}",
-                improves(measures) == "better",
+                improved(improves(measures)),
+                counted(ruled),
                 C3_FILES["second"],
             )
-        yield _retained(over_classes(ruled, "over_unlearning")[BEST_LABELS], C3_FILES["second"])
+        lost = over_classes(ruled, "over_unlearning")[BEST_LABELS]
+        yield _retained(lost, limits.margin, counted(ruled), C3_FILES["second"])
 
 
-def _retained(lost: Mapping[str, float], file: str) -> Check:
+def _retained(lost: Mapping[str, float], margin: float, count: str, file: str) -> Check:
     return Check(
         "retained accuracy lost against the masked original (points)",
-        "no loss beyond the interval",
-        _interval(lost, factor=100, digits=2),
-        ranked(lost) != "worse",
+        f"at most {margin:g}, with its interval",
+        interval(lost, factor=100, digits=2),
+        difference(lost, most=margin / 100),
+        count,
         file,
     )
-
-
-def _interval(gap: Mapping[str, float], *, factor: float, digits: int) -> str:
-    mean, half = f"{factor * gap['mean']:+.{digits}f}", f"{factor * gap['half']:.{digits}f}"
-    return f"{mean} ± {half}" if gap["classes"] > 1 else f"{mean} (one class, no interval)"
 
 
 def _c4_guarantee(evidence: Evidence, limits: Limits) -> Iterator[Check]:
@@ -259,7 +287,8 @@ def _c4_guarantee(evidence: Evidence, limits: Limits) -> Iterator[Check]:
             "bound of a layer's change over the measured one (T2), on proxies and retained test images, every layer",
             f"from 1 to below {limits.slack:g}",
             f"{slack.min():.2f} to {slack.max():.2f}",
-            slack.min() >= 1 and slack.max() < limits.slack,
+            every([slack.min() >= 1, slack.max() < limits.slack]),
+            LAYERS.format(count=plural(len(slack), "layer and kind of images", "layers and kinds of images")),
             found.name,
         )
     if (found := evidence.result("01_first_order")) is not None:
@@ -268,7 +297,8 @@ def _c4_guarantee(evidence: Evidence, limits: Limits) -> Iterator[Check]:
             "change of the retained logits by a whole update over its first-order prediction",
             f"1 ± {limits.first_order:g}",
             f"{ratio:.2f}",
-            abs(ratio - 1) <= limits.first_order,
+            every([abs(ratio - 1) <= limits.first_order]),
+            LAYERS.format(count="1 update"),
             found.name,
         )
     if (found := evidence.result("01_proxy_bound")) is not None:
@@ -279,21 +309,39 @@ def _c4_guarantee(evidence: Evidence, limits: Limits) -> Iterator[Check]:
             "exposed share of the retain data's energy, in the layer closest to its bound (T3)",
             "at most its bound",
             f"{exposed:.3f}, bound {bound:.3f}",
-            exposed <= bound,
+            every([exposed <= bound]),
+            LAYERS.format(count=plural(len(layers), "layer", "layers")),
             found.name,
         )
 
 
 def _c5_dominance(evidence: Evidence, _limits: Limits) -> Iterator[Check]:
-    subject, required = "forget-only methods that dominate ZS-PAG, the masked original included", "none"
+    subject = "forget-only methods that dominate ZS-PAG, the masked original included"
+    required = "none; contradicted where one is better beyond its interval, undecided where it is so by means alone"
     grids = evidence.grids("zs_pag")
     for name, frame in grids.items():
-        summary = comparison(by_rule(frame), frame)
+        rows = by_rule(frame)
+        summary = comparison(rows, frame)
         sentence = sentence_on(summary, evidence.sweeps[name].measurements.get("titles", {}), "zs_pag")
-        yield Check(subject, required, sentence, not dominated(summary)["zs_pag"], name)
+        word = _dominated(rows, dominated(summary)["zs_pag"])
+        yield Check(subject, required, sentence, word, counted(frame), name)
     if not grids and (found := evidence.result("05_comparison")) is not None:
         better, sentence = found.measurements["dominated_by"], found.measurements["sentence"]
-        yield Check(subject, required, sentence, not better, found.name)
+        yield Check(subject, required, sentence, UNDECIDED if better else SUPPORTED, "not recorded", found.name)
+
+
+def _dominated(rows: pd.DataFrame, rivals: Sequence[str]) -> str:
+    """Decide on domination: by means, and beyond the paired interval in the gap or the drift."""
+    if not rivals:
+        return SUPPORTED
+    columns = tuple(name for name in ("gap", "drift") if rows[name].notna().any())
+    gaps = paired(rows[rows["method"].isin([*rivals, "zs_pag"])], columns, baseline="zs_pag")
+    clear = any(_below(gap) for measures in gaps.values() for gap in measures.values())
+    return CONTRADICTED if clear else UNDECIDED
+
+
+def _below(gap: Mapping[str, float]) -> bool:
+    return gap["classes"] >= FEWEST and gap["mean"] + gap["half"] < 0
 
 
 def _c6_cost(evidence: Evidence, limits: Limits) -> Iterator[Check]:
@@ -310,7 +358,8 @@ def _c6_cost(evidence: Evidence, limits: Limits) -> Iterator[Check]:
             "seconds of all stages, every rate that was tried included, as a share of retraining",
             f"at most {100 * limits.cost:g} %",
             f"{100 * total:.0f} % ({parts})",
-            total <= limits.cost,
+            within(total, limits.cost, factor=1 + NOISE),
+            counted(grid(evidence.sweeps[name])) if name in evidence.sweeps else "not recorded",
             name,
         )
 
@@ -318,9 +367,10 @@ def _c6_cost(evidence: Evidence, limits: Limits) -> Iterator[Check]:
 def _c7_removal(evidence: Evidence, limits: Limits) -> Iterator[Check]:
     for name, found in evidence.audits(REMOVAL).items():
         one = removed(found)
+        total = one.classes * one.originals
         if one.ruined:
-            total = one.classes * one.originals
-            yield Check("removal (ours): networks that it ruined", "none", f"{one.ruined} of {total}", False, name)
+            text = f"{one.ruined} of {total}"
+            yield Check("removal (ours): networks that it ruined", "none", text, CONTRADICTED, f"{total}", name)
         if any(one.shares[probe].empty for probe in PROBES):  # no ruler: this audit cannot tell removal from silence
             continue
         for probe, title in PROBES.items():
@@ -328,8 +378,9 @@ def _c7_removal(evidence: Evidence, limits: Limits) -> Iterator[Check]:
             yield Check(
                 f"removal (ours): share of the gap to retraining that it closes, {title}",
                 f"at least {100 * least:g} %",
-                f"{spread_out(one.shares[probe], factor=100, digits=1)} % ({one.counting(probe)})",
-                round(one.shares[probe].mean(), DECIMALS) >= least,
+                f"{spread_out(one.shares[probe], factor=100, digits=1)} %",
+                at_least(one.shares[probe], least),
+                one.counting(probe),
                 name,
             )
         known = not math.isnan(one.most_restored)
@@ -337,25 +388,51 @@ def _c7_removal(evidence: Evidence, limits: Limits) -> Iterator[Check]:
         yield Check(
             "removal (ours): class recognized with the original's head put back",
             f"at most {100 * most:.1f} % ({'retrained networks and their spread' if known else 'one seed: no spread'})",
-            f"{100 * one.restored:.1f} %, retrained {100 * one.retrained:.1f} %",
-            round(one.restored - most, DECIMALS) <= 0,
+            f"{spread_out(one.restored, factor=100, digits=1)} %, retrained {100 * one.retrained:.1f} %",
+            at_most(one.restored, most),
+            one.counted,
             name,
         )
         yield Check(
             "removal (ours): retained accuracy lost against the masked original (points)",
             f"at most {limits.lost:g}",
             spread_out(one.lost, factor=1, digits=2),
-            round(one.lost.mean(), DECIMALS) <= limits.lost,
+            at_most(one.lost, limits.lost),
+            one.counted,
             name,
         )
 
 
-CLAIMS: dict[str, tuple[str, Callable[[Evidence, Limits], Iterator[Check]]]] = {
-    "C1": ("proxies stand in for retain data", _c1_stand_ins),
-    "C2": ("the projection makes unlearning safe where nobody can tune on retain data", _c2_safety),
-    "C3": ("influence pseudo-labels improve on random, second-best and soft labels", _c3_labels),
-    "C4": ("the guarantee holds, and is not far from what is measured", _c4_guarantee),
-    "C5": ("among forget-only methods ZS-PAG is not dominated", _c5_dominance),
-    "C6": ("it costs less than retraining", _c6_cost),
-    "C7": ("removal (ours, no claim of the paper): the class is taken out of the features", _c7_removal),
+# The paper's words are those of its abstract; of the rest no code or table is public that we could test.
+NOTHING = "nothing"
+LAYERS = "{count}, 1 class x 1 original"
+CLAIMS: dict[str, tuple[str, str, Callable[[Evidence, Limits], Iterator[Check]]]] = {
+    "C1": (
+        "proxies stand in for retain data",
+        '"we approximate the inaccessible remaining data by generating adversarial samples"',
+        _c1_stand_ins,
+    ),
+    "C2": (
+        "the projection makes unlearning safe where nobody can tune on retain data",
+        '"a specific subspace to perform the unlearning process, therefore preventing over-unlearning"; that it widens'
+        " the safe rates is our test of it",
+        _c2_safety,
+    ),
+    "C3": (
+        "influence pseudo-labels improve on random, second-best and soft labels",
+        '"further improves the model\'s performance after unlearning"; its formula is not public, and ours may differ',
+        _c3_labels,
+    ),
+    "C4": (
+        "the guarantee holds, and is not far from what is measured",
+        '"holds a theoretical guarantee"; T1 to T5 are our statements of it',
+        _c4_guarantee,
+    ),
+    "C5": (
+        "among forget-only methods ZS-PAG is not dominated",
+        '"superiority of our proposed method over several baselines"; not to be dominated is less',
+        _c5_dominance,
+    ),
+    "C6": ("it costs less than retraining", "", _c6_cost),
+    "C7": ("removal (ours, no claim of the paper): the class is taken out of the features", "", _c7_removal),
 }

@@ -1,8 +1,8 @@
 """Averages over a grid: which run counts, means and intervals, paired differences, and who is better.
 
-Protocol: seeds are averaged per class; intervals are 95 % t intervals over classes (classes - 1 degrees of freedom);
-sample standard deviations have ddof 1. Rates follow the forget-only rule; a second look takes each run's best rate in
-hindsight.
+Protocol: seeds are averaged per class; intervals are 95 % t intervals over classes (classes - 1 degrees of freedom),
+and of fewer than ``FEWEST`` classes none is shown; sample standard deviations have ddof 1. Rates follow the forget-only
+rule; a second look takes each run's best rate in hindsight.
 
 Invariant: nothing here sees a model, and nothing is better within its interval.
 """
@@ -16,6 +16,7 @@ from scipy.special import stdtrit  # scipy.stats.t.ppf without the second that i
 SAFE_FORGET = 0.01  # acc_forget at or below this is forgotten (evaluation.md, safe window)
 SAFE_RETAIN = 0.005  # over-unlearning at or below this is safe
 REFERENCES = ("original", "masked", "retrained")
+FEWEST = 5  # classes whose interval says anything: that of two is 13 standard errors wide
 
 
 def by_rule(frame: pd.DataFrame) -> pd.DataFrame:
@@ -91,11 +92,13 @@ def paired(rows: pd.DataFrame, columns: Sequence[str], *, baseline: str) -> dict
 def ranked(gap: Mapping[str, float]) -> str:
     """Return "better" or "worse" where a paired difference (less is better) is beyond its interval.
 
+    Of fewer than ``FEWEST`` classes none is.
+
     Example:
-        >>> ranked({"mean": -2.0, "half": 1.0, "classes": 3}), ranked({"mean": -1.0, "half": 2.0, "classes": 3})
+        >>> ranked({"mean": -2.0, "half": 1.0, "classes": 5}), ranked({"mean": -1.0, "half": 2.0, "classes": 5})
         ('better', 'not distinguishable')
     """
-    if gap["classes"] < 2 or abs(gap["mean"]) <= gap["half"]:
+    if gap["classes"] < FEWEST or abs(gap["mean"]) <= gap["half"]:
         return "not distinguishable"
     return "better" if gap["mean"] < 0 else "worse"
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from zspag.report.tables.averages import FEWEST
+
 
 def spread_table(
     rows: pd.DataFrame,
@@ -41,17 +43,23 @@ def lines_of(methods: list[str], titles: Mapping[str, str]) -> "pd.Index[str]":
 
 
 def spread(value: Mapping[str, float], *, factor: float, digits: int) -> str:
-    """Return a cell: "mean ± half-width of the interval (sample standard deviation)"; of one class the mean alone."""
+    """Return a cell: "mean ± half-width of the interval (sample standard deviation)".
+
+    Of fewer than ``FEWEST`` classes there is no interval, and of one no deviation.
+    """
     # Adding 0 turns a -0.00 into 0.00.
     mean, half, deviation = (f"{round(factor * value[key], digits) + 0.0:.{digits}f}" for key in ("mean", "half", "sd"))
-    return f"{mean} ± {half} ({deviation})" if value["classes"] > 1 else mean
+    if value["classes"] < FEWEST:
+        return f"{mean} ({deviation})" if value["classes"] > 1 else mean
+    return f"{mean} ± {half} ({deviation})"
 
 
 def percent(value: Mapping[str, float]) -> str:
-    """Return a fraction as a cell in %: "mean ± half-width of the interval"."""
+    """Return a fraction as a cell in %: "mean ± half-width", of fewer than ``FEWEST`` classes the mean alone."""
     if math.isnan(value["mean"]):
         return "not measured"
-    return f"{100 * value['mean']:.2f} ± {100 * value['half']:.2f}"
+    mean = f"{100 * value['mean']:.2f}"
+    return f"{mean} ± {100 * value['half']:.2f}" if value["classes"] >= FEWEST else mean
 
 
 def nats(drift: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from zspag.report.tables.averages import SAFE_FORGET, SAFE_RETAIN, over_classes
+from zspag.report.tables.averages import FEWEST, SAFE_FORGET, SAFE_RETAIN, over_classes
 
 Panel = dict[str, Any]
 
@@ -80,9 +80,9 @@ def window_text(frame: pd.DataFrame, method: str) -> str:
 def ladder_panels(frame: pd.DataFrame, methods: Sequence[str], titles: Mapping[str, str]) -> Panel:
     """Return the three panels of learning-rate curves for ``plots.curves``: forgetting, over-unlearning, drift.
 
-    With one or two classes no interval is drawn: that of two is 13 standard errors wide and hides every curve.
+    Of fewer than ``FEWEST`` classes no interval is drawn: that of two is 13 standard errors wide and hides every curve.
     """
-    drawn = ("y", "low", "high") if frame["forget"].nunique() > 2 else ("y",)
+    drawn = ("y", "low", "high") if frame["forget"].nunique() >= FEWEST else ("y",)
     axes: dict[str, tuple[str, int, dict[str, float], Panel]] = {
         "acc_forget": ("forget accuracy on test images (%)", 100, {"1 %": 100 * SAFE_FORGET}, {"ylim": [-3, 103]}),
         "over_unlearning": ("over-unlearning (points)", 100, {"half a point": 100 * SAFE_RETAIN}, {"ylim": [-1, 8]}),
