@@ -16,7 +16,6 @@ import pandas as pd
 
 from zspag.report.claims.decisions import (
     CONTRADICTED,
-    FEWEST,
     MARGIN,
     NOISE,
     RUNG,
@@ -49,6 +48,7 @@ from zspag.report.tables import (
     safe_rates,
     window,
 )
+from zspag.report.tables.averages import FEWEST
 
 CONTROLS = ("forget_subspace", "noise_subspace", "random_subspace")
 BELOW = "below 0, with its interval"
