@@ -247,13 +247,37 @@ def test_report_counts_and_names_every_disagreement():
     assert report.unrecorded == ("00_d",)
     assert report.environment == ("threads: recorded 1, now 4", "torch: recorded 2.14.1, now 2.13.0")
     text = str(report)
-    assert text.startswith("1 of 4 recorded numbers came out again within their tolerance; 3 of 6 plotted values")
+    assert text.startswith(
+        "Of 4 recorded numbers 1 agreed, 3 differed, and 0 agreed but could hardly have failed (a tolerance as large as"
+        " the number); 3 of 6 plotted values"
+    )
     assert "00_c: lost: recorded 4, not computed, tolerance 9" in text
     assert "Not recorded yet: 00_d." in text
 
     same = compare(fresh, fresh, profile="digits")
-    assert (same.agreed, same.identical, same.disagreements, same.environment) == (2, 5, (), ())
+    assert (same.agreed, same.loose, same.identical, same.disagreements, same.environment) == (1, 1, 5, (), ())
     assert str(same).count("\n") == 0  # nothing to say
+
+
+@pytest.mark.parametrize(
+    ("value", "tolerance", "now", "outcome"),
+    [
+        (0.01, "x3", 0.03, "agreed"),
+        (0.01, "x3", 0.0033334, "agreed"),
+        (0.01, "x3", 0.0301, "differed"),
+        (0.01, "x3", 0.0033, "differed"),
+        (0.01, "x3", 0.0, "differed"),
+        (0.0002, 0.005, 0.0051, "loose"),  # 25 times as much
+        (0.0002, 0.005, 0.0053, "differed"),
+        (-0.0004, 0.005, 0.001, "loose"),
+        (0.0, 0.005, 0.004, "agreed"),  # nothing is a number that more than a little contradicts
+        (0.5, 0.1, 0.55, "agreed"),
+    ],
+)
+def test_a_number_agrees_differs_or_could_hardly_have_failed(value, tolerance, now, outcome):
+    report = compare({"00_a": result({"x": [value, tolerance]})}, {"00_a": result({"x": [now, 0.0]})}, profile="digits")
+    counts = {"agreed": report.agreed, "loose": report.loose, "differed": len(report.disagreements)}
+    assert counts == {name: int(name == outcome) for name in counts}
 
 
 def test_recording_replaces_one_notebook_and_leaves_the_others(root):
@@ -352,7 +376,7 @@ def test_command_line_exit_codes(root):
     files.write_json(recorded, files.read_json(recorded) | {"numbers": {"sum": [700.0, 0.5]}})
     code, said = command(root)
     assert code == 3
-    assert "0 of 1 recorded numbers" in said
+    assert "Of 1 recorded numbers 0 agreed, 1 differed" in said
     write(root, "00_good", "1 / 0")
     code, said = command(root)
     assert code == 1

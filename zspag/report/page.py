@@ -21,7 +21,7 @@ from zspag.process.allocator import RSS_UNIT, keep_freed_memory, peak_bytes
 from zspag.profiles import PROFILES, Profile
 from zspag.report import files, provenance
 from zspag.report.files import plain, repository_root
-from zspag.report.results import Result
+from zspag.report.results import Result, factor_of
 
 SCHEMA = 1
 _NAME = re.compile(r"\d\d_[a-z0-9_]+")
@@ -95,7 +95,7 @@ class Page:
         *,
         caption: str,
         measurements: Mapping[str, Any] | None = None,
-        numbers: Mapping[str, tuple[Any, float | None]] | None = None,
+        numbers: Mapping[str, tuple[Any, float | str | None]] | None = None,
         seed: int | None = None,
     ) -> Picture:
         """Write the numbers of a figure, draw it from that file, and return it for display.
@@ -106,7 +106,7 @@ class Page:
             data: The plotted numbers, whatever ``draw`` expects.
             caption: One or two sentences that say what is seen.
             measurements: What claims and tables read, by key.
-            numbers: Headline numbers as ``{name: (value, tolerance)}``; the reproduction report compares them.
+            numbers: Headline numbers as ``{name: (value, tolerance)}``; see ``Result``.
                 A tolerance of None marks a number that differs from run to run, such as a time.
             seed: Seed behind the numbers, if there is one.
 
@@ -125,7 +125,7 @@ class Page:
         name: str,
         measurements: Mapping[str, Any],
         *,
-        numbers: Mapping[str, tuple[Any, float | None]] | None = None,
+        numbers: Mapping[str, tuple[Any, float | str | None]] | None = None,
         seed: int | None = None,
     ) -> None:
         """Write numbers that no figure shows; arguments as in ``figure``."""
@@ -229,7 +229,7 @@ class Page:
         shown: Mapping[str, Any],
         measurements: Mapping[str, Any],
         *,
-        numbers: Mapping[str, tuple[Any, float | None]] | None,
+        numbers: Mapping[str, tuple[Any, float | str | None]] | None,
         seed: int | None,
     ) -> Path:
         if not _NAME.fullmatch(name) or name[:2] != self.name[:2]:
@@ -254,7 +254,7 @@ def _drawn(source: Path, target: Path, title: str) -> Picture:
     return Picture(target, title, round(_SCREEN_DPI * plots.inches_wide(target)))
 
 
-def _checked_numbers(numbers: Mapping[str, tuple[Any, float | None]]) -> dict[str, list[Any]]:
+def _checked_numbers(numbers: Mapping[str, tuple[Any, float | str | None]]) -> dict[str, list[Any]]:
     checked: dict[str, list[Any]] = plain(numbers, "numbers")
     for name, answer in checked.items():
         if not isinstance(answer, list) or len(answer) != 2:
@@ -262,7 +262,10 @@ def _checked_numbers(numbers: Mapping[str, tuple[Any, float | None]]) -> dict[st
         value, tolerance = answer
         if not isinstance(value, (int, float)):
             raise ValueError(f"the value of numbers.{name} must be a number, got {value!r}")
-        if tolerance is not None and (not isinstance(tolerance, (int, float)) or tolerance < 0):
+        if factor_of(tolerance) is not None:
+            if value <= 0:
+                raise ValueError(f"numbers.{name} must be above 0 to have a factor as its tolerance, got {value!r}")
+        elif tolerance is not None and (not isinstance(tolerance, (int, float)) or tolerance < 0):
             raise ValueError(f"the tolerance of numbers.{name} must be a number from 0 or None, got {tolerance!r}")
     return checked
 

@@ -22,8 +22,9 @@ class Result:
         profile: Name of the profile.
         draw: Name of a kind of panel in ``plots``; None without a figure.
         caption: One or two sentences that say what is seen.
-        numbers: Headline numbers as ``{name: (value, tolerance)}``. The reproduction report compares them; a tolerance
-            of None marks a number that differs from run to run, such as a time.
+        numbers: Headline numbers as ``{name: (value, tolerance)}``. The reproduction report compares them. A tolerance
+            is a number, or a factor such as "x3" for what spans orders of magnitude, such as a drift; None marks what
+            differs from run to run, such as a time.
         measurements: What was measured, by key.
         data: What the figure shows, such as its panels.
         provenance: What made it, from ``provenance.record``.
@@ -65,6 +66,27 @@ class Result:
         if (schema := values.pop("schema", None)) != SCHEMA:
             raise ValueError(f"{values.get('name')} has schema {schema}, not {SCHEMA}; make it again")
         return cls(**values)
+
+
+def factor_of(tolerance: Any) -> float | None:
+    """Return the factor of a tolerance such as "x3", None of any other.
+
+    Raises:
+        ValueError: If it is a text, and no factor above 1.
+
+    Example:
+        >>> factor_of("x3"), factor_of(0.1), factor_of(None)
+        (3.0, None, None)
+    """
+    if not isinstance(tolerance, str):
+        return None
+    try:
+        factor = float(tolerance.removeprefix("x")) if tolerance.startswith("x") else 0.0
+    except ValueError:
+        factor = 0.0
+    if not 1 < factor < float("inf"):
+        raise ValueError(f'a tolerance in words is a factor above 1, such as "x3", got {tolerance!r}')
+    return factor
 
 
 def read(path: str | Path) -> Result:

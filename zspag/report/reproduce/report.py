@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zspag.report import files
+from zspag.report.results import factor_of
 
 TIMES = "time_and_memory.json"
 _ENVIRONMENT = {  # parts of a record that may explain other numbers, and their names for the reader
@@ -32,11 +33,12 @@ class Disagreement:
     name: str
     recorded: float
     now: float | None
-    tolerance: float
+    tolerance: float | str  # a number, or a factor such as "x3"
 
     def __str__(self) -> str:
         now = "not computed" if self.now is None else f"now {self.now:g}"
-        return f"{self.file}: {self.name}: recorded {self.recorded:g}, {now}, tolerance {self.tolerance:g}"
+        allowed = self.tolerance if isinstance(self.tolerance, str) else f"{self.tolerance:g}"
+        return f"{self.file}: {self.name}: recorded {self.recorded:g}, {now}, tolerance {allowed}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Report:
 
     profile: str
     numbers: int  # recorded numbers that have a tolerance
-    agreed: int  # those of them that came out again within it
+    agreed: int  # those of them that came out again within it, and could have failed
+    loose: int  # those that came out again, but whose tolerance is as large as they are
     values: int  # recorded values behind the figures (leaves of ``data``)
     identical: int  # those of them that are the same to the last of six digits
     disagreements: tuple[Disagreement, ...]
@@ -56,7 +59,8 @@ class Report:
         if not self.numbers and not self.values:
             return f"There are no recorded results of profile {self.profile} to compare with (--record keeps these)."
         lines = [
-            f"{self.agreed} of {self.numbers} recorded numbers came out again within their tolerance;"
+            f"Of {self.numbers} recorded numbers {self.agreed} agreed, {len(self.disagreements)} differed, and"
+            f" {self.loose} agreed but could hardly have failed (a tolerance as large as the number);"
             f" {self.identical} of {self.values} plotted values are identical."
         ]
         lines += [f"  {item}" for item in self.disagreements]
@@ -70,7 +74,7 @@ class Report:
 
 def compare(recorded: Mapping[str, Any], fresh: Mapping[str, Any], *, profile: str) -> Report:
     """Compare the contents of results/<profile>/*.json with those of runs/<profile>/results/*.json, both by name."""
-    numbers = values = identical = 0
+    numbers = values = identical = loose = 0
     disagreements: list[Disagreement] = []
     environment: set[str] = set()
     for name, old in sorted(recorded.items()):
@@ -80,8 +84,10 @@ def compare(recorded: Mapping[str, Any], fresh: Mapping[str, Any], *, profile: s
                 continue
             numbers += 1
             now = new["numbers"].get(key, (None, None))[0]
-            if now is None or not math.isclose(now, value, rel_tol=_SLACK, abs_tol=tolerance * (1 + _SLACK)):
+            if now is None or not _agrees(now, value, tolerance):
                 disagreements.append(Disagreement(name, key, value, now, tolerance))
+            elif value and factor_of(tolerance) is None and tolerance >= abs(value):
+                loose += 1
         before, after = (dict(_leaves([one["data"], one.get("measurements", {})])) for one in (old, new))
         values += len(before)
         identical += sum(key in after and after[key] == value for key, value in before.items())
@@ -90,13 +96,20 @@ def compare(recorded: Mapping[str, Any], fresh: Mapping[str, Any], *, profile: s
     return Report(
         profile=profile,
         numbers=numbers,
-        agreed=numbers - len(disagreements),
+        agreed=numbers - len(disagreements) - loose,
+        loose=loose,
         values=values,
         identical=identical,
         disagreements=tuple(disagreements),
         unrecorded=tuple(sorted(set(fresh) - set(recorded))),
         environment=tuple(sorted(environment)),
     )
+
+
+def _agrees(now: float, value: float, tolerance: float | str) -> bool:
+    if (factor := factor_of(tolerance)) is not None:
+        return now > 0 and abs(math.log(now / value)) <= math.log(factor) * (1 + _SLACK)
+    return math.isclose(now, value, rel_tol=_SLACK, abs_tol=float(tolerance) * (1 + _SLACK))
 
 
 def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
