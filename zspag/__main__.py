@@ -30,7 +30,9 @@ REMEDIES = {
     errno.ENOTDIR: "a file stands where a folder is needed",
 }
 # What a plain installation lacks, by the name of its module: the package, and the extra that brings it.
-EXTRAS = {name: (name, "notebooks") for name in ("pandas", "scipy", "seaborn", "papermill", "nbformat", "ipykernel")}
+EXTRAS = {
+    name: (name, "notebooks") for name in ("pandas", "scipy", "seaborn", "jinja2", "papermill", "nbformat", "ipykernel")
+}
 EXTRAS |= dict.fromkeys(("sklearn", "scikit-learn"), ("scikit-learn", "notebooks"))
 EXTRAS |= dict.fromkeys(("distributed", "dask"), ("distributed", "cluster"))
 PLACES = """\

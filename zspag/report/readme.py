@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from zspag.profiles import PAPER_DATA, PAPER_NETS
-from zspag.report import audit, claims, files, results, tables
+from zspag.report import audit, claims, files, results, results_page, tables
 from zspag.report.results import Result
 
 MANY = 200  # forget images from which on unseen ones are held to a bar
@@ -342,12 +342,13 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
 
 
 def main() -> None:
-    """Accept the recorded results as they are, and rewrite the README's blocks in place."""
+    """Accept the recorded results as they are, and rewrite the README's blocks and the page of results in place."""
     root = files.repository_root()
+    path, page = root / "README.md", root / "results" / "README.md"
+    for target, text in ((page, results_page.render(root)), (path, render(path.read_text(encoding="utf-8"), root))):
+        with files.replacing(target) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     claims.accept(root / "results")
-    path = root / "README.md"
-    with files.replacing(path) as temporary:
-        temporary.write_text(render(path.read_text(encoding="utf-8"), root), encoding="utf-8")
 
 
 if __name__ == "__main__":

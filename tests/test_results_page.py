@@ -1,0 +1,72 @@
+"""The page of results leads from every recorded file to the command that made it."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests import recorded
+from zspag import __main__ as command_line
+from zspag.config import to_dict
+from zspag.profiles import PROFILES
+from zspag.report import claims, files, results, results_page
+from zspag.report.results_page import KINDS, command_of, records
+
+ROOT = Path(__file__).parents[1]
+RECORDED = [
+    path
+    for path in sorted((ROOT / "results").glob("*/*.json"))
+    if path.stem.partition("_")[0] in KINDS and path.parent.name in PROFILES
+]
+NAMED = ("dataset", "arch", "seeds", "forget_samples", "retain_samples", "test_half", "recorded_models")
+
+
+def test_the_committed_page_says_what_the_files_say():
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    assert text == results_page.render(ROOT), "the page of results is stale: run `make readme`"
+
+
+def test_every_recorded_file_is_on_it_and_every_link_leads_somewhere():
+    shown = {one.file for one in records(ROOT / "results")}
+    there = {path.relative_to(ROOT / "results").as_posix() for path in (ROOT / "results").glob("*/*.json")}
+    assert there - shown == {name for name in there if name.endswith("time_and_memory.json")}
+    assert all((ROOT / "results" / name).is_file() for name in shown)
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem[:60])
+def test_the_command_asks_for_what_the_file_holds(path, monkeypatch):
+    """What is typed is parsed as the command line parses it; class names need the data, and are compared as names."""
+    found = results.read(path)
+    words = shlex.split(command_of(path.stem.partition("_")[0], found))
+    chosen = command_line._parser().parse_args(words[1:])
+    names = found.measurements.get("class_names") or [row["class_name"] for row in found.measurements["rows"]]
+    monkeypatch.setattr("zspag.lab.runs.class_numbers", lambda _profile, asked: tuple(asked))
+    asked = command_line._profile(chosen)
+    usual = PROFILES[found.config["name"]].classes
+    assert asked.classes in (tuple(dict.fromkeys(names)), usual)
+    assert (asked.classes == usual) == (tuple(found.config["classes"]) == usual)
+    wanted, made = {"recorded_models": False} | found.config, to_dict(asked) | {"seeds": list(asked.seeds)}
+    assert [made[name] for name in NAMED if name in wanted] == [wanted[name] for name in NAMED if name in wanted]
+    assert chosen.record
+    assert getattr(chosen, "no_retrained", False) == (wanted.get("retrained") is False)
+
+
+def test_an_option_that_differs_is_named_and_one_that_does_not_is_left_out(tmp_path):
+    config = to_dict(replace(PROFILES["digits"], classes=(3, 5), seeds=(0, 1, 2), forget_samples=7))
+    recorded.write(tmp_path, "audit_x", {"rows": [], "class_names": ["3", "it's 5"]}, config=config)
+    command = command_of("audit", results.read(tmp_path / "audit_x.json"))
+    assert command == "zspag audit --profile digits --classes '3,it'\"'\"'s 5' --forget-samples 7 --record"
+
+
+def test_a_page_without_results_is_a_page(tmp_path):
+    assert "| file | command |" in results_page.render(tmp_path)
+    folder = tmp_path / "results"
+    recorded.everything(folder / "digits")
+    files.write_json(folder / "commands.json", {"schema": 1, "seconds": {}, "provenance": {"commit": "a" * 40}})
+    for path in folder.glob("digits/[as]*.json"):  # made by hand, without a whole profile
+        path.unlink()
+    page = results_page.render(tmp_path)
+    assert "| [commands.json](commands.json) | `make fresh-clone` | aaaaaaa |" in page
+    assert "`make figures PROFILE=digits`" in page
+    assert claims.table(claims.judge(folder / "digits", profile="digits")) in page

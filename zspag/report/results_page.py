@@ -1,0 +1,140 @@
+"""``results/README.md``: the verdicts, and of every recorded file what made it, which command and at which commit.
+
+From any number on a page the file is known; from here its command. The command is composed from the configuration that
+stands in the file, option by option where it differs from the profile's.
+
+Invariant: nothing is typed, and a file without a record says so.
+"""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from zspag.config import to_dict
+from zspag.profiles import PROFILES
+from zspag.report import claims, files
+from zspag.report.results import Result
+
+KINDS = {"run": "zspag run", "sweep": "zspag sweep", "audit": "zspag audit", "features": "zspag audit --features"}
+# What other programs write, and how.
+PROGRAMS = {
+    "bench/*.json": "make bench RECORD=1",
+    "external/zoo.json": "python -m benchmarks.external rows",
+    "external/choices.json": "python -m benchmarks.external choices",
+    "external/timing.json": "python -m benchmarks.external time",
+    "removal/compare.json": "python -m benchmarks.removal compare",
+    "commands.json": "make fresh-clone",
+}
+PAGE = """# Results
+
+Written by `make readme` from the files beside it. `zspag claims` prints the verdicts, after it has verified that the
+files are those that were recorded (`SHA256SUMS`).
+
+Other pages: [benchmarks](bench/README.md), [growth](bench/GROWTH.md), [other people's nets](external/README.md),
+[every part beside its absence](external/CHOICES.md), [removal](removal/README.md).
+{% for profile, table in verdicts.items() %}
+## Claims, profile `{{ profile }}`
+
+{{ table }}
+{% endfor %}
+## Every file, and what made it
+
+Options that are not named are the profile's. *Changed* says that the code was not committed as it ran.
+
+| file | command | commit | started | minutes |
+| --- | --- | --- | --- | --- |
+{% for one in records -%}
+| [{{ one.file }}]({{ one.file }}) | `{{ one.command }}` | {{ one.commit }} | {{ one.started }} | {{ one.minutes }} |
+{% endfor %}"""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the table."""
+
+    file: str
+    command: str
+    commit: str
+    started: str
+    minutes: str
+
+
+def render(root: Path) -> str:
+    """Return the page from what lies in ``root / results``."""
+    folder = root / "results"
+    verdicts = {
+        profile: claims.table(claims.judge(folder / profile, profile=profile)) for profile in claims.profiles(folder)
+    }
+    template = Environment(autoescape=False, undefined=StrictUndefined).from_string(PAGE)  # noqa: S701  markdown
+    return template.render(verdicts=verdicts, records=list(records(folder))).rstrip() + "\n"
+
+
+def records(folder: Path) -> Iterator[Record]:
+    """Say of every result file of ``folder`` what made it.
+
+    Yields:
+        Files of profiles, then of programs, each in alphabetical order. Notebooks of a profile are made by one command.
+    """
+    for path in sorted(folder.glob("*/*.json")):
+        kind = path.stem.partition("_")[0]
+        content = files.read_json(path)
+        if kind in KINDS:
+            yield _record(folder, path, command_of(kind, Result.from_dict(content)), content.get("provenance") or {})
+        elif kind.isdigit():
+            command = f"make figures PROFILE={path.parent.name}"
+            yield _record(folder, path, command, content.get("provenance") or {})
+    for pattern, command in PROGRAMS.items():
+        for path in sorted(folder.glob(pattern)):
+            yield _record(folder, path, command, files.read_json(path).get("provenance") or {})
+
+
+def _record(folder: Path, path: Path, command: str, made: Mapping[str, Any]) -> Record:
+    commit = (made.get("commit") or "")[:7] + (" (changed)" if made.get("dirty") else "")
+    minutes = f"{made['seconds'] / 60:.1f}" if "seconds" in made else ""
+    started = made.get("started", "")[:10]
+    return Record(path.relative_to(folder).as_posix(), command, commit or "in its rows", started, minutes)
+
+
+def command_of(kind: str, found: Result) -> str:
+    """Return the command that makes a result of ``zspag run``, ``sweep`` or ``audit`` anew.
+
+    Args:
+        kind: A key of ``KINDS``.
+        found: The result; the configuration in it may lack options that are younger.
+
+    Note:
+        A data set that was read from a folder outside the data root is named by its last part.
+    """
+    config, options = found.config, []
+    base = to_dict(PROFILES[config["name"]])
+    measured = found.measurements
+    names = measured.get("class_names") or [row["class_name"] for row in measured["rows"]]
+    given: dict[str, tuple[Any, str]] = {
+        "dataset": (config["dataset"], Path(config["dataset"]).name),
+        "arch": (config["arch"], config["arch"]),
+        "classes": (config["classes"], ",".join(dict.fromkeys(names))),
+        "seeds": (config["seeds"], ",".join(map(str, config["seeds"]))),
+        "forget_samples": (config.get("forget_samples"), str(config.get("forget_samples"))),
+        "retain_samples": (config.get("retain_samples"), str(config.get("retain_samples"))),
+        "test_half": (config.get("test_half"), str(config.get("test_half"))),
+    }
+    for name, (value, text) in given.items():
+        if value is not None and list_of(value) != list_of(base.get(name)):
+            options.append(f"--{name.replace('_', '-')} {shlex.quote(text)}")
+    size = (config.get("folder") or {}).get("image_size")
+    options += [f"--image-size {size}"] * (size is not None)
+    if kind == "sweep":
+        methods = [name for name in measured.get("titles", {}) if name not in ("original", "masked", "retrained")]
+        options += [f"--methods {','.join(methods)}"] * bool(methods)
+        options += ["--no-retrained"] * (config.get("retrained") is False)
+    options += ["--recorded-models"] * bool(config.get("recorded_models"))
+    return " ".join([KINDS[kind], f"--profile {config['name']}", *options, "--record"])
+
+
+def list_of(value: Any) -> Any:
+    """Return a tuple as a list, as JSON holds it; anything else as it is."""
+    return list(value) if isinstance(value, tuple) else value
