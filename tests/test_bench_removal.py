@@ -83,4 +83,4 @@ def test_only_what_loses_little_counts_as_at_most_that_much():
 def test_an_unknown_variant_is_refused_before_any_work(capsys):
     with pytest.raises(SystemExit):
         bench.main(["compare", "--variants", "defaults,other"])
-    assert "unknown other; known are defaults, confident" in capsys.readouterr().err
+    assert "unknown other; known are defaults, steps-300" in capsys.readouterr().err

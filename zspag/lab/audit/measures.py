@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from zspag.heads.head import find_head, head_inputs
 from zspag.lab import relearning
 from zspag.lab.audit.bench import GRID, Bench, other_seed
-from zspag.lab.audit.features import linear_cka, stage_features
+from zspag.lab.audit.features import linear_cka, stage_features, unmasked
 from zspag.lab.audit.head_row import row_redrawn
 from zspag.lab.audit.membership_inference import membership_inference
 from zspag.lab.audit.output_divergence import recognized_nearby, recognized_under_attack, residual, streisand, zrf
@@ -65,26 +66,38 @@ def distance_rows(bench: Bench, name: str) -> Rows:
     return rows
 
 
-def probe_rows(bench: Bench, name: str, *, last: bool = False) -> Rows:
+def probe_rows(bench: Bench, name: str) -> Rows:
     """Fit probes to training features and judge them on test images: a linear one per stage, the others at the last.
 
-    With ``last`` the other stages are left out. A row holds the recall of the forget class (known) and the mean recall
-    of the others (known_retained).
+    A row holds the recall of the forget class (known) and the mean recall of the others (known_retained).
     """
-    images, labels = bench.fitted
-    train, test, rows = stage_features(bench.networks[name], images, grid=GRID), bench.features_of(name), []
-    for depth, stage in list(enumerate(train))[-1 if last else 0 :]:
-        features, forget = (train[stage], labels, test[stage], bench.test[1]), (bench.case.forget,)
-        found = {"linear": linear_probe(*features, forget=forget, penalty=PENALTY)}
-        if depth == len(train) - 1:
-            generator = generator_for(bench.case.seed, "mlp probe")
-            found["class means"] = prototype_probe(*features, forget=forget)
-            found["mlp"] = mlp_probe(*features, forget=forget, **MLP, generator=generator)
-            found["neighbours"] = neighbour_probe(*features, forget=forget, neighbours=NEIGHBOURS)
-        for probe, recall in found.items():
-            place = {"probe": probe, "stage": stage, "depth": depth}
-            rows.append(place | {"known": recall.forget, "known_retained": recall.retain})
+    train = stage_features(bench.networks[name], bench.fitted[0], grid=GRID)
+    test, rows = bench.features_of(name), []
+    for depth, stage in enumerate(train):
+        probed = _probed(bench, train[stage], test[stage], whole=depth == len(train) - 1)
+        rows += [{"stage": stage, "depth": depth} | row for row in probed]
     return rows
+
+
+def head_probe_rows(bench: Bench, name: str) -> Rows:
+    """Probe what enters the head alone, as ``probe_rows`` does: other stages cost a matrix of patches each."""
+    model, (original, images) = unmasked(bench.networks[name]), (bench.networks["original"], bench.fitted[0])
+    head = bench.once(("original", "head"), lambda: find_head(original, images))
+    train, test = (head_inputs(model, shown, head) for shown in (images, bench.test[0]))
+    return [{"stage": head.name, "depth": 0} | row for row in _probed(bench, train, test, whole=True)]
+
+
+def _probed(bench: Bench, train: Tensor, test: Tensor, *, whole: bool) -> Rows:
+    features, forget = (train, bench.fitted[1], test, bench.test[1]), (bench.case.forget,)
+    found = {"linear": linear_probe(*features, forget=forget, penalty=PENALTY)}
+    if whole:
+        generator = generator_for(bench.case.seed, "mlp probe")
+        found["class means"] = prototype_probe(*features, forget=forget)
+        found["mlp"] = mlp_probe(*features, forget=forget, **MLP, generator=generator)
+        found["neighbours"] = neighbour_probe(*features, forget=forget, neighbours=NEIGHBOURS)
+    return [
+        {"probe": probe, "known": recall.forget, "known_retained": recall.retain} for probe, recall in found.items()
+    ]
 
 
 def likeness_rows(bench: Bench, name: str) -> Rows:
@@ -182,6 +195,6 @@ MEASURES: Measures = {
 }
 FEATURES: Measures = {  # tell whether the class is still in the features
     "distance": distance_rows,
-    "probes": partial(probe_rows, last=True),
+    "probes": head_probe_rows,
     "restored": restored_rows,
 }
