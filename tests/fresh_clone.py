@@ -1,9 +1,10 @@
 """Clone the repository into an empty folder, type the README's commands, time each.
 
 Run by hand (`make fresh-clone`): it takes most of an hour. Writes ``results/commands.json``, which the README shows.
-Set-up is timed apart, since it is mostly a download.
+Set-up is timed apart, since it is mostly a download. With an argument, the clone is made in that folder and stays.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -26,8 +27,9 @@ def main() -> None:
     """Time every command in a fresh clone of what is committed; the first that fails ends it unrecorded."""
     started, seconds = time.time(), {}
     given = {name: value for name, value in os.environ.items() if not name.startswith(("ZSPAG_", "PYTHONPATH"))}
-    with tempfile.TemporaryDirectory() as folder:
-        clone = Path(folder) / "zspag"
+    with contextlib.ExitStack() as stack:
+        kept = sys.argv[1] if len(sys.argv) > 1 else stack.enter_context(tempfile.TemporaryDirectory())
+        clone = Path(kept) / "zspag"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=clone, check=True, capture_output=True, text=True
