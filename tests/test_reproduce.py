@@ -267,6 +267,10 @@ def test_report_counts_and_names_every_disagreement():
         (0.01, "x3", 0.0301, "differed"),
         (0.01, "x3", 0.0033, "differed"),
         (0.01, "x3", 0.0, "differed"),
+        (0.01, "x3", -0.01, "differed"),
+        (0.0, "x3", 1e-9, "differed"),
+        (0.0, "x3", 0.0, "agreed"),
+        (-0.01, "x3", -0.02, "agreed"),
         (0.0002, 0.005, 0.0051, "loose"),  # 25 times as much
         (0.0002, 0.005, 0.0053, "differed"),
         (-0.0004, 0.005, 0.001, "loose"),

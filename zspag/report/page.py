@@ -262,10 +262,9 @@ def _checked_numbers(numbers: Mapping[str, tuple[Any, float | str | None]]) -> d
         value, tolerance = answer
         if not isinstance(value, (int, float)):
             raise ValueError(f"the value of numbers.{name} must be a number, got {value!r}")
-        if factor_of(tolerance) is not None:
-            if value <= 0:
-                raise ValueError(f"numbers.{name} must be above 0 to have a factor as its tolerance, got {value!r}")
-        elif tolerance is not None and (not isinstance(tolerance, (int, float)) or tolerance < 0):
+        if factor_of(tolerance) is not None or tolerance is None:
+            continue
+        if not isinstance(tolerance, (int, float)) or tolerance < 0:
             raise ValueError(f"the tolerance of numbers.{name} must be a number from 0 or None, got {tolerance!r}")
     return checked
 

@@ -108,7 +108,9 @@ def compare(recorded: Mapping[str, Any], fresh: Mapping[str, Any], *, profile: s
 
 def _agrees(now: float, value: float, tolerance: float | str) -> bool:
     if (factor := factor_of(tolerance)) is not None:
-        return now > 0 and abs(math.log(now / value)) <= math.log(factor) * (1 + _SLACK)
+        if now * value <= 0:
+            return now == value  # no factor leads from nothing to something, or over to the other sign
+        return abs(math.log(now / value)) <= math.log(factor) * (1 + _SLACK)
     return math.isclose(now, value, rel_tol=_SLACK, abs_tol=float(tolerance) * (1 + _SLACK))
 
 
