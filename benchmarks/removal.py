@@ -321,6 +321,30 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(frame[order])
 
 
+def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say, all of the way, what three parts are worth: the proxies, the adversary and the projection."""
+    whole = {(row["variant"], row["class_name"]): row for row in rows if row["share"] == max(SHARES) and row["closed"]}
+    said = {
+        "retained": "With real retained images in place of the proxies",
+        "none": "Without the adversary",
+        "projected": "Projected",
+    }
+    lines = []
+    for variant, text in said.items():
+        parts = [
+            f"{place}: {_told(whole[variant, place])}, against {_told(whole['defaults', place])}"
+            for name, place in whole
+            if name == variant and ("defaults", place) in whole
+        ]
+        lines += [f"* {text} ({'; '.join(parts)})."] * bool(parts)
+    return "\n".join(lines)
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    shares = " and ".join(f"{percent(row['closed'].get(probe))} % ({probe})" for probe in PROBES[:2])
+    return f"{row['lost']:.2f} points lost, {shares} closed"
+
+
 def cases(root: Path) -> str:
     """Return what removal and its rivals close, per recorded audit: a line per network."""
     lines = []
@@ -362,6 +386,8 @@ def table() -> Path:
         made = (found["provenance"]["commit"] or "unknown")[:7] + " (changed)" * bool(found["provenance"]["dirty"])
         seconds = {row["variant"]: row["seconds"] for row in found["rows"]}
         parts += [COMPARED.format(commit=made, seconds=seconds["defaults"], steps=STEPS), compared(found["rows"])]
+        if told := reasons(found["rows"]):
+            parts += [REASONS, told]
     parts += [CASES, cases(folder().parent)]
     with files.replacing(folder() / "README.md") as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -380,6 +406,8 @@ CIFAR-10, conv7, one original, 1,000 forget images, the first half of the test i
 points lost, then the share of the gap closed (%) by linear / nonlinear (MLP) / 15 neighbours / class means. Where the
 line names no other number, a fit has {steps} steps; it took {seconds:.0f} s on one core of two, and a whole call has
 three."""
+REASONS = """**Why is not all of it closed?** Each change alone, all of the way. What real images would do says whether
+the net has room for both, or whether the proxies are what is missing:"""
 CASES = """## Case by case
 
 From every recorded audit that looked at removal, defaults, shares chosen without retained data. `n` counts the classes

@@ -80,6 +80,19 @@ def test_only_what_loses_little_counts_as_at_most_that_much():
     assert bench.compared([ruined]).rstrip().endswith("| ruined | none |")
 
 
+def test_reasons_compare_each_change_with_the_defaults_of_the_same_class():
+    def row(variant, place, closed, share=1.0):
+        shares = {"linear": closed, "mlp": closed / 2}
+        return {"variant": variant, "class_name": place, "share": share, "lost": 0.25, "closed": shares}
+
+    rows = [row("defaults", "cat", 0.5), row("defaults", "cat", 0.1, share=0.5), row("retained", "cat", 1.2)]
+    rows += [row("retained", "horse", 0.9), row("none", "cat", 0.2) | {"lost": None, "closed": {}}]
+    assert bench.reasons(rows) == (
+        "* With real retained images in place of the proxies (cat: 0.25 points lost, 120 % (linear) and 60 % (mlp)"
+        " closed, against 0.25 points lost, 50 % (linear) and 25 % (mlp) closed)."
+    )
+
+
 def test_an_unknown_variant_is_refused_before_any_work(capsys):
     with pytest.raises(SystemExit):
         bench.main(["compare", "--variants", "defaults,other"])
