@@ -1,4 +1,4 @@
-"""How many hours the paper's sixteen pairs take, from recorded rates: ``python -m benchmarks.hours``.
+"""How many hours the paper's sixteen pairs take, from recorded rates: ``python -m benchmarks.hours [--record]``.
 
 An image of a training costs three forward passes: its own, and two of the same size for both gradients. A pair is an
 original, one retrained model per class and as many unlearnings. How fast a training is and which share of one an
@@ -8,7 +8,7 @@ Invariant: no hour is typed. The net that was measured is smaller than the paper
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,25 @@ def sentences(results: Path) -> Iterator[str]:
         )
 
 
-if __name__ == "__main__":
-    for sentence in sentences(files.repository_root() / "results"):
+def by_pair(results: Path) -> list[dict[str, Any]]:
+    """Return hours of every pair per machine: an original, and per class a retrained model and an unlearning."""
+    costs, classes = trainings(), len(PROFILES["paper"].classes)
+    return [
+        {"machine": rate.machine, "data": data, "net": net, "hours": cost / rate.operations / 3600 * each}
+        for rate in rates(results)
+        for each in [1 + classes * (1 + rate.share)]
+        for (data, net), cost in costs.items()
+    ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the sentences, and with ``--record`` write the hours of every pair to ``results/hours.json``."""
+    folder = files.repository_root() / "results"
+    for sentence in sentences(folder):
         sys.stdout.write(f"{sentence}\n")
+    if "--record" in arguments:
+        files.write_json(folder / "hours.json", files.plain({"schema": 1, "pairs": by_pair(folder)}, "hours"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -189,6 +189,16 @@ def test_a_card_that_was_measured_has_a_sentence_of_its_own(tmp_path):
     assert (cpu.machine, cpu.share) == ("a processor, 2 threads", 1 / 50)
 
 
+@pytest.mark.slow
+def test_the_recorded_hours_of_every_pair_are_those_of_the_recorded_rates():
+    recorded = files.read_json(ROOT / "results" / "hours.json")["pairs"]
+    again = files.plain(hours.by_pair(ROOT / "results"), "pairs")
+    assert recorded == again, "python -m benchmarks.hours --record writes them anew"
+    (machine,) = {one["machine"] for one in recorded}
+    whole = sum(one["hours"] for one in recorded)
+    assert f"{machine}: {whole:,.0f} hours for all pairs" in next(hours.sentences(ROOT / "results"))
+
+
 def test_hours_without_a_recorded_race_name_the_file_and_the_remedy(tmp_path):
     files.write_json(tmp_path / "bench" / "cpu.json", {"data": {"found": []}})
     with pytest.raises(ValueError, match=r"cpu\.json has no race .*make bench RECORD=1"):

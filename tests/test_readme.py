@@ -194,18 +194,6 @@ def test_an_audit_is_told_of_removal_too_where_it_looked_at_it(tmp_path):
     assert "removal (ours)" in shown
 
 
-def test_pairs_show_the_mean_of_what_was_measured_and_name_the_rest(tmp_path):
-    for folder, arch, scores in (("paper", "vit", [(0.0, 0.001), (0.01, 0.002)]), ("cpu", "alexnet", [(0.5, 0.5)])):
-        rows = [{"scores": {"unlearned": {"acc_forget": f, "over_unlearning": o}}} for f, o in scores]
-        recorded.write(tmp_path / folder, "run_one", {"rows": rows}, config={"dataset": "cifar10", "arch": arch})
-    lines = readme.pairs(tmp_path).splitlines()
-    assert lines[0] == "|  | alexnet | vgg16 | resnet18 | vit |"
-    (row,) = [line for line in lines if line.startswith("| cifar10 ")]
-    # Another profile than "paper" says nothing about the paper's pairs.
-    assert row == "| cifar10 | not yet measured | not yet measured | not yet measured | 0.5 / +0.15 (2) |"
-    assert sum(line.count("not yet measured") for line in lines) == 15
-
-
 def test_times_of_the_commands_are_those_that_were_measured(tmp_path):
     assert readme.commands(tmp_path) == readme.NOT_YET
     seconds = {"set-up": 60.0, "make figures": 432.0, "make figures, again": 54.0, "make test": 510.0}

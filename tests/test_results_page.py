@@ -70,3 +70,17 @@ def test_a_page_without_results_is_a_page(tmp_path):
     assert "| [commands.json](commands.json) | `make fresh-clone` | aaaaaaa |" in page
     assert "`make figures PROFILE=digits`" in page
     assert claims.table(claims.judge(folder / "digits", profile="digits")) in page
+
+
+def test_pairs_show_the_mean_of_what_was_measured_and_how_to_measure_the_rest(tmp_path):
+    for folder, arch, scores in (("paper", "vit", [(0.0, 0.001), (0.01, 0.002)]), ("cpu", "alexnet", [(0.5, 0.5)])):
+        rows = [{"scores": {"unlearned": {"acc_forget": f, "over_unlearning": o}}} for f, o in scores]
+        recorded.write(tmp_path / folder, "run_one", {"rows": rows}, config={"dataset": "cifar10", "arch": arch})
+    hours = [{"machine": "a processor", "data": "cifar10", "net": "vit", "hours": 1234.5}]
+    found = {one.name: one for one in results_page.pairs(tmp_path, ["a processor"], hours)}
+    assert len(found) == 16
+    assert (found["cifar10 x vit"].found, found["cifar10 x vit"].hours) == ("0.5, +0.15 (n = 2)", ("1,234",))
+    # Another profile than "paper" says nothing about the paper's pairs.
+    assert sum(one.found == "not measured" for one in found.values()) == 15
+    assert found["svhn x vgg16"].command == "zspag run --profile paper --dataset svhn --arch vgg16 --record"
+    assert found["svhn x vgg16"].hours == ("",)

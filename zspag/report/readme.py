@@ -10,14 +10,13 @@ Invariant: no number is typed; a block without its files says that it was not me
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import pandas as pd
 
-from zspag.profiles import PAPER_DATA, PAPER_NETS
 from zspag.report import audit, claims, files, results, results_page, tables
 from zspag.report.results import Result
 
@@ -157,23 +156,6 @@ def _setting(found: Result) -> str:
     source = found.measurements.get("data_source")
     data = Path(found.config["dataset"]).name + (f" ({source})" if source else "")
     return f"{data}, {Path(found.config['arch']).name}"
-
-
-def pairs(folder: Path) -> str:
-    """Return the table of the paper's sixteen pairs: what the profile "paper" measured, and what nobody has yet."""
-    scores: dict[tuple[str, str], list[Mapping[str, float]]] = {}
-    for path in sorted(folder.glob("paper/run_*.json")):
-        found = results.read(path)
-        place = (Path(found.config["dataset"]).name, found.config["arch"])
-        scores.setdefault(place, []).extend(row["scores"]["unlearned"] for row in found.measurements["rows"])
-
-    def cell(pair: tuple[str, str]) -> str:
-        if pair not in scores:
-            return "not yet measured"
-        forget, lost = (100 * fmean(score[key] for score in scores[pair]) for key in ("acc_forget", "over_unlearning"))
-        return f"{forget:.1f} / {lost:+.2f} ({len(scores[pair])})"
-
-    return _grid(["", *PAPER_NETS], [[data, *(cell((data, arch)) for arch in PAPER_NETS)] for data in PAPER_DATA])
 
 
 def recorded_sweeps(folder: Path) -> dict[tuple[str, str, str, str], Path]:
@@ -331,7 +313,6 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "main_table": _table("05_main"),
     "hindsight_table": _table("05_hindsight"),
     "runs": runs,
-    "pairs": pairs,
     "sweeps": sweeps,
     "c3": c3,
     "audits": audits,

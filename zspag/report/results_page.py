@@ -7,16 +7,18 @@ Invariant: nothing is typed, and a file without a record says so.
 """
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
 from zspag.config import to_dict
-from zspag.profiles import PROFILES
-from zspag.report import claims, files
+from zspag.profiles import PAPER_DATA, PAPER_NETS, PROFILES
+from zspag.report import claims, files, results
 from zspag.report.results import Result
 
 KINDS = {"run": "zspag run", "sweep": "zspag sweep", "audit": "zspag audit", "features": "zspag audit --features"}
@@ -28,6 +30,7 @@ PROGRAMS = {
     "external/timing.json": "python -m benchmarks.external time",
     "removal/compare.json": "python -m benchmarks.removal compare",
     "commands.json": "make fresh-clone",
+    "hours.json": "python -m benchmarks.hours --record",
 }
 PAGE = """# Results
 
@@ -40,6 +43,17 @@ Other pages: [benchmarks](bench/README.md), [growth](bench/GROWTH.md), [other pe
 ## Claims, profile `{{ profile }}`
 
 {{ table }}
+{% endfor %}
+## The paper's sixteen pairs
+
+Forget accuracy in % and points of retained accuracy below the masked original, means over classes and originals, where
+they are measured; else the command that measures them. Hours are counted from operations and a recorded rate
+(`python -m benchmarks.hours`): an original, and per class a retrained model and an unlearning.
+
+| data, net | forget %, points lost | command{% for machine in machines %} | hours, {{ machine }}{% endfor %} |
+| --- | --- | ---{% for _ in machines %} | ---{% endfor %} |
+{% for pair in pairs -%}
+| {{ pair.name }} | {{ pair.found }} | `{{ pair.command }}`{% for one in pair.hours %} | {{ one }}{% endfor %} |
 {% endfor %}
 ## Every file, and what made it
 
@@ -63,6 +77,37 @@ class Record:
     minutes: str
 
 
+@dataclass(frozen=True)
+class Pair:
+    """One of the paper's pairs of data and net."""
+
+    name: str
+    found: str
+    command: str
+    hours: tuple[str, ...]
+
+
+def pairs(folder: Path, machines: Sequence[str], hours: Sequence[Mapping[str, Any]]) -> Iterator[Pair]:
+    """Say of every pair what was measured, or how to.
+
+    Yields:
+        Pairs in the order of the paper's data sets.
+    """
+    scores: dict[tuple[str, str], list[Mapping[str, float]]] = {}
+    for path in sorted(folder.glob("paper/run_*.json")):
+        found = results.read(path)
+        place = (Path(found.config["dataset"]).name, found.config["arch"])
+        scores.setdefault(place, []).extend(row["scores"]["unlearned"] for row in found.measurements["rows"])
+    spent = {(one["machine"], one["data"], one["net"]): f"{one['hours']:,.0f}" for one in hours}
+    for place in product(PAPER_DATA, PAPER_NETS):
+        text, known = "not measured", scores.get(place)
+        if known is not None:
+            forget, lost = (100 * fmean(score[name] for score in known) for name in ("acc_forget", "over_unlearning"))
+            text = f"{forget:.1f}, {lost:+.2f} (n = {len(known)})"
+        command = f"zspag run --profile paper --dataset {place[0]} --arch {place[1]} --record"
+        yield Pair(" x ".join(place), text, command, tuple(spent.get((name, *place), "") for name in machines))
+
+
 def render(root: Path) -> str:
     """Return the page from what lies in ``root / results``."""
     folder = root / "results"
@@ -70,7 +115,10 @@ def render(root: Path) -> str:
         profile: claims.table(claims.judge(folder / profile, profile=profile)) for profile in claims.profiles(folder)
     }
     template = Environment(autoescape=False, undefined=StrictUndefined).from_string(PAGE)  # noqa: S701  markdown
-    return template.render(verdicts=verdicts, records=list(records(folder))).rstrip() + "\n"
+    hours = files.read_json(folder / "hours.json")["pairs"] if (folder / "hours.json").is_file() else []
+    machines = list(dict.fromkeys(one["machine"] for one in hours))
+    told = {"pairs": list(pairs(folder, machines, hours)), "machines": machines, "records": list(records(folder))}
+    return template.render(verdicts=verdicts, **told).rstrip() + "\n"
 
 
 def records(folder: Path) -> Iterator[Record]:
