@@ -364,7 +364,9 @@ def cases(root: Path) -> str:
                 "classes x originals": f"{own['forget'].nunique()} x {seeds}",
                 "network": audit.TITLES[method],
                 "own answer (%)": f"{100 * known[method]:.1f}",
-                "points lost": f"{own['lost'].groupby(own['forget']).first().mean():.2f}",
+                "points lost": "-"
+                if own["lost"].isna().all()
+                else f"{own.groupby('forget')['lost'].first().mean():.2f}",
                 **{probe: _share(own, probe) for probe in PROBES[:4]},
                 "original's head (%)": f"{100 * pd.Series(back).mean():.1f}",
                 "commit": (found.provenance["commit"] or "unknown")[:7],
@@ -375,7 +377,7 @@ def cases(root: Path) -> str:
 
 def _share(own: pd.DataFrame, probe: str) -> str:
     shares = pd.Series(own["share"].get(probe), dtype=float).dropna()
-    return f"{100 * shares.mean():.0f} (n={len(shares)})" if len(shares) else "no gap"
+    return f"{round(100 * shares.mean()) + 0:d} (n={len(shares)})" if len(shares) else "no gap"
 
 
 def table() -> Path:
