@@ -14,12 +14,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from zspag.config import to_dict
 from zspag.profiles import PAPER_DATA, PAPER_NETS, PROFILES
 from zspag.report import claims, files, results
 from zspag.report.results import Result
+from zspag.report.tables import markdown
 
 KINDS = {"run": "zspag run", "sweep": "zspag sweep", "audit": "zspag audit", "features": "zspag audit --features"}
 # What other programs write, and how.
@@ -106,6 +108,13 @@ def pairs(folder: Path, machines: Sequence[str], hours: Sequence[Mapping[str, An
             text = f"{forget:.1f}, {lost:+.2f} (n = {len(known)})"
         command = f"zspag run --profile paper --dataset {place[0]} --arch {place[1]} --record"
         yield Pair(" x ".join(place), text, command, tuple(spent.get((name, *place), "") for name in machines))
+
+
+def pair_table(folder: Path) -> str:
+    """Return the pairs as markdown, a line per data set and a column per net."""
+    found = {one.name: one.found for one in pairs(folder, (), ())}
+    cells = {net: [found[f"{data} x {net}"] for data in PAPER_DATA] for net in PAPER_NETS}
+    return markdown(pd.DataFrame(cells, index=pd.Index(PAPER_DATA, name="")))
 
 
 def render(root: Path) -> str:
