@@ -10,6 +10,7 @@ Invariant: no hour is typed. The net that was measured is smaller than the paper
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def rates(results: Path) -> Iterator[Rate]:
         yield Rate(told["device"], whole_training / told["found"]["seconds"]["trained"], share)
 
 
+@cache
 def trainings() -> dict[tuple[str, str], float]:
     """Return the operations of one training of every pair."""
     found = {}
@@ -102,7 +104,7 @@ def sentences(results: Path) -> Iterator[str]:
     longest = max(costs, key=lambda pair: costs[pair])
     for rate in rates(results):
         hours = {pair: cost / rate.operations / 3600 for pair, cost in costs.items()}
-        every = sum(hours.values()) * (1 + classes * (1 + rate.share))
+        every = sum(hours.values()) * trainings_of_a_pair(rate)
         chain = hours[longest] * (2 + rate.share)
         yield (
             f"{rate.machine}: {every:,.0f} hours for all pairs one after the other, {chain:,.0f} with"
@@ -114,13 +116,21 @@ def sentences(results: Path) -> Iterator[str]:
 
 def by_pair(results: Path) -> list[dict[str, Any]]:
     """Return hours of every pair per machine: an original, and per class a retrained model and an unlearning."""
-    costs, classes = trainings(), len(PROFILES["paper"].classes)
     return [
-        {"machine": rate.machine, "data": data, "net": net, "hours": cost / rate.operations / 3600 * each}
+        {
+            "machine": rate.machine,
+            "data": data,
+            "net": net,
+            "hours": cost / rate.operations / 3600 * trainings_of_a_pair(rate),
+        }
         for rate in rates(results)
-        for each in [1 + classes * (1 + rate.share)]
-        for (data, net), cost in costs.items()
+        for (data, net), cost in trainings().items()
     ]
+
+
+def trainings_of_a_pair(rate: Rate) -> float:
+    """Return how many trainings a pair takes: an original, and per class a retrained model and an unlearning."""
+    return 1 + len(PROFILES["paper"].classes) * (1 + rate.share)
 
 
 def main(arguments: Sequence[str]) -> None:

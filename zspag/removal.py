@@ -198,6 +198,16 @@ class Removal:
         )
 
 
+def anchor_weights(targets: Tensor, labels: Tensor) -> Tensor:
+    """Return what each anchor weighs: all of a class together what the pseudo-labels have of it.
+
+    Args:
+        targets: Pseudo-labels of the forget samples, shape (n, K).
+        labels: Classes of the anchors, shape (m,).
+    """
+    return (targets.mean(0) / labels.bincount(minlength=targets.shape[1]).clamp_min(1))[labels]
+
+
 def prepare_removal(
     model: nn.Module,
     forget_labels: Tensor,
@@ -243,7 +253,7 @@ def prepare_removal(
         config=replace(config.proxies, eps=proxies.eps, per_class=options.per_class),
         generator=generator_for(seed, "anchors"),
     )
-    weights = (targets.mean(0) / anchors.labels.bincount(minlength=width).clamp_min(1))[anchors.labels]
+    weights = anchor_weights(targets, anchors.labels)
     changes = recognized_changes(model, images[: len(forget_labels)], generator=generator_for(seed, "changes"))
     return Removal(
         model=model,
@@ -407,7 +417,7 @@ def fit_features(
     """
     changed = copied(model)
     parameters = dict(changed.named_parameters())
-    origin = {name: parameters[name].detach().clone() for name in names}
+    origin = {} if project is None else {name: parameters[name].detach().clone() for name in names}
     project = None if project is None else project.like(parameters)
     flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
     some = spread_evenly(torch.arange(len(material.weights)), JUDGED)

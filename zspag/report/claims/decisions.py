@@ -112,7 +112,16 @@ def interval(gap: Mapping[str, float], *, factor: float, digits: int) -> str:
 
 def counted(rows: pd.DataFrame) -> str:
     """Say of how many classes and originals rows are: what stands behind a number."""
-    classes, originals = rows["forget"].nunique(), rows["seed"].nunique()
+    return crossed(rows["forget"].nunique(), rows["seed"].nunique())
+
+
+def crossed(classes: int, originals: int) -> str:
+    """Return counts of classes and originals with their words.
+
+    Example:
+        >>> crossed(5, 1)
+        '5 classes x 1 original'
+    """
     return f"{plural(classes, 'class', 'classes')} x {plural(originals, 'original', 'originals')}"
 
 

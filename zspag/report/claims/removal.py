@@ -15,7 +15,7 @@ import pandas as pd
 
 from zspag.report.audit import gap_closed
 from zspag.report.audit.findings import Findings
-from zspag.report.claims.decisions import plural
+from zspag.report.claims.decisions import crossed
 
 REMOVAL = "remove"
 PROBES = {"linear": "linear probe", "mlp": "nonlinear probe"}  # no method trains against the second one
@@ -54,13 +54,13 @@ class Removed:
     @property
     def counted(self) -> str:
         """Say how many classes and originals were audited."""
-        return f"{plural(self.classes, 'class', 'classes')} x {plural(self.originals, 'original', 'originals')}"
+        return crossed(self.classes, self.originals)
 
     def counting(self, probe: str) -> str:
         """Say how many classes and originals stand behind the share of a probe, and how many classes do not count."""
         count = len(self.shares[probe])
         left_out = self.classes - count
-        text = f"{plural(count, 'class', 'classes')} x {plural(self.originals, 'original', 'originals')}"
+        text = crossed(count, self.originals)
         if not left_out:
             return text
         within = "no gap above 0" if math.isnan(self.spread) else "gap within the retrained networks' spread"

@@ -45,6 +45,7 @@ from zspag.report.tables import (
     markdown,
     over_classes,
     paired,
+    ranked,
     safe_rates,
     window,
 )
@@ -336,12 +337,8 @@ def _dominated(rows: pd.DataFrame, rivals: Sequence[str]) -> str:
         return SUPPORTED
     columns = tuple(name for name in ("gap", "drift") if rows[name].notna().any())
     gaps = paired(rows[rows["method"].isin([*rivals, "zs_pag"])], columns, baseline="zs_pag")
-    clear = any(_below(gap) for measures in gaps.values() for gap in measures.values())
+    clear = any(ranked(gap) == "better" for measures in gaps.values() for gap in measures.values())
     return CONTRADICTED if clear else UNDECIDED
-
-
-def _below(gap: Mapping[str, float]) -> bool:
-    return gap["classes"] >= FEWEST and gap["mean"] + gap["half"] < 0
 
 
 def _c6_cost(evidence: Evidence, limits: Limits) -> Iterator[Check]:
