@@ -233,6 +233,6 @@ METHODS: dict[str, Method] = {
     ),
     "lookahead_labels": Method("ZS-PAG, labels that look ahead", lookahead_labels, PROXIES, "ours", "high", _AHEAD),
     "bilevel_labels": Method("ZS-PAG, bilevel labels", bilevel_labels, PROXIES, "ours", "high", _BILEVEL),
-    "noise_labels": Method("ZS-PAG, labels tilted by lot", noise_labels, PROXIES, "ours", "high", ("BETA",)),
+    "noise_labels": Method("ZS-PAG, randomly tilted labels", noise_labels, PROXIES, "ours", "high", ("BETA",)),
     "distilled": Method("ZS-PAG, proxies distilled", distilled, PROXIES, "ours", "high", ("DISTILLED_WEIGHT",)),
 }
