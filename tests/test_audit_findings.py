@@ -168,36 +168,22 @@ def test_a_mean_curve_ends_where_the_first_of_its_curves_does():
 # Panels
 
 
-BARS = (audit.membership_panels, audit.distance_panels, audit.restored_panels, audit.trace_panels)
-OVER_STEPS = (audit.relearning_panels, audit.recovery_panels)
-CURVES = (*OVER_STEPS, audit.probe_panels, audit.residual_panels, audit.spread_panels)
+CURVES = (audit.relearning_panels, audit.probe_panels, audit.residual_panels)
 
 
 @pytest.fixture(scope="module", params=[(1,), (1, 4, 6), (1, 2, 4, 6, 7)], ids=len)
 def ruined(request):
-    """Classes, and what was found of them where one network was ruined."""
-    return request.param, audit.findings(made(classes=request.param, ruined=("delete",)))
+    """What was found of some classes where one network was ruined."""
+    return audit.findings(made(classes=request.param, ruined=("delete",)))
 
 
-@pytest.mark.parametrize("panels", [*BARS, *CURVES], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("panels", CURVES, ids=lambda function: function.__name__)
 def test_every_panel_shows_every_network_but_a_ruined_one_and_can_be_drawn(panels, ruined):
-    classes, found = ruined
-    drawn = panels(found, title="digits")
-    shown = ("original", "retrained", "zs_pag") if panels is audit.spread_panels else audit.TITLES
+    drawn = panels(ruined, title="digits")
     for panel in drawn:
-        assert set(panel["series"]) == {audit.TITLES[name] for name in shown if name != "delete"}
-        assert bool(panel.get("errors")) == (len(classes) >= 5 and panels in BARS)
-    kind = "bars" if panels in BARS else "curves"
-    result = {"draw": kind, "data": {"panels": drawn}, "profile": "digits", "provenance": {}}
+        assert set(panel["series"]) == {audit.TITLES[name] for name in audit.TITLES if name != "delete"}
+    result = {"draw": "curves", "data": {"panels": drawn}, "profile": "digits", "provenance": {}}
     assert len(plots.draw(result).axes) >= len(drawn)
-
-
-def test_bars_are_means_over_classes(found):
-    (panel,) = audit.restored_panels(found, title="digits")
-    means, others = ["nearest class mean", "nearest neighbours"], ["linear probe", "nonlinear probe", "original's head"]
-    assert panel["groups"] == ["its own answer", *means, *others]
-    assert panel["series"]["masked original"] == pytest.approx([0, 70, 70, 70.5, 70, 90])
-    assert panel["series"]["retrained"] == pytest.approx([0, 30, 30, 30.5, 30, 20])
 
 
 def test_curves_of_relearning_are_drawn_under_the_own_head(found):
@@ -375,8 +361,6 @@ def test_an_older_file_is_read_as_relearning_under_the_own_head_and_nothing_brea
     for frame in (found["curves"], found["arrivals"]):
         assert set(frame["head"]) == {"own"}
     assert audit.relearning_panels(found, title="x")[0]["series"]["retrained"]["y"] == [0, 0, 100]
-    (bars,) = audit.restored_panels(found, title="x")
-    assert bars["groups"] == ["its own answer", "nearest class mean", "linear probe", "original's head"]
     assert set(audit.arrival_table(found["arrivals"], audit.TITLES)["head"]) == {"own"}
     table = audit.verdict_table(found, methods=[name for name in audit.TITLES if name != "retrained"])
     assert PROBE.text in table.index

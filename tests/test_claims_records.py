@@ -146,11 +146,11 @@ def test_claim_that_held_and_falls_is_an_error_and_one_that_never_held_is_a_resu
 def test_fresh_results_that_are_no_json_or_are_not_there_are_named(root, capsys):
     code, _, err = judged(capsys, "--profile", "smoke", "--fresh")
     assert (code, err) == (1, f"zspag claims: there is no result in {root}/runs/smoke/results\n")
-    recorded.write(root / "runs" / "smoke" / "results", "05_cost")
-    cut(root / "runs" / "smoke" / "results" / "05_cost.json")
+    recorded.write(root / "runs" / "smoke" / "results", "03_capture")
+    cut(root / "runs" / "smoke" / "results" / "03_capture.json")
     code, _, err = judged(capsys, "--profile", "smoke", "--fresh")
     assert code == 1
-    assert "05_cost.json is not readable as JSON" in err
+    assert "03_capture.json is not readable as JSON" in err
 
 
 def test_nothing_recorded_at_all_is_no_success(tmp_path, monkeypatch, capsys):

@@ -52,26 +52,35 @@ def measured(key, **values):
     return lambda content: content["measurements"][key].update(values)
 
 
-def gap(rival, **values):
-    return lambda content: content["measurements"]["against"][rival]["js_retain"].update(values)
+def labels(column, mean, wobble=0.0):
+    """Give the labels that follow their influence other values: ``mean``, by ``wobble`` more or less per class."""
+
+    def spoil(content):
+        for row in content["measurements"]["rows"]:
+            if row["method"] == "process_labels":
+                row[column] = mean + wobble * (1 if row["forget"] % 2 == 0 else -1)
+
+    return spoil
 
 
 SPOILT = {
     "capture": ("C1", "contradicted", "03_capture", number("capture_of_oracle_proxies", 0.96)),
-    "selectivity of one layer": ("C1", "contradicted", "03_capture", measured("selectivity", noise=[1.3, 0.9])),
-    "no better than soft labels": ("C3", "undecided", "04_verdict", gap("soft", mean=-0.0005)),
-    "worse than random labels": ("C3", "contradicted", "04_verdict", gap("random", mean=0.002)),
-    "few classes": ("C3", "undecided", "04_verdict", gap("soft", classes=4)),
-    "half a point lost": ("C3", "contradicted", "04_verdict", measured("over_unlearning", mean=0.0061)),
-    "half a point lost, perhaps": ("C3", "undecided", "04_verdict", measured("over_unlearning", mean=0.0059)),
-    "half a point lost, perhaps not": ("C3", "undecided", "04_verdict", measured("over_unlearning", mean=0.0041)),
+    "selectivity of one layer": ("C1", "contradicted", "03_capture", measured("selectivity", noise=[1.5, 0.9])),
+    "selectivity by a hair": ("C1", "undecided", "03_capture", measured("selectivity", noise=[1.21, 0.9])),
+    "no better than soft labels": ("C3", "undecided", recorded.SWEEP, labels("js_retain", 0.012, 0.001)),
+    "worse than random labels": ("C3", "contradicted", recorded.SWEEP, labels("js_retain", 0.014)),
+    "half a point lost": ("C3", "contradicted", recorded.SWEEP, labels("over_unlearning", 0.0061, 0.0005)),
+    "half a point lost, perhaps": ("C3", "undecided", recorded.SWEEP, labels("over_unlearning", 0.0056, 0.0005)),
+    "half a point lost, perhaps not": ("C3", "undecided", recorded.SWEEP, labels("over_unlearning", 0.0048, 0.0005)),
     "bound below what it bounds": ("C4", "contradicted", "01_bound", measured("proxies", bound=[0.09, 19.0, 0.0])),
     "slack": ("C4", "contradicted", "01_bound", measured("proxies", bound=[0.1, 20.1, 0.0])),
     "first order too small": ("C4", "contradicted", "01_first_order", number("ratio", 0.6)),
-    "first order too large": ("C4", "contradicted", "01_first_order", number("ratio", 1.4)),
+    "first order too large": ("C4", "contradicted", "01_first_order", number("ratio", 1.5)),
+    "first order perhaps too large": ("C4", "undecided", "01_first_order", number("ratio", 1.2935)),
+    "first order the other way": ("C4", "contradicted", "01_first_order", number("ratio", -1.0)),
     "exposed share": ("C4", "contradicted", "01_proxy_bound", measured("T3", measured=[0.11, 0.1])),
-    "cost": ("C6", "contradicted", "05_cost", measured("seconds", proxies=0.7)),
-    "cost within the noise of times": ("C6", "undecided", "05_cost", measured("seconds", proxies=0.55)),
+    "cost": ("C6", "contradicted", recorded.SWEEP, measured("seconds", proxies=0.7)),
+    "cost within the noise of times": ("C6", "undecided", recorded.SWEEP, measured("seconds", proxies=0.55)),
 }
 
 
@@ -83,9 +92,9 @@ def test_every_claim_falls_by_each_single_number_and_no_other_claim_does(folder,
 
 
 def test_a_small_loss_of_retained_accuracy_is_none_although_its_interval_excludes_zero(folder):
-    recorded.change(folder, "04_verdict", measured("over_unlearning", mean=0.0015, half=0.0012))
+    recorded.change(folder, recorded.SWEEP, labels("over_unlearning", 0.0018, 0.0005))
     assert words(folder)["C3"] == "supported"
-    recorded.change(folder, "04_verdict", measured("over_unlearning", mean=0.0015, half=0.17))  # noise passes no test
+    recorded.change(folder, recorded.SWEEP, labels("over_unlearning", 0.0018, 0.15))  # noise passes no test
     assert words(folder)["C3"] == "undecided"
 
 
@@ -107,7 +116,7 @@ def test_titles_legends_and_captions_decide_nothing(folder):
         ),  # 30 against 3: a rung off 5
         ({"C2": "contradicted"}, {"unprojected": {0.1: (0.0, 0.0, 0.03), 3.0: (0.0, 0.0, 0.03)}}),  # as wide
         ({"C2": "contradicted"}, {"own": 0.012}),
-        ({"C1": "undecided", "C2": "undecided"}, {"classes": CASES[:4]}),  # too few to decide
+        ({"C1": "undecided", "C2": "undecided", "C3": "undecided"}, {"classes": CASES[:4]}),  # too few to decide
     ],
 )
 def test_claims_about_a_grid_fall_with_its_rows(folder, expected, options):
@@ -120,14 +129,16 @@ def test_window_of_a_single_rate_is_not_wider_than_none(folder):
 
     def narrow(content):
         kept = [row for row in content["measurements"]["rows"] if row["method"] != "zs_pag"]
-        content["measurements"]["rows"] = kept + grid("zs_pag", one, classes=CASES)
+        content["measurements"]["rows"] = kept + [
+            row | {"js_retain": 0.012} for row in grid("zs_pag", one, classes=CASES)
+        ]
 
     recorded.change(folder, recorded.SWEEP, narrow)
     wide, drift = checks(folder, "C2")
     assert (wide.word, wide.found, drift.word) == ("contradicted", "1 against 0", "supported")
 
 
-def test_dominance_and_cost_are_judged_on_the_sweep_and_without_one_on_notebook_05(folder):
+def test_dominance_and_cost_are_judged_on_the_sweep(folder):
     better = grid("head_only", {0.01: (0.0, 0.0, 0.0), 1.0: (0.0, 0.0, 0.0)}, classes=CASES)
     recorded.sweep(folder, further=[row | {"gap": 0.01} for row in better])
     assert words(folder)["C5"] == "contradicted"
@@ -140,10 +151,7 @@ def test_dominance_and_cost_are_judged_on_the_sweep_and_without_one_on_notebook_
     assert [check.file for claim in ("C5", "C6") for check in checks(folder, claim)] == [recorded.SWEEP] * 2
     assert words(folder)["C6"] == "contradicted"
     (folder / f"{recorded.SWEEP}.json").unlink()
-    assert [check.file for claim in ("C5", "C6") for check in checks(folder, claim)] == ["05_comparison", "05_cost"]
-    assert (words(folder)["C5"], words(folder)["C6"]) == ("supported", "supported")
-    recorded.change(folder, "05_comparison", lambda content: content["measurements"].update(dominated_by=["masked"]))
-    assert words(folder)["C5"] == "undecided"  # whether it is beyond an interval is not recorded there
+    assert (words(folder)["C5"], words(folder)["C6"]) == ("not measured", "not measured")
 
 
 def test_claim_c3_is_judged_on_the_half_that_confirms(folder):

@@ -12,7 +12,7 @@ import torch
 from datafiles import assert_same_set, encoded, folder_files, picture, write_folder
 
 import zspag.lab.data
-from zspag.lab.data import Dataset, Guard, Split, channel_statistics, data_root, gaussians2d, halved, load, thinned
+from zspag.lab.data import Dataset, Guard, Split, channel_statistics, data_root, halved, load, thinned
 from zspag.lab.data.sources import read_digits
 from zspag.lab.data.splits import FEWEST
 
@@ -45,25 +45,6 @@ def test_digits_are_scikit_learns_own_split_within_every_class(digits):
     assert sorted(image.tobytes() for image in every) == sorted(image.tobytes() for image in expected)
     assert digits.test.labels.bincount().tolist() == [round(0.2 * n) for n in np.bincount(bunch.target)]
     assert digits.sha256.startswith("4b6525f93fd42931")  # recorded results name it
-
-
-def test_gaussians_lie_around_the_circle_and_depend_on_the_generator_alone():
-    def draw(seed, spread=0.1):
-        generator = torch.Generator().manual_seed(seed)
-        return gaussians2d(classes=3, per_class=400, spread=spread, generator=generator)
-
-    points, labels = draw(0)
-    assert points.shape == (1200, 2)
-    assert labels.bincount().tolist() == [400, 400, 400]
-    for label, centre in enumerate([(1, 0), (-0.5, 0.75**0.5), (-0.5, -(0.75**0.5))]):
-        cloud = points[labels == label]
-        torch.testing.assert_close(cloud.mean(0), torch.tensor(centre, dtype=torch.float32), atol=0.02, rtol=0)
-        assert cloud.std(0).mean() == pytest.approx(0.1, rel=0.1)
-    assert torch.equal(draw(0)[0], points)
-    assert not torch.equal(draw(1)[0], points)
-    assert draw(0, spread=0)[0][0].tolist() == [1, 0]
-    with pytest.raises(ValueError, match="got 3, 400, -1"):
-        draw(0, spread=-1)
 
 
 def test_channel_statistics_are_those_of_the_floats():

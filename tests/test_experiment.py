@@ -4,7 +4,7 @@ import importlib
 import json
 import shutil
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +19,7 @@ from zspag.lab import cache, checkpoints, experiment
 from zspag.lab.audit.probes import logit_restored
 from zspag.lab.cluster import spread_over
 from zspag.lab.data import load
-from zspag.lab.evaluation import accuracy, score
+from zspag.lab.evaluation import accuracy
 from zspag.lab.experiment import (
     REFERENCES,
     TITLES,
@@ -688,33 +688,6 @@ def test_without_retrained_models_none_is_trained_and_what_needs_them_is_empty(c
     same = ["acc_forget", "acc_retain", "drift", "nll_retain"]
     ours, theirs = (one[one["method"] == "head_only"][same].to_numpy() for one in (frame, whole))
     assert (ours == theirs).all()
-
-
-# A look into one run
-
-
-@pytest.mark.parametrize("method", ["delete", "zs_pag_fixed"])
-def test_watched_run_is_the_run_of_the_grid_bit_for_bit(copied, method):
-    lr = getattr(PROFILE.ladders, METHODS[method].ladder)[1]
-    model, rows = experiment.watched_run(CASE, method, lr=lr)
-    ladder, _ = run_method(CASE, method, model=trained(PROFILE, 0), statistics=statistics_of(CASE))
-    (again,) = [run for run in ladder.runs if run.lr == lr]
-    assert same_weights(again.model, model)
-    assert not model._forward_pre_hooks
-    references = references_of(CASE)
-    for row, net in ((rows.iloc[0], trained(PROFILE, 0)), (rows.iloc[-1], again.model)):
-        assert row.drop("epoch").to_dict() == asdict(score(references.images.map_logits(net), references))
-    assert rows["epoch"].tolist() == list(range(len(again.history) + 1))
-    assert rows.iloc[0]["acc_forget"] > rows.iloc[-1]["acc_forget"]
-
-
-def test_method_outside_the_loop_cannot_be_watched(copied, monkeypatch):
-    def silent(case, name, *, model, statistics):
-        return run_method(case, name, model=trained(PROFILE, 0), statistics=statistics)  # a copy that nobody looks at
-
-    monkeypatch.setattr(experiment.findings, "run_method", silent)
-    with pytest.raises(ValueError, match=r"delete has \d+ epochs of which 0 were seen"):
-        experiment.watched_run(CASE, "delete", lr=0.03)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from zspag.report import notebook_heads
+from zspag.report.files import read_json
 from zspag.report.reproduce.notebooks import (
     MACHINE_PATH,
     MAX_BYTES,
@@ -20,11 +22,14 @@ from zspag.report.reproduce.notebooks import (
     literal_parameters,
     output_texts,
 )
+from zspag.report.reproduce.report import TIMES
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
-MAX_LINES = 14
-HEAD = ("Paper", "Needs", "Makes", "Time")
+MOST = {"cells": 40, "figures": 5, "lines": 14, "columns": 88, "code cells in a row": 4}
+HEAD = ("Question.", "You will build", "You need", "Time.")
+END = ("What to take with you", "Checks", "Exercises")  # the appendix has no exercises
+LEAST_SOLUTIONS = 3
 
 
 def code_cells(page):
@@ -43,17 +48,38 @@ def calls(source, method):
 
 def output_names(page):
     """Return the literal names of all figures and results of a page; None stands for a name that is computed."""
-    both = [call for cell in code_cells(page) for kind in ("figure", "result") for call in calls(cell.source, kind)]
+    both = [call for cell in code_cells(page) for kind in ("plot", "result") for call in calls(cell.source, kind)]
     first = [call.args[0] if call.args else None for call in both]
     return [node.value if isinstance(node, ast.Constant) else None for node in first]
 
 
 def title_complaints(name, page):
     first = page.cells[0]
-    if first.cell_type != "markdown" or not first.source.startswith("# "):
-        return ["the first cell is no markdown title"]
-    missing = [word for word in HEAD if not re.search(rf"^[\s*_>|-]*{word}\b", first.source, re.MULTILINE)]
-    return [f"the title cell has no line '{word}'" for word in missing]
+    if first.cell_type != "markdown" or not first.source.startswith(f"# {name[:2]} "):
+        return [f"the first cell is no markdown title '# {name[:2]} ...'"]
+    missing = [word for word in HEAD if not re.search(rf"^\*\*{re.escape(word)}", first.source, re.MULTILINE)]
+    return [f"the title cell has no line '**{word}'" for word in missing]
+
+
+def time_complaints(name, page):
+    line = notebook_heads.LINE.search(page.cells[0].source)
+    stale = line is not None and line[0] != notebook_heads.time_line(page, seconds_of(name))
+    return [f"'{line[0]}' is out of date: make readme"] if stale else []
+
+
+def seconds_of(name):
+    recorded = read_json(FOLDER.parent / "results" / "digits" / TIMES)["notebooks"]
+    return recorded.get(name, {}).get("seconds")
+
+
+def end_complaints(name, page):
+    text = "\n".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
+    appendix = name.endswith("_appendix")
+    wanted = [title for title in END if not (appendix and title == "Exercises")]
+    found = [f"it has no section '## {title}'" for title in wanted if f"\n## {title}" not in f"\n{text}"]
+    solutions = text.count("<details>")
+    few = not appendix and solutions < LEAST_SOLUTIONS
+    return found + ([f"it has {solutions} folded solutions, {LEAST_SOLUTIONS} is the least"] if few else [])
 
 
 def parameter_complaints(name, page):
@@ -61,7 +87,15 @@ def parameter_complaints(name, page):
         declared = literal_parameters(page, name)
     except ValueError as error:
         return [str(error)]
-    return [] if declared.get("profile", "absent") is None else ["the parameters cell lacks profile = None"]
+    found = [] if declared.get("profile", "absent") is None else ["the parameters cell lacks profile = None"]
+    missing = [f"the parameters cell lacks {word}" for word in ("forget", "seed") if word not in declared]
+    bare = [line for line in tagged(page, "parameters")[0].source.splitlines() if "=" in line and "#" not in line]
+    return found + missing + [f"'{line}' has no comment" for line in bare]
+
+
+def bootstrap_complaints(name, page):
+    installs = 'find_spec("zspag")' in code_cells(page)[1].source
+    return [] if installs else ["the second code cell does not install the package where it is missing"]
 
 
 def seal_complaints(name, page):
@@ -80,11 +114,20 @@ def name_complaints(name, page):
 
 
 def length_complaints(name, page):
-    found = []
+    drawn = sum(len(calls(cell.source, "plot")) for cell in code_cells(page))
+    kinds = "".join(cell.cell_type[0] for cell in page.cells)
+    counts = {"cells": len(page.cells), "figures": drawn}
+    counts["code cells in a row"] = max(map(len, re.findall("c+", kinds)), default=0)
+    found = [f"it has {count} {what}, {MOST[what]} is the most" for what, count in counts.items() if count > MOST[what]]
     for number, cell in enumerate(page.cells, 1):
-        lines = sum(map(bool, cell.source.split("\n")))
-        if cell.cell_type == "code" and lines > MAX_LINES:
-            found.append(f"cell {number} has {lines} lines of code, {MAX_LINES} is the most")
+        if cell.cell_type == "code":
+            lines = [line for line in cell.source.split("\n") if line]
+            sizes = {"lines": len(lines), "columns": max(map(len, lines), default=0)}
+            found += [
+                f"cell {number} has {size} {what} of code, {MOST[what]} is the most"
+                for what, size in sizes.items()
+                if size > MOST[what]
+            ]
     return found
 
 
@@ -97,7 +140,7 @@ def text_complaints(name, page):
 
 def caption_complaints(name, page):
     captions = [cell.cell_type == "markdown" and cell.source.startswith("*Figure") for cell in page.cells]
-    drawing = [cell.cell_type == "code" and calls(cell.source, "figure") for cell in page.cells]
+    drawing = [cell.cell_type == "code" and calls(cell.source, "plot") for cell in page.cells]
     return [
         f"the figure of cell {index + 1} has no caption '*Figure ...' beside it"
         for index in range(len(page.cells))
@@ -130,6 +173,9 @@ def size_complaints(name, page):
 
 RULES = (
     title_complaints,
+    time_complaints,
+    end_complaints,
+    bootstrap_complaints,
     parameter_complaints,
     seal_complaints,
     name_complaints,
@@ -188,18 +234,25 @@ def test_nothing_used_by_two_notebooks_lives_in_a_notebook(pages):
 
 def good_page():
     picture = new_output("display_data", data={"text/plain": "<figure 03_bars>"})
-    text = "The reasoning stands in the text between the cells, and there is more of it than there is code. " * 3
+    text = "The reasoning stands in the text between the cells, and there is more of it than there is code. " * 4
+    head = "**Question.** Which?\n**You will build** one figure.\n**You need** 02.\n**Time.** Soon."
+    parameters = "profile = None  # the one of the environment\nforget = 3  # class\nseed = 0  # which original"
+    solutions = "\n".join(["<details><summary>Solution</summary>\n\nYes.\n\n</details>"] * 3)
+    end = f"## What to take with you\nThis.\n## Checks\nNone.\n## Exercises\n{solutions}"
     cells = [
-        new_markdown_cell("# Three\n\n**Paper:** section 3.2\n- Needs: digits\n- Makes: one figure\n- Time: 3 s"),
-        new_code_cell("profile = None", metadata={"tags": ["parameters"]}, execution_count=1),
-        new_code_cell("from zspag.report.page import Page\npage = Page('03_three', profile)", execution_count=2),
+        new_markdown_cell(f"# 03 Three\n\n{head}"),
+        new_code_cell(parameters, metadata={"tags": ["parameters"]}, execution_count=1),
+        new_code_cell('find_spec("zspag")', execution_count=2),
         new_markdown_cell(text),
-        new_code_cell("page.figure('03_bars', 'bars', {}, caption='x')", execution_count=3, outputs=[picture]),
-        new_markdown_cell("*Figure 3.1. Bars.*"),
+        new_code_cell("page.plot('03_bars', bars, frame, alt='x')", execution_count=3, outputs=[picture]),
+        new_markdown_cell(f"*Figure 03.1. Bars.*\n\n{end}"),
         new_code_cell("page.result('03_sum', {})", execution_count=4),
         new_code_cell("page.seal()", metadata={"tags": ["seal"]}, execution_count=5),
     ]
-    return new_notebook(cells=cells)
+    page = new_notebook(cells=cells)
+    page.cells[0].source = notebook_heads.headed(page, None)["cells"][0]["source"]
+    page.cells[0].source = "".join(page.cells[0].source)
+    return page
 
 
 def complaints(page):
@@ -230,17 +283,44 @@ def insert(index, cell):
     return spoil
 
 
+def edit(index, old, new, count=-1):
+    def spoil(page):
+        page.cells[index].source = page.cells[index].source.replace(old, new, count)
+
+    return spoil
+
+
+def insert_many(index, number):
+    def spoil(page):
+        for _ in range(number):
+            insert(index, new_code_cell("1"))(page)
+
+    return spoil
+
+
 def show(**output):
     return change(4, outputs=[new_output(**output)])
 
 
 SPOILT = {
-    "no title": (change(0, source="Three"), "the first cell is no markdown title"),
-    "no time": (change(0, source="# Three\nPaper: 1\nNeeds: 2\nMakes: timeless things"), "has no line 'Time'"),
+    "no title": (change(0, source="# Three"), "the first cell is no markdown title '# 03 ...'"),
+    "no time": (edit(0, "**Time.**", "Time:"), r"has no line '\*\*Time\.'"),
+    "other time": (edit(0, "minutes", "hours"), "is out of date: make readme"),
+    "no checks": (edit(5, "## Checks", ""), "it has no section '## Checks'"),
+    "two solutions": (edit(5, "<details>", "<p>", 1), "it has 2 folded solutions, 3 is the least"),
+    "no bootstrap": (change(2, source="import zspag"), "does not install the package"),
+    "no seed": (edit(1, "seed", "shift"), "the parameters cell lacks seed"),
+    "no comment": (edit(1, "  # class", ""), "'forget = 3' has no comment"),
+    "six figures": (change(6, source="\n".join(f"page.plot('03_{k}')" for k in "abcde")), "it has 6 figures, 5 is"),
+    "five in a row": (insert_many(4, 4), "it has 5 code cells in a row, 4 is the most"),
+    "wide": (change(6, source="x = " + "1" * 85), "cell 7 has 89 columns of code, 88 is the most"),
     "no parameters": (change_tags(1), "has 0 cells tagged 'parameters'"),
     "two parameters": (change_tags(2, "parameters"), "has 2 cells tagged 'parameters'"),
-    "derived value": (change(1, source="profile = None\nwidth = 2 * 8"), r"must hold only name = literal lines"),
-    "other profile": (change(1, source="profile = 'digits'"), "lacks profile = None"),
+    "derived value": (
+        change(1, source="profile = None  # a\nforget = 3  # b\nseed = 2 * 8  # c"),
+        r"must hold only name = literal lines",
+    ),
+    "other profile": (edit(1, "None", "'digits'"), "lacks profile = None"),
     "no seal": (change(7, source="print(page.seal)"), "must call page.seal"),
     "untagged seal": (change_tags(7), "alone tagged 'seal'"),
     "foreign name": (change(6, source="page.result('04_sum', {})"), "output '04_sum' is not called 03_"),
@@ -248,7 +328,7 @@ SPOILT = {
     "name twice": (change(6, source="page.result('03_bars', {})"), "output '03_bars' is made twice"),
     "long cell": (change(6, source="x = 1\n\n" * 15), "cell 7 has 15 lines of code, 14 is the most"),
     "little text": (change(6, source="y = 0" + " + 1" * 60), r"\d+ words of text to \d+ of code"),
-    "no caption": (change(5, source="Figure 3.1"), "figure of cell 5 has no caption"),
+    "no caption": (edit(5, "*Figure", "Figure"), "figure of cell 5 has no caption"),
     "caption too far": (insert(5, new_code_cell("1")), "figure of cell 5 has no caption"),
     "not executed": (change(6, execution_count=None), "not executed in order"),
     "wrong order": (change(6, execution_count=9), "not executed in order"),
@@ -264,6 +344,8 @@ def test_every_rule_can_fail(fault):
     spoil, message = SPOILT[fault]
     page = good_page()
     spoil(page)
+    if fault not in ("no time", "other time", "no title"):  # or a changed text also changes how long it takes
+        page.cells[0].source = "".join(notebook_heads.headed(page, None)["cells"][0]["source"])
     found = complaints(page)
     assert len(found) == 1, found
     assert re.search(message, found[0])

@@ -1,9 +1,12 @@
 """A page writes numbers first, draws from their file, and seals only what is there."""
 
 import base64
+import inspect
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -18,19 +21,22 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Replace the drawing; the list holds the contents that the page handed over."""
-    contents = []
+FRAME = pd.DataFrame({"rate": [1, 2, 4], "lost": [0.1, float("nan"), 0.5]})
+ALT = "Points lost over the learning rate: they rise with the rate."
 
-    def save(content, path):
-        contents.append(content)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"png of " + content["name"].encode())
 
-    monkeypatch.setattr(plots, "save", save)
-    monkeypatch.setattr(plots, "inches_wide", lambda path: 7.5)
-    return contents
+def lost_over_rate(frame):
+    figure, axis = plt.subplots(figsize=(4, 3))
+    axis.plot(frame["rate"], frame["lost"], "o")
+    axis.set(xlabel="learning rate", ylabel="points lost")
+    return figure
+
+
+def written(root, name, *functions):
+    """Write a notebook that defines ``functions``, each in a cell of its own that would fail if it ran."""
+    sources = [f"raise SystemExit\n{inspect.getsource(one)}" for one in functions]
+    cells = [{"cell_type": "code", "source": source.splitlines(keepends=True)} for source in sources]
+    files.write_json(root / "notebooks" / f"{name}.ipynb", {"cells": cells})
 
 
 def test_profile_is_the_parameter_then_the_environment_then_digits(monkeypatch):
@@ -41,31 +47,6 @@ def test_profile_is_the_parameter_then_the_environment_then_digits(monkeypatch):
     assert resolve_profile("cpu").name == "cpu"
     with pytest.raises(ValueError, match=r"no profile 'large'; choose one of .*digits.*smoke"):
         resolve_profile("large")
-
-
-def test_figure_is_drawn_from_the_file_that_holds_its_numbers(root, drawn):
-    page = Page("02_proxies", "smoke", data_sha256="d" * 64)
-    shown = page.figure(
-        "02_budget", "curve", {"x": np.arange(3)}, caption="Rate.", numbers={"rate": (np.float64(0.75), 0.1)}, seed=4
-    )
-
-    saved = files.read_json(root / "runs/smoke/results/02_budget.json")
-    facts = {"schema": 2, "name": "02_budget", "profile": "smoke", "draw": "curve", "caption": "Rate."}
-    assert saved.items() >= (facts | {"numbers": {"rate": [0.75, 0.1]}, "data": {"x": [0, 1, 2]}}).items()
-    assert (saved["provenance"]["seed"], saved["provenance"]["data_sha256"]) == (4, "d" * 64)
-    assert drawn == [saved]
-    bundle, metadata = shown._repr_mimebundle_()
-    assert base64.b64decode(bundle["image/png"]) == (root / "figures/smoke/02_budget.png").read_bytes()
-    assert bundle["text/plain"] == "<figure 02_budget>"  # no path: pages are committed
-    assert metadata["image/png"]["width"] == 720
-
-
-def test_figure_that_cannot_be_drawn_is_not_sealed(root):
-    page = Page("02_proxies", "smoke")
-    with pytest.raises(ValueError, match="02_budget: there is no kind of panel 'pie'"):
-        page.figure("02_budget", "pie", {}, caption="Rate.")
-    assert not list(root.glob("figures/smoke/*"))
-    assert page.seal().startswith("02_proxies: 0 figures, 0 results")
 
 
 def test_finding_that_does_not_hold_stops_every_profile_but_a_trial(root):
@@ -97,22 +78,10 @@ def test_rows_are_kept_until_whatever_made_them_changes(root, monkeypatch):
     assert [computed_again(), computed_again()] == [True, False]
 
 
-def test_recorded_result_is_drawn_again_outside_the_profiles_own_figures(root, drawn):
-    files.write_json(root / "results/cpu/sweep_x.json", {"name": "sweep_x", "data": {"rows": [1]}})
-    page = Page("05_experiments", "smoke")
-    content, picture = page.recorded("cpu", "sweep_x")
-    assert content["data"]["rows"] == [1]
-    assert picture.path == root / "runs/smoke/recorded/sweep_x.png"
-    assert drawn == [content]
-    assert page.seal().startswith("05_experiments: 0 figures, 0 results")  # nothing that this page computed
-    with pytest.raises(FileNotFoundError, match=r"results/cpu/sweep_y.json is not recorded; `zspag sweep --record`"):
-        page.recorded("cpu", "sweep_y")
-
-
-def test_seal_names_every_output_with_its_hash(root, drawn):
+def test_seal_names_every_output_with_its_hash(root):
     page = Page("02_proxies", "smoke")
-    page.figure("02_budget", "curve", {"x": [1]}, caption="Rate.")
-    page.figure("02_budget", "curve", {"x": [1]}, caption="Rate.")  # a reader runs a cell twice
+    page.plot("02_budget", lost_over_rate, FRAME, alt=ALT)
+    page.plot("02_budget", lost_over_rate, FRAME, alt=ALT)  # a reader runs a cell twice
     page.result("02_counts", {"hits": 5})
     line = page.seal()
 
@@ -160,3 +129,56 @@ def test_numbers_come_with_a_tolerance(root, pair, message):
     with pytest.raises(ValueError, match=message):
         Page("02_proxies", "smoke").result("02_counts", {}, numbers={"rate": pair})
     assert not (root / "runs").exists()
+
+
+def test_plot_is_drawn_from_the_file_and_again_from_the_notebook_without_running_it(root):
+    page = Page("02_proxies", "smoke")
+    picture = page.plot("02_lost", lost_over_rate, FRAME, alt=ALT, numbers={"most": (np.float64(0.5), "x2")}, seed=4)
+    content = files.read_json(root / "runs/smoke/results/02_lost.json")
+    assert content["data"]["frames"] == {"frame": {"rate": [1, 2, 4], "lost": [0.1, None, 0.5]}}
+    assert (content["draw"], content["caption"]) == ("lost_over_rate", ALT)
+    assert (content["provenance"]["seed"], content["numbers"]) == (4, {"most": [0.5, "x2"]})
+    bundle, _ = picture._repr_mimebundle_()
+    assert base64.b64decode(bundle["image/png"]) == picture.path.read_bytes()
+    assert str(root) not in bundle["text/plain"]  # no path: pages are committed
+    assert (picture.title, picture.width) == (f"figure 02_lost: {ALT}", 384)
+    written(root, "02_proxies", lost_over_rate)
+    plots.save(content, root / "again.png")
+    assert (root / "again.png").read_bytes() == picture.path.read_bytes()
+    assert page.seal().startswith("02_proxies: 1 figure, 0 results")
+    written(root, "02_proxies")
+    with pytest.raises(ValueError, match=r"02_proxies.ipynb defines no function lost_over_rate"):
+        plots.save(content, root / "again.png")
+
+
+def test_plot_of_several_frames_gets_each_by_its_name(root):
+    def two(dots, borders):
+        figure, axis = plt.subplots()
+        axis.plot(dots["x"], dots["y"], "o")
+        axis.axvline(borders["at"].iloc[0])
+        axis.set(xlabel="x", ylabel="y")
+        return figure
+
+    frames = {"dots": pd.DataFrame({"x": [1, 2], "y": [1, 3]}), "borders": pd.DataFrame({"at": [1.5]})}
+    Page("02_proxies", "smoke").plot("02_two", two, frames, alt=ALT)
+    assert (root / "figures/smoke/02_two.png").is_file()
+
+
+def test_plot_needs_words_and_nothing_of_the_notebook(root):
+    page = Page("02_proxies", "smoke")
+    with pytest.raises(ValueError, match="02_lost needs an alt text of 8 words or more, got 'Loss.'"):
+        page.plot("02_lost", lost_over_rate, FRAME, alt="Loss.")
+
+    def needs_the_page(frame):
+        return [FRAME for _ in lost_over_rate(frame)]
+
+    with pytest.raises(ValueError, match="needs_the_page uses FRAME, lost_over_rate of the notebook: put it into"):
+        page.plot("02_lost", needs_the_page, FRAME, alt=ALT)
+    assert not list(root.glob("figures/smoke/*"))
+
+
+def test_plot_says_what_is_wrong_with_the_picture_and_shows_it_all_the_same(root):
+    constant = FRAME.assign(lost=0.1)
+    with pytest.warns(UserWarning, match="figure 02_lost: panel 1 shows the one y value 0.1"):
+        Page("02_proxies", "smoke").plot("02_lost", lost_over_rate, constant, alt=ALT)
+    assert (root / "figures/smoke/02_lost.png").is_file()

@@ -23,8 +23,6 @@ from zspag.report.tables import (
     paired,
     prediction_table,
     safe_rates,
-    tradeoff_panels,
-    undecided_rates,
     window,
     window_text,
 )
@@ -158,18 +156,6 @@ def test_safety_is_judged_on_the_mean_over_classes():
         grid("a", {0.1: (0.030, 0.0, 0)}, classes=(3,)) + grid("a", {0.1: (0.005, 0.0, 0)}, classes=(5,))
     )
     assert safe_rates(worse, "a") == []
-
-
-def test_a_rate_is_undecided_where_an_interval_holds_a_threshold_and_no_other_spoils_it():
-    """Of two classes, intervals reach 12.7 standard errors to each side."""
-    per_class = {
-        3: {0.01: (0.0, 0.0, 0), 0.03: (0.011, 0.0, 0), 0.1: (0.5, 0.004, 0), 0.3: (0.02, 0.0, 0)},
-        5: {0.01: (0.0, 0.001, 0), 0.03: (0.008, 0.0, 0), 0.1: (0.5, 0.007, 0), 0.3: (0.02, 0.0, 0)},
-    }
-    frame = pd.DataFrame([row for forget, points in per_class.items() for row in grid("a", points, classes=(forget,))])
-    # .01: over-unlearning of .05 points may be .7; .03: .95 % may be 3 %; .1: the class is surely there; .3: so it is
-    assert undecided_rates(frame, "a") == [0.01, 0.03]
-    assert undecided_rates(frame[frame["forget"] == 3], "a") == []  # a single class shows no spread
 
 
 def test_window_is_a_factor():
@@ -331,15 +317,6 @@ def test_cost_counts_every_rate_the_rule_tried_and_what_came_before(whole):
     assert own["retained samples counted"].to_dict() == {"zs_pag": 0, "oracle": 99}
     bare = cost_table(by_rule(whole), whole, {}, reads=reads, before={}, retraining=None)
     assert {"before (s)", "in all / retraining"}.isdisjoint(bare.columns)
-
-
-def test_tradeoff_joins_the_rates_of_a_ladder_in_order(whole):
-    close = {"xlim": [0, 5], "ylim": [80, 90]}
-    first, second = tradeoff_panels(whole, ["zs_pag"], {"zs_pag": "ZS-PAG"}, close=close)["panels"]
-    assert first["series"]["ZS-PAG"]["x"] == pytest.approx([50, 0, 0])
-    assert first["series"]["ZS-PAG"]["y"] == pytest.approx([91, 90.6, 90.6])
-    assert first["lines"] == {"masked original": pytest.approx(90)}
-    assert (second["xlim"], second["ylim"]) == ([0, 5], [80, 90])
 
 
 def test_every_table_answers_one_question(whole):

@@ -60,7 +60,7 @@ def test_every_notebook_of_the_paper_profile_runs_and_draws_every_figure(place):
         for root, name in ((place, "paper-trial"), (ROOT, "digits"))
     )
     assert drawn == expected
-    config = read_json(place / "runs" / "paper-trial" / "results" / "05_ladder.json")["provenance"]["config"]
+    config = read_json(place / "runs" / "paper-trial" / "results" / "03_capture.json")["provenance"]["config"]
     assert (config["arch"], config["dataset"], config["trial"]) == (TRIAL.arch, "cifar10", True)
 
 

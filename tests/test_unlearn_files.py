@@ -4,11 +4,13 @@ import copy
 import errno
 import hashlib
 import io
+import re
 import resource
 import signal
 import warnings
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,7 +29,8 @@ from zspag.lab import unlearn_files
 from zspag.lab.data.sources import read_digits
 from zspag.lab.models import Normalize, build, from_file
 from zspag.lab.unlearn_files import GoalNotReached, Task
-from zspag.report import files, provenance
+from zspag.report import files, provenance, unlearn_page
+from zspag.report.unlearn_page import Example
 from zspag.runtime import logits_of
 
 pytestmark = pytest.mark.usefixtures("own_data")
@@ -472,6 +475,40 @@ def test_a_folder_of_photos_becomes_weights_that_forget_them_from_the_command_li
     assert files.read_json(given.report)["report"]["reached"]
     assert files.read_json(given.report)["provenance"]["config"]["goal"] == "suppress"
     assert Image.open(io.BytesIO(given.figure.read_bytes())).width > 100
+
+
+def test_the_page_of_a_result_holds_all_that_a_ticket_needs_and_links_to_nothing(given, capsys):
+    page = given.out.with_name("page.html")
+    assert command(given, "--report", str(page)) == 0
+    assert f", {page} and " in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    report = files.read_json(given.report)
+    assert '<p class="yes">Goal reached.</p>' in text
+    assert text.count('<img alt="3 → ') == unlearn_files.EXAMPLES  # what the original answers
+    assert text.count('<img alt="3 → 3"') <= 0.2 * unlearn_files.EXAMPLES
+    assert all(f"<td>{layer['name']}</td>" in text for layer in report["report"]["layers"])
+    assert text.count("<tr>") > len(report["report"]["tried"]) + len(report["report"]["layers"])
+    assert report["provenance"]["data_sha256"] in text
+    assert re.findall(r"(?:src|href)=\"(?!data:image/png;base64,)", text) == []
+
+
+def test_a_page_that_cannot_be_or_is_not_ours_is_refused(given, method, tmp_path):
+    with pytest.raises(ValueError, match="--report must end in .html, got page.pdf"):
+        replace(given, page=Path("page.pdf"))
+    (tmp_path / "page.html").write_text("<p>precious</p>")
+    no_work(method, replace(given, page=tmp_path / "page.html"), "page.html exists and was not made by zspag unlearn")
+    no_work(method, replace(given, page=tmp_path / "no" / "page.html"), "there is no folder .*no; make it, or choose")
+
+
+def test_words_from_outside_are_escaped_on_the_page():
+    report = {"reached": False, "warnings": ["<b>loud</b>"], "tried": [], "layers": []}
+    example = Example(b"png", "<i>cat</i>", "dog & cat")
+    text = unlearn_page.page(
+        report, text="Unlearning <x>\n===\nforgotten no", figure=b"png", examples=[example], facts={"model": "<script>"}
+    )
+    assert "Goal NOT reached" in text
+    assert not re.search(r"<b>|<i>|<x>|<script>", text)
+    assert "&lt;i&gt;cat&lt;/i&gt; → dog &amp; cat" in text
 
 
 @pytest.mark.slow

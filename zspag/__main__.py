@@ -125,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(action=action)
         return one
 
+    one = command("demo", _demo, "forget a digit with a small trained net that comes with the package")
+    one.add_argument("--forget", type=int, default=3, metavar="DIGIT", help="0 to 9 (default: %(default)s)")
+    one.add_argument("--out", default="zspag-demo.png", help="picture to write (default: %(default)s)")
     reproduce.add_arguments(command("reproduce", reproduce.run, "run the notebooks and draw every figure"))
     _add_profile(command("run", _run, "train, forget and evaluate; write result files, a figure and checkpoints"))
 
@@ -189,6 +192,8 @@ def _add_unlearn(one: argparse.ArgumentParser) -> None:
         " longer and may cost retained accuracy (default: suppress)"
     )
     add("--goal", default="suppress", choices=GOALS, help=goals)
+    page = "a readable page of the result beside the report: one .html file"
+    add("--report", dest="page", type=Path, metavar="PAGE.html", help=page)
     add("--keep-open", action="store_true", help="do not close the logit rows of the forgotten classes")
     add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
 
@@ -254,6 +259,12 @@ def _print(lines: Iterable[str]) -> int:
     for line in lines:
         print(line, flush=True)
     return 0
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    from zspag.demo.command import run
+
+    return _print(run(chosen.forget, Path(chosen.out)))
 
 
 def _run(chosen: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ Invariant: the caller's model is only read; all work happens on a copy. Nothing 
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,6 +199,8 @@ def _report(
         )
     if missed:
         warned.append(f"not reached: {missed}")
+    if not ruined:
+        warned += _unchecked(samples, unseen, statistics.proxies.hits, config)
     if config.goal == "remove":
         damage = chosen.trial.drift
         if not ruined and damage is not None and damage > config.removal.damage:
@@ -232,3 +234,22 @@ def _report(
         left_open=closed.reason,
         left_out=forget.left_out,
     )
+
+
+def _unchecked(samples: int, unseen: float | None, hits: dict[int, float], config: UnlearnConfig) -> Iterator[str]:
+    """Say what nobody could look at, so that success is not taken for checked where it was not.
+
+    Yields:
+        Warnings.
+    """
+    if unseen is None:
+        yield (
+            f"none of {samples} images was held out: whether unseen images of the class are forgotten is not known;"
+            f" pass {HALVABLE} or more"
+        )
+    worst = min(hits, key=lambda label: hits[label], default=None)
+    if worst is not None and hits[worst] < config.proxies.hit_rate / 2:
+        yield (
+            f"only {100 * hits[worst]:.0f} % of the attacks arrived in class {worst}: nothing stands in for it, and its"
+            " damage is not seen; leave proxies.eps at None, which finds a radius, or raise proxies.eps_max"
+        )

@@ -1,19 +1,21 @@
 """The engineer's tool (``zspag unlearn``): a model, its weights and a folder of photos in; a model that forgot out.
 
-Beside the weights OUT stand OUT.json, the report and how it was made, and OUT.png, which draws it.
+Beside the weights OUT stand OUT.json, the report and how it was made, and OUT.png, which draws it; on demand, a page
+of the result in one HTML file.
 
 Invariant: what can be known to fail is known before the first second of work, the place for the answer included; no
-file of the reader's is replaced; either all three files are new and whole, or none is.
+file of the reader's is replaced; either all files are new and whole, or none is.
 """
 
 import hashlib
+import io
 import json
 import tempfile
 import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,14 @@ from zspag.lab.data.pictures import grey
 from zspag.lab.models import Normalize
 from zspag.lab.models.user_files import model_of
 from zspag.lab.models.weights import State, facts_from, load_into, read_state, write_state
-from zspag.report import files, provenance
-from zspag.runtime import evaluating, pick_device
+from zspag.report import files, provenance, unlearn_page
+from zspag.report.unlearn_page import Example
+from zspag.runtime import evaluating, logits_of, pick_device
 from zspag.unlearning import Unlearned, zero_shot_unlearn
 
 PROBED = 997  # classes of a trial model, to see which shapes depend on their number: no layer has that width
 SUFFIXES = (".safetensors", ".pt", ".pth")
+EXAMPLES = 12  # photos on the page
 MADE_BY = {"command": "unlearn"}  # in the record: the mark by which a file of ours is known
 
 
@@ -59,6 +63,7 @@ class Task:
     already_forgotten: tuple[int, ...] = ()  # classes that earlier requests made the weights forget
     goal: str = "suppress"  # or "remove": the class is taken out of the features too
     seed: int = 0  # seed of the method
+    page: Path | None = None  # a readable page of the result, one .html file
     keep_open: bool = False  # write what the updates alone made, without closing the rows of the forgotten classes
 
     def __post_init__(self) -> None:
@@ -68,6 +73,8 @@ class Task:
             raise ValueError(f"--limit must be at least 1, got {self.limit}")
         if self.num_classes is not None and self.num_classes < 2:
             raise ValueError(f"--num-classes must be at least 2, got {self.num_classes}")
+        if self.page is not None and self.page.suffix != ".html":
+            raise ValueError(f"--report must end in .html, got {self.page}")
         if self.goal not in GOALS:
             raise ValueError(f"--goal must be one of {', '.join(GOALS)}, got {self.goal!r}")
 
@@ -133,12 +140,14 @@ def unlearn_files(task: Task) -> Iterator[str]:
             threads=torch.get_num_threads(),
             started=started,
         )
-        _write(task, result, record)
+        shown = [] if task.page is None else _examples(model, result, images, classes)
+        _write(task, result, record, shown)
     report = result.report
     yield str(report)
     beside = dict.fromkeys(str(warning.message) for warning in warned)
     yield from (f"warning: {text}" for text in beside if text not in report.warnings)
-    yield f"wrote {task.out}, {task.report} and {task.figure}"
+    page = "" if task.page is None else f", {task.page}"
+    yield f"wrote {task.out}, {task.report}{page} and {task.figure}"
     if not report.reached:
         unseen = report.unseen_accuracy
         held = "" if unseen is None else f" and {100 * unseen:.0f} % of what was held out"
@@ -159,7 +168,12 @@ def _check_out(task: Task) -> None:
         raise ValueError(f"--out is the file of the weights, {out}: the original is not replaced, choose another name")
     if out.parent.resolve().is_relative_to(task.forget.resolve()):
         raise ValueError(f"--out lies in the folder of photos, {task.forget}, where the figure would be one of them")
-    for path in (out, task.report, task.figure):
+    beside = task.page is None or task.page.parent.resolve() == out.parent.resolve()
+    if task.page is not None and not beside and not task.page.parent.is_dir():
+        raise ValueError(
+            f"--report {task.page}: there is no folder {task.page.parent}; make it, or choose another place"
+        )
+    for path in (out, task.report, task.figure, *([] if task.page is None else [task.page])):
         if path.exists() and not _is_ours(path, task):
             raise ValueError(f"{path} exists and was not made by zspag unlearn: move it or choose another --out")
 
@@ -167,6 +181,8 @@ def _check_out(task: Task) -> None:
 def _is_ours(path: Path, task: Task) -> bool:
     # A file that carries our record, or is the one whose hash stands in a report of ours.
     try:
+        if path.suffix == ".html":
+            return unlearn_page.MARK in path.read_text(encoding="utf-8")
         if path.suffix in (".pt", ".pth"):
             written = files.read_json(task.report)
             hashed = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -258,13 +274,44 @@ def _rehearsed(out: Path, model: nn.Module) -> Generator[None, None, None]:
         raise
 
 
-def _write(task: Task, result: Unlearned, record: dict[str, Any]) -> None:
+def _examples(model: nn.Module, result: Unlearned, images: Tensor, classes: Sequence[str] | None) -> list[Example]:
+    # Forget photos, evenly over the set, with the answers of the original and of what the updates alone made.
+    from torchvision.transforms.functional import to_pil_image  # late: it takes a second
+
+    chosen = images[torch.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).round().long()]
+    weight = next(model.parameters())
+    pixels = chosen.to(weight.device, weight.dtype) / 255
+    answers = [logits_of(one, pixels).argmax(1).tolist() for one in (model, result.open_model)]
+    names = [[str(one) if classes is None else classes[one] for one in numbers] for numbers in answers]
+    pictures = []
+    for photo in chosen:
+        drawn = io.BytesIO()
+        to_pil_image(photo).save(drawn, format="PNG")
+        pictures.append(drawn.getvalue())
+    return [Example(*one) for one in zip(pictures, *names, strict=True)]
+
+
+def _page(task: Task, result: Unlearned, record: dict[str, Any], shown: Sequence[Example], figure: bytes) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+    facts = {"model": task.model, "weights": str(task.weights), "photos": str(task.forget), "goal": task.goal}
+    facts |= {"seed": str(task.seed), "pixels and labels, SHA-256": record["data_sha256"], "versions": versions}
+    facts |= {"zspag commit": record["commit"] or "not from a checkout", "device": record["device"]}
+    facts |= {"threads": str(record["threads"]), "started": record["started"]}
+    report = result.report
+    return unlearn_page.page(report.to_dict(), text=str(report), figure=figure, examples=shown, facts=facts)
+
+
+def _write(task: Task, result: Unlearned, record: dict[str, Any], shown: Sequence[Example]) -> None:
     model = result.open_model if task.keep_open else result.model
     inner = model if task.mean is None else model.get_submodule("model")  # names as in the file that was read
     out = task.out
-    # All three are written beside their places first: none is new if one fails.
-    with files.replacing(out) as weights, files.replacing(task.report) as page, files.replacing(task.figure) as png:
+    # All are written beside their places first: none is new if one fails.
+    with ExitStack() as stack:
+        weights, page, png = (stack.enter_context(files.replacing(one)) for one in (out, task.report, task.figure))
         write_state(weights, inner.state_dict(), suffix=out.suffix, metadata={provenance.KEY: json.dumps(record)})
         result.report.plot().savefig(png, metadata=provenance.png_metadata(record))
         written = {"file": out.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
         files.write_json(page, {"report": result.report.to_dict(), "weights": written, "provenance": record})
+        if task.page is not None:
+            readable = stack.enter_context(files.replacing(task.page))
+            readable.write_text(_page(task, result, record, shown, png.read_bytes()), encoding="utf-8")

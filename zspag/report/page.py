@@ -11,10 +11,11 @@ import re
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zspag import config
 from zspag.process.allocator import RSS_UNIT, keep_freed_memory, peak_bytes
@@ -23,10 +24,14 @@ from zspag.report import files, provenance
 from zspag.report.files import plain, repository_root
 from zspag.report.results import Result, factor_of
 
+if TYPE_CHECKING:
+    from zspag.report.frames import Draw, Frames
+
 SCHEMA = 1
 _NAME = re.compile(r"\d\d_[a-z0-9_]+")
 _SCREEN_DPI = 96  # CSS pixels per inch: a figure is shown at its own size, whatever resolution its file has
 _MIB = 2**20
+_SHORTEST_ALT = 8  # words
 
 
 def resolve_profile(profile: str | None) -> Profile:
@@ -87,38 +92,55 @@ class Page:
         self._started = time.time()
         self._outputs: dict[str, tuple[Path, ...]] = {}  # by result name: a cell that runs twice declares once
 
-    def figure(
+    def plot(
         self,
         name: str,
-        draw: str,
-        data: Mapping[str, Any],
+        draw: "Draw",
+        frames: "Frames",
         *,
-        caption: str,
+        alt: str,
         measurements: Mapping[str, Any] | None = None,
         numbers: Mapping[str, tuple[Any, float | str | None]] | None = None,
         seed: int | None = None,
     ) -> Picture:
-        """Write the numbers of a figure, draw it from that file, and return it for display.
+        """Write tidy frames, draw them with a function of this notebook, and return the figure for display.
 
         Args:
             name: Name of the figure; starts with the notebook's number.
-            draw: Name of a function of ``zspag.report.plots``.
-            data: The plotted numbers, whatever ``draw`` expects.
-            caption: One or two sentences that say what is seen.
+            draw: A function of this notebook that returns a matplotlib figure. It gets the frames as keyword arguments
+                (a single one as ``frame``), and uses nothing else but mpl, np, pd, plt, sns, METHOD_COLOURS and
+                label_lines, so that the recorded numbers can be drawn again without running the notebook.
+            frames: What is drawn, one observation per row; or several frames by name.
+            alt: What is seen and what it says, in one or two sentences, for those who cannot see it.
             measurements: What claims and tables read, by key.
             numbers: Headline numbers as ``{name: (value, tolerance)}``; see ``Result``.
                 A tolerance of None marks a number that differs from run to run, such as a time.
             seed: Seed behind the numbers, if there is one.
 
         Raises:
-            ValueError: If the name belongs to another notebook, or a number is not finite.
+            ValueError: If the name belongs to another notebook, there is no alt text, the function needs something of
+                the notebook, or a number is infinite.
+
+        Warns:
+            UserWarning: What is wrong with the figure, such as clipped text; a test refuses such a recorded figure.
         """
-        shown = {"draw": draw, "data": plain(data, "data"), "caption": caption}
+        from zspag.report import figure_faults, plots  # late: matplotlib takes a second
+        from zspag.report import frames as tidy
+
+        if len(alt.split()) < _SHORTEST_ALT:
+            raise ValueError(f"figure {name} needs an alt text of {_SHORTEST_ALT} words or more, got {alt!r}")
+        if foreign := tidy.foreign_names(draw):
+            raise ValueError(f"{draw.__name__} uses {', '.join(foreign)} of the notebook: put it into the frame")
+        shown = {"draw": draw.__name__, "data": {"frames": tidy.to_json(frames)}, "caption": alt}
         saved = self._save(name, shown, measurements or {}, numbers=numbers, seed=seed)
         target = self._root / "figures" / self.profile.name / f"{name}.png"
-        picture = _drawn(saved, target, f"figure {name}")
+        content = files.read_json(saved)
+        figure = plots.drawn_by(draw, content)
+        for fault in figure_faults.faults(figure):
+            warnings.warn(f"figure {name}: {fault}", stacklevel=2)
+        plots.write(figure, content, target)
         self._outputs[name] = (saved, target)
-        return picture
+        return Picture(target, f"figure {name}: {alt}", round(_SCREEN_DPI * plots.inches_wide(target)))
 
     def result(
         self,
@@ -128,7 +150,7 @@ class Page:
         numbers: Mapping[str, tuple[Any, float | str | None]] | None = None,
         seed: int | None = None,
     ) -> None:
-        """Write numbers that no figure shows; arguments as in ``figure``."""
+        """Write numbers that no figure shows; arguments as in ``plot``."""
         self._outputs[name] = (self._save(name, {}, measurements, numbers=numbers, seed=seed),)
 
     def expect(self, finding: object) -> None:
@@ -162,18 +184,6 @@ class Page:
             files.write_json(path, list(compute()))
         rows: list[dict[str, Any]] = files.read_json(path)
         return rows
-
-    def recorded(self, profile: str, name: str) -> tuple[dict[str, Any], Picture]:
-        """Return a committed result of a larger profile, and its figure, drawn from it now.
-
-        Raises:
-            FileNotFoundError: If nothing of this name is recorded.
-        """
-        source, target = self._root / "results" / profile / f"{name}.json", self._runs("recorded") / f"{name}.png"
-        if not source.is_file():
-            place = source.relative_to(self._root)
-            raise FileNotFoundError(f"{place} is not recorded; `zspag sweep --record` makes it")
-        return files.read_json(source), _drawn(source, target, f"recorded figure {name}")
 
     def seal(self) -> str:
         """Write down what this notebook made and what it cost; return one line about it.
@@ -245,13 +255,6 @@ class Page:
         )
         files.write_json(path, result.to_dict())
         return path
-
-
-def _drawn(source: Path, target: Path, title: str) -> Picture:
-    from zspag.report import plots  # late: matplotlib takes a second, and a page without figures does not need it
-
-    plots.save(files.read_json(source), target)
-    return Picture(target, title, round(_SCREEN_DPI * plots.inches_wide(target)))
 
 
 def _checked_numbers(numbers: Mapping[str, tuple[Any, float | str | None]]) -> dict[str, list[Any]]:

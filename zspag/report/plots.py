@@ -1,7 +1,8 @@
-"""Figures from files: a figure is a list of panels, each a few lists of plain numbers.
+"""Figures from files: panels of a few kinds for runs, sweeps and audits; for notebooks, functions of their own.
 
-Every result file names one kind of panel in ``draw`` and holds ``{"panels": [...], "columns": n}`` in ``data``; each
-function below draws one kind on an axis and says in its docstring what a panel holds.
+A file of the laboratory names one kind of panel in ``draw`` and holds ``{"panels": [...], "columns": n}`` in ``data``;
+each function below draws one kind on an axis and says in its docstring what a panel holds. A file of a notebook names
+the notebook's function and holds tidy frames (see ``frames``).
 
 Invariant: nothing here computes a result or imports torch, so anyone redraws every figure from the files. Series are
 told apart by colour *and* by marker or hatch, which survives a black-and-white print.
@@ -23,7 +24,8 @@ from matplotlib.lines import Line2D
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from zspag.report import files, provenance
+from zspag.report import files, frames, provenance
+from zspag.report.files import repository_root
 
 Panel = dict[str, Any]
 Look = dict[str, Any]  # keyword arguments of matplotlib
@@ -61,7 +63,7 @@ _METHODS = {
     "JiT": (5, 6),
     "MU-Mis": (5, 7),
     "random relabeling": (6, 6),
-    "ZS-PAG, labels tilted once": (6, 7),
+    "ZS-PAG, influence labels tilted once": (6, 7),
     "L2UL, adversarial": (6, 8),
     "L2UL, adversarial and importance": (6, 9),
     "AMUN, adversarial only": (6, 0),
@@ -74,18 +76,24 @@ _METHODS = {
     "error-min-max noise": (8, 9),
     "GKT": (8, 0),
     "masked original": (9, 9),
-    "ZS-PAG, influence labels": (9, 0),
+    "ZS-PAG, per-epoch influence labels": (9, 0),
     "ZS-PAG, labels for the worst class": (9, 1),
     "ZS-PAG, labels for balanced classes": (9, 2),
     "ZS-PAG, labels that look ahead": (9, 3),
     "ZS-PAG, bilevel labels": (9, 4),
-    "ZS-PAG, labels tilted by lot": (4, 6),
+    "ZS-PAG, randomly tilted labels": (4, 6),
     "ZS-PAG, proxies distilled": (8, 1),
+}
+_OLDER = {  # as older records call them
+    "ZS-PAG, labels tilted once": "ZS-PAG, influence labels tilted once",
+    "ZS-PAG, influence labels": "ZS-PAG, per-epoch influence labels",
+    "ZS-PAG, labels tilted by lot": "ZS-PAG, randomly tilted labels",
 }
 _KNOWN = {name: colour for name, (colour, _) in _METHODS.items()}
 _KNOWN |= {"proxies": 0, "unlearned": 0, "soft": 0, "noise": 1, "second_best": 1, "retain data": 2, "oracle": 2}
 _KNOWN |= dict.fromkeys(("without projection", "forget samples", "forget", "forgotten class"), 3)
 _KNOWN |= {"random": 4, "influence": 6, "before": 7, "retained classes": 7, "process": 9}
+METHOD_COLOURS = {name: _COLOURS[colour] for name, colour in _KNOWN.items()}  # what a notebook's own figures use
 
 
 def save(result: dict[str, Any], target: Path) -> None:
@@ -93,8 +101,13 @@ def save(result: dict[str, Any], target: Path) -> None:
 
     It has 128 colours: a third of the bytes, and lines, bars and letters look the same.
     """
+    write(draw(result), result, target)
+
+
+def write(figure: Figure, result: dict[str, Any], target: Path) -> None:
+    """Write a figure that has been drawn from a result file; see ``save``."""
     drawn, chunks = io.BytesIO(), PngInfo()
-    draw(result).savefig(drawn, format="png", dpi=DPI)
+    figure.savefig(drawn, format="png", dpi=DPI)
     for name, text in provenance.png_metadata(result["provenance"]).items():
         chunks.add_text(name, text)
     with Image.open(drawn) as full, files.replacing(target) as temporary:
@@ -111,12 +124,15 @@ def inches_wide(path: Path) -> float:
 def draw(result: dict[str, Any]) -> Figure:
     """Return the figure of a result file, all panels on one grid, the profile named in the footer.
 
-    A panel that names another ``kind`` is drawn as that.
+    A panel that names another ``kind`` is drawn as that. Where the file holds frames, their notebook draws them.
 
     Raises:
-        ValueError: If ``draw`` or a panel names no kind of panel.
+        ValueError: If ``draw`` or a panel names no kind of panel, or the notebook has no such function.
     """
     data = result["data"]
+    if "frames" in data:
+        (notebook,) = (repository_root() / "notebooks").glob(f"{result['name'][:2]}_*.ipynb")
+        return drawn_by(frames.from_notebook(notebook, result["draw"]), result)
     kinds = [panel.get("kind", result["draw"]) for panel in data.get("panels", ())]
     for wanted in (result["draw"], *kinds):
         if wanted not in KINDS:
@@ -143,6 +159,14 @@ def draw(result: dict[str, Any]) -> Figure:
             look: Look = {"loc": "outside upper center", "ncols": columns, "frameon": False, "fontsize": 8}
             figure.legend([_key(several) for several in handles.values()], handles.keys(), **look)
         figure.supxlabel(_footer(result), fontsize=7, color="#666666", x=0.99, ha="right")
+    return figure
+
+
+def drawn_by(draws: frames.Draw, result: dict[str, Any]) -> Figure:
+    """Return the figure that a notebook's function draws of the frames of a result file, with the same footer."""
+    figure = frames.render(draws, result["data"]["frames"])
+    figure.supxlabel(_footer(result), fontsize=7, color="#666666", x=0.99, ha="right")
+    figure.draw_without_rendering()  # texts find their places
     return figure
 
 
@@ -175,7 +199,7 @@ def _styles(panels: Sequence[Panel]) -> dict[str, tuple[int, int]]:
     known = {_KNOWN[name] for name in names if name in _KNOWN}
     every = range(len(_COLOURS))
     fresh = itertools.cycle([colour for colour in every if colour not in known] or every)
-    styles = {name: _METHODS[name] for name in names if name in _METHODS}
+    styles = {name: _METHODS[_OLDER.get(name, name)] for name in names if _OLDER.get(name, name) in _METHODS}
     for name in [name for name in names if name not in styles]:
         colour = _KNOWN[name] if name in _KNOWN else next(fresh)
         own = [(colour, (colour + shift) % len(_MARKERS)) for shift in every]
@@ -243,20 +267,6 @@ def ranked(axis: Axes, panel: Panel) -> None:
     _finish(axis, panel)
 
 
-def stacked(axis: Axes, panel: Panel) -> None:
-    """Horizontal stacked bars: ``groups`` (names), ``series`` {part: lengths}."""
-    left = np.zeros(len(panel["groups"]))
-    places = np.arange(len(panel["groups"]))[::-1]
-    for name, lengths in panel["series"].items():
-        colour, mark = panel["styles"][name]
-        look: Look = {"color": _COLOURS[colour], "hatch": _HATCHES[mark], "edgecolor": "white"}
-        axis.barh(places, lengths, 0.6, left=left, label=name, **look)
-        left = left + np.asarray(lengths)
-    axis.set_yticks(places, panel["groups"])
-    axis.grid(visible=False, axis="y")
-    _finish(axis, panel)
-
-
 def curves(axis: Axes, panel: Panel) -> None:
     """Lines with markers: ``series`` {name: {x, y, optional low and high}}; ``plain`` draws without markers."""
     for name, points in panel["series"].items():
@@ -284,61 +294,5 @@ def scatter(axis: Axes, panel: Panel) -> None:
         axis.plot([low, high], [low, high], color="#333333", linewidth=1, linestyle="--", label="y = x", zorder=1)
 
 
-def heatmaps(axis: Axes, panel: Panel) -> None:
-    """A matrix: ``values`` (rows x columns), ``rows``, ``columns``; ``annotate`` prints the numbers, ``vmax`` caps."""
-    values = np.asarray(panel["values"], dtype=float)
-    limits: Look = {"vmin": panel.get("vmin"), "vmax": panel.get("vmax"), "cbar": bool(panel.get("bar", True))}
-    texts: Look = {"annot": bool(panel.get("annotate")), "fmt": panel.get("format", ".2f")}
-    names: Look = {"xticklabels": panel["columns"], "yticklabels": panel["rows"]}
-    sns.heatmap(values, ax=axis, cmap="cividis", linewidths=0.3, annot_kws={"fontsize": 7}, **limits, **texts, **names)
-    axis.set_xlabel(panel.get("xlabel", ""))
-    axis.set_ylabel(panel.get("ylabel", ""))
-    axis.tick_params(length=0)
-
-
-def gallery(axis: Axes, panel: Panel) -> None:
-    """Small images in a grid: ``rows`` [{label, images}], ``headings`` above the columns.
-
-    An image is (H, W) or (H, W, 3), values on [0, 1], or on [-1, 1] where the row is ``signed``.
-    """
-    rows = panel["rows"]
-    for i, row in enumerate(rows):
-        cmap, least = ("RdBu_r", -1) if row.get("signed", False) else ("gray", 0)
-        for j, image in enumerate(row["images"]):
-            pixels, place = np.asarray(image, dtype=float), (j, j + 0.92, -i - 0.92, -i)
-            axis.imshow(pixels, extent=place, cmap=cmap, vmin=least, vmax=1, interpolation="nearest")
-        axis.text(-0.12, -i - 0.46, row["label"], ha="right", va="center", fontsize=8)
-    for j, heading in enumerate(panel.get("headings", ())):
-        axis.text(j + 0.46, 0.1, heading, ha="center", va="bottom", fontsize=8)
-    axis.set_xlim(-0.1, max(len(row["images"]) for row in rows))
-    axis.set_ylim(-len(rows), 0.35)
-    axis.set_aspect("equal")
-    axis.set_axis_off()
-
-
-def regions(axis: Axes, panel: Panel) -> None:
-    """Decision regions in the plane, with borders: ``x`` and ``y`` of a grid, ``classes`` (rows y, columns x).
-
-    ``points`` {name: {x, y}} lie on it, ``arrows`` {name: (dx, dy)} start at the origin.
-    """
-    shade = mpl.colors.ListedColormap(["#cfe3f3", "#f6dfc0", "#cfeadf", "#f3d4e6", "#eeeeee"])
-    x, y, classes = panel["x"], panel["y"], np.asarray(panel["classes"])
-    axis.pcolormesh(x, y, classes, cmap=shade, vmin=-0.5, vmax=4.5, shading="nearest", rasterized=True)
-    if borders := [label + 0.5 for label in range(int(classes.min()), int(classes.max()))]:
-        axis.contour(x, y, classes, borders, colors="#777777", linewidths=0.8)
-    for name, points in panel["points"].items():
-        colour, mark = panel["styles"][name]
-        look: Look = {"s": 14, "marker": _MARKERS[mark], "color": _COLOURS[colour], "linewidths": 0.4}
-        axis.scatter(points["x"], points["y"], label=name, edgecolor="white", **look)
-    for index, (name, (dx, dy)) in enumerate((panel.get("arrows") or {}).items()):
-        colour = ("#111111", "#b2182b")[index % 2]
-        arrow: Look = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.8}
-        axis.annotate("", xy=(dx, dy), xytext=(0, 0), arrowprops=arrow)
-        axis.annotate(name, xy=(dx, dy), fontsize=8, color=colour, xytext=(4, 4), textcoords="offset points")
-    axis.set_aspect("equal")
-    axis.grid(visible=False)
-    _finish(axis, panel)
-
-
-_ALL = (bars, ranked, stacked, curves, scatter, heatmaps, gallery, regions)
+_ALL = (bars, ranked, curves, scatter)
 KINDS: dict[str, Callable[[Axes, Panel], None]] = {kind.__name__: kind for kind in _ALL}

@@ -14,14 +14,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from zspag.config import to_dict
 from zspag.profiles import PAPER_DATA, PAPER_NETS, PROFILES
-from zspag.report import claims, files, results
+from zspag.report import claims, files, recorded_tables, results
 from zspag.report.results import Result
-from zspag.report.tables import markdown
 
 KINDS = {"run": "zspag run", "sweep": "zspag sweep", "audit": "zspag audit", "features": "zspag audit --features"}
 # What other programs write, and how.
@@ -30,6 +28,10 @@ PROGRAMS = {
     "external/zoo.json": "python -m benchmarks.external rows",
     "external/choices.json": "python -m benchmarks.external choices",
     "external/timing.json": "python -m benchmarks.external time",
+    "peers/peers.json": "python -m benchmarks.peers run --record",
+    "scenarios/digits.json": "python -m benchmarks.scenarios run",
+    "spread/digits.json": "python -m benchmarks.spread digits",
+    "spread/cifar10.json": "python -m benchmarks.spread cifar10",
     "removal/compare.json": "python -m benchmarks.removal compare",
     "commands.json": "make fresh-clone",
     "hours.json": "python -m benchmarks.hours --record",
@@ -39,8 +41,11 @@ PAGE = """# Results
 Written by `make readme` from the files beside it. `zspag claims` prints the verdicts, after it has verified that the
 files are those that were recorded (`SHA256SUMS`).
 
-Other pages: [benchmarks](bench/README.md), [growth](bench/GROWTH.md), [other people's nets](external/README.md),
-[every part beside its absence](external/CHOICES.md), [removal](removal/README.md).
+Other pages: [every table of runs, sweeps and audits](TABLES.md), [benchmarks](bench/README.md),
+[growth](bench/GROWTH.md), [other people's nets](external/README.md),
+[every part beside its absence](external/CHOICES.md), [removal](removal/README.md),
+[where the spread comes from](spread/README.md), [other packages](peers/README.md),
+[requests beyond one class](scenarios/README.md).
 {% for profile, table in verdicts.items() %}
 ## Claims, profile `{{ profile }}`
 
@@ -66,6 +71,44 @@ Options that are not named are the profile's. *Changed* says that the code was n
 {% for one in records -%}
 | [{{ one.file }}]({{ one.file }}) | `{{ one.command }}` | {{ one.commit }} | {{ one.started }} | {{ one.minutes }} |
 {% endfor %}"""
+
+
+TABLES = """# Tables
+
+Written by `make readme` from the files beside it; [results](README.md) says which command made each file.
+
+{{ older }}
+**Digits**, a demonstration:
+
+{{ headline }}
+## Runs
+
+One run of `zspag run` a line. *Masked* and *retrained* are the yardsticks of *retain %*, *read* counts retain samples.
+
+{{ runs }}
+## Sweeps
+
+Methods over their ladders of seven rates (`zspag sweep`), at the rate that the forget-only rule takes. The sentence
+says which forget-only methods dominate ZS-PAG. Nobody can beat the masked original on drift and safe window: drift is
+measured from it, and it has no rate to choose. Edits of the last layer alone leave every feature where it was, which
+these numbers reward; the audits below show what that is worth.
+
+{{ sweeps }}
+## Labels (claim C3)
+
+Every formula minus soft labels, paired by class and original, with its interval over classes and the share of pairs
+that are lower; lower is better. Chosen on one half of CIFAR-10's test images, confirmed on the other half with an
+original trained for it.
+
+{{ c3 }}
+## Audits: forgotten, or only silent?
+
+`zspag audit` attacks, probes and relearns the original, two controls (the masked original, and the original with one
+row of its head edited), ZS-PAG, removal (ours) and three rivals. In brackets: the mean difference to the retrained
+network of the same class and seed, with its 95 % interval over classes. *Within* means that it could be one more
+retrained network. Steps of relearning under the own head (AIN) measure mostly one row of the head.
+
+{{ audits }}"""
 
 
 @dataclass(frozen=True)
@@ -110,13 +153,6 @@ def pairs(folder: Path, machines: Sequence[str], hours: Sequence[Mapping[str, An
         yield Pair(" x ".join(place), text, command, tuple(spent.get((name, *place), "") for name in machines))
 
 
-def pair_table(folder: Path) -> str:
-    """Return the pairs as markdown, a line per data set and a column per net."""
-    found = {one.name: one.found for one in pairs(folder, (), ())}
-    cells = {net: [found[f"{data} x {net}"] for data in PAPER_DATA] for net in PAPER_NETS}
-    return markdown(pd.DataFrame(cells, index=pd.Index(PAPER_DATA, name="")))
-
-
 def render(root: Path) -> str:
     """Return the page from what lies in ``root / results``."""
     folder = root / "results"
@@ -128,6 +164,14 @@ def render(root: Path) -> str:
     machines = list(dict.fromkeys(one["machine"] for one in hours))
     told = {"pairs": list(pairs(folder, machines, hours)), "machines": machines, "records": list(records(folder))}
     return template.render(verdicts=verdicts, **told).rstrip() + "\n"
+
+
+def render_tables(root: Path) -> str:
+    """Return the page of tables from what lies in ``root / results``."""
+    parts = ("older", "headline", "runs", "sweeps", "c3", "audits")
+    template = Environment(autoescape=False, undefined=StrictUndefined).from_string(TABLES)  # noqa: S701  markdown
+    told = {name: getattr(recorded_tables, name)(root / "results") for name in parts}
+    return template.render(**told).rstrip() + "\n"
 
 
 def records(folder: Path) -> Iterator[Record]:

@@ -6,7 +6,6 @@ Invariant: the same source gives the same tensors in the same order, and ``Datas
 from zspag.lab.data.folders import labelled_folder
 from zspag.lab.data.guard import Guard
 from zspag.lab.data.loading import load
-from zspag.lab.data.sources import gaussians2d
 from zspag.lab.data.splits import Dataset, Split, channel_statistics, halved, thinned
 from zspag.report.files import data_root
 
@@ -16,7 +15,6 @@ __all__ = [
     "Split",
     "channel_statistics",
     "data_root",
-    "gaussians2d",
     "halved",
     "labelled_folder",
     "load",

@@ -10,7 +10,6 @@ the checksum that torchvision knows. A download appears whole or not at all.
 
 import gzip
 import http.client
-import math
 import pickle
 import socket
 import tempfile
@@ -21,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from zspag.lab.data.listing import find_archive, unpack
 from zspag.lab.data.splits import Dataset, Split
@@ -50,23 +48,6 @@ def read_digits() -> Dataset:
         in_test[members[order[: round(DIGITS_TEST_SHARE * len(members))]]] = True
     train, test, classes = everything.select(~in_test), everything.select(in_test), tuple(map(str, range(10)))
     return Dataset("digits", classes, train, test, augment_hint="shift", data_source="scikit-learn's own copy")
-
-
-def gaussians2d(*, classes: int, per_class: int, spread: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw points (classes * per_class, 2) around centres on the unit circle, with their labels, class by class.
-
-    ``spread`` is the standard deviation of each class, in units of the circle's radius.
-
-    Raises:
-        ValueError: If a count is below 1 or the spread negative.
-    """
-    if classes < 1 or per_class < 1 or spread < 0:
-        given = f"{classes}, {per_class}, {spread}"
-        raise ValueError(f"classes and per_class must be at least 1 and spread not negative, got {given}")
-    labels = torch.arange(classes).repeat_interleave(per_class)
-    angles = labels * (2 * math.pi / classes)
-    centres = torch.stack([angles.cos(), angles.sin()], dim=1)
-    return centres + spread * torch.randn(len(labels), 2, generator=generator), labels
 
 
 def _read_idx(root: Path, loader: Any) -> Content:

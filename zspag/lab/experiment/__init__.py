@@ -26,7 +26,6 @@ from zspag.lab.experiment.findings import (
     retraining_noise,
     stage_seconds,
     subspace_table,
-    watched_run,
 )
 from zspag.lab.experiment.grid import (
     READS,
@@ -81,6 +80,5 @@ __all__ = [
     "trained_on",
     "training_key",
     "untrained",
-    "watched_run",
     "whole_ladder",
 ]

@@ -3,23 +3,19 @@
 Invariant: looking changes nothing; a run that was watched ends in the grid's own model.
 """
 
-import copy
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import nn
 
 from zspag.lab import cache
-from zspag.lab.evaluation import agreement, captured, mean_js, score, selectivity
+from zspag.lab.evaluation import agreement, captured, mean_js, selectivity
 from zspag.lab.experiment.cases import Case, cases_of, forget_set, guard_of, references_of, trained, training_key
-from zspag.lab.experiment.grid import kept_rows, run_method
+from zspag.lab.experiment.grid import kept_rows
 from zspag.lab.experiment.statistics import statistics_of
 from zspag.lab.methods import forget_subspace, noise_subspace, retain_subspace
-from zspag.profiles import Ladders, Profile
+from zspag.profiles import Profile
 from zspag.report import provenance
 from zspag.runtime import generator_for
 from zspag.subspaces import combine, pooled, random_like, second_moments
@@ -120,48 +116,3 @@ def retraining_noise(profile: Profile) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
-
-
-def watched_run(case: Case, name: str, *, lr: float) -> tuple[nn.Module, pd.DataFrame]:
-    """Run a method of the grid again at one rate, and judge it after every epoch.
-
-    Looking changes nothing: the model is the grid's, bit for bit.
-
-    Args:
-        case: Class and seed.
-        name: A method that updates by ``unlearning.projected_sgd``.
-        lr: The rate.
-
-    Returns:
-        The unlearned model, and one row per epoch from 0 (the original): epoch and the fields of ``Scores``.
-
-    Raises:
-        ValueError: If the method does not go through the loop, so that its epochs could not be seen.
-    """
-    references, net = references_of(case), trained(case.profile, case.seed)
-    rows: list[dict[str, float]] = []
-    fitting = False
-
-    def look(current: nn.Module) -> None:
-        net.load_state_dict(current.state_dict())  # without hooks, and laid as every net that is judged
-        rows.append({"epoch": len(rows)} | asdict(score(references.images.map_logits(net), references)))
-
-    def before_forward(current: nn.Module, _inputs: Any) -> None:
-        # The loop fits with gradients and then judges the forget samples without: the first forward pass without
-        # gradients after one with them is the end of an epoch.
-        nonlocal fitting
-        if torch.is_grad_enabled():
-            fitting = True
-        elif fitting:
-            fitting = False  # first, for looking passes forward too
-            look(current)
-
-    look(net)
-    watched = copy.deepcopy(net)
-    watched.register_forward_pre_hook(before_forward)
-    alone = replace(case, profile=replace(case.profile, ladders=Ladders(low=(lr,), middle=(lr,), high=(lr,))))
-    ladder, _ = run_method(alone, name, model=watched, statistics=statistics_of(case))
-    if len(rows) != len(ladder.kept.history) + 1:
-        raise ValueError(f"{name} has {len(ladder.kept.history)} epochs of which {len(rows) - 1} were seen")
-    net.load_state_dict(ladder.kept.model.state_dict())
-    return net, pd.DataFrame(rows)

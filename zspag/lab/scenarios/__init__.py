@@ -9,7 +9,6 @@ Invariant: the method is handed the named samples and their labels, and nothing 
 
 from zspag.lab.scenarios.kinds import across_classes, at_once, in_a_row, order_of, part_of_class, table
 from zspag.lab.scenarios.outcome import Request, compared, drawn, handed, judged, of_classes, retrained, unlearned
-from zspag.report.scenarios import part_panels, row_panels, said, summary, together_panels
 
 __all__ = [
     "Request",
@@ -23,12 +22,7 @@ __all__ = [
     "of_classes",
     "order_of",
     "part_of_class",
-    "part_panels",
     "retrained",
-    "row_panels",
-    "said",
-    "summary",
     "table",
-    "together_panels",
     "unlearned",
 ]

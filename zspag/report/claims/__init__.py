@@ -8,7 +8,16 @@ Invariant: nothing here sees a model, and nothing is chosen by looking at the ro
 
 from zspag.report.claims.dominance import COMPARED, comparison, comparison_table, dominated, verdict
 from zspag.report.claims.evidence import cut_down, sweeps
-from zspag.report.claims.labels import BEST_LABELS, C3_FILES, C3_MEASURES, FROZEN, RIVALS, label_table, label_verdict
+from zspag.report.claims.labels import (
+    BEST_LABELS,
+    C3_FILES,
+    C3_MEASURES,
+    FROZEN,
+    LABELS,
+    RIVALS,
+    label_table,
+    label_verdict,
+)
 from zspag.report.claims.records import accept, audit, profiles
 from zspag.report.claims.verdicts import Check, Verdict, judge, lines, table
 from zspag.report.tables import improves, paired, ranked
@@ -19,6 +28,7 @@ __all__ = [
     "C3_MEASURES",
     "COMPARED",
     "FROZEN",
+    "LABELS",
     "RIVALS",
     "Check",
     "Verdict",

@@ -33,6 +33,7 @@ C3_FILES = {  # the results, by the half of the test set that judged: three clas
     "first": f"{_NET}_airplane-cat-horse_first-half",
     "second": f"{_NET}_airplane-automobile-bird-cat-deer-dog-frog-horse-ship-truck_second-half",
 }
+LABELS = "process_labels"  # the paper's, which claim C3 is about where a whole sweep was run
 RIVALS = ("random_labels", "second_best_labels", "zs_pag")  # labels that claim C3 says are improved on
 # CHOICE, both by the first half alone: of the labels that follow their influence those with the least drift, and of all
 # that was tried what has the least drift and the best likelihood. The latter leaves the labels soft.

@@ -28,8 +28,6 @@ from zspag.report.tables.curves import (
     curve,
     ladder_panels,
     safe_rates,
-    tradeoff_panels,
-    undecided_rates,
     window,
     window_text,
 )
@@ -57,8 +55,6 @@ __all__ = [
     "preparation",
     "ranked",
     "safe_rates",
-    "tradeoff_panels",
-    "undecided_rates",
     "window",
     "window_text",
 ]

@@ -43,23 +43,6 @@ def safe_rates(frame: pd.DataFrame, method: str) -> list[float]:
     return best
 
 
-def undecided_rates(frame: pd.DataFrame, method: str) -> list[float]:
-    """Return the rates whose 95 % intervals over classes leave open whether they are safe.
-
-    Another processor rounds sums differently, so nets trained there differ: near a threshold either answer may come
-    out.
-    """
-    ends = {name: curve(frame, method, name) for name in ("acc_forget", "over_unlearning")}
-    forget, retain = ends["acc_forget"], ends["over_unlearning"]
-    undecided = []
-    for index, lr in enumerate(forget["x"]):
-        clear = forget["high"][index] <= SAFE_FORGET and retain["high"][index] <= SAFE_RETAIN
-        spoilt = forget["low"][index] > SAFE_FORGET or retain["low"][index] > SAFE_RETAIN
-        if not (clear or spoilt):
-            undecided.append(lr)
-    return undecided
-
-
 def window(rates: Sequence[float]) -> float:
     """Return the width of a safe window as its largest rate over its smallest: 1 for a single rate, 0 for none."""
     return rates[-1] / rates[0] if rates else 0.0
@@ -98,28 +81,3 @@ def ladder_panels(frame: pd.DataFrame, methods: Sequence[str], titles: Mapping[s
         shared = {"series": series, "xlabel": "learning rate", "ylabel": label, "xlog": True, "lines": lines}
         panels.append(shared | extra)
     return {"panels": panels, "columns": 3, "size": [4.3, 3.9]}
-
-
-def tradeoff_panels(frame: pd.DataFrame, methods: Sequence[str], titles: Mapping[str, str], *, close: Panel) -> Panel:
-    """Return two panels for ``plots.curves``: retained over forget accuracy along each method's ladder.
-
-    Args:
-        frame: The whole grid; a point is the mean over classes at one rate, neighbouring rates are joined.
-        methods: Which methods, one curve each.
-        titles: Readable names of the methods.
-        close: ``xlim`` and ``ylim`` of the second panel, in %.
-    """
-    series: Panel = {}
-    for method in methods:
-        x, y = (curve(frame, method, column)["y"] for column in ("acc_forget", "acc_retain"))
-        series[titles[method]] = {"x": [100 * value for value in x], "y": [100 * value for value in y]}
-    level = 100 * over_classes(frame[frame["method"] == "masked"], "acc_retain")["masked"]["mean"]
-    shared: Panel = {
-        "series": series,
-        "lines": {"masked original": level},
-        "xlabel": "forget accuracy on test images (%)",
-        "ylabel": "retained accuracy (%)",
-    }
-    whole = {"title": "the whole ladder", "xlim": [-3, 103], "ylim": [0, 103]}
-    panels = [shared | whole, shared | {"title": "the corner that matters"} | close]
-    return {"panels": panels, "columns": 2, "size": [5.2, 4.2]}

@@ -1,11 +1,11 @@
-"""What came of requests, as figures and as words: refusals have no bar, warnings are repeated, means are over seeds."""
+"""What came of requests in words: refusals have no number, warnings are repeated, means are over seeds."""
 
 import math
 
 import pandas as pd
-import pytest
 
-from zspag.report import plots, scenarios
+from benchmarks import scenarios
+from zspag.report import files
 
 NOTHING = {"acc_retain": math.nan, "refused": "", "warned": []}
 PARTS = ("acc_forget_train", "acc_rest", "acc_forget")
@@ -34,48 +34,6 @@ def made():
     return pd.DataFrame(rows)
 
 
-def test_classes_at_once_are_means_over_seeds_in_percent():
-    forget, lost, gap = scenarios.together_panels(made())
-    assert forget["groups"] == ["2 classes"]
-    assert forget["series"] == {"original": [90], "retrained": [0], "ZS-PAG": [1]}
-    assert lost["series"]["ZS-PAG"] == pytest.approx([1])
-    assert gap["series"]["retrained"] == [0]
-
-
-def test_a_row_ends_where_it_was_refused():
-    back, lost, drift = scenarios.row_panels(made())
-    for panel in (back, lost, drift):
-        steps = {name: curve["x"] for name, curve in panel["series"].items()}
-        assert steps == {"told what is gone": [1, 2], "not told": [1, 2]}
-    assert back["series"]["not told"]["y"] == pytest.approx([10, 20])
-    assert drift["series"]["told what is gone"]["y"] == pytest.approx([0.001, 0.002])
-
-
-def test_a_ruined_model_has_no_point_of_drift():
-    rows = made()
-    rows["drift"] = rows["drift"].astype(object).where(~((rows["kind"] == "in a row") & (rows["step"] == 2)), None)
-    back, _, drift = scenarios.row_panels(rows)
-    assert drift["series"]["told what is gone"]["x"] == [1]
-    assert back["series"]["told what is gone"]["x"] == [1, 2]
-
-
-def test_what_was_refused_has_no_bar():
-    half, across = scenarios.part_panels(made())
-    assert half["series"]["ZS-PAG"] == pytest.approx([5, 5, 5])
-    assert half["series"]["retrained"] == pytest.approx([80, 80, 80])
-    assert across["series"]["ZS-PAG"] == [0, 0, 0]
-    assert across["series"]["original"] == pytest.approx([90, 90, 90])
-
-
-@pytest.mark.parametrize(
-    ("panels", "kind"),
-    [(scenarios.together_panels, "bars"), (scenarios.row_panels, "curves"), (scenarios.part_panels, "bars")],
-)
-def test_the_panels_can_be_drawn(panels, kind):
-    result = {"draw": kind, "data": {"panels": panels(made())}, "profile": "digits", "provenance": {}}
-    assert plots.draw(result).axes
-
-
 def test_the_method_s_own_words_are_repeated_once():
     assert sorted(scenarios.said(made())) == [
         "across classes: refused. no class is left",
@@ -96,6 +54,10 @@ def test_the_summary_follows_the_numbers():
 def test_where_everything_was_refused_nothing_is_said():
     rows = made().assign(acc_retain=math.nan)
     assert scenarios.summary(rows) == []
-    panels = scenarios.row_panels(rows)
-    assert panels[0]["series"]["not told"]["x"] == []
-    assert plots.draw({"draw": "curves", "data": {"panels": panels}, "profile": "digits", "provenance": {}}).axes
+
+
+def test_the_committed_page_is_what_the_record_says(tmp_path, monkeypatch):
+    kept = files.repository_root() / "results" / "scenarios"
+    monkeypatch.setattr(scenarios, "folder", lambda: tmp_path)
+    (tmp_path / "digits.json").write_bytes((kept / "digits.json").read_bytes())
+    assert scenarios.table("digits").read_text() == (kept / "README.md").read_text()

@@ -1,0 +1,50 @@
+"""The line in a notebook's first cell that says how long it takes, written from its words and its recorded seconds."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zspag.report import files
+from zspag.report.reproduce.report import TIMES
+
+LINE = re.compile(r"^\*\*Time\.\*\*.*$", re.MULTILINE)
+WORDS_PER_MINUTE = 150  # of a text with formulas, read in a second language
+SECONDS_PER_LINE = 3  # of code
+
+
+def reading_minutes(content: Mapping[str, Any]) -> int:
+    """Return how many minutes the content of a notebook file takes to read, text and code."""
+    sources: dict[str, list[str]] = {"markdown": [], "code": []}
+    for cell in content["cells"]:
+        sources[cell["cell_type"]].append("".join(cell["source"]))
+    words = len(" ".join(sources["markdown"]).split())
+    lines = sum(len(source.splitlines()) for source in sources["code"])
+    return math.ceil(words / WORDS_PER_MINUTE + lines * SECONDS_PER_LINE / 60)
+
+
+def time_line(content: Mapping[str, Any], seconds: float | None) -> str:
+    """Return the line for the content of a notebook file, and what it took in the recorded run, if there is one."""
+    running = "" if seconds is None else f", {max(1, round(seconds))} seconds to run on digits"
+    return f"**Time.** About {reading_minutes(content)} minutes to read{running}."
+
+
+def headed(content: dict[str, Any], seconds: float | None) -> dict[str, Any]:
+    """Return the content of a notebook file with that line in its first cell; one without the line stays as it is."""
+    first = content["cells"][0]
+    source = LINE.sub(time_line(content, seconds), "".join(first["source"]))
+    return content | {"cells": [first | {"source": source.splitlines(keepends=True)}, *content["cells"][1:]]}
+
+
+def write(root: Path) -> None:
+    """Write the line into every notebook that has changed."""
+    table = root / "results" / "digits" / TIMES
+    known = files.read_json(table)["notebooks"] if table.is_file() else {}
+    for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        content = files.read_json(path)
+        if (made := headed(content, known.get(path.stem, {}).get("seconds"))) != content:
+            with files.replacing(path) as temporary:
+                # As nbformat writes it, so that only this line differs.
+                temporary.write_text(json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True) + "\n", "utf-8")

@@ -1,0 +1,235 @@
+"""Tables and sentences about recorded files: runs, sweeps, audits, claim C3, benchmarks, other people's nets.
+
+Invariant: no number is typed; what is not recorded is named as not measured.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from zspag.report import audit, claims, files, results, tables
+from zspag.report.results import Result
+
+MANY = 200  # forget images from which on unseen ones are held to a bar
+NOT_YET = "_not yet measured_\n"
+
+
+def headline(folder: Path) -> str:
+    """Return what the recorded sweep of digits found, one sentence per number."""
+    found = next((path for place, path in recorded_sweeps(folder).items() if place[0] == "digits"), None)
+    if found is None:
+        return NOT_YET
+    sweep = results.read(found)
+    frame = pd.DataFrame(sweep.measurements["rows"])
+    ruled = tables.by_rule(frame)
+    own = ruled[ruled["method"] == "zs_pag"]
+    safe = {name: len(tables.safe_rates(frame, name)) for name in ("zs_pag", "unprojected")}
+    drift = tables.over_classes(tables.in_hindsight(frame), "drift")
+    share = drift["zs_pag"]["mean"] / drift["unprojected"]["mean"]
+    end = (
+        "."
+        if safe["zs_pag"] > safe["unprojected"]
+        else ": where accuracy is at its ceiling, the projection does not widen the window (but see CIFAR-10)."
+    )
+    together = claims.comparison(ruled, frame)
+    lines = [
+        f"* {frame['forget'].nunique()} classes x {frame['seed'].nunique()} seeds, layers and rate chosen on forget"
+        f" images alone: {_lost(own)} (without class 3, the class of the trials: {_lost(own[own['forget'] != 3])}).",
+        f"* Safe learning rates on a ladder of seven, a factor of about 3 apart: {safe['zs_pag']} with the projection,"
+        f" {safe['unprojected']} with the same labels without it{end}",
+        f"* Drift on retained images at each arm's best rate in hindsight: {share:.2f} of the unprojected run's.",
+        f"* {claims.verdict(together, sweep.measurements['titles'], 'zs_pag')}",
+    ]
+    if (path := folder / "digits" / "03_capture.json").is_file():
+        capture, kinds = results.read(path), ("proxies", "forget", "noise", "random")
+        shares = [f"{kind} {capture.number(f'capture_of_oracle_{kind}'):.3f}" for kind in kinds]
+        selective = [f"{kind} {capture.number(f'head_selectivity_{kind}'):.2f}" for kind in kinds]
+        lines.append(
+            "* Subspaces of equal rank, capture of the true retain moment as a share of the oracle's, worst layer:"
+            f" {', '.join(shares)}; selectivity in the head: {', '.join(selective)}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _lost(own: pd.DataFrame) -> str:
+    forget, lost = (
+        100 * tables.over_classes(own, name)["zs_pag"]["mean"] for name in ("acc_forget", "over_unlearning")
+    )
+    return f"forget accuracy {forget:.2f} %, {lost:+.2f} points of retained accuracy lost against the masked original"
+
+
+def runs(folder: Path) -> str:
+    """Return one line per recorded ``zspag run``: scores, rate, time, and the retain samples read (last)."""
+    header = "data, net|class|seed|forget % before|after|retain %|masked|retrained|drift|rate|seconds (threads)|read"
+    lines = []
+    for path in sorted(folder.glob("*/run_*.json")):
+        found = results.read(path)
+        share = found.config["unlearn"]["update"].get("held_out", 0.0)
+        setting = _setting(found) + (f" ({100 * share:g} % held out)" if share else "")
+        for row in found.measurements["rows"]:
+            score = row["scores"]
+            forgot = [f"{100 * score[name]['acc_forget']:.1f}" for name in ("original", "unlearned")]
+            kept = [f"{100 * score[name]['acc_retain']:.2f}" for name in ("unlearned", "masked", "retrained")]
+            cost = [f"{row['lr']:g}", f"{row['seconds']['total']:.0f} ({row['threads']})", row["retain_samples_read"]]
+            drift = f"{score['unlearned']['drift']:.4f}"
+            lines.append([setting, row["class_name"], row["seed"], *forgot, *kept, drift, *cost])
+    return grid(header.split("|"), lines) if lines else NOT_YET
+
+
+def _setting(found: Result) -> str:
+    """Return data set, where its pixels came from (older audits do not know), and net."""
+    source = found.measurements.get("data_source")
+    data = Path(found.config["dataset"]).name + (f" ({source})" if source else "")
+    return f"{data}, {Path(found.config['arch']).name}"
+
+
+def recorded_sweeps(folder: Path) -> dict[tuple[str, str, str, str], Path]:
+    """Return the sweep that counts for every profile, data set, architecture and size (see ``claims.sweeps``).
+
+    Args:
+        folder: The folder that holds one folder per profile.
+    """
+    found: dict[tuple[str, str, str, str], Path] = {}
+    for profile in sorted(folder.glob("*/")):
+        counting = claims.sweeps(map(results.read, sorted(profile.glob("sweep_*.json"))))
+        found |= {(profile.name, *key): profile / f"{sweep.name}.json" for key, sweep in counting.items()}
+    return found
+
+
+def sweeps(folder: Path) -> str:
+    """Return the tables of every recorded ``zspag sweep``, every method at the rate that the forget-only rule takes.
+
+    Sweeps of one profile, data set, architecture and size have one table: see ``recorded_sweeps``.
+    """
+    parts = []
+    for path in recorded_sweeps(folder).values():
+        found = results.read(path)
+        measured = found.measurements
+        frame = pd.DataFrame(measured["rows"])
+        parts.append(f"{_title(found, frame['seed'].nunique())}\n\n{measured['markdown']}\n{_labels(found)}")
+        titles = measured.get("titles", {})
+        if "zs_pag" in titles:  # from the rows: older files compared on other numbers
+            together = claims.comparison(tables.by_rule(frame), frame)
+            dominance = tables.markdown(claims.comparison_table(together, titles))
+            parts[-1] += f"\n{claims.verdict(together, titles, 'zs_pag')}\n\n{dominance}\n"
+    return "\n".join(parts) or NOT_YET
+
+
+def _title(found: Result, seeds: int) -> str:
+    """Return what a sweep or audit is about."""
+    shown = " (a demonstration)" if found.config.get("demonstration", False) else ""
+    cut = f" ({left_out})" if (left_out := claims.cut_down(found.config)) else ""
+    classes = ", ".join(found.measurements["class_names"])
+    return f"{_setting(found)}{shown}, {classes}, {seeds} seed{'s' * (seeds > 1)}{cut}:"
+
+
+def _labels(found: Result) -> str:
+    """Say whether labels by influence drifted less than soft ones (claim C3), where a sweep ran both."""
+    own, soft = (f"drift in hindsight {name}" for name in ("process_labels", "zs_pag"))
+    if own not in found.numbers or soft not in found.numbers:
+        return ""
+    less = found.number(own) < found.number(soft)
+    return (
+        f"\nAt its best rate ZS-PAG drifts {found.number(own):.4f} nats with labels that follow their influence,"
+        f" {found.number(soft):.4f} with soft ones (beta = 0, the default): influence drifts"
+        f" {'less, as claim C3 has it' if less else 'no less, against claim C3'}.\n"
+    )
+
+
+def audits(folder: Path) -> str:
+    """Return every recorded ``zspag audit``: what it says of ZS-PAG and of removal, and its table.
+
+    The sentences are made anew from the rows: those of older records show AIN without its control.
+    """
+    parts = []
+    for path in sorted(folder.glob("*/audit_*.json")):
+        found = results.read(path)
+        title = _title(found, len(found.measurements["seeds"]))
+        said = audit.told(audit.unpacked(found.measurements["rows"]))
+        parts.append("\n".join([title, "", *(f"* {line}" for line in said), "", found.measurements["markdown"], ""]))
+    return "\n".join(parts) or NOT_YET
+
+
+def c3(folder: Path) -> str:
+    """Return claim C3: labels against soft ones on the half they were chosen on and on the other, and the verdict."""
+    paths = {half: folder / "cpu" / f"{name}.json" for half, name in claims.C3_FILES.items()}
+    if not all(path.is_file() for path in paths.values()):
+        return NOT_YET
+    measured = {half: results.read(path).measurements for half, path in paths.items()}
+    halves = {half: pd.DataFrame(one["rows"]) for half, one in measured.items()}
+    titles = measured["first"]["titles"] | measured["second"]["titles"]
+    table = tables.markdown(claims.label_table(halves, baseline="zs_pag", titles=titles))
+    return f"{table}\n\n{claims.label_verdict(halves, titles=titles)}\n"
+
+
+def older(folder: Path) -> str:
+    """Say which records were made before layers and rate were chosen on held-out halves, and what that method was.
+
+    A file of that time knows no views.
+    """
+    paths = sorted(path for kind in ("run", "sweep", "audit") for path in folder.glob(f"*/{kind}_*.json"))
+    old = dict.fromkeys(path.parent.name for path in paths if "views" not in results.read(path).config["unlearn"])
+    if not old:
+        return "Every run, sweep and audit on record was made by the defaults of today.\n"
+    named = " and ".join(f"`results/{profile}`" for profile in old)
+    return (
+        f"**Older defaults.** Every run, sweep and audit in {named} was made before there was a calibration: *ZS-PAG*"
+        " there moves all layers,\nfits the forget images alone, takes proxies that only just arrive and the smallest"
+        " rate of a ladder that forgets (the defaults of fa40f86).\nIn tables of today that is nearest to *ZS-PAG, not"
+        " calibrated*. These numbers do not describe what `zero_shot_unlearn` does now.\n"
+    )
+
+
+def bench(folder: Path) -> str:
+    """Return how many bars the recorded benchmarks met, device by device, and every one that was missed."""
+    parts = []
+    for path in sorted(folder.glob("bench/*.json")):
+        found = files.read_json(path)
+        if "found" not in found["data"]:
+            continue  # curves, which are drawn
+        here, held = found["data"]["machine"], [row for row in found["data"]["found"] if row["wanted"]]
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(row["verdict"] for row in held).items())
+        parts.append(
+            f"On {here['name']}, {here['threads']} threads, commit {found['provenance']['commit'][:7]}: of {len(held)}"
+            f" bars {counts}. Every number, its range and its rounds: [results/bench](../results/bench/README.md).\n"
+        )
+        parts += [
+            f"* Missed: {row['what']}, {row['wanted']} wanted, {row['value']:.3g} found ({row['case']}).\n"
+            for row in held
+            if row["verdict"] == "missed"
+        ]
+    return "".join(parts) or NOT_YET
+
+
+def external(folder: Path) -> str:
+    """Return what the defaults did on nets of other people's shapes, open models, in a sentence each."""
+    rows = (read(folder / "external" / "zoo.json") or {}).get("rows", [])
+    own = [row for row in rows if row["arm"] == "zs_pag"]
+    judged = [row for row in own if row["measures"] is not None]
+    if not judged:
+        return NOT_YET
+    lost = [row["measures"]["lost_points"] for row in judged]
+    many = [row["measures"]["forget_unseen"] for row in judged if row["samples"] >= MANY]
+    few = [row["measures"]["forget_unseen"] for row in judged if row["samples"] < MANY]
+    return (
+        f"* {len(own)} runs on {len({row['net'] for row in own})} nets, defaults only,"
+        f" {len(own) - len(judged)} of them failed.\n"
+        f"* Retained accuracy lost against the masked original: {median(lost):.2f} points in the median,"
+        f" {max(lost):.2f} at worst.\n"
+        f"* Unseen images of the class still recognized, at worst: {max(many, default=0):.1%} with {MANY} forget images"
+        f" or more ({len(many)} runs), {max(few, default=0):.1%} with fewer ({len(few)} runs).\n"
+    )
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Return the content of a file, None where there is none."""
+    return files.read_json(path) if path.is_file() else None
+
+
+def grid(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    """Return lines of cells as markdown."""
+    return tables.markdown(pd.DataFrame(lines, columns=list(header)).set_index(header[0])) + "\n"
