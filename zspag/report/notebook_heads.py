@@ -11,16 +11,17 @@ from zspag.report import files
 from zspag.report.reproduce.report import TIMES
 
 LINE = re.compile(r"^\*\*Time\.\*\*.*$", re.MULTILINE)
-WORDS_PER_MINUTE = 150  # of a text with formulas, read in a second language
+WORDS_PER_MINUTE = 200
 SECONDS_PER_LINE = 3  # of code
+_FOLDED = re.compile(r"<details>.*?</details>", re.DOTALL)  # solutions are read by those who ask for them
 
 
 def reading_minutes(content: Mapping[str, Any]) -> int:
-    """Return how many minutes the content of a notebook file takes to read, text and code."""
+    """Return how many minutes the content of a notebook file takes to read: text and code, without solutions."""
     sources: dict[str, list[str]] = {"markdown": [], "code": []}
     for cell in content["cells"]:
         sources[cell["cell_type"]].append("".join(cell["source"]))
-    words = len(" ".join(sources["markdown"]).split())
+    words = len(_FOLDED.sub("", " ".join(sources["markdown"])).split())
     lines = sum(len(source.splitlines()) for source in sources["code"])
     return math.ceil(words / WORDS_PER_MINUTE + lines * SECONDS_PER_LINE / 60)
 

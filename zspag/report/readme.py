@@ -27,7 +27,7 @@ CHAPTERS = {
     "04_pseudo_labeling": "What should a forgotten image become, and does the influence of a label matter?",
     "05_experiments": "Does it hold for every class and seed, and would something simpler have done?",
     "06_ablations": "Which of its many choices matter, and where does it break?",
-    "07_audit": "Is the class gone, or only silent, and which requests fail?",
+    "07_audit": "Is the class gone, or only silent?",
     "08_removal": "What does it take to remove a class from the features, and what does that cost?",
     "09_your_own_model": "How do I use it on my model and my images, and when must I not trust it?",
     "10_appendix": "Which proofs and stricter looks are left?",
