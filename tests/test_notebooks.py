@@ -327,7 +327,7 @@ SPOILT = {
     "computed name": (change(6, source="page.result(f'03_{profile}', {})"), "output None is not called 03_"),
     "name twice": (change(6, source="page.result('03_bars', {})"), "output '03_bars' is made twice"),
     "long cell": (change(6, source="x = 1\n\n" * 15), "cell 7 has 15 lines of code, 14 is the most"),
-    "little text": (change(6, source="y = 0" + " + 1" * 60), r"\d+ words of text to \d+ of code"),
+    "little text": (change(6, source="\n".join(["y = 0" + " + 1" * 14] * 6)), r"\d+ words of text to \d+ of code"),
     "no caption": (edit(5, "*Figure", "Figure"), "figure of cell 5 has no caption"),
     "caption too far": (insert(5, new_code_cell("1")), "figure of cell 5 has no caption"),
     "not executed": (change(6, execution_count=None), "not executed in order"),

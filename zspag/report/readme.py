@@ -56,8 +56,9 @@ def chapters(folder: Path) -> str:
     lines = []
     for name, question in CHAPTERS.items():
         seconds = f"{costs[name]['seconds']:.0f}" if name in costs else "not yet measured"
-        minutes = notebook_heads.reading_minutes(files.read_json(folder.parent / "notebooks" / f"{name}.ipynb"))
-        lines.append([f"[{name}](notebooks/{name}.ipynb)", question, f"{minutes}", seconds])
+        content = read(folder.parent / "notebooks" / f"{name}.ipynb")
+        minutes = "" if content is None else f"{notebook_heads.reading_minutes(content)}"
+        lines.append([f"[{name}](notebooks/{name}.ipynb)", question, minutes, seconds])
     if costs:
         lines.append(["all", "", "", f"{sum(cost['seconds'] for cost in costs.values()):.0f}"])
     return grid(["chapter", "question", "minutes to read", "seconds to run"], lines)
