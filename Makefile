@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-slow test-all lint format lab notebooks readme bench bench-compare gpu fresh-clone clean
+.PHONY: help figures test test-slow test-all lint format lab notebooks readme bench bench-compare gpu site fresh-clone clean
 
 PYTHON ?= python3
 PROFILE ?= digits
@@ -69,6 +69,14 @@ endif
 
 gpu: $(STAMP) ## What one CUDA card does, at most 12 minutes, into runs/gpu (TINY=1 to see that it runs, without one)
 	@$(RUN) -m benchmarks.gpu $(if $(filter 1,$(TINY)),--tiny)
+
+# Sphinx lives apart: the committed notebooks are shown and not run, so that the site needs nothing of the package.
+SITE := runs/site/venv
+
+site: ## Build the site into runs/site/html
+	@test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
+	@$(SITE)/bin/python -m pip install --disable-pip-version-check --no-input --quiet -r docs/requirements.txt
+	@$(SITE)/bin/python docs/build_site.py && echo "Open runs/site/html/README.html"
 
 fresh-clone: $(STAMP) ## Time the README's commands in a fresh clone of what is committed
 	@$(RUN) tests/fresh_clone.py

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
-from zspag import demo
+from zspag.lab import demo
 from zspag.report import provenance
 from zspag.report.files import replacing
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-SOURCE = Path(os.environ["ZSPAG_SITE_SOURCE"])  # the folder that docs/site.py has filled
+SOURCE = Path(os.environ["ZSPAG_SITE_SOURCE"])  # the folder that docs/build_site.py has filled
 
 project = "zspag"
 copyright = "the zspag authors"  # noqa: A001  Sphinx reads this name
@@ -22,7 +22,7 @@ suppress_warnings = [
 ]
 numfig = True
 
-autodoc2_packages = [{"path": str(SOURCE / "zspag"), "auto_mode": True}]
+autodoc2_packages = [{"path": "zspag", "auto_mode": True}]  # from the folder of sources
 autodoc2_output_dir = "reference"
 autodoc2_hidden_objects = {"private", "dunder", "inherited"}
 autodoc2_render_plugin = "myst"
@@ -30,6 +30,6 @@ autodoc2_render_plugin = "myst"
 html_theme = "sphinx_book_theme"
 html_title = "zspag"
 html_theme_options = {"show_toc_level": 2, "use_fullscreen_button": False}
-if (SOURCE / "_static" / "mathjax" / "tex-mml-chtml.js").is_file():  # fetched by docs/site.py; else from the web
-    html_static_path = ["_static"]
+if (SOURCE / "_static" / "mathjax" / "tex-mml-chtml.js").is_file():  # fetched by docs/build_site.py; else from the web
+    html_static_path = [str(SOURCE / "_static")]
     mathjax_path = "mathjax/tex-mml-chtml.js"

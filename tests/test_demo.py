@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from benchmarks import demo_net
-from zspag import demo
 from zspag.__main__ import main
+from zspag.lab import demo
 from zspag.runtime import logits_of
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from zspag import demo
 from zspag.__main__ import main
+from zspag.lab import demo
 from zspag.lab.methods import METHODS
 from zspag.report.files import read_json
 

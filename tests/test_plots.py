@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from PIL import Image, ImageChops
 
 from zspag.lab.methods import METHODS
-from zspag.report import audit, figure_faults, files, plots, provenance
+from zspag.report import audit, colours, figure_faults, files, plots, provenance
 
 LINE = {"x": [0.1, 0.3, 1.0], "y": [3.0, 2.0, 2.5]}
 DATA = {
@@ -150,7 +150,7 @@ def test_known_name_has_its_colour_whatever_stands_beside_it():
 
 
 def test_no_two_names_of_a_figure_look_the_same():
-    names = ("new", *plots._KNOWN, "another")
+    names = ("new", *colours.KNOWN, "another")
     (styles,) = line_styles(plots.draw(result_of("curves", curves_of(*names))))
     assert len(set(styles.values())) == len(names)
     assert len({colour for colour, _ in styles.values()}) < len(names)  # colour alone would not do
@@ -161,13 +161,13 @@ def test_no_two_names_of_a_figure_look_the_same():
 def test_every_method_has_a_look_of_its_own_in_every_figure():
     titles = [method.title for method in METHODS.values()] + ["original", "masked original", "retrained"]
     titles.append("original, one row edited")
-    assert len({plots._METHODS[title] for title in titles}) == len(titles)
-    among = plots._styles([curves_of(*plots._KNOWN, *titles)])
-    assert {title: among[title] for title in titles} == {title: plots._METHODS[title] for title in titles}
+    assert len({colours.METHODS[title] for title in titles}) == len(titles)
+    among = plots._styles([curves_of(*colours.KNOWN, *titles)])
+    assert {title: among[title] for title in titles} == {title: colours.METHODS[title] for title in titles}
 
 
 def test_no_two_networks_of_an_audit_look_the_same_as_lines_or_as_marks():
-    looks = [plots._METHODS[title] for title in audit.TITLES.values()]
+    looks = [colours.METHODS[title] for title in audit.TITLES.values()]
     assert len({(colour, mark % 4) for colour, mark in looks}) == len(looks)  # four kinds of dashes
     assert len(set(looks)) == len(looks)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zspag.config import LabelConfig, ProxyConfig, SubspaceConfig, UnlearnConfig, UpdateConfig
+    from zspag.lab import demo
     from zspag.lab.by_name import unlearn_by
     from zspag.lab.metrics import Metrics, evaluate
     from zspag.lab.models import Normalize
@@ -28,6 +29,7 @@ __all__ = [
     "Unlearned",
     "UpdateConfig",
     "__version__",
+    "demo",
     "evaluate",
     "unlearn_by",
     "zero_shot_unlearn",
@@ -55,6 +57,8 @@ def __getattr__(name: str) -> Any:
     Raises:
         AttributeError: If the package has no such name.
     """
+    if name == "demo":
+        return import_module("zspag.lab.demo")
     if name not in _HOME:
         raise AttributeError(f"module 'zspag' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(f"zspag.{_HOME[name]}"), name)

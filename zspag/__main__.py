@@ -262,7 +262,7 @@ def _print(lines: Iterable[str]) -> int:
 
 
 def _demo(chosen: argparse.Namespace) -> int:
-    from zspag.demo.command import run
+    from zspag.lab.demo.command import run
 
     return _print(run(chosen.forget, Path(chosen.out)))
 

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from zspag.report.colours import METHOD_COLOURS
 from zspag.report.files import plain, read_json
 
 Frames: TypeAlias = pd.DataFrame | Mapping[str, pd.DataFrame]
@@ -70,8 +71,6 @@ def label_lines(axis: Axes) -> None:
 
 def prelude() -> dict[str, Any]:
     """Return what a drawing function may use: the plotting libraries and this package's names of colours."""
-    from zspag.report.plots import METHOD_COLOURS
-
     own = {"METHOD_COLOURS": METHOD_COLOURS, "label_lines": label_lines}
     return {"mpl": mpl, "np": np, "pd": pd, "plt": plt, "sns": sns, **own}
 

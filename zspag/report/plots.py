@@ -24,76 +24,18 @@ from matplotlib.lines import Line2D
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from zspag.report import files, frames, provenance
+from zspag.report import colours, files, frames, provenance
 from zspag.report.files import repository_root
 
 Panel = dict[str, Any]
 Look = dict[str, Any]  # keyword arguments of matplotlib
 
 DPI = 100
-# seaborn's colour-blind palette; a name listed below has the same colour in every figure, whatever stands beside it.
-_COLOURS = sns.color_palette("colorblind", 10).as_hex()
+METHOD_COLOURS = colours.METHOD_COLOURS  # notebooks take it from here
 _MARKERS = "osD^vP*X<>"
 _HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++", "oo", "**", "||")
 _EDGE: Look = {"edgecolor": "white", "linewidth": 0.5}
 _ERRORS: Look = {"elinewidth": 0.8}
-# Every method has a colour and a mark of its own, whatever stands beside it. Relatives share a colour.
-_METHODS = {
-    "ZS-PAG": (0, 0),
-    "ZS-PAG, not calibrated": (0, 1),
-    "removal (ours)": (0, 2),
-    "DELETE": (1, 1),
-    "ZS-PAG, second-best labels": (1, 2),
-    "subspace of noise": (1, 3),
-    "SalUn": (1, 4),
-    "boundary shrink": (1, 7),
-    "boundary expanding": (1, 6),
-    "retrained": (2, 2),
-    "subspace of retain data": (2, 3),
-    "fine-tuning on retain data": (2, 4),
-    "UNSC": (2, 5),
-    "SCRUB": (2, 6),
-    "Fisher forgetting": (2, 7),
-    "SSD": (2, 8),
-    "ZS-PAG without projection": (3, 3),
-    "subspace of forget samples": (3, 4),
-    "ZS-PAG, random labels": (4, 4),
-    "random subspace": (4, 5),
-    "gradient ascent": (5, 5),
-    "JiT": (5, 6),
-    "MU-Mis": (5, 7),
-    "random relabeling": (6, 6),
-    "ZS-PAG, influence labels tilted once": (6, 7),
-    "L2UL, adversarial": (6, 8),
-    "L2UL, adversarial and importance": (6, 9),
-    "AMUN, adversarial only": (6, 0),
-    "ARU": (6, 1),
-    "original": (7, 7),
-    "original, one row edited": (7, 2),
-    "head only": (5, 8),
-    "head-only sampling": (5, 9),
-    "rehearsal on proxies": (8, 8),
-    "error-min-max noise": (8, 9),
-    "GKT": (8, 0),
-    "masked original": (9, 9),
-    "ZS-PAG, per-epoch influence labels": (9, 0),
-    "ZS-PAG, labels for the worst class": (9, 1),
-    "ZS-PAG, labels for balanced classes": (9, 2),
-    "ZS-PAG, labels that look ahead": (9, 3),
-    "ZS-PAG, bilevel labels": (9, 4),
-    "ZS-PAG, randomly tilted labels": (4, 6),
-    "ZS-PAG, proxies distilled": (8, 1),
-}
-_OLDER = {  # as older records call them
-    "ZS-PAG, labels tilted once": "ZS-PAG, influence labels tilted once",
-    "ZS-PAG, influence labels": "ZS-PAG, per-epoch influence labels",
-    "ZS-PAG, labels tilted by lot": "ZS-PAG, randomly tilted labels",
-}
-_KNOWN = {name: colour for name, (colour, _) in _METHODS.items()}
-_KNOWN |= {"proxies": 0, "unlearned": 0, "soft": 0, "noise": 1, "second_best": 1, "retain data": 2, "oracle": 2}
-_KNOWN |= dict.fromkeys(("without projection", "forget samples", "forget", "forgotten class"), 3)
-_KNOWN |= {"random": 4, "influence": 6, "before": 7, "retained classes": 7, "process": 9}
-METHOD_COLOURS = {name: _COLOURS[colour] for name, colour in _KNOWN.items()}  # what a notebook's own figures use
 
 
 def save(result: dict[str, Any], target: Path) -> None:
@@ -196,12 +138,16 @@ def _styles(panels: Sequence[Panel]) -> dict[str, tuple[int, int]]:
     names = dict.fromkeys(
         name for panel in panels for part in ("series", "points", "names") for name in panel.get(part) or ()
     )
-    known = {_KNOWN[name] for name in names if name in _KNOWN}
-    every = range(len(_COLOURS))
+    known = {colours.KNOWN[name] for name in names if name in colours.KNOWN}
+    every = range(len(colours.COLOURS))
     fresh = itertools.cycle([colour for colour in every if colour not in known] or every)
-    styles = {name: _METHODS[_OLDER.get(name, name)] for name in names if _OLDER.get(name, name) in _METHODS}
+    styles = {
+        name: colours.METHODS[colours.OLDER.get(name, name)]
+        for name in names
+        if colours.OLDER.get(name, name) in colours.METHODS
+    }
     for name in [name for name in names if name not in styles]:
-        colour = _KNOWN[name] if name in _KNOWN else next(fresh)
+        colour = colours.KNOWN[name] if name in colours.KNOWN else next(fresh)
         own = [(colour, (colour + shift) % len(_MARKERS)) for shift in every]
         pairs = itertools.chain(own, itertools.product(every, range(len(_MARKERS))))
         styles[name] = next((pair for pair in pairs if pair not in styles.values()), own[0])
@@ -238,7 +184,7 @@ def bars(axis: Axes, panel: Panel) -> None:
         places = np.arange(len(groups)) + (index - (len(series) - 1) / 2) * width
         told: Look = {"label": name, "hatch": _HATCHES[mark]} if len(series) > 1 else {}
         errors: Look = {"yerr": (panel.get("errors") or {}).get(name), "error_kw": _ERRORS | {"ecolor": "#333333"}}
-        axis.bar(places, heights, width, color=_COLOURS[colour], **told, **_EDGE, **errors)
+        axis.bar(places, heights, width, color=colours.COLOURS[colour], **told, **_EDGE, **errors)
     long = max(len(str(group)) for group in groups) * len(groups) > 60
     tilt: Look = {"rotation": 35, "ha": "right"} if long else {}
     axis.set_xticks(range(len(groups)), [str(group) for group in groups], **tilt)
@@ -254,13 +200,13 @@ def ranked(axis: Axes, panel: Panel) -> None:
     names, values, base = panel["names"], np.asarray(panel["values"]), panel.get("base")
     places = np.arange(len(names))[::-1]
     if base is None:
-        colours = [_COLOURS[panel["styles"][name][0]] for name in names]
-        axis.barh(places, values, 0.7, color=colours, xerr=panel.get("errors"), error_kw=_ERRORS)
+        own = [colours.COLOURS[panel["styles"][name][0]] for name in names]
+        axis.barh(places, values, 0.7, color=own, xerr=panel.get("errors"), error_kw=_ERRORS)
     else:
         short = values < base
-        colours = list(np.where(short, _COLOURS[3], _COLOURS[0]))
+        own = list(np.where(short, colours.COLOURS[3], colours.COLOURS[0]))
         hatches = [_HATCHES[1] * bool(one) for one in short]
-        axis.barh(places, values - base, 0.7, left=base, color=colours, hatch=hatches, **_EDGE)
+        axis.barh(places, values - base, 0.7, left=base, color=own, hatch=hatches, **_EDGE)
         axis.axvline(base, color="#333333", linewidth=1)
     axis.set_yticks(places, names)
     axis.grid(visible=False, axis="y")
@@ -274,9 +220,9 @@ def curves(axis: Axes, panel: Panel) -> None:
         look: Look = {"marker": _MARKERS[mark], "markersize": 4.5}
         if panel.get("plain"):
             look = {"linestyle": ("-", "--", "-.", ":")[mark % 4]}
-        axis.plot(points["x"], points["y"], color=_COLOURS[colour], linewidth=1.5, label=name, **look)
+        axis.plot(points["x"], points["y"], color=colours.COLOURS[colour], linewidth=1.5, label=name, **look)
         if points.get("low") is not None:
-            band: Look = {"color": _COLOURS[colour], "alpha": 0.18, "linewidth": 0}
+            band: Look = {"color": colours.COLOURS[colour], "alpha": 0.18, "linewidth": 0}
             axis.fill_between(points["x"], points["low"], points["high"], **band)
     _finish(axis, panel)
 
@@ -285,7 +231,7 @@ def scatter(axis: Axes, panel: Panel) -> None:
     """Points: ``series`` {name: {x, y}}; ``diagonal`` draws y = x behind them."""
     for name, points in panel["series"].items():
         colour, mark = panel["styles"][name]
-        look: Look = {"s": panel.get("dot", 14), "color": _COLOURS[colour], "marker": _MARKERS[mark]}
+        look: Look = {"s": panel.get("dot", 14), "color": colours.COLOURS[colour], "marker": _MARKERS[mark]}
         label = name if len(panel["series"]) > 1 else None
         axis.scatter(points["x"], points["y"], alpha=0.7, linewidths=0, label=label, **look)
     _finish(axis, panel)

@@ -103,7 +103,6 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
 def main() -> None:
     """Accept the recorded results as they are, and write every page anew: README, docs, results, notebooks' heads."""
     root = files.repository_root()
-    claims.accept(root / "results")
     notebook_heads.write(root)
     pages = {root / "results" / "README.md": results_page.render(root)}
     pages |= {root / "results" / "TABLES.md": results_page.render_tables(root)}
@@ -112,6 +111,7 @@ def main() -> None:
     for path, text in pages.items():
         with files.replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    claims.accept(root / "results")  # last: it hashes what lies there
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zspag.demo import CLASSES, digits, net
+from zspag.lab.demo import CLASSES, digits, net
 from zspag.runtime import logits_of
 from zspag.unlearning import zero_shot_unlearn
 

@@ -1,4 +1,4 @@
-"""Build the site: ``python docs/site.py`` (``make site``). Committed notebooks are shown as they are, not run again.
+"""Build the site: ``python docs/build_site.py`` (``make site``). Committed notebooks are shown, and not run again.
 
 README, docs, notebooks, results and figures are copied into one folder with the layout they have here, so that every
 link between them is a link on the site.
@@ -8,10 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCE, SITE = ROOT / "runs" / "site" / "source", ROOT / "runs" / "site" / "html"
+MATHJAX = "mathjax@3.2.2"
 COPIED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "pyproject.toml")
 FOLDERS = {
     "docs": ("*.md", "*.svg"),
@@ -85,12 +87,38 @@ def assemble() -> None:
         page.write(CONTENTS)
 
 
+def bring_mathjax() -> None:
+    """Put MathJax beside the pages, so that formulas need no other server; without npm they come from the web."""
+    npm = shutil.which("npm")
+    if npm is None:
+        return
+    kept = SITE.parent / "mathjax.tgz"
+    if not kept.is_file():
+        done = subprocess.run(
+            [npm, "pack", "--silent", MATHJAX], cwd=SITE.parent, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            sys.stderr.write("MathJax cannot be fetched: formulas will come from the web\n")
+            return
+        (SITE.parent / done.stdout.split()[-1]).rename(kept)
+    with tarfile.open(kept) as archive:
+        for member in archive.getmembers():
+            name = member.name.removeprefix("package/es5/")
+            if name == "tex-mml-chtml.js" or name.startswith("output/chtml/fonts/woff-v2/"):
+                member.name = name
+                archive.extract(member, SOURCE / "_static" / "mathjax", filter="data")
+
+
 def main() -> int:
     """Assemble and build; a warning is an error."""
     assemble()
+    bring_mathjax()
     environment = os.environ | {"ZSPAG_SITE_SOURCE": str(SOURCE)}
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-c", str(ROOT / "docs"), "--keep-going", "-W", "-q"]
-    return subprocess.run([*command, str(SOURCE), str(SITE)], env=environment, check=False).returncode
+    code = subprocess.run([*command, str(SOURCE), str(SITE)], env=environment, check=False).returncode
+    if code == 0:
+        (SITE / "index.html").write_text('<meta http-equiv="refresh" content="0; url=README.html">\n', encoding="utf-8")
+    return code
 
 
 if __name__ == "__main__":
