@@ -3,16 +3,12 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from laboratory import TINY, rooted
 
-from zspag.config import to_dict
 from zspag.lab import ablation, experiment
-from zspag.lab.ablation import OWN, SCORES, Variant, axes, changed, moving, rows, table
+from zspag.lab.ablation import OWN, SCORES, Variant, changed, moving, rows, table
 from zspag.lab.evaluation import score
 from zspag.lab.experiment import Case, RunsFailed, references_against, references_of, statistics_of, trained
-from zspag.profiles import PROFILES
-from zspag.report.provenance import differences
 from zspag.unlearning import zero_shot_unlearn
 
 CASE = Case(TINY, 0, 3)
@@ -23,23 +19,6 @@ def _root(tmp_path_factory):
     """One repository for the module: what is trained once serves all tests."""
     with rooted(tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("data")):
         yield
-
-
-@pytest.mark.parametrize(("name", "axis"), axes(PROFILES["digits"]).items())
-def test_the_variants_of_an_axis_differ_and_change_only_what_they_name(name, axis):
-    profile = PROFILES["digits"]
-    assert {one.axis for one in axis} == {name}
-    assert len({one.value for one in axis}) == len(axis) > 1
-    assert len({(one.changes, one.layers, one.adversarial) for one in axis}) == len(axis)
-    for variant in axis:
-        found = differences(to_dict(profile), to_dict(changed(profile, variant.changes)), names=("a", "b"))
-        assert {one.partition(":")[0] for one in found} <= {path for path, _ in variant.changes}
-
-
-@pytest.mark.parametrize("name", ["smoke", "paper-trial", "cpu-trial"])
-def test_a_trial_profile_has_two_variants_per_axis(name):
-    assert {len(axis) for axis in axes(PROFILES[name]).values()} <= {1, 2}
-    assert max(len(axis) for axis in axes(PROFILES["paper"]).values()) > 2
 
 
 @pytest.mark.parametrize("path", ["unlearn.proxies.epsilon", "size", "unlearn.proxy.eps", "width.more"])
@@ -127,18 +106,6 @@ def test_a_frozen_layer_has_no_free_direction_and_an_unprojected_one_has_all():
     variants = (Variant("layers", "all", open_), Variant("layers", "head", open_, layers="head"))
     everything, head, whole = rows(CASE, (*variants, Variant("labels", "soft", projected=False)))
     assert 0 < head["free"] < everything["free"] < whole["free"] == 1
-
-
-@pytest.mark.slow
-def test_an_adversarial_training_changes_the_net_and_is_done_once(monkeypatch):
-    own, other = rows(CASE, (OWN, Variant("hardened", 0.1, adversarial=0.1)))
-    assert other["failed"] == ""
-    assert other["acc_retain"] != own["acc_retain"]
-    first = ablation._net(CASE, 0.1).state_dict()
-    monkeypatch.setattr(ablation.adversarial_training, "adversarially_trained", None)
-    second, plain = (ablation._net(CASE, radius).state_dict() for radius in (0.1, 0.0))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(first["1.weight"], plain["1.weight"])
 
 
 def test_a_table_has_a_row_per_case_and_variant_and_is_made_once(monkeypatch):

@@ -163,6 +163,7 @@ def untimed(report):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:not reached")  # of held-out images, on some processors: both agree
 def test_unlearning_gives_the_weights_that_the_cpu_gives():
     case = small()
     config = replace(case.config, views=60, update=replace(case.config.update, lr=0.3, layers="all"))
@@ -396,6 +397,7 @@ def test_moments_on_a_card_are_those_of_the_cpu(card):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:not reached")  # of held-out images, on some processors: both agree
 def test_unlearning_on_a_card_forgets_and_moves_the_weights_as_on_the_cpu(card):
     case = small()
     config = replace(case.config, views=60, update=replace(case.config.update, lr=0.3, layers="all"))
@@ -474,6 +476,9 @@ def smoke(tmp_path_factory, data_folder):
         yield root
 
 
+ON_THE_CPU = {"09_your_own_model"}  # a reader's model stays where it is
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_on_a_gpu(gpu, smoke, path):
@@ -482,5 +487,6 @@ def test_a_notebook_runs_on_a_gpu(gpu, smoke, path):
     with runtime.threads(torch.get_num_threads()):  # a notebook sets its own
         for number, cell in enumerate(cells):
             exec(compile(cell.source, f"{path.stem}, code cell {number}", "exec"), names)  # noqa: S102
-    assert any("copy to the device" in where for where in gpu.waits)
+    if path.stem not in ON_THE_CPU:
+        assert any("copy to the device" in where for where in gpu.waits)
     assert (smoke / "runs" / "smoke" / "seals" / f"{path.stem}.json").exists()

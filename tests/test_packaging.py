@@ -136,7 +136,11 @@ def test_the_wheel_holds_the_package_alone_and_says_that_it_is_typed(installed):
     with zipfile.ZipFile(installed.wheel) as archive:
         names = set(archive.namelist())
     here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "zspag").rglob("*.py")}
-    assert {name for name in names if not name.startswith("zspag-")} == here | {"zspag/py.typed"}
+    assert {name for name in names if not name.startswith("zspag-")} == here | {
+        "zspag/py.typed",
+        "zspag/lab/demo/net.safetensors",
+        "zspag/lab/demo/digits.npz",
+    }
 
 
 # From an empty folder

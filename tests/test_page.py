@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from zspag.profiles import PROFILES
 from zspag.report import files, plots
@@ -182,3 +183,24 @@ def test_plot_says_what_is_wrong_with_the_picture_and_shows_it_all_the_same(root
     with pytest.warns(UserWarning, match="figure 02_lost: panel 1 shows the one y value 0.1"):
         Page("02_proxies", "smoke").plot("02_lost", lost_over_rate, constant, alt=ALT)
     assert (root / "figures/smoke/02_lost.png").is_file()
+
+
+def test_jitter_is_the_same_each_time_and_the_callers_numbers_go_on(root):
+    def dots(frame):
+        figure, axis = plt.subplots()
+        axis.plot(frame["rate"] + np.random.default_rng(np.random.randint(99)).random(), frame["rate"], "o")
+        axis.set(xlabel=f"{np.random.random():.9f}")
+        return figure
+
+    def drawn():
+        np.random.seed(4)
+        first = np.random.random()
+        picture = Page("02_proxies", "smoke").plot("02_dots", dots, FRAME, alt=ALT)
+        with Image.open(picture.path) as pixels:
+            return first, pixels.convert("RGB").tobytes(), np.random.random()
+
+    np.random.seed(4)
+    expected = (np.random.random(), np.random.random())
+    one, other = drawn(), drawn()
+    assert one[1] == other[1]
+    assert (one[0], one[2]) == (other[0], other[2]) == expected

@@ -14,20 +14,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from zspag.calibration.cross_fitting import free_dimension, unlearn_with
-from zspag.config import to_dict
-from zspag.lab import adversarial_training, cache
 from zspag.lab.evaluation import score
 from zspag.lab.experiment import (
     Case,
     answered,
-    data_of,
     forget_set,
     guard_of,
     kept_rows,
-    made_now,
     references_against,
     statistics_of,
     trained,
@@ -35,7 +31,7 @@ from zspag.lab.experiment import (
 )
 from zspag.profiles import Profile
 from zspag.projected_sgd import Run, fit_labels, rate_search
-from zspag.proxy_statistics import ProxyStatistics, prepare
+from zspag.proxy_statistics import ProxyStatistics
 from zspag.pseudo_labels import pseudo_labeler
 from zspag.report import provenance
 from zspag.runtime import channels_last, generator_for, pool_map, seed_of
@@ -52,9 +48,8 @@ class Variant:
     axis: str
     value: float | str  # where on the axis it lies
     changes: tuple[tuple[str, Any], ...] = ()  # dotted names of options of the profile with their new values
-    layers: str = "all"  # weights that move, of ``LAYERS``; the rest stays frozen
+    layers: str = "all"  # weights that move: "all", "first half", "later half" or "head"; the rest stays frozen
     projected: bool = True  # whether gradients are projected
-    adversarial: float = 0.0  # radius in pixels of an adversarial training of the original; 0 takes it as it is
 
 
 def changed(profile: Profile, changes: Sequence[tuple[str, Any]]) -> Profile:
@@ -82,58 +77,7 @@ def _with(config: T, path: Sequence[str], value: Any) -> T:
     return replace(config, **{first: inner})  # type: ignore[type-var]
 
 
-LAYERS = ("all", "first half", "later half", "head")
-STRATEGIES = ("soft", "second_best", "random", "influence", "process")
-_SUBSPACES: dict[str, dict[str, Any]] = {
-    "pool": {"combine": "pool", "kind": "hard"},
-    "merge": {"combine": "merge", "kind": "hard"},
-    "soft .1": {"kind": "soft", "damping": 0.1},
-    "soft .01": {"kind": "soft", "damping": 0.01},
-    "soft .001": {"kind": "soft", "damping": 0.001},
-}
 OWN = Variant("own", "own")  # the profile as it is
-
-
-def axes(profile: Profile) -> dict[str, tuple[Variant, ...]]:
-    """Return every axis by name; in a trial profile only the first and the last variant of each."""
-    proxies, subspace, labels = "unlearn.proxies.", "unlearn.subspace.", "unlearn.labels."
-    radii = [part / 255 for part in (16, 32, 48, 64, 128, 255)]
-    energies, betas = (0.8, 0.9, 0.95, 0.99, 0.995, 0.999), (0.0, 0.5, 2.0, 4.0)
-    nearer, each = (proxies + "margin", 1.0), profile.unlearn.proxies.per_class
-    counts = sorted({1, 3, 10, each, 2 * each})
-    every = ("unlearn.update.layers", "all")  # no other choice of layers is looked for
-    whole = ("unlearn.update.ladder", profile.ladders.low)  # a whole gradient needs smaller rates
-    widths = sorted({8 * max(1, math.ceil(profile.width * part / 8)) for part in (1 / 3, 2 / 3, 1, 3 / 2)})
-    found: dict[str, tuple[Variant, ...]] = {}
-
-    def add(name: str, path: str, values: Sequence[Any], *further: tuple[str, Any], **options: Any) -> None:
-        """Add an axis that gives one option several values; further changes and options hold for all of them."""
-        variants = (Variant(name, "all" if one is None else one, (*further, (path, one)), **options) for one in values)
-        found[name] = tuple(variants)
-
-    for norm in ("l2", "linf"):
-        add(f"radius {norm}", proxies + "eps", radii, (proxies + "norm", norm))
-    add("radius by the rule", proxies + "norm", ("l2", "linf"))
-    add("steps", proxies + "steps", (2, 5, 10, 20))
-    add("proxies", proxies + "per_class", counts)
-    add("samples", "forget_samples", (1, 4, 16, 64, profile.forget_samples))
-    add("energy", subspace + "energy", energies)
-    found["subspace"] = tuple(
-        Variant("subspace", name, tuple((subspace + option, value) for option, value in options.items()))
-        for name, options in _SUBSPACES.items()
-    )
-    found["layers"] = tuple(Variant("layers", layers, (every,), layers=layers) for layers in LAYERS)
-    add("labels", labels + "strategy", STRATEGIES)
-    add("labels, not projected", labels + "strategy", STRATEGIES, whole, projected=False)
-    add("beta, process", labels + "beta", betas, (labels + "strategy", "process"))
-    add("beta, tilted once", labels + "beta", betas, (labels + "strategy", "influence"))
-    add("solver", labels + "solver", ("identity", "kfac", "cg"), (labels + "strategy", "influence"))
-    add("rate", "unlearn.update.lr", profile.ladders.high[:6])
-    for name, changes in (("hardened", ()), ("hardened, margin", (nearer,))):
-        found[name] = tuple(Variant(name, radius, changes, adversarial=radius) for radius in (0.0, 0.1, 0.2))
-    add("width", "width", widths)
-    add("width, margin", "width", widths, nearer)
-    return {name: (axis[0], axis[-1]) if profile.trial and len(axis) > 1 else axis for name, axis in found.items()}
 
 
 def table(cases: Sequence[Case], chosen: Mapping[str, Sequence[Variant]]) -> list[dict[str, Any]]:
@@ -141,7 +85,7 @@ def table(cases: Sequence[Case], chosen: Mapping[str, Sequence[Variant]]) -> lis
 
     Args:
         cases: Classes and seeds, all of one profile.
-        chosen: Axes, from ``axes``.
+        chosen: Axes by name.
 
     Returns:
         One row per case and variant: see ``rows``.
@@ -153,8 +97,7 @@ def table(cases: Sequence[Case], chosen: Mapping[str, Sequence[Variant]]) -> lis
     originals = [(case, OWN) for case in {case.seed: case for case in reversed(cases)}.values()]
 
     def net(case: Case, variant: Variant) -> str:
-        key = training_key(changed(case.profile, variant.changes), case.seed, None)
-        return provenance.digest([key, variant.adversarial])
+        return provenance.digest(training_key(changed(case.profile, variant.changes), case.seed, None))
 
     own = {net(*job) for job in originals}
     nets = {net(case, variant): (case, variant) for case, axis in reversed(jobs) for variant in reversed(axis)}
@@ -174,7 +117,7 @@ def _name(job: tuple[Case, Any]) -> str:
 def _make_shared(job: tuple[Case, Variant]) -> None:
     """Make the net of a variant, and of a profile as it is the statistics, too."""
     case, variant = job
-    _net(_within(case, variant), variant.adversarial)
+    trained(_within(case, variant).profile, case.seed)
     if variant == OWN:
         _statistics(case)
 
@@ -196,7 +139,7 @@ def rows(case: Case, axis: Sequence[Variant]) -> list[dict[str, Any]]:
     found = []
     for variant in axis:
         kind = "projected" if variant.projected else "unprojected"
-        name = f"ablation-{variant.layers.replace(' ', '')}-{kind}-{variant.adversarial:g}"
+        name = f"ablation-{variant.layers.replace(' ', '')}-{kind}"
         own = _within(case, variant)
         (row,) = kept_rows(own, name, partial(_outcome, own, variant), code=(__name__,))
         found.append({"axis": variant.axis, "value": variant.value} | row)
@@ -218,15 +161,8 @@ def _outcome(case: Case, variant: Variant) -> list[dict[str, Any]]:
 def _run(case: Case, variant: Variant) -> dict[str, Any]:
     """Do what ``zero_shot_unlearn`` does, with the laboratory's switches, and judge what comes out."""
     config = case.profile.unlearn
-    model = _net(case, variant.adversarial)
+    model, statistics = trained(case.profile, case.seed), _statistics(case)
     images, labels = forget_set(case, guard_of(case))
-    if variant.adversarial:
-        classes, generator = data_of(case.profile).num_classes, generator_for(case.seed, "material")
-        statistics = prepare(
-            model, images, forget=(case.forget,), num_classes=classes, config=config, generator=generator
-        )
-    else:
-        statistics = _statistics(case)
     started = time.perf_counter()
     names = moving(statistics.names, variant.layers)
     sizes = {name: second.shape[0] * second.shape[1] for name, second in statistics.moments.pooled.second.items()}
@@ -303,29 +239,3 @@ def _statistics(case: Case) -> ProxyStatistics:
     if case.profile.unlearn.subspace.merge_at is None or statistics.moments.per_class is not None:
         return statistics
     return statistics_of(case)
-
-
-def _net(case: Case, radius: float) -> nn.Module:
-    """Return the original, or the original after an adversarial training of this radius, from the cache or made."""
-    profile, seed = case.profile, case.seed
-    model = trained(profile, seed)
-    if not radius:
-        return model
-    key = {
-        "original": training_key(profile, seed, None),
-        "radius": radius,
-        "recipe": [to_dict(adversarial_training.TRAINING), to_dict(adversarial_training.ATTACK)],
-        "code": cache.code_of(profile, adversarial_training.__name__),
-    }
-
-    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        train, generator = data_of(profile).train, generator_for(seed, "hardening")
-        changed = adversarial_training.adversarially_trained(
-            model, train.float(), train.labels, radius=radius, generator=generator
-        )
-        return changed.state_dict(), {}
-
-    path = cache.tensors_path(profile, "adversarially_trained", key)
-    weights, _ = cache.kept_tensors(path, make, made=partial(made_now, profile, seed=seed, config=key))
-    model.load_state_dict(weights)
-    return model

@@ -97,9 +97,15 @@ def from_json(content: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, pd.Da
 
 
 def render(draw: Draw, content: Mapping[str, Mapping[str, list[Any]]]) -> Figure:
-    """Return the figure that ``draw`` makes of frames as JSON holds them, in the style of this project."""
+    """Return the figure that ``draw`` makes of frames as JSON holds them, in the style of this project.
+
+    What a plot draws at random, such as the jitter of dots, is the same each time; the caller's stream goes on.
+    """
+    state = np.random.get_state()
+    np.random.seed(0)
     with sns.axes_style("ticks"), mpl.rc_context(_STYLE), sns.color_palette("colorblind"):
         figure = draw(**from_json(content))
+    np.random.set_state(state)
     plt.close(figure)  # or a notebook shows it a second time, at another resolution
     return figure
 
