@@ -22,7 +22,8 @@ def place(tmp_path_factory):
     """A root with the notebooks and what they read of results/, and a little of each of the paper's data sets."""
     root = tmp_path_factory.mktemp("root")
     shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
-    shutil.copytree(ROOT / "results" / "cpu", root / "results" / "cpu", ignore=shutil.ignore_patterns("checkpoints"))
+    for part in ("cpu", "digits", "removal"):
+        shutil.copytree(ROOT / "results" / part, root / "results" / part, ignore=shutil.ignore_patterns("checkpoints"))
     paint(root / "data" / "cifar10", classes=10, size=32)
     paint(root / "data" / "cifar100", classes=100, size=32)
     paint(root / "data" / "svhn", classes=10, size=32)
