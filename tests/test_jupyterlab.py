@@ -17,14 +17,18 @@ from tornado.websocket import websocket_connect
 ROOT = Path(__file__).parents[1]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NOTEBOOK = "02_proxy_generation.ipynb"
+NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 PATIENCE = 240  # seconds
 
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with the notebook, and the environment of a kernel that works there."""
+    """A folder with the notebooks, and the environment of a kernel that works there."""
     (tmp_path / "notebooks").mkdir()
-    shutil.copyfile(ROOT / "notebooks" / NOTEBOOK, tmp_path / "notebooks" / NOTEBOOK)
+    for name in NOTEBOOKS:
+        shutil.copyfile(ROOT / "notebooks" / name, tmp_path / "notebooks" / name)
+    for name in ("results", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
     chosen = {"ZSPAG_ROOT": str(tmp_path), "ZSPAG_PROFILE": "smoke", "PYTHONPATH": str(ROOT)}
     return tmp_path, os.environ | chosen
 
@@ -85,7 +89,8 @@ async def run_all(debugger, address):
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_all_cells_run_in_jupyterlab_in_a_browser(place):
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_all_cells_run_in_jupyterlab_in_a_browser(place, name):
     folder, environment = place
     options = ["--no-browser", "--allow-root", "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True"]
     lab = subprocess.Popen(
@@ -102,7 +107,7 @@ def test_all_cells_run_in_jupyterlab_in_a_browser(place):
     try:
         address = line_with(lab.stderr, "http://localhost").split()[-1].split("/lab")[0]
         debugger = line_with(browser.stderr, "DevTools listening on").split()[-1]
-        model, picture = asyncio.run(run_all(debugger, f"{address}/lab/tree/{NOTEBOOK}"))
+        model, picture = asyncio.run(run_all(debugger, f"{address}/lab/tree/{name}"))
     finally:
         for process in (browser, lab):
             process.terminate()
@@ -111,9 +116,9 @@ def test_all_cells_run_in_jupyterlab_in_a_browser(place):
     code = [cell for cell in model["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     assert [one for cell in code for one in cell["outputs"] if one["output_type"] == "error"] == []
-    assert "4 figures" in str(code[-1]["outputs"])
+    assert f"{name.removesuffix('.ipynb')}: " in str(code[-1]["outputs"])  # the seal
     assert len(picture) > 20_000
-    assert (folder / "figures" / "smoke" / "02_walk.png").is_file()
+    assert list((folder / "figures" / "smoke").glob(f"{name[:2]}_*.png"))
 
 
 @pytest.mark.slow
