@@ -69,7 +69,7 @@ def line_with(stream, word):
 
 READY = """(() => { const page = window.jupyterapp && jupyterapp.shell.currentWidget;
 const kernel = page && page.sessionContext && page.sessionContext.session && page.sessionContext.session.kernel;
-return Boolean(kernel && kernel.status === "idle"); })()"""
+return Boolean(kernel && kernel.status === "idle" && page.context.isReady && page.content.widgets.length > 5); })()"""
 
 
 async def run_all(debugger, address):
@@ -80,6 +80,7 @@ async def run_all(debugger, address):
         page = json.load(answer)["webSocketDebuggerUrl"]
     tab = Tab(await websocket_connect(page, max_message_size=2**28))
     await tab.until(READY)
+    await asyncio.sleep(3)  # the page draws its cells after it is ready
     await tab.value("jupyterapp.commands.execute('notebook:run-all-cells')")
     await tab.until(READY)
     model = await tab.value("jupyterapp.shell.currentWidget.content.model.toJSON()")
