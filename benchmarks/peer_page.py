@@ -10,11 +10,11 @@ from statistics import fmean
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 
 from benchmarks.peer_uses import FACTOR, FORGOTTEN, REPEATS, SLOW
 from zspag.report import files
 from zspag.report.claims.decisions import MARGIN
+from zspag.report.results_page import filled
 from zspag.report.tables import markdown, nats
 
 SCHEMA = 1
@@ -215,7 +215,6 @@ def messages(content: Mapping[str, Any]) -> Iterator[str]:
 def render(content: Mapping[str, Any]) -> str:
     """Return the page."""
     made = content["provenance"]
-    template = Environment(autoescape=False, undefined=StrictUndefined).from_string(PAGE)  # noqa: S701  markdown
     told = {
         "commit": (made["commit"] or "unknown")[:7] + " (changed)" * bool(made["dirty"]),
         "minutes": f"{made['seconds'] / 60:.1f}",
@@ -226,7 +225,7 @@ def render(content: Mapping[str, Any]) -> str:
     told |= {"comparison": comparison(content), "bad": bad_inputs(content), "sentences": list(sentences(content))}
     told["said"] = list(messages(content))
     told |= {"content": content, "uses": content["uses"], "peers": PEERS, "lines": summed(content)}
-    return template.render(**told).rstrip() + "\n"
+    return filled(PAGE, **told)
 
 
 PAGE = """# zspag beside other packages
@@ -298,6 +297,5 @@ def table(folder: Path) -> Path:
     content = files.read_json(path)
     if content["schema"] != SCHEMA:
         raise ValueError(f"{files.shown(path)} has schema {content['schema']}, not {SCHEMA}: make it again")
-    with files.replacing(folder / "README.md") as temporary:
-        temporary.write_text(render(content), encoding="utf-8")
+    files.write_text(folder / "README.md", render(content))
     return folder / "README.md"

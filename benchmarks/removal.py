@@ -31,7 +31,17 @@ from zspag.lab.audit.bench import Bench
 from zspag.lab.audit.measures import FEATURES
 from zspag.lab.audit.running import rows_of
 from zspag.lab.evaluation import Masked
-from zspag.lab.experiment import Case, data_of, forget_set, guard_of, kept_rows, made_now, statistics_of, trained
+from zspag.lab.experiment import (
+    Case,
+    answered,
+    data_of,
+    forget_set,
+    guard_of,
+    kept_rows,
+    made_now,
+    statistics_of,
+    trained,
+)
 from zspag.profiles import PROFILES
 from zspag.projected_sgd import Run
 from zspag.proxies import generate
@@ -258,14 +268,12 @@ def compare(classes: Sequence[int], names: Sequence[str], *, workers: int) -> No
     """Make all rows that are missing, on ``workers`` processes, and write what they say to ``compare.json``.
 
     Raises:
-        RuntimeError: If a variant failed; what the others finished is kept.
+        RunsFailed: If a variant failed; what the others finished is kept.
     """
     started, jobs = time.time(), [Job(forget, name) for forget in classes for name in names]
-    rows: list[dict[str, Any]] = []
-    for job, made in pool_map(make, jobs, workers=workers, threads_each=PROFILE.threads, title="variants"):
-        if isinstance(made, Exception):
-            raise RuntimeError(f"{job.variant} of class {job.forget} failed: {made}") from made
-        rows += closed(made, variant=job.variant)
+    profile = replace(PROFILE, workers=workers)
+    made = answered(profile, pool_map, make, jobs, title="variants", name=lambda job: f"{job.variant} of {job.forget}")
+    rows = [row for job in jobs for row in closed(made[job], variant=job.variant)]
     names_of = list(data_of(PROFILE).classes)
     found = {
         "schema": 1,
@@ -390,8 +398,7 @@ def table() -> Path:
         if told := reasons(found["rows"]):
             parts += [REASONS, told]
     parts += [CASES, cases(folder().parent)]
-    with files.replacing(folder() / "README.md") as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    files.write_text(folder() / "README.md", "\n\n".join(parts) + "\n")
     return folder() / "README.md"
 
 

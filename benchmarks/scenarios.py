@@ -52,8 +52,7 @@ def table(profile: str) -> Path:
         seeds=f"{count} original{'s' * (count > 1)}", commit=(found["provenance"]["commit"] or "unknown")[:7]
     )
     parts = [head, "## What came of them", _list(summary(rows)), "## What the method said", _list(said(rows))]
-    with files.replacing(folder() / "README.md") as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    files.write_text(folder() / "README.md", "\n\n".join(parts) + "\n")
     return folder() / "README.md"
 
 

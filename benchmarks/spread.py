@@ -23,6 +23,7 @@ from zspag.config import UnlearnConfig
 from zspag.lab.evaluation import masked_parts, score
 from zspag.lab.experiment import (
     Case,
+    answered,
     cases_of,
     data_of,
     forget_set,
@@ -61,6 +62,10 @@ class Job:
 def make(job: Job) -> list[dict[str, Any]]:
     """Return the one row of a draw, from its file if nothing that made it has changed."""
     return kept_rows(job.case, f"spread-{job.goal}-{job.draw}", partial(_rows, job), code=(__name__,))
+
+
+def _name(job: Job) -> str:
+    return f"draw {job.draw} of class {job.case.forget}, seed {job.case.seed}"
 
 
 def _rows(job: Job) -> Iterator[dict[str, Any]]:
@@ -125,16 +130,12 @@ def measure(subject: str, *, draws: int, goals: Sequence[str]) -> Path:
     """Make the rows of one subject that are missing and write them; return the file.
 
     Raises:
-        RuntimeError: If a draw failed; what the others finished is kept.
+        RunsFailed: If a draw failed; what the others finished is kept.
     """
     started, profile = time.time(), SUBJECTS[subject]
     jobs = [Job(case, goal, draw) for goal, case, draw in product(goals, cases_of(profile), range(draws))]
-    rows: list[dict[str, Any]] = []
-    for job, made in pool_map(make, jobs, workers=profile.workers, threads_each=profile.threads, title="draws"):
-        if isinstance(made, Exception):
-            place = f"draw {job.draw} of class {job.case.forget}, seed {job.case.seed}"
-            raise RuntimeError(f"{place} failed: {made}") from made
-        rows += made
+    made = answered(profile, pool_map, make, jobs, title="draws", name=_name)
+    rows = [row for job in jobs for row in made[job]]
     content = {
         "schema": 1,
         "rows": rows,
@@ -163,8 +164,7 @@ def table() -> Path:
             lines.append(line)
             said.append(_larger(f"{found['net']}, {GOALS[str(goal)]}", rows))
     shown = markdown(pd.DataFrame(lines).set_index("data, net")) if lines else "Nothing is recorded."
-    with files.replacing(folder() / "README.md") as temporary:
-        temporary.write_text("\n\n".join([HEAD, shown, *said]) + "\n", encoding="utf-8")
+    files.write_text(folder() / "README.md", "\n\n".join([HEAD, shown, *said]) + "\n")
     return folder() / "README.md"
 
 

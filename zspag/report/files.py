@@ -78,7 +78,11 @@ def write_json(path: str | Path, value: Any) -> None:
     Raises:
         ValueError: If a number is NaN or infinite; the old file stays.
     """
-    text = _readable(value, "\n") + "\n"
+    write_text(path, _readable(value, "\n") + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -103,9 +103,11 @@ def render(draw: Draw, content: Mapping[str, Mapping[str, list[Any]]]) -> Figure
     """
     state = np.random.get_state()
     np.random.seed(0)
-    with sns.axes_style("ticks"), mpl.rc_context(_STYLE), sns.color_palette("colorblind"):
-        figure = draw(**from_json(content))
-    np.random.set_state(state)
+    try:
+        with sns.axes_style("ticks"), mpl.rc_context(_STYLE), sns.color_palette("colorblind"):
+            figure = draw(**from_json(content))
+    finally:
+        np.random.set_state(state)
     plt.close(figure)  # or a notebook shows it a second time, at another resolution
     return figure
 

@@ -46,6 +46,5 @@ def write(root: Path) -> None:
     for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         content = files.read_json(path)
         if (made := headed(content, known.get(path.stem, {}).get("seconds"))) != content:
-            with files.replacing(path) as temporary:
-                # As nbformat writes it, so that only this line differs.
-                temporary.write_text(json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True) + "\n", "utf-8")
+            # As nbformat writes it, so that only this line differs.
+            files.write_text(path, json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True) + "\n")

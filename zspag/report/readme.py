@@ -109,8 +109,7 @@ def main() -> None:
     for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
         pages[path] = render(path.read_text(encoding="utf-8"), root)
     for path, text in pages.items():
-        with files.replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        files.write_text(path, text)
     claims.accept(root / "results")  # last: it hashes what lies there
 
 

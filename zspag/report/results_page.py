@@ -153,25 +153,29 @@ def pairs(folder: Path, machines: Sequence[str], hours: Sequence[Mapping[str, An
         yield Pair(" x ".join(place), text, command, tuple(spent.get((name, *place), "") for name in machines))
 
 
+def filled(template: str, **values: Any) -> str:
+    """Return a markdown page from its template."""
+    page = Environment(autoescape=False, undefined=StrictUndefined).from_string(template)  # noqa: S701  markdown
+    return page.render(**values).rstrip() + "\n"
+
+
 def render(root: Path) -> str:
     """Return the page from what lies in ``root / results``."""
     folder = root / "results"
     verdicts = {
         profile: claims.table(claims.judge(folder / profile, profile=profile)) for profile in claims.profiles(folder)
     }
-    template = Environment(autoescape=False, undefined=StrictUndefined).from_string(PAGE)  # noqa: S701  markdown
     hours = files.read_json(folder / "hours.json")["pairs"] if (folder / "hours.json").is_file() else []
     machines = list(dict.fromkeys(one["machine"] for one in hours))
     told = {"pairs": list(pairs(folder, machines, hours)), "machines": machines, "records": list(records(folder))}
-    return template.render(verdicts=verdicts, **told).rstrip() + "\n"
+    return filled(PAGE, verdicts=verdicts, **told)
 
 
 def render_tables(root: Path) -> str:
     """Return the page of tables from what lies in ``root / results``."""
     parts = ("older", "headline", "runs", "sweeps", "c3", "audits")
-    template = Environment(autoescape=False, undefined=StrictUndefined).from_string(TABLES)  # noqa: S701  markdown
     told = {name: getattr(recorded_tables, name)(root / "results") for name in parts}
-    return template.render(**told).rstrip() + "\n"
+    return filled(TABLES, **told)
 
 
 def records(folder: Path) -> Iterator[Record]:

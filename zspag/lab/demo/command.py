@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zspag.lab.demo import CLASSES, digits, net
+from zspag.lab.evaluation import accuracy, masked
 from zspag.runtime import logits_of
 from zspag.unlearning import zero_shot_unlearn
 
@@ -35,8 +36,7 @@ def run(forget: int, picture: Path) -> Iterator[str]:
     result = zero_shot_unlearn(model, images, labels, num_classes=CLASSES, seed=0, progress=False)
     test, truth = digits("test")
     before, after = logits_of(model, test), logits_of(result.open_model, test)
-    hidden = before.clone()
-    hidden[:, forget] = -torch.inf  # the original, forbidden to answer with the digit: the yardstick of the rest
+    hidden = masked(before, forget=(forget,))  # the yardstick of the rest
     kept = truth != forget
     own = [_share(logits, truth, ~kept) for logits in (before, after)]
     others = [_share(logits, truth, kept) for logits in (hidden, after)]
@@ -48,7 +48,7 @@ def run(forget: int, picture: Path) -> Iterator[str]:
 
 
 def _share(logits: Tensor, truth: Tensor, of: Tensor) -> str:
-    return f"{(logits.argmax(1) == truth)[of].double().mean().item():.1%}"
+    return f"{accuracy(logits[of], truth[of]):.1%}"
 
 
 def _draw(test: Tensor, truth: Tensor, before: Tensor, after: Tensor, forget: int, picture: Path) -> None:

@@ -36,8 +36,7 @@ def accept(folder: Path) -> None:
         for profile in names
     }
     files.write_json(folder / VERDICTS, {"schema": 1, "verdicts": verdicts})
-    with files.replacing(folder / SUMS) as temporary:
-        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in _digests(folder).items()))
+    files.write_text(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in _digests(folder).items()))
 
 
 def audit(root: Path, *, profile: str, fresh: bool) -> tuple[list[str], list[str]]:

@@ -175,6 +175,5 @@ def write_back(executed: Iterable[Path], folder: Path) -> list[Path]:
             )
         pages[folder / path.name] = page
     for path, page in pages.items():
-        with files.replacing(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        files.write_text(path, page)
     return list(pages)
