@@ -13,10 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zspag.report import claims, files, notebook_heads, recorded_tables, results_page
-from zspag.report.recorded_tables import NOT_YET, c3, grid, older, read, recorded_sweeps, runs
+from zspag.report.recorded_tables import NOT_YET, grid, read
 from zspag.report.reproduce.report import TIMES
-
-__all__ = ["BLOCKS", "CHAPTERS", "NOT_YET", "c3", "older", "recorded_sweeps", "render", "runs", "verdicts"]
 
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[a-z0-9_]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 CHAPTERS = {
