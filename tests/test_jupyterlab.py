@@ -47,6 +47,11 @@ class Tab:
             if answer.get("id") == self.sent:
                 return answer["result"]
 
+    async def close(self):
+        self.connection.close()
+        while await self.connection.read_message() is not None:  # None says that the browser has closed it as well
+            pass
+
     async def value(self, script):
         found = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
@@ -79,12 +84,15 @@ async def run_all(debugger, address):
     with urllib.request.urlopen(request) as answer:  # noqa: S310
         page = json.load(answer)["webSocketDebuggerUrl"]
     tab = Tab(await websocket_connect(page, max_message_size=2**28))
-    await tab.until(READY)
-    await asyncio.sleep(3)  # the page draws its cells after it is ready
-    await tab.value("jupyterapp.commands.execute('notebook:run-all-cells')")
-    await tab.until(READY)
-    model = await tab.value("jupyterapp.shell.currentWidget.content.model.toJSON()")
-    shot = await tab.call("Page.captureScreenshot", format="png")
+    try:
+        await tab.until(READY)
+        await asyncio.sleep(3)  # the page draws its cells after it is ready
+        await tab.value("jupyterapp.commands.execute('notebook:run-all-cells')")
+        await tab.until(READY)
+        model = await tab.value("jupyterapp.shell.currentWidget.content.model.toJSON()")
+        shot = await tab.call("Page.captureScreenshot", format="png")
+    finally:
+        await tab.close()
     return model, base64.b64decode(shot["data"])
 
 

@@ -179,6 +179,7 @@ RECIPES: dict[str, dict[tuple[str, str], Recipe]] = {
         # that away; held-out forget images show it without them.
         ("any", "allcnn"): Recipe(48, _SMALL, held_out=0.1),
         ("any", "vit"): Recipe(96, _SMALL_VIT),
+        ("any", "resnet18"): Recipe(16, _SMALL),
         ("mnist", "alexnet"): Recipe(16, _MNIST),
         ("mnist", "vgg11"): Recipe(16, _MNIST),
         ("mnist", "resnet18"): Recipe(8, _MNIST),
