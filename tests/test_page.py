@@ -2,7 +2,6 @@
 
 import base64
 import inspect
-from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -55,28 +54,6 @@ def test_finding_that_does_not_hold_stops_every_profile_but_a_trial(root):
     with pytest.raises(AssertionError, match="a finding of 04_labels does not hold in the smoke profile"):
         Page("04_labels", "smoke").expect(1 > 2)
     Page("04_labels", "paper-trial").expect(1 > 2)
-
-
-def test_rows_are_kept_until_whatever_made_them_changes(root, monkeypatch):
-    computed, shell = [], SimpleNamespace(user_ns={"In": ["a = 1"]})
-    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
-
-    def computed_again(profile="smoke", data="d"):
-        before = len(computed)
-        rows = Page("04_labels", profile, data_sha256=data).kept("steps", lambda: (computed.append(1), [{"x": 0.1}])[1])
-        assert rows == [{"x": 0.1}]
-        return len(computed) > before
-
-    assert [computed_again(), computed_again()] == [True, False]
-    shell.user_ns["In"].append("a = 2")
-    assert [computed_again(), computed_again()] == [True, False]
-    assert [computed_again("digits"), computed_again(data="e"), computed_again()] == [True, True, False]
-    seen = []
-    monkeypatch.setattr("zspag.report.provenance.closure_hash", lambda names: seen.extend(names) or "edited")
-    assert computed_again()
-    assert {"zspag.report.page", "zspag.config"} <= set(seen)  # all that is loaded, and by it all that it imports
-    monkeypatch.setattr("zspag.report.page._device_and_threads", lambda profile: ("cuda", 1))
-    assert [computed_again(), computed_again()] == [True, False]
 
 
 def test_seal_names_every_output_with_its_hash(root):

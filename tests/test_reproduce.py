@@ -15,7 +15,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from zspag.report import files, provenance
 from zspag.report import reproduce as driver
-from zspag.report.reproduce import KernelMissing, NotebookFailed, add_arguments, reproduce, run
+from zspag.report.reproduce import KernelMissing, NotebookFailed, add_arguments, changes, reproduce, run
+from zspag.report.reproduce.execution import execute
 from zspag.report.reproduce.notebooks import (
     MACHINE_PATH,
     MAX_BYTES,
@@ -158,6 +159,60 @@ def test_whatever_is_less_than_success_is_a_failure(root, case):
     assert str(caught.value).endswith(f"executed copy: {root}/runs/smoke/executed/00_bad.failed.ipynb")
     assert executed(root) == ["00_bad.failed.ipynb"]  # the notebook after it was not run, and no file is half-written
     nbformat.validate(nbformat.read(root / "runs/smoke/executed/00_bad.failed.ipynb", as_version=4))
+
+
+def test_a_notebook_runs_again_only_if_something_it_reads_or_made_has_changed(root, monkeypatch):
+    write(root, "00_first", PAGE.format(name="00_first"), RESULT.format(number="00", value=7), SEAL)
+    write(root, "01_later", PAGE.format(name="01_later"), RESULT.format(number="01", value=7), SEAL)
+    started = []
+    monkeypatch.setattr(driver, "execute", lambda path, **told: started.append(path.stem) or execute(path, **told))
+
+    def ran(**options):
+        started.clear()
+        reports.append(go(root, **options))
+        return list(started)
+
+    reports = []
+    assert ran() == ["00_first", "01_later"]
+    assert ran() == []
+    assert reports[0] == reports[1]  # kept results are compared like fresh ones
+    write(root, "00_first", PAGE.format(name="00_first"), RESULT.format(number="00", value=8), SEAL)
+    assert ran() == ["00_first"]
+    (root / "runs/smoke/results/01_sum.json").write_text("{}")
+    assert ran() == ["01_later"]
+    monkeypatch.setenv("ZSPAG_DATA", str(root / "data"))
+    assert ran() == ["00_first", "01_later"]
+    (root / "data").mkdir()
+    (root / "data" / "more.bin").write_bytes(b"1")
+    assert ran() == ["00_first", "01_later"]
+    one = {"only": ["01"], "parameters": {"factor": 4}}
+    assert ran(**one) == ["01_later"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert ran(**one) == ["01_later"]
+    monkeypatch.setattr(provenance, "installed", lambda package: "another")
+    assert ran(**one) == ["01_later"]
+    assert ran(**one) == []
+    assert ran(**one, again=True) == ["01_later"]
+    assert ran(only=["01"], record=True) == ["01_later"]
+    write(root, "01_later", "1 / 0", SEAL)
+    with pytest.raises(NotebookFailed):
+        ran(**one)
+    with pytest.raises(NotebookFailed):  # a failure is not kept
+        ran(**one)
+
+
+def test_the_key_of_a_notebook_holds_every_line_of_the_package(root, monkeypatch):
+    notebook = nbformat.read(write_good(root, "00_first"), as_version=4)
+    told = {"profile": "smoke", "parameters": {}, "kernel_name": "python3"}
+    before = changes.inputs(notebook, **told)
+    assert before == changes.inputs(notebook, **told)
+    package = root / "zspag"
+    package.mkdir()
+    (package / "influence.py").write_text("a = 1")
+    monkeypatch.setattr(changes, "_PACKAGE", package)
+    one = changes.inputs(notebook, **told)
+    (package / "influence.py").write_text("a = 2")
+    assert len({before, one, changes.inputs(notebook, **told)}) == 3
 
 
 def test_a_missing_kernel_and_unknown_parameters_are_refused_before_anything_starts(root, monkeypatch):
@@ -430,7 +485,7 @@ def test_an_interrupt_leaves_no_kernel_no_worker_and_no_half_file(root, number):
         process.kill()
     assert process.returncode == 130, said
     assert said.splitlines()[1:] == [
-        "Interrupted: nothing half-written was left behind, and the same command goes on from the cache in runs/."
+        "Interrupted: nothing half-written was left behind, and the same command goes on where this one stopped."
     ]
     wait_for(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()))
     assert executed(root) == []

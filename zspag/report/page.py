@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,29 +161,6 @@ class Page:
         """
         if self.profile.share == 1 and not finding:
             raise AssertionError(f"a finding of {self.name} does not hold in the {self.profile.name} profile")
-
-    def kept(self, name: str, compute: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Return rows that take long to compute, from a file in runs/ if nothing that made them has changed.
-
-        What made them: the cells that ran so far, the code that they have loaded, the profile, the data, torch, the
-        device and the threads. The rows are of what JSON holds.
-        """
-        from IPython import get_ipython
-
-        shell = get_ipython()
-        key = {
-            "cells": [] if shell is None else list(shell.user_ns["In"]),
-            "code": provenance.closure_hash(loaded for loaded in sys.modules if loaded.startswith("zspag.")),
-            "profile": config.to_dict(self.profile),
-            "data": self.data_sha256,
-            "torch": provenance.installed("torch"),
-            "device and threads": _device_and_threads(self.profile),
-        }
-        path = self._runs("kept") / f"{self.name}-{name}-{provenance.digest(key)[:16]}.json"
-        if not path.is_file():
-            files.write_json(path, list(compute()))
-        rows: list[dict[str, Any]] = files.read_json(path)
-        return rows
 
     def seal(self) -> str:
         """Write down what this notebook made and what it cost; return one line about it.

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from zspag.report import files
 from zspag.report.page import resolve_profile
+from zspag.report.reproduce.changes import unchanged
 from zspag.report.reproduce.execution import KERNEL, KernelMissing, NotebookFailed, execute, own_kernel
 from zspag.report.reproduce.notebooks import check_parameters, find_notebooks, parse_parameters
 from zspag.report.reproduce.notebooks import write_back as write_pages_back
@@ -40,6 +41,7 @@ def reproduce(
     parameters: Mapping[str, Any] | None = None,
     record: bool = False,
     write_back: bool = False,
+    again: bool = False,
     cell_timeout: int = CELL_TIMEOUT,
     kernel_name: str = KERNEL,
     say: Callable[[str], None] = lambda line: None,
@@ -53,6 +55,7 @@ def reproduce(
         parameters: Papermill parameters beside the profile; every notebook that runs must declare them.
         record: Replace the committed results of these notebooks afterwards.
         write_back: Put the executed notebooks, cleaned, in place of their sources afterwards.
+        again: Run those too of which nothing has changed since they ran, as recording and writing back always do.
         cell_timeout: Seconds one cell may take; 0 allows any time.
         kernel_name: Jupyter kernel; "python3" is always the running interpreter.
         say: Receives a line whenever there is news.
@@ -72,14 +75,16 @@ def reproduce(
     check_parameters(chosen, {"profile": profile, **given})
     runs, results = root / "runs" / profile, root / "results" / profile
     cold = not any(path.is_file() for cache in ("checkpoints", "grid") for path in (runs / cache).rglob("*"))
-    clock = Clock(_expected_seconds([path.stem for path in chosen], runs, results), say=say)
-    seals: dict[str, dict[str, Any]] = {}
+    told: dict[str, Any] = {"profile": profile, "parameters": given, "kernel_name": kernel_name}
+    seals = {} if again or record or write_back else unchanged(chosen, runs, **told)
+    for name, seal in seals.items():
+        say(f"{name}: nothing has changed since it ran, {seal['provenance']['started']}")
+    waiting = [path for path in chosen if path.stem not in seals]
+    clock = Clock(_expected_seconds([path.stem for path in waiting], runs, results), say=say)
     with own_kernel(kernel_name):
-        for path in chosen:
+        for path in waiting:
             with clock.running(path.stem):
-                seal = execute(
-                    path, profile=profile, parameters=given, cell_timeout=cell_timeout, kernel_name=kernel_name
-                )
+                seal = execute(path, cell_timeout=cell_timeout, **told)
             figures, memory = sum(name.endswith(".png") for name in seal["outputs"]), seal["peak_memory_mib"]["self"]
             say(f"      {figures} figures, {duration(seal['seconds'])}, {memory:.0f} MiB")
             seals[path.stem] = seal
@@ -134,6 +139,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--record": "replace the committed results by the fresh ones",
         "--recorded": "redraw the figures from committed results, no computing",
         "--write-back": "put the executed notebooks in place of their sources",
+        "--again": "run those too of which nothing has changed since they ran here",
     }.items():
         parser.add_argument(flag, action="store_true", help=effect)
     parser.add_argument(
@@ -160,7 +166,7 @@ def run(arguments: argparse.Namespace, *, say: Callable[[str], None] = _say) -> 
         say(f"zspag reproduce: {error}")
         return MISUSED
     except KeyboardInterrupt:
-        say("Interrupted: nothing half-written was left behind, and the same command goes on from the cache in runs/.")
+        say("Interrupted: nothing half-written was left behind, and the same command goes on where this one stopped.")
         return INTERRUPTED
 
 
@@ -173,6 +179,7 @@ def _run_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
         parameters=parse_parameters(arguments.parameter),
         record=arguments.record,
         write_back=arguments.write_back,
+        again=arguments.again,
         cell_timeout=arguments.cell_timeout,
         kernel_name=arguments.kernel,
         say=say,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from zspag.report import files
 from zspag.report.page import sha256
+from zspag.report.reproduce.changes import inputs
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -113,6 +114,8 @@ def execute(
     target = runs / "executed" / source.name
     failed, working = target.with_suffix(".failed.ipynb"), target.with_name(f".{source.stem}.running.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Before it runs: what changes meanwhile counts as changed.
+    read = inputs(nbformat.read(source, as_version=4), profile=profile, parameters=parameters, kernel_name=kernel_name)
     seal.unlink(missing_ok=True)  # a seal that is there afterwards is of this run
     started, error = time.time(), None
     try:
@@ -141,11 +144,12 @@ def execute(
             with files.replacing(failed) as temporary:
                 nbformat.write(notebook, temporary)
             raise NotebookFailed(f"{source.stem} failed {trouble}\nexecuted copy: {files.shown(failed)}") from error
-        content: dict[str, Any] = files.read_json(seal)
+        content: dict[str, Any] = files.read_json(seal) | {"inputs": read}
         notebook.metadata["zspag"] = {"provenance": content["provenance"]}
         with files.replacing(target) as temporary:
             nbformat.write(notebook, temporary)
         failed.unlink(missing_ok=True)
+        files.write_json(seal, content)
     finally:
         working.unlink(missing_ok=True)
     return content
