@@ -214,7 +214,14 @@ def test_times_of_the_commands_are_those_that_were_measured(tmp_path):
     write_json(tmp_path / "commands.json", {"seconds": seconds, "provenance": made})
     said = " ".join(readme.commands(tmp_path).split())
     assert "on 2 cores" in said
-    assert "`make figures` took 7.2 minutes, typed again 0.9 minutes, and `make test` 8.5 minutes" in said
+    assert "`make figures` took 7.2 minutes, typed again 54 seconds (what has not changed does not run again)" in said
+    assert "and `make test` 8.5 minutes." in said
+    assert "six lines" not in said
+    more = {"six lines": 7.4, "zspag demo": 20.0, "a notebook in the browser": 130.0}
+    write_json(tmp_path / "commands.json", {"seconds": seconds | more, "provenance": made})
+    said = " ".join(readme.commands(tmp_path).split())
+    assert "took 7 seconds, `zspag demo` 20 seconds, and notebook 00, opened in JupyterLab" in said
+    assert said.endswith("run to its end, 2.2 minutes.")
 
 
 def test_claim_c3_is_told_from_both_halves_and_judged_on_the_second(tmp_path):

@@ -66,13 +66,23 @@ def commands(folder: Path) -> str:
     """Return how long the README's commands took in a fresh clone, as ``make fresh-clone`` timed them."""
     if (found := read(folder / "commands.json")) is None:
         return NOT_YET
-    minutes = {name: f"{spent / 60:.1f} minutes" for name, spent in found["seconds"].items()}
-    return (
+    spent = {name: _spent(seconds) for name, seconds in found["seconds"].items()}
+    lines = [
         f"In a fresh clone of {found['provenance']['commit'][:7]} on {found['provenance']['threads']} cores, after the"
-        " set-up (mostly a download), `make figures` took"
-        f" {minutes['make figures']},\ntyped again {minutes['make figures, again']}, and `make test`"
-        f" {minutes['make test']}; all ended well.\n"
-    )
+        f" set-up (mostly a download), `make figures` took {spent['make figures']},",
+        f"typed again {spent['make figures, again']} (what has not changed does not run again), and `make test`"
+        f" {spent['make test']}.",
+    ]
+    if "six lines" in spent:
+        lines.append(
+            f"The six lines below took {spent['six lines']}, `zspag demo` {spent['zspag demo']}, and notebook 00, opened in"
+            f" JupyterLab and run to its end, {spent['a notebook in the browser']}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _spent(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.1f} minutes"
 
 
 def verdicts(folder: Path) -> str:
