@@ -1,8 +1,8 @@
 """What a newcomer does, typed and timed: clone, the README's two commands, its six lines, one notebook in a browser.
 
-Run by hand (`make fresh-clone`): it takes most of half an hour. Writes ``results/commands.json``, which the README shows.
-HOME is empty: nothing of the user's settings or caches helps. Set-up is timed apart, since it is mostly a download. With
-an argument, the clone is made in that folder and stays.
+Run by hand (`make fresh-clone`): it takes most of half an hour. Writes ``results/commands.json``, which the README
+shows. HOME is empty: nothing of the user's settings or caches helps. Set-up is timed apart, since it is mostly a
+download. With an argument, the clone is made in that folder and stays.
 """
 
 import contextlib
