@@ -22,7 +22,7 @@ from zspag.lab.models import build
 from zspag.lab.relearning import RATE, SHARE
 from zspag.lab.training import train
 from zspag.report import audit as report
-from zspag.report import results
+from zspag.report import recorded_tables, results
 from zspag.report.audit.gap import PROBES
 from zspag.report.claims import evidence
 from zspag.runtime import generator_for, logits_of
@@ -168,9 +168,10 @@ def test_a_published_audit_is_read_back_as_it_was_found(finished, monkeypatch):
     assert [line.partition(": ")[2].split(" 0.")[0] for line in told] == ["ZS-PAG", "removal (ours)"]
     ((title, (content, found)),) = report.recorded(root / "results").items()
     assert title == f"{PROFILE.dataset}, 3, 2 seeds"
-    header = content.measurements["markdown"].splitlines()[0]
-    assert header.startswith("| question | retrained |")
+    shown = recorded_tables.audits(root / "results")
+    (header,) = [line for line in shown.splitlines() if line.startswith("| question | retrained |")]
     assert " removal (ours) |" in header
+    assert all(f"* {line}" in shown for line in told)
     closed = [panel["title"] for panel in content.data["panels"] if panel.get("kind") == "scatter"]
     assert len(closed) == 5
     assert all(f"{name} (" in title for name, title in zip(PROBES.values(), closed, strict=True))

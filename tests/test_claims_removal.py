@@ -81,8 +81,10 @@ def test_what_goes_beyond_retraining_in_one_class_does_not_pay_for_another(tmp_p
     assert one["linear"].found == "65.0 (30.0 to 100.0) %"
 
 
-def test_without_any_gap_nothing_is_measured(tmp_path):
-    assert verdict_of(tmp_path, retrained=each(0.89)).word == "not measured"
+def test_without_any_gap_the_probes_say_nothing_and_the_head_and_the_loss_are_judged_all_the_same(tmp_path):
+    head, loss = verdict_of(tmp_path, retrained=each(0.89)).checks
+    assert "original's head" in head.subject
+    assert "accuracy lost" in loss.subject
 
 
 @pytest.mark.parametrize(("restored", "word"), [(0.02, "supported"), (0.021, "contradicted")])

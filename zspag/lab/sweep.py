@@ -21,7 +21,7 @@ import pandas as pd
 from zspag.config import from_dict
 from zspag.lab import cluster, experiment, runs
 from zspag.profiles import Profile
-from zspag.report import claims, files, results, tables
+from zspag.report import files, results, tables
 from zspag.report.results import Result
 
 ROW = 8  # methods beside the first one in a row of panels
@@ -100,16 +100,12 @@ def _result(
     made: dict[str, Any],
     made_by: dict[str, Any],
 ) -> Result:
-    """Return a result file: the curves, all tables, what the safe windows are worth in numbers, and every row."""
-    ruled, best = tables.by_rule(frame), tables.in_hindsight(frame)
+    """Return a result file: the curves, what the safe windows are worth, and every row, from which tables are made."""
+    best = tables.in_hindsight(frame)
     noise = experiment.retraining_noise(profile) if profile.retrained and len(profile.seeds) > 1 else pd.DataFrame()
     # Recorded models were trained elsewhere: their time says nothing about this machine.
     timed = "zs_pag" in methods and profile.retrained and not profile.recorded_models
     seconds = experiment.stage_seconds(profile, frame) if timed else {}
-    together = claims.comparison(ruled, frame)
-    shown = tables.every_table(frame, experiment.TITLES, reads=experiment.READS, noise=noise, seconds=seconds)
-    shown |= {"Who is dominated?": claims.comparison_table(together, experiment.TITLES)}
-    verdicts = [claims.verdict(together, experiment.TITLES, name) for name in ("zs_pag",) if name in together.index]
     factors = {f"safe window {method}": tables.window(tables.safe_rates(frame, method)) for method in methods}
     drift = {f"drift in hindsight {method}": tables.over_classes(best, "drift")[method]["mean"] for method in methods}
     data = experiment.data_of(profile)
@@ -123,16 +119,13 @@ def _result(
         numbers={name: [value, None] for name, value in (factors | drift).items()},
         data=_panels(frame, methods),
         measurements={
-            "markdown": tables.markdown(tables.main_table(ruled, frame, experiment.TITLES)),
-            "hindsight": tables.markdown(tables.main_table(best, frame, experiment.TITLES)),
-            "tables": {question: tables.markdown(table) for question, table in shown.items()},
-            "verdicts": verdicts,
             "noise": noise.to_dict("records"),
             "seconds": seconds,
             "rows": files.plain(tables.columns(finite), "rows"),
             "data_source": data.data_source,
             "test_half": profile.test_half,
             "titles": {name: experiment.TITLES[name] for name in (*experiment.REFERENCES, *methods)},
+            "reads": {name: experiment.READS[name] for name in methods},
             "class_names": [data.classes[forget] for forget in profile.classes],
         },
         provenance=made_by,

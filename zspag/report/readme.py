@@ -75,8 +75,8 @@ def commands(folder: Path) -> str:
     ]
     if "six lines" in spent:
         lines.append(
-            f"The six lines below took {spent['six lines']}, `zspag demo` {spent['zspag demo']}, and notebook 00, opened"
-            f" in JupyterLab and run to its end, {spent['a notebook in the browser']}."
+            f"The six lines below took {spent['six lines']}, `zspag demo` {spent['zspag demo']}, and notebook 00,"
+            f" opened in JupyterLab and run to its end, {spent['a notebook in the browser']}."
         )
     return "\n".join(lines) + "\n"
 

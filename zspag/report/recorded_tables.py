@@ -103,20 +103,37 @@ def recorded_sweeps(folder: Path) -> dict[tuple[str, str, str, str], Path]:
 def sweeps(folder: Path) -> str:
     """Return the tables of every recorded ``zspag sweep``, every method at the rate that the forget-only rule takes.
 
-    Sweeps of one profile, data set, architecture and size have one table: see ``recorded_sweeps``.
+    Sweeps of one profile, data set, architecture and size have one table: see ``recorded_sweeps``. All is made from the
+    rows: no table is older than the code that makes it.
     """
+    found = [results.read(path) for path in recorded_sweeps(folder).values()]
+    known = {name: title for one in found for name, title in one.measurements.get("titles", {}).items()}
     parts = []
-    for path in recorded_sweeps(folder).values():
-        found = results.read(path)
-        measured = found.measurements
-        frame = pd.DataFrame(measured["rows"])
-        parts.append(f"{_title(found, frame['seed'].nunique())}\n\n{measured['markdown']}\n{_labels(found)}")
-        titles = measured.get("titles", {})
-        if "zs_pag" in titles:  # from the rows: older files compared on other numbers
-            together = claims.comparison(tables.by_rule(frame), frame)
+    for one in found:
+        measured, frame = one.measurements, pd.DataFrame(one.measurements["rows"])
+        titles, ruled = measured.get("titles", known), tables.by_rule(frame)
+        parts += [
+            _title(one, frame["seed"].nunique()),
+            tables.markdown(tables.main_table(ruled, frame, titles)),
+            _labels(one),
+        ]
+        if "zs_pag" in set(frame["method"]):
+            together = claims.comparison(ruled, frame)
             dominance = tables.markdown(claims.comparison_table(together, titles))
-            parts[-1] += f"\n{claims.verdict(together, titles, 'zs_pag')}\n\n{dominance}\n"
-    return "\n".join(parts) or NOT_YET
+            parts += [claims.verdict(together, titles, "zs_pag"), dominance]
+        shown = tables.every_table(
+            frame,
+            titles,
+            reads=measured.get("reads", {}),
+            noise=pd.DataFrame(measured.get("noise", [])),
+            seconds=measured.get("seconds", {}),
+        )
+        parts += [_folded(question, tables.markdown(table)) for question, table in shown.items()]
+    return "\n\n".join(filter(None, parts)) + "\n" if parts else NOT_YET
+
+
+def _folded(summary: str, text: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
 
 
 def _title(found: Result, seeds: int) -> str:
@@ -134,24 +151,28 @@ def _labels(found: Result) -> str:
         return ""
     less = found.number(own) < found.number(soft)
     return (
-        f"\nAt its best rate ZS-PAG drifts {found.number(own):.4f} nats with labels that follow their influence,"
+        f"At its best rate ZS-PAG drifts {found.number(own):.4f} nats with labels that follow their influence,"
         f" {found.number(soft):.4f} with soft ones (beta = 0, the default): influence drifts"
-        f" {'less, as claim C3 has it' if less else 'no less, against claim C3'}.\n"
+        f" {'less, as claim C3 has it' if less else 'no less, against claim C3'}."
     )
 
 
 def audits(folder: Path) -> str:
-    """Return every recorded ``zspag audit``: what it says of ZS-PAG and of removal, and its table.
-
-    The sentences are made anew from the rows: those of older records show AIN without its control.
-    """
+    """Return every recorded ``zspag audit``: what it says of ZS-PAG and of removal, and its tables, from its rows."""
     parts = []
-    for path in sorted(folder.glob("*/audit_*.json")):
-        found = results.read(path)
-        title = _title(found, len(found.measurements["seeds"]))
-        said = audit.told(audit.unpacked(found.measurements["rows"]))
-        parts.append("\n".join([title, "", *(f"* {line}" for line in said), "", found.measurements["markdown"], ""]))
-    return "\n".join(parts) or NOT_YET
+    for path in [*sorted(folder.glob("*/audit_*.json")), *sorted(folder.glob("*/features_*.json"))]:
+        one = results.read(path)
+        found = audit.unpacked(one.measurements["rows"])
+        asked = [name for name in audit.TITLES if name in audit.audited(found) and name != "retrained"]
+        parts += [
+            _title(one, len(one.measurements["seeds"])),
+            "\n".join(f"* {line}" for line in audit.told(found)),
+            tables.markdown(audit.verdict_table(found, methods=asked)),
+        ]
+        if "arrivals" in found:
+            arrivals = audit.arrival_table(found["arrivals"], audit.TITLES)
+            parts.append(_folded("When does the class come back?", tables.markdown(arrivals)))
+    return "\n\n".join(parts) + "\n" if parts else NOT_YET
 
 
 def c3(folder: Path) -> str:

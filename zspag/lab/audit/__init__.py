@@ -18,11 +18,8 @@ from zspag.lab.audit.running import audit
 from zspag.profiles import Profile
 from zspag.report import audit as report
 from zspag.report.results import Result
-from zspag.report.tables import markdown
 
 __all__ = ["METHODS", "SUBJECTS", "audit", "publish"]
-
-ASKED = tuple(name for name in SUBJECTS if name != "retrained")
 
 
 def publish(profile: Profile, *, record: bool, features_only: bool = False) -> Iterator[str]:
@@ -35,8 +32,8 @@ def publish(profile: Profile, *, record: bool, features_only: bool = False) -> I
     """
     started = time.time()
     found = report.findings(audit(profile, seeds=profile.seeds, features_only=features_only))
-    verdicts, title, data = report.told(found), profile.dataset, experiment.data_of(profile)
-    yield from verdicts
+    title, data = profile.dataset, experiment.data_of(profile)
+    yield from report.told(found)
     panels = report.gap_panels(found, title=title)
     caption = "Share of the gap to retraining that is closed in the features, over what it costs."
     if not features_only:
@@ -47,9 +44,6 @@ def publish(profile: Profile, *, record: bool, features_only: bool = False) -> I
             *panels,
         ]
         caption = f"Relearning, probes of every stage, likeness to the retrained network, residual knowledge. {caption}"
-    tables = {"markdown": markdown(report.verdict_table(found, methods=ASKED))}
-    if "arrivals" in found:
-        tables["arrivals"] = markdown(report.arrival_table(found["arrivals"], report.TITLES))
     result = Result(
         name=f"{'features' if features_only else 'audit'}_{experiment.case_name(profile)}",
         profile=profile.name,
@@ -61,9 +55,7 @@ def publish(profile: Profile, *, record: bool, features_only: bool = False) -> I
             "class_names": [data.classes[forget] for forget in profile.classes],
             "seeds": list(profile.seeds),
             "data_source": data.data_source,
-            "verdicts": verdicts,
-        }
-        | tables,
+        },
         provenance=experiment.made_now(profile, seed=profile.seeds[0], started=started),
     )
     yield from runs.publish(result, record=record)

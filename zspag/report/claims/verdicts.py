@@ -365,9 +365,9 @@ def _c7_removal(evidence: Evidence, limits: Limits) -> Iterator[Check]:
         if one.ruined:
             text = f"{one.ruined} of {total}"
             yield Check("removal (ours): networks that it ruined", "none", text, CONTRADICTED, f"{total}", name)
-        if any(one.shares[probe].empty for probe in PROBES):  # no ruler: this audit cannot tell removal from silence
-            continue
         for probe, title in PROBES.items():
+            if one.shares[probe].empty:  # no ruler: here this probe cannot tell removal from silence
+                continue
             least = limits.closed[probe]
             yield Check(
                 f"removal (ours): share of the gap to retraining that it closes, {title}",
@@ -377,6 +377,8 @@ def _c7_removal(evidence: Evidence, limits: Limits) -> Iterator[Check]:
                 one.counting(probe),
                 name,
             )
+        if one.restored.empty:  # ruined everywhere
+            continue
         known = not math.isnan(one.most_restored)
         most = one.most_restored if known else limits.restored
         yield Check(

@@ -116,7 +116,7 @@ def cost_table(
         rows: One row per method, class and seed, from ``by_rule``.
         frame: The whole grid: the rule tries every rate up to the chosen one, and all are paid for.
         titles: Readable names of the methods.
-        reads: What data a method may touch, in words.
+        reads: What data a method may touch, in words; empty leaves the column out.
         before: Seconds a method spends before its update (proxies, subspaces), 0 where it is not named; empty, where
             this is not known, leaves the column out.
         retraining: Seconds of retraining on the same machine; None leaves the ratio out.
@@ -140,7 +140,8 @@ def cost_table(
         cells["in all / retraining"] = [
             f"{(tried[method]['mean'] + spent[method]) / retraining:.2f}" for method in methods
         ]
-    cells["may read"] = [reads[method] for method in methods]
+    if reads:
+        cells["may read"] = [reads[method] for method in methods]
     cells["retained samples counted"] = [int(read[method]) for method in methods]
     return pd.DataFrame(cells, index=lines_of(methods, titles))
 
