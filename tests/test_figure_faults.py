@@ -69,7 +69,8 @@ SPOILT = {
     "is empty": lambda axis: None,
     "has no label on either axis": lambda axis: (axis.plot([1, 2], [3, 4]), axis.set(xlabel="", ylabel="")),
     "has 6 series, 5 is the most": lambda axis: [
-        axis.plot([1, 2], [k, k + 1], color=plt.cm.viridis(k / 6), label=f"arm {k}") for k in range(6)
+        axis.plot([1, 2], [k, k + 1], color=plt.cm.viridis(k / 6), marker="osD^vP"[k], label=f"arm {k}")
+        for k in range(6)
     ],
     "gives 'one' and 'other' the same colour": lambda axis: [
         axis.plot([1, 2], [k, k + 1], color="tab:blue", label=name) for k, name in enumerate(("one", "other"))
@@ -83,6 +84,80 @@ SPOILT = {
 def test_every_fault_of_a_panel_is_named(fault):
     (only,) = found(on_axis(SPOILT[fault]))
     assert only.startswith(f"panel 1 {fault}")
+
+
+BLUE, RED, GREEN = "#0173b2", "#d55e00", "#029e73"  # of nearly one grey
+ORANGE = "#de8f05"  # brighter
+
+
+def two_lines(one, other, **looks):
+    """Two lines in two colours; each of ``looks`` is a pair."""
+
+    def draw(axis):
+        for number, colour in enumerate((one, other)):
+            axis.plot(
+                [1, 2, 3], [number, number + 1, 2], color=colour, **{k: pair[number] for k, pair in looks.items()}
+            )
+
+    return draw
+
+
+def named(draw, *colours):
+    def with_names(axis):
+        draw(axis)
+        for number, colour in enumerate(colours):
+            axis.text(1.5, 2.2 + number / 4, f"arm {number}", color=colour)
+
+    return with_names
+
+
+def two_groups(one, other, *marks):
+    def draw(axis):
+        for number, (colour, mark) in enumerate(zip((one, other), marks, strict=True)):
+            axis.scatter([1, 2], [number, number + 1], color=colour, marker=mark)
+
+    return draw
+
+
+def areas(*colours):
+    return lambda axis: axis.imshow([[0, 1], [1, 0]], plt.matplotlib.colors.ListedColormap(colours))
+
+
+def rows_of_dots(axis):
+    for number, colour in enumerate((BLUE, GREEN)):
+        axis.scatter([0.1, 0.2], [f"arm {number}"] * 2, color=colour)
+
+
+HUE_ALONE = {
+    "lines": two_lines(BLUE, GREEN),
+    "lines with one mark": two_lines(BLUE, RED, marker="oo"),
+    "lines of which one is named": named(two_lines(BLUE, GREEN), BLUE),
+    "dots": two_groups(BLUE, RED, "o", "o"),
+    "bars": lambda axis: [axis.bar([k, k + 2], [1, 2], color=colour) for k, colour in enumerate((BLUE, GREEN))],
+    "areas": areas("#c3dcf1", "#bfe6d5"),
+}
+BY_MORE = {
+    "another grey": two_lines(BLUE, ORANGE),
+    "dashes": two_lines(BLUE, GREEN, linestyle=("-", "--")),
+    "dashes of one's own": two_lines(BLUE, GREEN, dashes=((4, 1), (1, 1))),
+    "marks on lines": two_lines(BLUE, GREEN, marker="os"),
+    "both are named": named(two_lines(BLUE, GREEN), BLUE, GREEN),
+    "marks": two_groups(BLUE, RED, "o", "s"),
+    "a row for each": rows_of_dots,
+    "areas of two greys": areas("#8fbce0", "#bfe3d3"),
+    "line and dots": lambda axis: (axis.plot([1, 2], [0, 1], color=BLUE), axis.scatter([1, 2], [1, 3], color=GREEN)),
+}
+
+
+@pytest.mark.parametrize("case", HUE_ALONE)
+def test_what_hue_alone_tells_apart_is_refused(case):
+    (only,) = found(on_axis(HUE_ALONE[case]))
+    assert "hue alone" in only or "one grey in print" in only
+
+
+@pytest.mark.parametrize("case", BY_MORE)
+def test_what_a_print_without_colour_tells_apart_passes(case):
+    assert found(on_axis(BY_MORE[case])) == []
 
 
 def said(change):

@@ -5,7 +5,10 @@ that each rule can fail.
 """
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -131,6 +134,18 @@ def length_complaints(name, page):
     return found
 
 
+def format_complaints(name, page):
+    skipped = [number for number, cell in enumerate(page.cells, 1) if re.search(r"# fmt: *(skip|off)", cell.source)]
+    return [f"cell {number} keeps the formatter out" for number in skipped]
+
+
+def record_complaints(name, page):
+    """Complain of cells that take the first of the recorded files: there may be none, as after a bare install."""
+    cells = [(number, cell) for number, cell in enumerate(page.cells, 1) if cell.cell_type == "code"]
+    taken = [number for number, cell in cells if re.search(r"next\([^\n]*glob\(|glob\([^\n]*\)\)?\[0\]", cell.source)]
+    return [f"cell {number} takes the first of files that may be missing" for number in taken]
+
+
 def text_complaints(name, page):
     text, code = (
         sum(len(cell.source.split()) for cell in page.cells if cell.cell_type == kind) for kind in ("markdown", "code")
@@ -180,6 +195,8 @@ RULES = (
     seal_complaints,
     name_complaints,
     length_complaints,
+    format_complaints,
+    record_complaints,
     text_complaints,
     caption_complaints,
     execution_complaints,
@@ -230,6 +247,25 @@ def test_every_notebook_keeps_the_rule(pages, path, rule):
 def test_nothing_used_by_two_notebooks_lives_in_a_notebook(pages):
     assert shared({name: functions(page) for name, page in pages.items()}) == {}
     assert shared({name: output_names(page) for name, page in pages.items()}) == {}
+
+
+def reads_records(page):
+    return any(re.search(r"""repository_root\(\) / "results\"""", cell.source) for cell in code_cells(page))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_notebook_that_reads_records_runs_where_there_are_none(pages, path, tmp_path):
+    if not reads_records(pages[path.stem]):
+        pytest.skip("reads no records")
+    cells = [cell.source for cell in code_cells(pages[path.stem])]
+    program = tmp_path / "cells.py"
+    program.write_text("\n".join(f"exec(compile({source!r}, '<cell>', 'exec'))" for source in cells))
+    ours = {"ZSPAG_PROFILE": "smoke", "ZSPAG_ROOT": str(tmp_path), "ZSPAG_DATA": str(tmp_path / "data")}
+    ours["PYTHONPATH"] = str(FOLDER.parent)
+    run = subprocess.run([sys.executable, program], env=os.environ | ours, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert not (tmp_path / "results").exists()
 
 
 def good_page():
@@ -327,6 +363,8 @@ SPOILT = {
     "computed name": (change(6, source="page.result(f'03_{profile}', {})"), "output None is not called 03_"),
     "name twice": (change(6, source="page.result('03_bars', {})"), "output '03_bars' is made twice"),
     "long cell": (change(6, source="x = 1\n\n" * 15), "cell 7 has 15 lines of code, 14 is the most"),
+    "not formatted": (change(6, source="x = 1  # fmt: skip"), "cell 7 keeps the formatter out"),
+    "first record": (change(6, source="x = next(folder.glob('*.json'))"), "cell 7 takes the first of files"),
     "little text": (change(6, source="\n".join(["y = 0" + " + 1" * 14] * 6)), r"\d+ words of text to \d+ of code"),
     "no caption": (edit(5, "*Figure", "Figure"), "figure of cell 5 has no caption"),
     "caption too far": (insert(5, new_code_cell("1")), "figure of cell 5 has no caption"),

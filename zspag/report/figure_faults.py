@@ -1,14 +1,14 @@
-"""What is wrong with a figure before anyone reads it: panels without information, clipped words, colours used twice."""
+"""What is wrong with a figure before anyone reads it: no information, clipped words, colours that say too much."""
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.category import StrCategoryConverter
 from matplotlib.collections import PathCollection
-from matplotlib.colors import to_hex
+from matplotlib.colors import ListedColormap, to_hex, to_rgb
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,6 +18,9 @@ MOST_SERIES = 5
 _CODE_NAME = re.compile(r"\b[a-z]+_[a-z_]+\b|^\d+\.(weight|bias)$")
 _OVERLAP = 0.15  # share of the smaller text that another one may cover: bounding boxes are larger than letters
 _JUST_OUTSIDE = 1.5  # pixels
+_NEXT_GREY = 0.14  # two greys that differ by less, on a scale from black (0) to white (1), are one grey in print
+_NO_LINE = ("None", "", " ")
+_LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look
 
 
 def faults(figure: Figure) -> list[str]:
@@ -45,6 +48,7 @@ def _panel_faults(axis: Axes) -> Iterator[str]:
     if axis.axison and not axis.images and not (axis.get_xlabel() or axis.get_ylabel()) and axis.get_xticks().size:
         yield "has no label on either axis"
     yield from _series_faults(axis)
+    yield from _print_faults(axis)
     for name, (_, side) in names.items():
         if _named(side) and any(_joins(line, name) for line in axis.lines if line.get_transform() == axis.transData):
             yield "joins categories with a line"
@@ -63,6 +67,58 @@ def _series_faults(axis: Axes) -> Iterator[str]:
     flat = any(bar.orientation == "horizontal" for bar in bars)
     if (upright and axis.get_yscale() == "log") or (flat and axis.get_xscale() == "log"):
         yield "has bars on a logarithmic axis, whose length means nothing: use dots"
+
+
+def _print_faults(axis: Axes) -> Iterator[str]:
+    # Series that differ by hue alone: same mark or dash, nearly the same grey, no name beside both of them.
+    looks: dict[str, dict[str, set[Hashable]]] = {}  # colour, then what carries a look, then looks
+    for colour, carrier, look in _looks(axis):
+        looks.setdefault(colour, {}).setdefault(carrier, set()).add(look)
+    named = {to_hex(text.get_color()) for text in axis.texts if text.get_text().strip()}
+    for one, other in itertools.combinations(looks, 2):
+        both = looks[one].keys() & looks[other].keys()
+        if {one, other} <= named or not both or not _same_grey(one, other):
+            continue
+        if all(looks[one][carrier] & looks[other][carrier] for carrier in both):
+            yield f"tells {one} and {other} apart by hue alone: use marks, dashes or direct labels"
+    for image in axis.images:
+        if isinstance(image.cmap, ListedColormap) and image.cmap.N <= MOST_SERIES:
+            for one, other in itertools.combinations(map(to_hex, image.cmap(range(image.cmap.N))), 2):
+                if _same_grey(one, other, closest=_NEXT_GREY / 2):  # areas lie side by side
+                    yield f"shades areas in {one} and {other}, which are one grey in print"
+
+
+def _same_grey(one: str, other: str, *, closest: float = _NEXT_GREY) -> bool:
+    return abs(float(np.dot(_LUMA, to_rgb(one)) - np.dot(_LUMA, to_rgb(other)))) < closest
+
+
+def _looks(axis: Axes) -> Iterator[tuple[str, str, Hashable]]:
+    # The colour of each series, and what tells it from others: dash, mark, hatch, or its place among categories.
+    for line in axis.lines:
+        if line.get_transform() != axis.transData or not np.size(line.get_xdata()):
+            continue
+        colour = to_hex(line.get_color())
+        if line.get_linestyle() not in _NO_LINE:
+            yield colour, "dash", repr(line._unscaled_dash_pattern)  # type: ignore[attr-defined]
+        if line.get_marker() not in (*_NO_LINE, None):
+            yield colour, "mark", str(line.get_marker())
+    for marks in axis.collections:
+        if isinstance(marks, PathCollection) and len(marks.get_facecolor()):
+            yield from _dot_looks(axis, marks)
+    for bars in axis.containers:
+        if isinstance(bars, BarContainer) and bars.patches:
+            yield to_hex(bars.patches[0].get_facecolor()), "hatch", bars.patches[0].get_hatch()
+
+
+def _dot_looks(axis: Axes, marks: PathCollection) -> Iterator[tuple[str, str, Hashable]]:
+    offsets: np.ndarray = np.ma.filled(np.ma.asarray(marks.get_offsets(), float), np.nan).reshape(-1, 2)
+    colours, paths = [to_hex(colour) for colour in np.atleast_2d(marks.get_facecolor())], marks.get_paths()
+    for dot, place in enumerate(offsets):
+        colour, shape = colours[dot % len(colours)], np.asarray(paths[dot % len(paths)].vertices)
+        yield colour, "shape", shape.round(3).tobytes()
+        for number, side in enumerate((axis.xaxis, axis.yaxis)):
+            if _named(side):
+                yield colour, f"category {number}", round(place[number])
 
 
 def _points(axis: Axes) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +149,7 @@ def _named(side: object) -> bool:
 
 
 def _joins(line: Line2D, name: str) -> bool:
-    if line.get_linestyle() in ("None", "", " "):
+    if line.get_linestyle() in _NO_LINE:
         return False
     values = np.asarray(line.get_xdata(orig=False) if name == "x" else line.get_ydata(orig=False), float)
     return len(np.unique(values[np.isfinite(values)])) > 1
