@@ -1,9 +1,11 @@
 """Build the site: ``python docs/build_site.py`` (``make site``). Committed notebooks are shown, and not run again.
 
 README, docs, notebooks, results and figures are copied into one folder with the layout they have here, so that every
-link between them is a link on the site.
+link between them is a link on the site. ``docs/site_pages.py`` gives the copies their numbered figures, citations and
+links to the glossary.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,12 +13,14 @@ import sys
 import tarfile
 from pathlib import Path
 
+import site_pages
+
 ROOT = Path(__file__).parents[1]
 SOURCE, SITE = ROOT / "runs" / "site" / "source", ROOT / "runs" / "site" / "html"
 MATHJAX = "mathjax@3.2.2"
 COPIED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "pyproject.toml")
 FOLDERS = {
-    "docs": ("*.md", "*.svg"),
+    "docs": ("*.md", "*.svg", "*.bib"),
     "notebooks": ("*.ipynb",),
     "results": ("**/*.md",),
     "figures": ("**/*.png",),
@@ -53,7 +57,7 @@ docs/performance
 results/removal/README
 results/external/README
 results/external/CHOICES
-results/bench/README
+Benchmarks <results/bench/README>
 results/bench/GROWTH
 results/spread/README
 results/peers/README
@@ -67,6 +71,7 @@ results/scenarios/README
 docs/design
 docs/choices
 docs/glossary
+docs/references
 CONTRIBUTING
 CHANGELOG
 reference/index
@@ -85,6 +90,33 @@ def assemble() -> None:
         shutil.copyfile(path, target)
     with (SOURCE / "README.md").open("a", encoding="utf-8") as page:
         page.write(CONTENTS)
+    static = SOURCE / "_static"
+    static.mkdir()
+    shutil.copyfile(ROOT / "docs" / "site.css", static / "site.css")
+    rewrite()
+
+
+def rewrite() -> None:
+    """Give the copies figures with numbers, citations, and tables whose heads are linked to the glossary."""
+    glossary, references = (SOURCE / "docs" / f"{name}.md" for name in ("glossary", "references"))
+    terms = {term.lower(): term for row in site_pages.glossary_terms(_text(glossary)) for term in row}
+    cited = site_pages.citations(_text(references))
+    for page in SOURCE.rglob("*.md"):
+        text = site_pages.with_citations(site_pages.with_figures(site_pages.with_own_links(_text(page))), {})
+        if page.is_relative_to(SOURCE / "results"):
+            text = site_pages.with_linked_heads(text, terms)
+        page.write_text(site_pages.with_glossary(text) if page == glossary else text, encoding="utf-8")
+    for path in (SOURCE / "notebooks").glob("*.ipynb"):
+        notebook = json.loads(_text(path))
+        site_pages.with_numbered_figures(notebook)
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = site_pages.with_citations(site_pages.with_own_links(cell["source"]), cited)
+        path.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def bring_mathjax() -> None:
