@@ -116,7 +116,8 @@ def test_plot_is_drawn_from_the_file_and_again_from_the_notebook_without_running
     assert content["data"]["frames"] == {"frame": {"rate": [1, 2, 4], "lost": [0.1, None, 0.5]}}
     assert (content["draw"], content["caption"]) == ("lost_over_rate", ALT)
     assert (content["provenance"]["seed"], content["numbers"]) == (4, {"most": [0.5, "x2"]})
-    bundle, _ = picture._repr_mimebundle_()
+    bundle, shown = picture._repr_mimebundle_()
+    assert ALT in shown["image/png"]["alt"]  # what nbconvert and JupyterLab tell those who cannot see it
     assert base64.b64decode(bundle["image/png"]) == picture.path.read_bytes()
     assert str(root) not in bundle["text/plain"]  # no path: pages are committed
     assert (picture.title, picture.width) == (f"figure 02_lost: {ALT}", 384)

@@ -61,9 +61,9 @@ class Picture:
 
     def _repr_mimebundle_(
         self, include: object = None, exclude: object = None
-    ) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    ) -> tuple[dict[str, str], dict[str, dict[str, int | str]]]:
         content = base64.b64encode(self.path.read_bytes()).decode("ascii")
-        return {"image/png": content, "text/plain": repr(self)}, {"image/png": {"width": self.width}}
+        return {"image/png": content, "text/plain": repr(self)}, {"image/png": {"width": self.width, "alt": self.title}}
 
     def __repr__(self) -> str:
         return f"<{self.title}>"
