@@ -334,16 +334,26 @@ def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
     said = {
         "retained": "With real retained images in place of the proxies",
         "none": "Without the adversary",
-        "projected": "Projected",
+        "projected": "Under the projection",
     }
     lines = []
     for variant, text in said.items():
-        parts = [
-            f"{place}: {_told(whole[variant, place])}, against {_told(whole['defaults', place])}"
+        pairs = {
+            place: (whole[variant, place], whole["defaults", place])
             for name, place in whole
             if name == variant and ("defaults", place) in whole
-        ]
-        lines += [f"* {text} ({'; '.join(parts)})."] * bool(parts)
+        }
+        if not pairs:
+            continue
+        more = sum(
+            (one["closed"].get("linear") or 0) > (own["closed"].get("linear") or 0) for one, own in pairs.values()
+        )
+        dearer = sum(one["lost"] > own["lost"] for one, own in pairs.values())
+        parts = [f"{place}: {_told(one)}, against {_told(own)}" for place, (one, own) in pairs.items()]
+        lines.append(
+            f"* {text} a larger share of the linear gap is closed in {more} of {len(pairs)} classes, and more points"
+            f" are lost in {dearer} ({'; '.join(parts)})."
+        )
     return "\n".join(lines)
 
 
@@ -394,7 +404,10 @@ def table() -> Path:
         found = files.read_json(path)
         made = (found["provenance"]["commit"] or "unknown")[:7] + " (changed)" * bool(found["provenance"]["dirty"])
         seconds = {row["variant"]: row["seconds"] for row in found["rows"]}
-        parts += [COMPARED.format(commit=made, seconds=seconds["defaults"], steps=STEPS), compared(found["rows"])]
+        parts += [
+            COMPARED.format(commit=made, seconds=seconds["defaults"], steps=STEPS, default=_CPU.unlearn.removal.steps),
+            compared(found["rows"]),
+        ]
         if told := reasons(found["rows"]):
             parts += [REASONS, told]
     parts += [CASES, cases(folder().parent)]
@@ -412,8 +425,8 @@ COMPARED = """## Each part beside another choice
 
 CIFAR-10, conv7, one original, 1,000 forget images, the first half of the test images, commit {commit}. Per class:
 points lost, then the share of the gap closed (%) by linear / nonlinear (MLP) / 15 neighbours / class means. Where the
-line names no other number, a fit has {steps} steps; it took {seconds:.0f} s on one core of two, and a whole call has
-three."""
+line names no other number, a fit has {steps} steps (the default is {default}); it took {seconds:.0f} s on one core of
+two, and a whole call has three."""
 REASONS = """**Why is not all of it closed?** Each change alone, all of the way. What real images would do says whether
 the net has room for both, or whether the proxies are what is missing:"""
 CASES = """## Case by case

@@ -88,9 +88,12 @@ def test_reasons_compare_each_change_with_the_defaults_of_the_same_class():
     rows = [row("defaults", "cat", 0.5), row("defaults", "cat", 0.1, share=0.5), row("retained", "cat", 1.2)]
     rows += [row("retained", "horse", 0.9), row("none", "cat", 0.2) | {"lost": None, "closed": {}}]
     assert bench.reasons(rows) == (
-        "* With real retained images in place of the proxies (cat: 0.25 points lost, 120 % (linear) and 60 % (mlp)"
-        " closed, against 0.25 points lost, 50 % (linear) and 25 % (mlp) closed)."
+        "* With real retained images in place of the proxies a larger share of the linear gap is closed in 1 of 1"
+        " classes, and more points are lost in 0 (cat: 0.25 points lost, 120 % (linear) and 60 % (mlp) closed, against"
+        " 0.25 points lost, 50 % (linear) and 25 % (mlp) closed)."
     )
+    less = [row("defaults", "cat", 0.5), row("none", "cat", 0.2) | {"lost": 0.5}]
+    assert "in 0 of 1 classes, and more points are lost in 1 " in bench.reasons(less)
 
 
 def test_an_unknown_variant_is_refused_before_any_work(capsys):

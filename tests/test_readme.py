@@ -52,8 +52,18 @@ def test_records_of_older_defaults_are_named_and_newer_ones_are_not(tmp_path):
     recorded.write(tmp_path / "cpu", "run_mnist")
     recorded.write(tmp_path / "paper", "00_examples")  # of a notebook: made anew with it
     said = recorded_tables.older(tmp_path)
-    assert "`results/cpu` was made before" in said
+    assert "1 of 1 files in `results/cpu` were made before" in said
     assert "digits" not in said
+    recorded.write(tmp_path / "cpu", "features_new", config={"unlearn": to_dict(PROFILES["cpu"])["unlearn"]})
+    assert "1 of 2 files in `results/cpu` (all but `features_new`) were" in recorded_tables.older(tmp_path)
+
+
+def test_the_readme_says_which_verdicts_stand_on_older_defaults(tmp_path):
+    recorded.sweep(tmp_path / "cpu")
+    assert "C2, C3, C5, C6 of `cpu` stand on records of older defaults" in readme.verdicts(tmp_path)
+    now = {"unlearn": to_dict(PROFILES["cpu"])["unlearn"]}
+    recorded.sweep(tmp_path / "cpu", config=now)
+    assert "older" not in readme.verdicts(tmp_path)
 
 
 def run(folder, *, config=(), **measured):
@@ -151,12 +161,19 @@ def test_nets_of_others_are_summed_up_open_failures_and_few_images_apart(tmp_pat
 
     def row(net, samples, lost, unseen, arm="zs_pag"):
         measures = None if lost is None else {"lost_points": lost, "forget_unseen": unseen}
-        return {"net": net, "samples": samples, "arm": arm, "measures": measures}
+        titles = {"a": "timm a", "b": "LeNet", "c": "MLP"}
+        made = {"provenance": {"commit": "0123456789"}, "title": titles[net]}
+        return {"net": net, "samples": samples, "arm": arm, "measures": measures} | made
 
+    missed = {"name": "drift", "wanted": "every net", "value": "1 of 2", "verdict": "not met"}
+    bars = {"confirmation": [missed, missed | {"name": "lost", "verdict": "met"}]}
     found = [row("a", 20, 0.5, 0.1), row("a", 200, 0.1, 0.01), row("b", 400, -0.1, 0.0), row("b", 20, None, None)]
-    write_json(tmp_path / "external" / "zoo.json", {"rows": [*found, row("c", 20, 90.0, 1.0, arm="delete")]})
-    said = recorded_tables.external(tmp_path)
-    assert "4 runs on 2 nets, defaults only, 1 of them failed" in said
+    rows = [*found, row("c", 20, 90.0, 1.0, arm="delete")]
+    write_json(tmp_path / "external" / "zoo.json", {"rows": rows, "bars": bars})
+    said = " ".join(recorded_tables.external(tmp_path).split())
+    assert "2 nets: 1 of timm, torchvision and Hugging Face, 1 written for this test, 0 of the package" in said
+    assert "4 runs with nothing but the defaults, commit 0123456; 1 failed" in said
+    assert "looked at while the method was made: drift (every net wanted, 1 of 2 found)." in said
     assert "0.10 points in the median, 0.50 at worst" in said
     assert "1.0% with 200 forget images or more (2 runs), 10.0% with fewer (1 runs)" in said
 
@@ -195,7 +212,8 @@ def test_the_verdicts_of_all_profiles_stand_side_by_side_with_what_is_behind_the
     assert readme.verdicts(tmp_path) == readme.NOT_YET
     recorded.everything(tmp_path / "digits")
     recorded.sweep(tmp_path / "cpu", classes=recorded.CLASSES[:4])
-    shown = {line.split("|")[1].split(":")[0].strip(): line for line in readme.verdicts(tmp_path).splitlines()}
+    table = [line for line in readme.verdicts(tmp_path).splitlines() if line.startswith("| C")]
+    shown = {line.split("|")[1].split(":")[0].strip(): line for line in table}
     assert "| not measured | **supported**, 5 classes x 2 originals |" in shown["C7"]
     assert "| **undecided**, 4 classes x 1 original | **supported**" in shown["C2"]
 

@@ -69,7 +69,7 @@ def test_a_page_without_results_is_a_page(tmp_path):
     page = results_page.render(tmp_path)
     assert "| [commands.json](commands.json) | `make fresh-clone` | aaaaaaa |" in page
     assert "`make figures PROFILE=digits`" in page
-    assert claims.table(claims.judge(folder / "digits", profile="digits")) in page
+    assert claims.table(claims.judge(folder / "digits", profile="digits"), folder="digits") in page
 
 
 def test_pairs_show_the_mean_of_what_was_measured_and_how_to_measure_the_rest(tmp_path):

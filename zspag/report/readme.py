@@ -95,10 +95,25 @@ def verdicts(folder: Path) -> str:
             deciding = next((check for check in one.checks if check.word == one.word), None)
             cells.append(one.word if deciding is None else f"**{one.word}**, {deciding.n}")
         lines.append([f"{own[0].claim}: {own[0].statement}", *cells])
-    return grid(["claim", *judged], lines) if lines else NOT_YET
+    older = recorded_tables.older_claims(folder, judged)
+    return grid(["claim", *judged], lines) + (f"\n{older}" if older else "") if lines else NOT_YET
+
+
+def lead(folder: Path) -> str:
+    """Return what the figure at the top does not show: what came out over all classes and originals (claim C2)."""
+    judged = {one.claim: one for one in claims.judge(folder / "digits", profile="digits")}
+    if not judged["C2"].checks:
+        return NOT_YET
+    first = judged["C2"].checks[0]
+    return (
+        f"One class of digits and one original (notebook 00). Over {first.n} the ratio of the largest safe rate to the"
+        f" smallest is\n{first.found}, with the projection against without: that it widens the safe rates is"
+        f" **{first.word}** there (claim C2 below).\n"
+    )
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
+    "lead": lead,
     "commands": commands,
     "chapters": chapters,
     "verdicts": verdicts,

@@ -4,7 +4,7 @@ Invariant: no number is typed; what is not recorded is named as not measured.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,7 +14,9 @@ import pandas as pd
 from zspag.report import audit, claims, files, results, tables
 from zspag.report.results import Result
 
+LIBRARIES = ("timm", "torchvision", "Hugging Face")  # a net of theirs has the name in its title
 MANY = 200  # forget images from which on unseen ones are held to a bar
+_COMPARED = ("run_", "sweep_", "audit_", "features_")  # notebooks are all made anew at once
 NOT_YET = "_not yet measured_\n"
 
 
@@ -188,21 +190,47 @@ def c3(folder: Path) -> str:
 
 
 def older(folder: Path) -> str:
-    """Say which records were made before layers and rate were chosen on held-out halves, and what that method was.
-
-    A file of that time knows no views.
-    """
-    paths = sorted(path for kind in ("run", "sweep", "audit") for path in folder.glob(f"*/{kind}_*.json"))
-    old = dict.fromkeys(path.parent.name for path in paths if "views" not in results.read(path).config["unlearn"])
+    """Say which records were made before layers and rate were chosen on held-out halves, and what that method was."""
+    paths = [path for path in sorted(folder.glob("*/*.json")) if path.stem.startswith(_COMPARED)]
+    old = [path for path in paths if _is_old(path)]
     if not old:
         return "Every run, sweep and audit on record was made by the defaults of today.\n"
-    named = " and ".join(f"`results/{profile}`" for profile in old)
+    parts = []
+    for profile in sorted({path.parent.name for path in old}):
+        every = [path for path in paths if path.parent.name == profile]
+        new = [f"`{path.stem}`" for path in every if path not in old]
+        but = f" (all but {', '.join(new)})" if new else ""
+        parts.append(f"{len(every) - len(new)} of {len(every)} files in `results/{profile}`{but}")
     return (
-        f"**Older defaults.** Every run, sweep and audit in {named} was made before there was a calibration: *ZS-PAG*"
-        " there moves all layers,\nfits the forget images alone, takes proxies that only just arrive and the smallest"
-        " rate of a ladder that forgets (the defaults of fa40f86).\nIn tables of today that is nearest to *ZS-PAG, not"
-        " calibrated*. These numbers do not describe what `zero_shot_unlearn` does now.\n"
+        f"**Older defaults.** {' and '.join(parts)} were made before there was a calibration: *ZS-PAG* there moves all"
+        " layers,\nfits the forget images alone, takes proxies that only just arrive and the smallest rate of a ladder"
+        " that forgets (the defaults of fa40f86).\nIn tables of today that is nearest to *ZS-PAG, not calibrated*."
+        " These numbers do not describe what `zero_shot_unlearn` does now.\n"
     )
+
+
+def _is_old(path: Path) -> bool:
+    """Whether a file was made before there was a calibration: its configuration knows no views."""
+    return path.stem.startswith(_COMPARED) and "views" not in results.read(path).config["unlearn"]
+
+
+def older_claims(folder: Path, judged: Mapping[str, Sequence[claims.Verdict]]) -> str:
+    """Say which verdicts stand on records of older defaults, profile by profile; nothing where none does.
+
+    Args:
+        folder: The folder that holds one folder per profile.
+        judged: The verdicts by profile.
+    """
+    parts = []
+    for profile, verdicts in judged.items():
+        kinds = {
+            one.claim: {_is_old(folder / profile / f"{check.file}.json") for check in one.checks} for one in verdicts
+        }
+        for whole, words in ((True, "stand on"), (False, "stand partly on")):
+            named = [claim for claim, kind in kinds.items() if kind == ({True} if whole else {True, False})]
+            if named:
+                parts.append(f"{', '.join(named)} of `{profile}` {words} records of older defaults")
+    return f"{'; '.join(parts)} ([which these are](results/TABLES.md)).\n" if parts else ""
 
 
 def bench(folder: Path) -> str:
@@ -227,22 +255,33 @@ def bench(folder: Path) -> str:
 
 
 def external(folder: Path) -> str:
-    """Return what the defaults did on nets of other people's shapes, open models, in a sentence each."""
-    rows = (read(folder / "external" / "zoo.json") or {}).get("rows", [])
-    own = [row for row in rows if row["arm"] == "zs_pag"]
+    """Return what the defaults did on nets that the method was not made on, open models, in a sentence each."""
+    found = read(folder / "external" / "zoo.json") or {}
+    own = [row for row in found.get("rows", []) if row["arm"] == "zs_pag"]
     judged = [row for row in own if row["measures"] is not None]
     if not judged:
         return NOT_YET
+    nets = {row["net"]: row["title"] for row in own}
+    libraries = sum(any(name in title for name in LIBRARIES) for title in nets.values())
+    ours = sum("the package's" in title for title in nets.values())
     lost = [row["measures"]["lost_points"] for row in judged]
     many = [row["measures"]["forget_unseen"] for row in judged if row["samples"] >= MANY]
     few = [row["measures"]["forget_unseen"] for row in judged if row["samples"] < MANY]
+    commits = ", ".join(sorted({row["provenance"]["commit"][:7] for row in own}))
+    missed = [
+        f"{one['name']} ({one['wanted']} wanted, {one['value']} found)"
+        for one in found["bars"]["confirmation"]
+        if one["verdict"] == "not met"
+    ]
     return (
-        f"* {len(own)} runs on {len({row['net'] for row in own})} nets, defaults only,"
-        f" {len(own) - len(judged)} of them failed.\n"
+        f"* {len(nets)} nets: {libraries} of timm, torchvision and Hugging Face, {len(nets) - libraries - ours} written"
+        f" for this test, {ours} of the package. {len(own)} runs with\n  nothing but the defaults, commit {commits};"
+        f" {len(own) - len(judged)} failed.\n"
         f"* Retained accuracy lost against the masked original: {median(lost):.2f} points in the median,"
         f" {max(lost):.2f} at worst.\n"
         f"* Unseen images of the class still recognized, at worst: {max(many, default=0):.1%} with {MANY} forget images"
         f" or more ({len(many)} runs), {max(few, default=0):.1%} with fewer ({len(few)} runs).\n"
+        f"* Bars not met on the nets that nobody looked at while the method was made: {'; '.join(missed) or 'none'}.\n"
     )
 
 

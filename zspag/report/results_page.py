@@ -42,11 +42,12 @@ Written by `make readme` from the files beside it. `zspag claims` prints the ver
 files are those that were recorded (`SHA256SUMS`).
 
 Other pages: [every table of runs, sweeps and audits](TABLES.md), [benchmarks](bench/README.md),
-[growth](bench/GROWTH.md), [other people's nets](external/README.md),
+[growth](bench/GROWTH.md), [seventeen other nets](external/README.md),
 [every part beside its absence](external/CHOICES.md), [removal](removal/README.md),
 [where the spread comes from](spread/README.md), [other packages](peers/README.md),
 [requests beyond one class](scenarios/README.md).
-{% for profile, table in verdicts.items() %}
+
+{{ older }}{% for profile, table in verdicts.items() %}
 ## Claims, profile `{{ profile }}`
 
 {{ table }}
@@ -163,12 +164,13 @@ def render(root: Path) -> str:
     """Return the page from what lies in ``root / results``."""
     folder = root / "results"
     verdicts = {
-        profile: claims.table(claims.judge(folder / profile, profile=profile)) for profile in claims.profiles(folder)
+        profile: claims.table(claims.judge(folder / profile, profile=profile), folder=profile)
+        for profile in claims.profiles(folder)
     }
     hours = files.read_json(folder / "hours.json")["pairs"] if (folder / "hours.json").is_file() else []
     machines = list(dict.fromkeys(one["machine"] for one in hours))
     told = {"pairs": list(pairs(folder, machines, hours)), "machines": machines, "records": list(records(folder))}
-    return filled(PAGE, verdicts=verdicts, **told)
+    return filled(PAGE, verdicts=verdicts, older=recorded_tables.older(folder), **told)
 
 
 def render_tables(root: Path) -> str:
@@ -194,14 +196,20 @@ def records(folder: Path) -> Iterator[Record]:
             yield _record(folder, path, command, content.get("provenance") or {})
     for pattern, command in PROGRAMS.items():
         for path in sorted(folder.glob(pattern)):
-            yield _record(folder, path, command, files.read_json(path).get("provenance") or {})
+            content = files.read_json(path)
+            rows = content.get("rows") or content.get("nets") or ()
+            yield _record(folder, path, command, content.get("provenance") or {}, rows=rows)
 
 
-def _record(folder: Path, path: Path, command: str, made: Mapping[str, Any]) -> Record:
-    commit = (made.get("commit") or "")[:7] + (" (changed)" if made.get("dirty") else "")
+def _record(
+    folder: Path, path: Path, command: str, made: Mapping[str, Any], *, rows: Sequence[Mapping[str, Any]] = ()
+) -> Record:
+    each = [made, *(row.get("provenance") or row for row in rows)]
+    commits = dict.fromkeys(one.get("commit") or "" for one in each)
+    commit = ", ".join(one[:7] for one in commits if one) + (" (changed)" if made.get("dirty") else "")
     minutes = f"{made['seconds'] / 60:.1f}" if "seconds" in made else ""
     started = made.get("started", "")[:10]
-    return Record(path.relative_to(folder).as_posix(), command, commit or "in its rows", started, minutes)
+    return Record(path.relative_to(folder).as_posix(), command, commit or "unknown", started, minutes)
 
 
 def command_of(kind: str, found: Result) -> str:

@@ -154,8 +154,13 @@ def lines(verdicts: Sequence[Verdict]) -> list[str]:
     return shown
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
-    """Return verdicts as GitHub markdown: a line per claim with the paper's words, and below it one per check."""
+def table(verdicts: Sequence[Verdict], *, folder: str | None = None) -> str:
+    """Return verdicts as GitHub markdown: a line per claim with the paper's words, and below it one per check.
+
+    Args:
+        verdicts: Of one profile.
+        folder: Where its result files lie, for a link to each; None names the files only.
+    """
     columns = ["claim", "what is measured", "required", "measured", "n", "verdict", "result file"]
     cells = []
     for one in verdicts:
@@ -163,7 +168,8 @@ def table(verdicts: Sequence[Verdict]) -> str:
         cells.append([f"**{one.claim}**", f"**{one.statement}** ({paper})", "", "", "", f"**{one.word}**", ""])
         for check in one.checks:
             file = check.file if len(check.file) <= 2 * SHOWN else f"{check.file[:SHOWN]}…{check.file[-SHOWN:]}"
-            cells.append(["", check.subject, check.required, check.found, check.n, check.word, file])
+            linked = file if folder is None else f"[{file}]({folder}/{check.file}.json)"
+            cells.append(["", check.subject, check.required, check.found, check.n, check.word, linked])
     return markdown(pd.DataFrame(cells, columns=columns).set_index("claim"))
 
 
