@@ -16,13 +16,13 @@ from matplotlib.patches import FancyBboxPatch
 
 GIVEN, MADE, USED = "#fde2c4", "#d7e8f7", "#cdebd8"  # what we have, what is made from it, what changes the network
 WIDTH, HEIGHT = 25, 17
-BOXES = {  # name: (left, bottom, colour, title, lines)
+BOXES = {  # with the numbers of the three steps in README; name: (left, bottom, colour, title, lines)
     "forget": (1, 41, GIVEN, "Forget images x", ("images of class c:", "all data that is left")),
     "network": (1, 12, GIVEN, "Trained network f", ("weights W,", "one matrix per layer")),
     "proxies": (35, 41, MADE, "1  Proxies", ("x + δ: pushed until", "f answers class t")),
-    "basis": (69, 41, MADE, "2  Directions in use", ("U spans the rows a that", "proxies feed to a layer")),
+    "basis": (69, 41, MADE, "2  Directions in use", ("U spans what proxies use", "in a layer, P = I − U Uᵀ")),
     "labels": (35, 12, MADE, "3  Second-best labels", ("y: what f answers if", "class c is not allowed")),
-    "step": (69, 12, USED, "4  Projected step", ("W ← W − η G P", "with P = I − U Uᵀ")),
+    "step": (69, 12, USED, "Projected update", ("W ← W − η G P,", "G: gradient towards y")),
 }
 ARROWS = (
     ("forget", "proxies", ""),
