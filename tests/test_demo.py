@@ -47,6 +47,8 @@ def test_a_digit_that_is_none_is_refused_before_any_work(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--forget", "11"]) == 2
     assert "zspag demo: a digit is a number from 0 to 9, got 11" in capsys.readouterr().err
+    assert main(["demo", "--out", "picture.jpg"]) == 2
+    assert "--out must be a file that ends in .png, got picture.jpg: picture.png" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

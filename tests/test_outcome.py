@@ -12,9 +12,11 @@ from fractions import Fraction
 import pytest
 from PIL import Image
 
-from zspag.config import UnlearnConfig
-from zspag.outcome import WIDTH, Epoch, Layer, Remainder, Report, Trial, upper_bound
-from zspag.unlearning import _unchecked
+from zspag.calibration.open_search import ALIKE, UNSEEN, WORTH
+from zspag.calibration.trials import HURRY
+from zspag.config import RemovalConfig, UnlearnConfig, UpdateConfig
+from zspag.outcome import REMOVAL, WIDTH, Epoch, Layer, Remainder, Report, Trial, upper_bound
+from zspag.unlearning import TRUSTED, _unchecked
 
 TRIALS = (
     Trial("all", 0.1, 0.2, 0.002, forgot=False, seconds=1.0),
@@ -93,7 +95,7 @@ def _text(report):
 def test_the_page_fits_a_terminal_and_needs_no_unicode(report):
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= WIDTH == 88
-    assert len(lines) <= (40 if report is REPORT else 45)
+    assert len(lines) <= (46 if report is REPORT else 52)  # a printed page holds 60
     assert str(report).isascii()
     assert "None" not in str(report)
     assert "nan" not in str(report)
@@ -108,12 +110,67 @@ def test_the_page_names_what_was_forgotten_and_with_how_many_images():
 
 def test_an_unlearning_that_failed_and_was_only_closed_is_not_called_forgotten():
     failed = replace(REPORT, reached=False, forget_accuracy=0.42)
-    assert "NO: the open model (updates alone) recognizes 42.0 % of the forget set" in _text(failed)
+    assert "forget set `open_model` (updates alone) recognizes 42.0 % of it, the original 98.5 %." in _text(failed)
+    assert failed.verdict == (
+        "Goal NOT reached: too many images of class 3 are still recognized; closed rows only silence the class."
+    )
     assert "silenced, NOT forgotten" in _text(failed)
     assert "NOT forgotten" not in _text(REPORT)
     assert "NOT reached, only silenced" in failed.plot().get_suptitle()
-    assert "reached" in REPORT.plot().get_suptitle()
+    assert REPORT.plot().get_suptitle().endswith("suppressed")
     assert "NOT" not in REPORT.plot().get_suptitle()
+
+
+def test_the_verdict_promises_no_more_than_silence():
+    """Suppressed is not removed, whatever the goal was, and what was not looked at is not known."""
+    assert REPORT.verdict == (
+        "Goal reached: class 3 is suppressed, not removed: the original's head, put back, recognizes 12.0 % of the"
+        " forget images."
+    )
+    assert DEEP.verdict.startswith("Goal reached: classes 3, 5 and 7 are suppressed, not removed")
+    assert REPORT.verdict in _text(REPORT)
+    assert BARE.verdict.endswith("suppressed. What is left in the features is not known.")
+    removed = replace(REPORT, chosen=REMOVAL, lr=0.8)
+    assert removed.verdict == (
+        "Goal reached: class 3 is answered no more. What is left in the features: the original's head, put back,"
+        " recognizes 12.0 % of the forget images."
+    )
+    assert removed.plot().get_suptitle().endswith("answered no more")
+
+
+def test_every_yes_and_no_stands_beside_its_rule_with_the_numbers_that_decide():
+    """The page names the defaults; if one of them changes, this fails."""
+    update, removal = UpdateConfig(), RemovalConfig()
+    goal, trusted, least = (f"{100 * share:g} %" for share in (update.forget_accuracy, TRUSTED, UNSEEN))
+    assert f"Reached is at most {goal} of it and {trusted} of held-out images (default)." in _text(REPORT)
+    assert f"Reached is at most {goal} of it (default)." in _text(BARE)
+    epochs = f"after {update.epochs // HURRY} of {update.epochs} epochs, both times (defaults)"
+    assert f"forgot: at most {goal} of the fitted half recognized {epochs}." in _text(REPORT)
+    assert (ALIKE, WORTH) == (2.0, 0.5)
+    assert "Rule: the gentlest rate within twice the least drift; body or head only if that halves it." in _text(REPORT)
+    share = Trial(REMOVAL, 0.8, 0.0, 0.005, forgot=True, seconds=1.0)
+    removed = replace(REPORT, chosen=REMOVAL, lr=0.8, tried=(replace(share, lr=0.4, forgot=False), share))
+    assert f"forgot: at most {least} of it recognized." in _text(removed)
+    assert f"Rule: the largest share that forgot with a drift of at most {removal.damage:g} nats" in _text(removed)
+    assert "no share forgot with LITTLE damage. Rule: the smallest share" in _text(replace(removed, at_edge=True))
+    other = replace(REPORT, chosen="delete", tried=(replace(share, layers="delete"),) * 2)
+    assert f"forgot: at most {goal} of the forget set is recognized (default)." in _text(other)
+    assert "Rule: the smallest rate that forgot." in _text(other)
+
+
+def test_a_drift_says_which_model_and_which_images():
+    assert "0.0046 nats (0: none), on proxies of the forget set" in _text(REPORT)
+    assert "accuracy and drift are of the half left out and its proxies" in _text(REPORT)
+    failed = Trial("body", 1.0, 0.2, None, forgot=False, seconds=1.0)
+    assert "Without a drift" not in _text(REPORT)  # one diverged, which its row says
+    assert "Without a drift: final runs that did not forget." in _text(replace(REPORT, tried=(*TRIALS[:2], failed)))
+
+
+def test_a_range_of_one_value_is_one_value_and_a_number_keeps_its_unit():
+    assert "92.0 % (class 10) to 100.0 % of attacks arrived, by class" in _text(REPORT)
+    assert "90.0 % of attacks arrived, in every class" in _text(DEEP)
+    for report in (REPORT, DEEP, BARE):
+        assert not [line for line in str(report).splitlines() if line.strip().startswith("%")]
 
 
 def test_rows_that_stayed_open_say_why():

@@ -440,7 +440,7 @@ def test_of_more_photos_than_the_limit_equally_many_of_each_class_are_read(tmp_p
     assert all(any(torch.equal(image, other) for other in whole.images) for image in some.images)
     monkeypatch.setattr(inputs, "FORGET_BYTES", 5 * 4 * some.images[0].numel())
     assert torch.equal(labelled_folder(root).images, some.images)  # nobody set a limit: what fits is read
-    with pytest.raises(ValueError, match="limit=1 is less than the 2 classes to forget"):
+    with pytest.raises(ValueError, match="--limit 1 is less than the 2 classes to forget: give 2"):
         labelled_folder(root, limit=1)
 
 
@@ -482,8 +482,14 @@ BAD = {
     "empty": ({"3/notes.txt": b"x"}, {}, r"holds no image in the folder of a class: .*; left out 1 file: 1 not an"),
     "one class": (photos("a.png", "b.png"), {}, r"give their class \(--label\); left out 2 files: 2 outside of a"),
     "named": (photos("cat/a.png"), {}, "the folder .*cat must be named by the number of its class, such as 3, or give"),
+    "label beside folders": (
+        photos("3/a.png"),
+        {"label": "3"},
+        r"leave out the label \(--label 3\), or give the folder .*photos/3",
+    ),
     "label": (photos("a.png"), {"label": "cat"}, "the label 'cat' must be named by the number of its class"),
     "broken": ({"3/a.png": b"x"}, {}, "^3/a.png in .* is not a readable image .*; replace or remove it$"),
+    "no image": ({"3/a.png": b"no picture"}, {}, r"3/a.png in .* \([^<>]* no image format that is known\); replace"),
     "several broken": (
         SEVERAL_BROKEN,
         {},

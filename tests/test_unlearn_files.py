@@ -29,6 +29,7 @@ from zspag.lab import unlearn_files
 from zspag.lab.data.sources import read_digits
 from zspag.lab.models import Normalize, build, from_file
 from zspag.lab.unlearn_files import GoalNotReached, Task
+from zspag.preflight.refusal import Refusal
 from zspag.report import files, provenance, unlearn_page
 from zspag.report.unlearn_page import Example
 from zspag.runtime import logits_of
@@ -56,11 +57,20 @@ class Page(SimpleNamespace):
     """As much of a report as the files need."""
 
     def __init__(self, **changes):
-        facts = {"reached": True, "silenced": True, "forget_accuracy": 0.0, "unseen_accuracy": None, "warnings": ()}
+        facts = {
+            "verdict": "",
+            "legends": {"tried": "", "layers": ""},
+            "reached": True,
+            "silenced": True,
+            "forget_accuracy": 0.0,
+            "unseen_accuracy": None,
+            "warnings": (),
+        }
         super().__init__(**facts | changes)
 
     def to_dict(self):
-        return {"reached": self.reached, "forget_accuracy": self.forget_accuracy}
+        page = {"warnings": list(self.warnings), "tried": [], "layers": []}
+        return page | {"reached": self.reached, "forget_accuracy": self.forget_accuracy}
 
     def plot(self):
         return Figure(figsize=(2, 1))
@@ -165,7 +175,9 @@ def test_a_file_made_for_zspag_run_gets_what_the_weights_and_the_photos_tell(giv
     assert lines[1] == "the shapes of the weights tell num_classes=10"
     assert lines[2].endswith("net.py:of_zspag is called with in_channels=1, image_size=8, as the photos are")
     assert not any(line.startswith("the shapes of the weights") for line in lines_of(replace(request, num_classes=10)))
-    with pytest.raises(ValueError, match=r"shapes differ: .* is \(10, 16\) in the file and \(9, 16\) in the model"):
+    with pytest.raises(
+        ValueError, match=r"--num-classes is 9, but .*weights.safetensors holds 10 classes: drop --num-cl"
+    ):
         lines_of(replace(request, num_classes=9))
 
 
@@ -356,7 +368,10 @@ def test_what_changed_since_or_another_command_made_is_not_replaced(given, metho
         ("new/unlearned.h5", r"--out must end in .safetensors, .pt, .pth, got .*unlearned.h5"),
         ("folder.pt", r"--out is a folder: give a file in it, such as .*folder.pt/forgot.safetensors"),
         ("photos/3/out.pt", "--out lies in the folder of photos"),
-        ("net.py/new/out.pt", r"--out .*net.py/new/out.pt cannot be written \(Not a directory\): make room, or choose"),
+        (
+            "net.py/new/out.pt",
+            r"--out .*net.py/new/out.pt cannot be written \(a file stands where .*\): choose another",
+        ),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused(given, method, tmp_path, out, message):
@@ -424,7 +439,13 @@ def other_net(given):
         (lambda _: {"num_classes": 1}, r"--num-classes must be at least 2, got 1"),
         (lambda _: {"goal": "erase"}, r"--goal must be one of suppress, remove, got 'erase'"),
         (lambda _: {"limit": 0}, r"--limit must be at least 1, got 0"),
-        (lambda _: {"std": (0.5,)}, "--mean and --std come together"),
+        (lambda _: {"image_size": 0}, r"--image-size must be at least 1 pixel, got 0"),
+        (lambda _: {"std": (0.5,)}, "--mean and --std come together, got --std 0.5 alone: give"),
+        (lambda _: {"mean": (0.5,), "std": (0.1, 0.2, 0.3)}, "one number .* got --mean 0.5 and --std 0.1,0.2,0.3"),
+        (lambda _: {"mean": (0.5,), "std": (0.0,)}, "--std must be positive, got .* --std 0: a constant channel"),
+        (lambda _: {"mean": (127.0,), "std": (50.0,)}, "--mean must lie in .* got --mean 127 .* divide"),
+        (lambda given: {"out": given.weights.with_suffix(".h5")}, "must end in .* got .*h5: give .*safetensors for"),
+        (lambda given: {"classes_file": given.weights.with_name("absent.txt")}, "there is no file .*absent.txt: give"),
     ],
 )
 def test_bad_input_gets_its_message_in_one_line_before_the_work(given, method, spoil, message):
@@ -433,6 +454,74 @@ def test_bad_input_gets_its_message_in_one_line_before_the_work(given, method, s
     assert "\n" not in str(caught.value)
     assert method.calls == []
     assert not given.out.parent.exists()
+
+
+MISTAKEN = """
+from torch import nn
+
+def net(channels=3, size=8, classes=5):
+    return nn.Sequential(nn.Conv2d(channels, 2, 1), nn.Flatten(), nn.Linear(2 * size * size, classes))
+
+def larger(): return net(size=32)
+def grey(): return net(1)
+def four(): return net(4)
+def flexible(num_classes=5): return net(classes=num_classes)
+"""
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "message"),
+    [
+        ("larger", {}, r"fails on photos of 8x8 pixels, and runs on 32x32: give --image-size 32$"),
+        ("larger", {"image_size": 20}, r"fails on photos of 20x20 pixels, .*: give --image-size 32$"),
+        ("net", {"label": "9"}, r"^--label 9 names class 9, but the model has the classes 0 to 4: "),
+        ("net", {"folder": "9"}, r"^folder .*photos/9 names class 9, but the model has the classes 0 to 4: "),
+        ("net", {"num_classes": 7}, r"^--num-classes is 7, but the model has 5 classes: drop --num-classes$"),
+        ("flexible", {"num_classes": 7}, r"^--num-classes is 7, but .* holds 5 classes: drop --num-classes$"),
+        ("net", {"names": 7, "folder": "c3"}, r"^--classes-file .*names.txt names 7 classes, .* has 5: name 5"),
+        ("flexible", {"names": 7, "folder": "c3"}, r"^--classes-file .*names.txt names 7 classes, .* holds 5: name 5"),
+        ("net", {"mean": (0.5,), "std": (0.5,)}, r"^--mean and --std have length 1, .* takes 3 channels: give 3 "),
+        ("grey", {"mean": (0.5,) * 3, "std": (0.5,) * 3}, r"^--mean and --std have length 3, .* takes 1 channels"),
+        ("four", {}, r"photos have 1 or 3 channels, the model takes 4; call zspag.zero_shot_unlearn in Python"),
+        ("net", {"already_forgotten": (12,)}, r"^--already-forgotten names class 12, .* classes 0 to 4: "),
+        (
+            "net",
+            {"unrecognized": True},
+            r"recognizes only 0 of the 6 .* check that folder .*photos/3 .*--mean and --std",
+        ),
+    ],
+)
+def test_a_typical_mistake_is_said_with_its_value_and_the_option_that_mends_it(given, tmp_path, net, options, message):
+    path, options = tmp_path / "mistaken_nets.py", dict(options)
+    path.write_text(MISTAKEN)
+    model = from_file(f"{path}:{net}")
+    answer = 0 if options.pop("unrecognized", False) else 3
+    with torch.no_grad():
+        model[-1].weight.mul_(0.01)  # it answers one class, whatever it sees
+        model[-1].bias.copy_(10.0 * (torch.arange(len(model[-1].bias)) == answer))
+    save_file(model.state_dict(), given.weights)
+    folder = tmp_path / "photos" / options.pop("folder", "3")
+    folder = folder.parent if "label" in options else folder
+    folder.mkdir(parents=True)
+    for index in range(6):
+        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    if count := options.pop("names", 0):
+        (tmp_path / "names.txt").write_text("\n".join(f"c{number}" for number in range(count)))
+        options["classes_file"] = tmp_path / "names.txt"
+    with pytest.raises(ValueError, match=message) as caught:
+        lines_of(replace(given, model=f"{path}:{net}", forget=tmp_path / "photos", **options))
+    assert "\n" not in str(caught.value)
+    assert not given.out.parent.exists()
+
+
+def test_an_output_that_is_never_answered_is_said_with_its_option(given, monkeypatch):
+    def refuse(*_args, **_options):
+        raise Refusal("no image makes it answer class 7", "pass already_forgotten", about="unreachable", numbers=(2, 7))
+
+    monkeypatch.setattr(unlearn_files, "zero_shot_unlearn", refuse)
+    with pytest.raises(ValueError, match="answer class 7: .* give --already-forgotten 2,7$"):
+        lines_of(given)
 
 
 # ---- The method itself
@@ -483,7 +572,15 @@ def test_the_page_of_a_result_holds_all_that_a_ticket_needs_and_links_to_nothing
     assert f", {page} and " in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
     report = files.read_json(given.report)
-    assert '<p class="yes">Goal reached.</p>' in text
+    verdict = re.search(r'<p class="yes">(.*)</p>', text)[1]
+    left = report["report"]["remainder"]["original_head"]
+    assert verdict.startswith("Goal reached: class 3 is suppressed, not removed: ")
+    assert f"put back, recognizes {100 * left:.1f} %" in verdict
+    assert verdict not in text.split("</h2>")[1]  # it stands above once, and not again in what came out
+    rates = [trial["forget_accuracy"] for trial in report["report"]["tried"]]
+    assert all(f"<td>{100 * rate:.1f} %</td>" in text for rate in rates if rate is not None)
+    assert text.count("<td>chosen</td>") == 1
+    assert "forgot: at most 1 %" in text.split("<table>")[0]  # the rule of the column stands above the table
     assert text.count('<img alt="3 → ') == unlearn_files.EXAMPLES  # what the original answers
     assert text.count('<img alt="3 → 3"') <= 0.2 * unlearn_files.EXAMPLES
     assert all(f"<td>{layer['name']}</td>" in text for layer in report["report"]["layers"])
@@ -493,18 +590,39 @@ def test_the_page_of_a_result_holds_all_that_a_ticket_needs_and_links_to_nothing
 
 
 def test_a_page_that_cannot_be_or_is_not_ours_is_refused(given, method, tmp_path):
-    with pytest.raises(ValueError, match="--report must end in .html, got page.pdf"):
+    with pytest.raises(ValueError, match="--report must end in .html, got page.pdf: give page.html"):
         replace(given, page=Path("page.pdf"))
     (tmp_path / "page.html").write_text("<p>precious</p>")
     no_work(method, replace(given, page=tmp_path / "page.html"), "page.html exists and was not made by zspag unlearn")
-    no_work(method, replace(given, page=tmp_path / "no" / "page.html"), "there is no folder .*no; make it, or choose")
+    no_work(method, replace(given, page=given.weights / "page.html"), r"--report .*page.html cannot be .*: choose")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="--report must end in .html, got .*folder: give .*folder/page.html"):
+        replace(given, page=tmp_path / "folder")
+
+
+def test_folders_for_the_weights_and_for_the_page_are_made_or_neither(given, method, tmp_path, monkeypatch):
+    page = tmp_path / "pages" / "deeper" / "page.html"
+    lines_of(replace(given, page=page))
+    assert given.out.exists()
+    assert page.exists()
+    monkeypatch.setattr(unlearn_files, "zero_shot_unlearn", lambda *_args, **_options: 1 / 0)
+    other = replace(given, out=tmp_path / "a" / "b" / "out.pt", page=tmp_path / "a" / "c" / "page.html")
+    with pytest.raises(ZeroDivisionError):
+        lines_of(other)
+    assert not (tmp_path / "a").exists()
 
 
 def test_words_from_outside_are_escaped_on_the_page():
     report = {"reached": False, "warnings": ["<b>loud</b>"], "tried": [], "layers": []}
     example = Example(b"png", "<i>cat</i>", "dog & cat")
     text = unlearn_page.page(
-        report, text="Unlearning <x>\n===\nforgotten no", figure=b"png", examples=[example], facts={"model": "<script>"}
+        report,
+        text="Unlearning <x>\n===\nforget set no",
+        verdict="Goal NOT reached <b>",
+        legends={"tried": "<i>rule</i>", "layers": ""},
+        figure=b"png",
+        examples=[example],
+        facts={"model": "<script>"},
     )
     assert "Goal NOT reached" in text
     assert not re.search(r"<b>|<i>|<x>|<script>", text)

@@ -152,7 +152,8 @@ def fails():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("absent", r"zoo_bad.py has no function 'absent'; give .*zoo_bad.py:factory"),
+        ("absent", r"zoo_bad.py has no function 'absent': give .*zoo_bad.py:factory, .* it has .*text, stops, fails"),
+        ("fail", r"zoo_bad.py has no function 'fail': did you mean .*zoo_bad.py:fails\?"),
         ("text", r"returned str; a factory must return a torch.nn.Module"),
         ("stops", r"zoo_bad.py:stops could not be built \(SystemExit: enough\)"),
         ("fails", r"zoo_bad.py:fails could not be built \(RuntimeError: two lines\)"),
@@ -188,7 +189,11 @@ def test_a_file_that_cannot_be_imported_says_why_and_leaves_nothing_behind(tmp_p
     [
         ("resnet18", r"given as path/to/file.py:factory, torchvision.models:resnet18 or timm:name, got 'resnet18'"),
         ("no_such_package.nets:net", r"needs the package no_such_package .*: install it, or give path/to/file.py"),
-        ("json:resnet19", r"json has no function 'resnet19'"),
+        ("json:resnet19", r"json has no function 'resnet19': give json:factory"),
+        ("json:dumbs", r"json has no function 'dumbs': did you mean .*json:dumps"),
+        ("torchvision:resnet19", r"no function 'resnet19': did you mean .*torchvision.models:resnet18"),
+        ("torchvision:no_such_net", r"no function 'no_such_net': give .* such as torchvision.models:resnet18"),
+        ("torchvision.models:resnt18", r"no function 'resnt18': did you mean torchvision.models:resnet18"),
         ("/nowhere/net.py:make", r"there is no file /nowhere/net.py"),
     ],
 )
@@ -226,6 +231,17 @@ def test_timm_is_asked_by_name(monkeypatch):
     model, handed = model_of("timm:resnet10t", {"num_classes": 4, "in_channels": 1}, guessed={"image_size": 8})
     assert asked == [("resnet10t", {"pretrained": False, "num_classes": 4, "in_chans": 1})]
     assert (model.out_features, handed) == (4, {"num_classes": 4, "in_channels": 1})
+    refusing = types.SimpleNamespace(
+        create_model=lambda name, **_: 1 / 0,
+        is_model=lambda name: name == "resnet10t",
+        list_models=lambda: ["resnet10t"],
+    )
+    monkeypatch.setitem(sys.modules, "timm", refusing)
+    for name, hint in {"resnt10t": r"did you mean timm:resnet10t\?", "none": r"timm.list_models\("}.items():
+        with pytest.raises(ValueError, match=f"timm knows no model '{name}': {hint}"):
+            from_file(f"timm:{name}")
+    with pytest.raises(ValueError, match=r"timm:resnet10t could not be built \(ZeroDivisionError"):
+        from_file("timm:resnet10t")  # the name is right, and something else is wrong
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"timm:resnet10t needs the package timm .*: install it, or give path"):
         from_file("timm:resnet10t")

@@ -264,7 +264,10 @@ def _print(lines: Iterable[str]) -> int:
 def _demo(chosen: argparse.Namespace) -> int:
     from zspag.lab.demo.command import run
 
-    return _print(run(chosen.forget, Path(chosen.out)))
+    picture = Path(chosen.out)
+    if picture.suffix != ".png" or picture.is_dir():
+        raise ValueError(f"--out must be a file that ends in .png, got {picture}: {picture.with_suffix('.png')} is one")
+    return _print(run(chosen.forget, picture))
 
 
 def _run(chosen: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ import tempfile
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zspag.config import GOALS, UnlearnConfig, to_dict
 from zspag.lab.data.folders import ForgetFolder, labelled_folder
@@ -30,12 +31,15 @@ from zspag.lab.data.pictures import grey
 from zspag.lab.models import Normalize
 from zspag.lab.models.user_files import model_of
 from zspag.lab.models.weights import State, facts_from, load_into, read_state, write_state
+from zspag.preflight.refusal import Refusal
 from zspag.report import files, provenance, unlearn_page
 from zspag.report.unlearn_page import Example
 from zspag.runtime import evaluating, logits_of, pick_device
 from zspag.unlearning import Unlearned, zero_shot_unlearn
 
 PROBED = 997  # classes of a trial model, to see which shapes depend on their number: no layer has that width
+# Sizes of images that nets are made for, which are tried where a net does not run on the photos as they are.
+SIZES = (8, 16, 28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 384, 448, 512)
 SUFFIXES = (".safetensors", ".pt", ".pth")
 EXAMPLES = 12  # photos on the page
 MADE_BY = {"command": "unlearn"}  # in the record: the mark by which a file of ours is known
@@ -43,6 +47,27 @@ MADE_BY = {"command": "unlearn"}  # in the record: the mark by which a file of o
 
 class GoalNotReached(Exception):  # noqa: N818  no error: the files are written
     """Part of the forget set is still recognized; the message says how much and what was written all the same."""
+
+
+def _check_normalization(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    given = [
+        f"{option} {','.join(f'{one:g}' for one in values)}"
+        for option, values in (("--mean", mean), ("--std", std))
+        if values is not None
+    ]
+    if (mean is None) != (std is None):
+        raise ValueError(f"--mean and --std come together, got {given[0]} alone: give one number per channel to each")
+    if mean is None or std is None:
+        return
+    both = " and ".join(given)
+    if len(mean) != len(std) or len(mean) not in (1, 3):
+        raise ValueError(f"--mean and --std need one number per channel, 1 or 3 of each, got {both}")
+    if min(std) <= 0:
+        raise ValueError(f"--std must be positive, got {both}: a constant channel cannot be normalized")
+    if not 0 <= min(mean) <= max(mean) <= 1:
+        raise ValueError(
+            f"--mean must lie in [0, 1], got {both}: pixels are on [0, 1], so divide numbers that are for bytes by 255"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,14 +92,17 @@ class Task:
     keep_open: bool = False  # write what the updates alone made, without closing the rows of the forgotten classes
 
     def __post_init__(self) -> None:
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("--mean and --std come together: both normalize the photos before the model sees them")
+        _check_normalization(self.mean, self.std)
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"--image-size must be at least 1 pixel, got {self.image_size}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1, got {self.limit}")
         if self.num_classes is not None and self.num_classes < 2:
             raise ValueError(f"--num-classes must be at least 2, got {self.num_classes}")
         if self.page is not None and self.page.suffix != ".html":
-            raise ValueError(f"--report must end in .html, got {self.page}")
+            raise ValueError(
+                f"--report must end in .html, got {self.page}: give {_instead(self.page, 'page.html')} for example"
+            )
         if self.goal not in GOALS:
             raise ValueError(f"--goal must be one of {', '.join(GOALS)}, got {self.goal!r}")
 
@@ -117,18 +145,21 @@ def unlearn_files(task: Task) -> Iterator[str]:
     images, fitting = _with_channels_for(model, photos.images, task.mean)
     yield from (*remarks, *more, *fitting)
 
-    with _rehearsed(task.out, inner), warnings.catch_warnings(record=True) as warned:
+    with _rehearsed(task, inner), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        result = zero_shot_unlearn(
-            model.to(device),
-            images.to(device),
-            photos.labels.to(device),
-            num_classes=num_classes,
-            already_forgotten=task.already_forgotten,
-            limit=len(images),  # the folder was cut to the limit when it was read
-            config=config,
-            seed=task.seed,
-        )
+        try:
+            result = zero_shot_unlearn(
+                model.to(device),
+                images.to(device),
+                photos.labels.to(device),
+                num_classes=num_classes,
+                already_forgotten=task.already_forgotten,
+                limit=len(images),  # the folder was cut to the limit when it was read
+                config=config,
+                seed=task.seed,
+            )
+        except Refusal as refusal:
+            raise ValueError(_in_options(refusal, task, model, images, photos)) from refusal
         if photos.left_out:
             result = replace(result, report=replace(result.report, left_out=photos.left_out))
         pixels = hashlib.sha256(images.contiguous().numpy().tobytes() + photos.labels.numpy().tobytes())
@@ -161,21 +192,25 @@ def unlearn_files(task: Task) -> Iterator[str]:
 def _check_out(task: Task) -> None:
     out = task.out
     if out.suffix not in SUFFIXES:
-        raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {out}")
+        instead = _instead(out, "forgot.safetensors")
+        raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {out}: give {instead} for example")
     if out.is_dir():
         raise ValueError(f"--out is a folder: give a file in it, such as {out / 'forgot.safetensors'}")
     if out.exists() and task.weights.exists() and out.samefile(task.weights):
         raise ValueError(f"--out is the file of the weights, {out}: the original is not replaced, choose another name")
     if out.parent.resolve().is_relative_to(task.forget.resolve()):
         raise ValueError(f"--out lies in the folder of photos, {task.forget}, where the figure would be one of them")
-    beside = task.page is None or task.page.parent.resolve() == out.parent.resolve()
-    if task.page is not None and not beside and not task.page.parent.is_dir():
-        raise ValueError(
-            f"--report {task.page}: there is no folder {task.page.parent}; make it, or choose another place"
-        )
+    if task.page is not None and task.page.is_dir():
+        raise ValueError(f"--report is a folder: give a file in it, such as {task.page / 'page.html'}")
     for path in (out, task.report, task.figure, *([] if task.page is None else [task.page])):
         if path.exists() and not _is_ours(path, task):
-            raise ValueError(f"{path} exists and was not made by zspag unlearn: move it or choose another --out")
+            option = "--report" if path == task.page else "--out"
+            raise ValueError(f"{path} exists and was not made by zspag unlearn: move it or choose another {option}")
+
+
+def _instead(path: Path, name: str) -> Path:
+    # A place near this one that has the suffix of ``name``: in it, if it is a folder.
+    return path / name if path.is_dir() else path.with_suffix(Path(name).suffix)
 
 
 def _is_ours(path: Path, task: Task) -> bool:
@@ -211,9 +246,83 @@ def _loaded(task: Task, state: State, num_classes: int | None, photos: ForgetFol
             found = facts_from(state, trial.state_dict(), probed=PROBED)
             model, remarks = built(found | known)
         except ValueError:
-            raise error from None
+            width = _wrong_width(task, state, built, seen)
+            raise (ValueError(width) if width else error) from None
     facts = ", ".join(f"{name}={value}" for name, value in found.items() if name not in known)
     return model, [f"the shapes of the weights tell {facts}", *remarks]
+
+
+def _wrong_width(
+    task: Task, state: State, built: Callable[[Mapping[str, int]], object], seen: Mapping[str, int]
+) -> str:
+    # If the weights fit the model but for the number of classes that was given: a sentence that says so; else "".
+    if task.num_classes is None and task.classes_file is None:
+        return ""
+    try:
+        trial, _ = model_of(task.model, {"num_classes": PROBED}, guessed=seen)
+        found = facts_from(state, trial.state_dict(), probed=PROBED)
+        built(found)
+    except ValueError:
+        return ""
+    return _width_refused(task, found["num_classes"], f"{task.weights} holds") if "num_classes" in found else ""
+
+
+def _width_refused(task: Task, width: int, holder: str) -> str:
+    # Say that the number of classes that was given is not ``width``, which somebody holds.
+    if task.num_classes is not None:
+        return f"--num-classes is {task.num_classes}, but {holder} {width} classes: drop --num-classes"
+    assert task.classes_file is not None
+    named = len(read_classes(task.classes_file))
+    return f"--classes-file {task.classes_file} names {named} classes, but {holder} {width}: name {width}, one a line"
+
+
+def _in_options(refusal: Refusal, task: Task, model: nn.Module, images: Tensor, photos: ForgetFolder) -> str:
+    """Say a refusal of the method with the remedies that the command line has."""
+    about, numbers, fact = refusal.about, refusal.numbers, refusal.fact
+    if about == "pixels":
+        return _other_pixels(task, model, images, fact)
+    if about == "outputs":
+        return _width_refused(task, numbers[0], "the model has")
+    if about in ("forget_labels", "already_forgotten"):
+        place = "--already-forgotten"
+        if about == "forget_labels":
+            place = photos.places.get(numbers[0], str(task.forget))
+        return (
+            f"{place} names class {numbers[0]}, but the model has the classes 0 to {numbers[1] - 1}: give the place of"
+            " the class among the outputs, counted from 0"
+        )
+    if about == "recognized":
+        return (
+            f"{fact}: check that {photos.places.get(numbers[0], task.forget)} is named by the place of its class among"
+            " the outputs, counted from 0 (or give --classes-file), that --mean and --std are given if the model takes"
+            " normalized images, and that the photos are upright"
+        )
+    if about == "unreachable":
+        known = ",".join(map(str, numbers))
+        return f"{fact}: if it was forgotten before, or is an output that is not used, give --already-forgotten {known}"
+    return str(refusal)
+
+
+def _other_pixels(task: Task, model: nn.Module, images: Tensor, fact: str) -> str:
+    """Say which size or channels the model runs on, found by trying."""
+    channels, height, width = images.shape[1:]
+    first = next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), channels)
+    if task.mean is not None and len(task.mean) != first and first in (1, 3):
+        given = len(task.mean)
+        return (
+            f"--mean and --std have length {given}, but the model takes {first} channels: give {first} numbers to each"
+        )
+    other = images[:1].expand(-1, 3, -1, -1) if channels == 1 else grey(images[:1])
+    for size in SIZES:
+        for image in (images[:1], other):
+            if _tried(model, F.interpolate(image.float(), size=(size, size)))[0]:
+                return (
+                    f"{task.model} fails on photos of {width}x{height} pixels, and runs on {size}x{size}: give"
+                    f" --image-size {size}"
+                )
+    if first not in (1, 3):
+        return f"{fact}: photos have 1 or 3 channels, the model takes {first}; call zspag.zero_shot_unlearn in Python"
+    return f"{fact}: give the size that it was trained on, --image-size N"
 
 
 def _with_channels_for(model: nn.Module, images: Tensor, mean: Sequence[float] | None) -> tuple[Tensor, list[str]]:
@@ -254,18 +363,28 @@ def _tried(model: nn.Module, image: Tensor) -> tuple[bool, int | None]:
 
 
 @contextmanager
-def _rehearsed(out: Path, model: nn.Module) -> Generator[None, None, None]:
+def _rehearsed(task: Task, model: nn.Module) -> Generator[None, None, None]:
     # Write the model as it is beside where the new one will go, and remove it: what hinders that is known now. Folders
-    # that were made for it go again if nothing comes of it.
-    made = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
+    # that were made for it, or for the page, go again if nothing comes of it.
+    places = {"--out": task.out} | ({} if task.page is None else {"--report": task.page})
+    above = dict.fromkeys(folder for path in places.values() for folder in (path.parent, *path.parent.parents))
+    made = sorted((folder for folder in above if not folder.exists()), key=lambda folder: -len(folder.parts))
     try:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.stem}-", suffix=out.suffix) as trial:
-                write_state(Path(trial.name), model.state_dict(), suffix=out.suffix, metadata={})
-        except OSError as error:
-            reason = error.strerror or error
-            raise ValueError(f"--out {out} cannot be written ({reason}): make room, or choose another place") from error
+        for option, path in places.items():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix) as trial:
+                    if path == task.out:
+                        write_state(Path(trial.name), model.state_dict(), suffix=path.suffix, metadata={})
+            except OSError as error:
+                reason, remedy = str(error.strerror or error), "make room, or choose another place"
+                if isinstance(error, FileExistsError | NotADirectoryError):
+                    reason, remedy = "a file stands where a folder is needed", "choose another place"
+                elif isinstance(error, FileNotFoundError):
+                    remedy = "choose another place"
+                elif isinstance(error, PermissionError):
+                    remedy = "change the permissions of its folder, or choose another place"
+                raise ValueError(f"{option} {path} cannot be written ({reason}): {remedy}") from error
         yield
     except BaseException:
         for folder in made:
@@ -298,7 +417,15 @@ def _page(task: Task, result: Unlearned, record: dict[str, Any], shown: Sequence
     facts |= {"zspag commit": record["commit"] or "not from a checkout", "device": record["device"]}
     facts |= {"threads": str(record["threads"]), "started": record["started"]}
     report = result.report
-    return unlearn_page.page(report.to_dict(), text=str(report), figure=figure, examples=shown, facts=facts)
+    return unlearn_page.page(
+        report.to_dict(),
+        text=str(report),
+        verdict=report.verdict,
+        legends=report.legends,
+        figure=figure,
+        examples=shown,
+        facts=facts,
+    )
 
 
 def _write(task: Task, result: Unlearned, record: dict[str, Any], shown: Sequence[Example]) -> None:

@@ -17,6 +17,7 @@ from zspag.preflight.classifiers import classifier, place_of, working_copy
 from zspag.preflight.inputs import FORGET_BYTES, ForgetSet, forget_set, whole_number
 from zspag.preflight.model_checks import check_gradients, check_logits, immovable, inconstancy, layout_of
 from zspag.preflight.reachability import unreachable
+from zspag.preflight.refusal import Refusal
 from zspag.process.surroundings import plain_layout
 from zspag.runtime import logits_of
 
@@ -49,6 +50,7 @@ def look(
 
     Raises:
         ValueError: If the request cannot work; the message says what, where, the value and the remedy.
+        Refusal: The same, where the command line has a remedy of its own.
     """
     working = working_copy(model)
     device, dtype = place_of(working)
@@ -70,10 +72,13 @@ def look(
         retained = tuple(label for label in range(width) if label not in {*forget.classes, *before})
         dead = unreachable(net, forget.images, retained)
         if dead:
-            raise ValueError(
+            raise Refusal(
                 f"no image makes the model answer class {', '.join(map(str, dead))} (the logit stays"
-                f" {min(dead.values()):.3g} or more below the largest): an output that is not used, or a class that was"
-                f" forgotten before; pass already_forgotten={(*before, *dead)} to leave it out of the retained classes"
+                f" {min(dead.values()):.3g} or more below the largest)",
+                "an output that is not used, or a class that was forgotten before; pass"
+                f" already_forgotten={(*before, *dead)} to leave it out of the retained classes",
+                about="unreachable",
+                numbers=(*before, *dead),
             )
     layout = layout_of(net, forget.images, logits)
     accuracy = (answers == forget.labels).double().mean().item()
@@ -116,9 +121,11 @@ def _check_classes(forget: tuple[int, ...], before: tuple[int, ...], num_classes
     for name, classes in (("forget_labels", forget), ("already_forgotten", before)):
         outside = [label for label in classes if not 0 <= label < num_classes]
         if outside:
-            raise ValueError(
-                f"{name} holds class {outside[0]}, outside 0..{num_classes - 1} (num_classes={num_classes}): classes"
-                " are numbered as the model's logits are"
+            raise Refusal(
+                f"{name} holds class {outside[0]}, outside 0..{num_classes - 1} (num_classes={num_classes})",
+                "classes are numbered as the model's logits are",
+                about=name,
+                numbers=(outside[0], num_classes),
             )
     if len({*forget, *before}) == num_classes:
         raise ValueError(
@@ -148,16 +155,18 @@ def _check_recognized(answers: Tensor, forget: ForgetSet, before: tuple[int, ...
         instead, times = Counter(given[given != label].tolist()).most_common(1)[0]
         text = (
             f"the model recognizes only {right} of the {len(given)} images labelled {label} as class {label} (it"
-            f" answers {instead} for {times} of them): images and labels, or the normalization of the images, may not"
-            " fit the model"
+            f" answers {instead} for {times} of them)"
         )
         if right == 0:
-            raise ValueError(
-                f"{text}. Check the order of the classes and of the channels, whether the model expects [0, 1] (else"
-                " put Normalize(mean, std) in front of it), and whether the images are upright; their mean is"
-                f" {forget.images.mean().item():.3g}"
+            raise Refusal(
+                text,
+                "images and labels, or the normalization of the images, may not fit the model. Check the order of the"
+                " classes and of the channels, whether the model expects [0, 1] (else put Normalize(mean, std) in front"
+                f" of it), and whether the images are upright; their mean is {forget.images.mean().item():.3g}",
+                about="recognized",
+                numbers=(label,),
             )
-        warnings.append(text)
+        warnings.append(f"{text}: images and labels, or the normalization of the images, may not fit the model")
     return tuple(warnings)
 
 

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zspag.preflight.refusal import Refusal
 from zspag.process.surroundings import plain_layout
 from zspag.runtime import copied, frozen, without_graph
+
+TYPES = ("dtype", "data type", "scalar type", "Input type", "Half", "BFloat16", "Double")  # by which torch names them
 
 
 class Classifier(nn.Module):
@@ -91,7 +94,7 @@ def called(model: nn.Module, images: Tensor) -> Any:
     """Call ``model`` on ``images``; the caller sees to eval mode.
 
     Raises:
-        ValueError: If the model raises anything; the message names the layer that was entered last.
+        Refusal: If the model raises anything; the message names the layer that was entered last.
     """
     entered: list[tuple[str, nn.Module]] = []
     hooks = [
@@ -107,10 +110,14 @@ def called(model: nn.Module, images: Tensor) -> Any:
             name, part = entered[-1]
             where = f"in or after layer {name!r}, {' '.join(repr(part).split()):.80}"
         reason = (str(error).strip() or "no message").splitlines()[0]
-        raise ValueError(
+        about, remedy = "pixels", "bring the images to the channels and the size that it was trained on"
+        if any(word in reason for word in TYPES):
+            about, remedy = "types", f"let it take {images.dtype}, without casts to other types"
+        raise Refusal(
             f"the model fails on a forget image of shape {tuple(images.shape[1:])}, {where} ({type(error).__name__}:"
-            f" {reason}): bring the images to the channels and the size that it was trained on, and let it take"
-            f" {images.dtype}, without casts to other types"
+            f" {reason})",
+            remedy,
+            about=about,
         ) from error
     finally:
         for hook in hooks:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from zspag.activations import Outputs, watching
 from zspag.preflight.classifiers import called, duplicate, own_name
+from zspag.preflight.refusal import Refusal
 from zspag.runtime import channels_last, copied, frozen
 
 FEW = 4  # images per pass of a check
@@ -27,17 +28,27 @@ def check_logits(model: nn.Module, images: Tensor, *, num_classes: int | None) -
 
     Raises:
         ValueError: If they are not one finite row of at least two unnormalized logits per image.
+        Refusal: If there are not ``num_classes`` of them.
     """
     with torch.no_grad(), frozen(clone := duplicate(model)):
         for few in (images[:1], _few(images)):
             logits, count = called(clone, few.clone()), len(few)
             shape = tuple(logits.shape)
-            fits = len(shape) == 2 and shape[0] == count and 1 < shape[1] == (num_classes or shape[1])
-            if not fits or not logits.is_floating_point():
+            rows = len(shape) == 2 and shape[0] == count and logits.is_floating_point()
+            if not rows or shape[1] < 2:
+                remedy = "return one row of logits per image"
+                if logits.is_floating_point() and shape in ((count,), (count, 1)):
+                    remedy += " (one sigmoid logit z becomes two, torch.cat([torch.zeros_like(z), z], 1))"
                 raise ValueError(
                     f"the model must map {count} image(s) to logits of shape ({count}, {num_classes or 'K'}), got"
-                    f" {shape} of {logits.dtype}: return one row of logits per image (one sigmoid logit z becomes two,"
-                    " torch.cat([torch.zeros_like(z), z], 1)), and check num_classes or leave it out"
+                    f" {shape} of {logits.dtype}: {remedy}"
+                )
+            if shape[1] != (num_classes or shape[1]):
+                raise Refusal(
+                    f"num_classes is {num_classes}, but the model has {shape[1]} outputs",
+                    f"leave num_classes out, or pass {shape[1]}",
+                    about="outputs",
+                    numbers=(shape[1],),
                 )
             if not bool(torch.isfinite(logits).all()):
                 raise ValueError(

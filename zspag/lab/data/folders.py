@@ -7,7 +7,7 @@ name), whatever order the disk or the archive lists them in; a class is split by
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -146,6 +146,7 @@ class ForgetFolder:
     labels: Tensor  # class numbers, shape (n,)
     remarks: tuple[str, ...]  # which folder became which class, and what was left out, a line each
     left_out: int = 0  # photos beyond the limit, which were not read
+    places: Mapping[int, str] = field(default_factory=dict)  # by class, what named it: "folder photos/3", "--label 3"
 
 
 def labelled_folder(
@@ -182,28 +183,39 @@ def labelled_folder(
         if len(parts) != depth:
             tally.files[NO_CLASS if len(parts) < depth else deeper].append(parts)
     if not chosen:
-        raise ValueError(
-            f"{source} holds no image {place}: put images under {source / '<class>'}/, or all in {source} and give"
-            f" their class (--label); {tally}"
-        )
+        raise ValueError(f"{source} holds no image {place}: {_where_to_put(source, paths, label)}; {tally}")
     if label is not None:
         number = class_of(label, classes=classes, place=f"the label {label!r}")
         numbers, remarks = [number] * len(chosen), [f"{source} is class {number}: {_images(len(chosen))}"]
+        places = {number: f"--label {label}"}
     else:
         own = [parts[0] for parts in chosen]
         folders = {name: class_of(name, classes=classes, place=f"the folder {source / name}") for name in own}
         numbers = [folders[name] for name in own]
+        places = {number: f"folder {source / name}" for name, number in folders.items()}
         ranked = sorted(folders.items(), key=lambda item: item[1])
         remarks = [f"folder {name} is class {number}: {_images(own.count(name))}" for name, number in ranked]
     if tally.files:
         remarks.append(str(tally))
 
     labels = torch.tensor(numbers)
+    if limit is not None and limit < len(places):
+        raise ValueError(
+            f"--limit {limit} is less than the {len(places)} classes to forget: give {len(places)} or more"
+        )
     used = balanced(labels, limit or _most(source, chosen[0], paths[chosen[0]], image_size))
     if len(used) < len(labels):
         remarks.append(f"{len(used)} of {_images(len(labels))} are read, equally many of each class (--limit)")
     pictures = _decoded(source, {chosen[place]: paths[chosen[place]] for place in used.tolist()}, image_size)
-    return ForgetFolder(stacked(pictures, source=source), labels[used], tuple(remarks), len(labels) - len(used))
+    images = stacked(pictures, source=source)
+    return ForgetFolder(images, labels[used], tuple(remarks), len(labels) - len(used), places)
+
+
+def _where_to_put(source: Path, found: Collection[Parts], label: str | None) -> str:
+    # The remedy where no image lies where it should.
+    if label is not None and found:
+        return f"leave out the label (--label {label}), or give the folder {source / next(iter(found))[0]}"
+    return f"put images under {source / '<class>'}/, or all in {source} and give their class (--label)"
 
 
 def _most(source: Path, parts: Parts, path: Path, image_size: int | None) -> int:

@@ -183,8 +183,10 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """Read class names from a text file: one a line, in the order of the model's logits.
 
     Raises:
-        ValueError: If the file is no text, is empty, or has an empty line or a name twice.
+        ValueError: If there is no such file, or it is no text, is empty, or has an empty line or a name twice.
     """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: give class names, one a line in the order of the model's logits")
     try:
         names = [name.strip() for name in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except UnicodeDecodeError as error:

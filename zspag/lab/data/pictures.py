@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 # Of a file with several frames the first one is read. Not every build of Pillow reads AVIF.
@@ -47,7 +47,9 @@ def decode(contents: bytes, *, place: str, source: Path, image_size: int | None)
         with Image.open(io.BytesIO(contents)) as image:
             image.load()
     except BROKEN as error:
-        raise ValueError(f"{place} in {source} is not a readable image ({error}); replace or remove it") from error
+        # Pillow's own words for it name an object in memory.
+        reason = "its bytes are no image format that is known" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{place} in {source} is not a readable image ({reason}); replace or remove it") from error
     if image.mode in DEEP_MODES:
         raise ValueError(f"{place} in {source} has mode {image.mode}; only 8 bits per channel are supported")
     plain: Image.Image = image

@@ -4,11 +4,12 @@ Invariant: a file is imported as Python would import it, so it may import its ne
 own command line; the search path and the command line of this process are as they were afterwards.
 """
 
+import difflib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from typing import Any
 from torch import nn
 
 MARK = "__from_a_user_file__"
+NAMED = 8  # functions of a file that a message lists
 _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 Facts = Mapping[str, int]  # num_classes, in_channels and image_size, as far as they are known
 
@@ -47,10 +49,16 @@ def model_of(place: str, known: Facts, *, guessed: Facts | None = None) -> tuple
             f"a model is given as path/to/file.py:factory, torchvision.models:resnet18 or timm:name, got {place!r}"
         )
     if where == "timm":
-        create = _imported(where, place).create_model
+        timm = _imported(where, place)
         handed = {fact: value for fact, value in known.items() if fact in ("num_classes", "in_channels")}
         options = {fact.replace("in_channels", "in_chans"): value for fact, value in handed.items()}
-        return _built(lambda: create(name, pretrained=False, **options), place), handed
+        try:
+            return _built(lambda: timm.create_model(name, pretrained=False, **options), place), handed
+        except ValueError as error:
+            if not hasattr(timm, "is_model") or timm.is_model(name):
+                raise
+            hint = _likely(name, timm.list_models(), where="timm") or "timm.list_models('*resnet*') lists names"
+            raise ValueError(f"timm knows no model {name!r}: {hint}") from error
     path = Path(where)
     if is_file and not path.is_file():
         raise ValueError(f"there is no file {path}: give the path of a Python file before ':'")
@@ -59,9 +67,29 @@ def model_of(place: str, known: Facts, *, guessed: Facts | None = None) -> tuple
         module = _executed(path, module_name) if is_file else _imported(where, place)
         factory = getattr(module, name, None)
         if not callable(factory):
-            raise ValueError(f"{where} has no function {name!r}; give {where}:factory, a function or class in it")
+            raise ValueError(f"{where} has no function {name!r}: {_hint(module, where, name)}")
         options = _options(factory, place, known, guessed or {})
         return _built(lambda: factory(**options), place), options
+
+
+def _likely(name: str, known: Iterable[str], *, where: str) -> str:
+    # The names that come nearest, as a question; "" where none is near.
+    nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(f'{where}:{one}' for one in nearest)}?" if nearest else ""
+
+
+def _hint(module: ModuleType, where: str, name: str) -> str:
+    # What may have been meant: names that are near, or, where they are few, all that the module defines itself.
+    if where == "torchvision":
+        where, module = "torchvision.models", importlib.import_module("torchvision.models")
+    made = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
+    own = [key for key, value in made.items() if getattr(value, "__module__", None) == module.__name__]
+    if near := _likely(name, made, where=where):
+        return near
+    listed = f"; it has {', '.join(own)}" if 0 < len(own) <= NAMED else ""
+    if where == "torchvision.models":
+        listed = ", such as torchvision.models:resnet18"
+    return f"give {where}:factory, a function or class in it{listed}"
 
 
 @contextmanager

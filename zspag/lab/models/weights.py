@@ -119,7 +119,8 @@ def load_into(model: nn.Module, state: State, *, weights: Path, place: str) -> l
         }
         why = "; ".join(f"{words} {_few(names)}" for words, names in lists.items() if names)
         raise ValueError(
-            f"{weights} does not fit the model of {place}: {why or ' '.join(str(error).split())}"
+            f"{weights} does not fit the model of {place}: {why or ' '.join(str(error).split())}; give the"
+            " function that built the model whose weights these are"
         ) from error
     kinds, computes = (
         {value.dtype for value in values.values() if isinstance(value, Tensor) and value.is_floating_point()}
