@@ -372,7 +372,7 @@ NEW = ("\n\n\ndef ", "\n\nNEW = 1\n\n\ndef ")
         ("lab/methods/synthetic.py", *NEW, {"audit"}),
         ("lab/audit/measures.py", *NEW, {"audit"}),
         ("report/plots.py", *NEW, set()),
-        ("outcome_plot.py", *NEW, set()),
+        ("outcome/plot.py", *NEW, set()),
         ("__main__.py", *NEW, set()),
         ("report/claims/verdicts.py", *NEW, set()),
     ],

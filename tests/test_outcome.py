@@ -15,7 +15,8 @@ from PIL import Image
 from zspag.calibration.open_search import ALIKE, UNSEEN, WORTH
 from zspag.calibration.trials import HURRY
 from zspag.config import RemovalConfig, UnlearnConfig, UpdateConfig
-from zspag.outcome import REMOVAL, WIDTH, Epoch, Layer, Remainder, Report, Trial, upper_bound
+from zspag.outcome import REMOVAL, Epoch, Layer, Remainder, Report, Trial, upper_bound
+from zspag.outcome.page import WIDTH
 from zspag.unlearning import TRUSTED, _unchecked
 
 TRIALS = (

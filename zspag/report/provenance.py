@@ -27,7 +27,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "pape
 # Modules that draw, drive or show: no number depends on them.
 SHOWING = (
     "zspag.__main__",
-    "zspag.outcome_plot",
+    "zspag.outcome.plot",
     "zspag.process.progress",
     "zspag.lab.cluster",
     "zspag.report.plots",

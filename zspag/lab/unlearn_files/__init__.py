@@ -16,105 +16,36 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from zspag.config import GOALS, UnlearnConfig, to_dict
+from zspag.config import UnlearnConfig, to_dict
 from zspag.lab.data.folders import ForgetFolder, labelled_folder
 from zspag.lab.data.listing import read_classes
 from zspag.lab.data.pictures import grey
 from zspag.lab.models import Normalize
 from zspag.lab.models.user_files import model_of
 from zspag.lab.models.weights import State, facts_from, load_into, read_state, write_state
+from zspag.lab.unlearn_files.remedies import in_options, runs_on, width_refused
+from zspag.lab.unlearn_files.task import MADE_BY, Task, check_out
 from zspag.preflight.refusal import Refusal
 from zspag.report import files, provenance, unlearn_page
 from zspag.report.unlearn_page import Example
-from zspag.runtime import evaluating, logits_of, pick_device
+from zspag.runtime import logits_of, pick_device
 from zspag.unlearning import Unlearned, zero_shot_unlearn
 
+__all__ = ["GoalNotReached", "Task", "unlearn_files"]
+
 PROBED = 997  # classes of a trial model, to see which shapes depend on their number: no layer has that width
-# Sizes of images that nets are made for, which are tried where a net does not run on the photos as they are.
-SIZES = (8, 16, 28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 384, 448, 512)
-SUFFIXES = (".safetensors", ".pt", ".pth")
 EXAMPLES = 12  # photos on the page
-MADE_BY = {"command": "unlearn"}  # in the record: the mark by which a file of ours is known
 
 
 class GoalNotReached(Exception):  # noqa: N818  no error: the files are written
     """Part of the forget set is still recognized; the message says how much and what was written all the same."""
-
-
-def _check_normalization(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-    given = [
-        f"{option} {','.join(f'{one:g}' for one in values)}"
-        for option, values in (("--mean", mean), ("--std", std))
-        if values is not None
-    ]
-    if (mean is None) != (std is None):
-        raise ValueError(f"--mean and --std come together, got {given[0]} alone: give one number per channel to each")
-    if mean is None or std is None:
-        return
-    both = " and ".join(given)
-    if len(mean) != len(std) or len(mean) not in (1, 3):
-        raise ValueError(f"--mean and --std need one number per channel, 1 or 3 of each, got {both}")
-    if min(std) <= 0:
-        raise ValueError(f"--std must be positive, got {both}: a constant channel cannot be normalized")
-    if not 0 <= min(mean) <= max(mean) <= 1:
-        raise ValueError(
-            f"--mean must lie in [0, 1], got {both}: pixels are on [0, 1], so divide numbers that are for bytes by 255"
-        )
-
-
-@dataclass(frozen=True)
-class Task:
-    """What somebody asks for."""
-
-    model: str  # ``path/to/file.py:factory``, ``package.module:factory`` or ``timm:name``
-    weights: Path  # its state dict
-    forget: Path  # folder of photos, with a folder for each class, or all of the class ``label``
-    out: Path  # where the new state dict goes; its suffix says in which format
-    num_classes: int | None = None  # width of the logits; None finds it
-    classes_file: Path | None = None  # names of all classes in the order of the logits; None: folders are numbers
-    label: str | None = None  # class of photos that lie directly in ``forget``
-    image_size: int | None = None  # resize the photos' shorter side to this many pixels and crop the middle square
-    limit: int | None = None  # most photos that are used; None uses as many as ``inputs.FORGET_BYTES`` holds
-    mean: tuple[float, ...] | None = None  # of each channel on [0, 1], for a model that takes normalized images
-    std: tuple[float, ...] | None = None  # standard deviation of each channel
-    already_forgotten: tuple[int, ...] = ()  # classes that earlier requests made the weights forget
-    goal: str = "suppress"  # or "remove": the class is taken out of the features too
-    seed: int = 0  # seed of the method
-    page: Path | None = None  # a readable page of the result, one .html file
-    keep_open: bool = False  # write what the updates alone made, without closing the rows of the forgotten classes
-
-    def __post_init__(self) -> None:
-        _check_normalization(self.mean, self.std)
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"--image-size must be at least 1 pixel, got {self.image_size}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit must be at least 1, got {self.limit}")
-        if self.num_classes is not None and self.num_classes < 2:
-            raise ValueError(f"--num-classes must be at least 2, got {self.num_classes}")
-        if self.page is not None and self.page.suffix != ".html":
-            raise ValueError(
-                f"--report must end in .html, got {self.page}: give {_instead(self.page, 'page.html')} for example"
-            )
-        if self.goal not in GOALS:
-            raise ValueError(f"--goal must be one of {', '.join(GOALS)}, got {self.goal!r}")
-
-    @property
-    def report(self) -> Path:
-        """Where the report goes."""
-        return self.out.with_suffix(".json")
-
-    @property
-    def figure(self) -> Path:
-        """Where the figure goes."""
-        return self.out.with_suffix(".png")
 
 
 def unlearn_files(task: Task) -> Iterator[str]:
@@ -127,7 +58,7 @@ def unlearn_files(task: Task) -> Iterator[str]:
         ValueError: If a file or folder does not fit; nothing is written then.
         GoalNotReached: At the end, if part of the forget set is still recognized.
     """
-    _check_out(task)
+    check_out(task)
     started, device, config = time.time(), pick_device(), UnlearnConfig(goal=task.goal)
     classes = None if task.classes_file is None else read_classes(task.classes_file)
     num_classes = task.num_classes if classes is None else len(classes)
@@ -159,7 +90,7 @@ def unlearn_files(task: Task) -> Iterator[str]:
                 seed=task.seed,
             )
         except Refusal as refusal:
-            raise ValueError(_in_options(refusal, task, model, images, photos)) from refusal
+            raise ValueError(in_options(refusal, task, model, images, photos)) from refusal
         if photos.left_out:
             result = replace(result, report=replace(result.report, left_out=photos.left_out))
         pixels = hashlib.sha256(images.contiguous().numpy().tobytes() + photos.labels.numpy().tobytes())
@@ -187,44 +118,6 @@ def unlearn_files(task: Task) -> Iterator[str]:
             f"the goal is not reached: the updates leave {100 * report.forget_accuracy:.0f} % of the forget set{held}"
             f" recognized; {task.out} is written all the same{closed}"
         )
-
-
-def _check_out(task: Task) -> None:
-    out = task.out
-    if out.suffix not in SUFFIXES:
-        instead = _instead(out, "forgot.safetensors")
-        raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {out}: give {instead} for example")
-    if out.is_dir():
-        raise ValueError(f"--out is a folder: give a file in it, such as {out / 'forgot.safetensors'}")
-    if out.exists() and task.weights.exists() and out.samefile(task.weights):
-        raise ValueError(f"--out is the file of the weights, {out}: the original is not replaced, choose another name")
-    if out.parent.resolve().is_relative_to(task.forget.resolve()):
-        raise ValueError(f"--out lies in the folder of photos, {task.forget}, where the figure would be one of them")
-    if task.page is not None and task.page.is_dir():
-        raise ValueError(f"--report is a folder: give a file in it, such as {task.page / 'page.html'}")
-    for path in (out, task.report, task.figure, *([] if task.page is None else [task.page])):
-        if path.exists() and not _is_ours(path, task):
-            option = "--report" if path == task.page else "--out"
-            raise ValueError(f"{path} exists and was not made by zspag unlearn: move it or choose another {option}")
-
-
-def _instead(path: Path, name: str) -> Path:
-    # A place near this one that has the suffix of ``name``: in it, if it is a folder.
-    return path / name if path.is_dir() else path.with_suffix(Path(name).suffix)
-
-
-def _is_ours(path: Path, task: Task) -> bool:
-    # A file that carries our record, or is the one whose hash stands in a report of ours.
-    try:
-        if path.suffix == ".html":
-            return unlearn_page.MARK in path.read_text(encoding="utf-8")
-        if path.suffix in (".pt", ".pth"):
-            written = files.read_json(task.report)
-            hashed = hashlib.sha256(path.read_bytes()).hexdigest()
-            return _is_ours(task.report, task) and bool(written["weights"]["sha256"] == hashed)
-        return provenance.read_record(path).items() >= MADE_BY.items()
-    except (ValueError, OSError, KeyError, TypeError):
-        return False
 
 
 def _loaded(task: Task, state: State, num_classes: int | None, photos: ForgetFolder) -> tuple[nn.Module, list[str]]:
@@ -264,65 +157,7 @@ def _wrong_width(
         built(found)
     except ValueError:
         return ""
-    return _width_refused(task, found["num_classes"], f"{task.weights} holds") if "num_classes" in found else ""
-
-
-def _width_refused(task: Task, width: int, holder: str) -> str:
-    # Say that the number of classes that was given is not ``width``, which somebody holds.
-    if task.num_classes is not None:
-        return f"--num-classes is {task.num_classes}, but {holder} {width} classes: drop --num-classes"
-    assert task.classes_file is not None
-    named = len(read_classes(task.classes_file))
-    return f"--classes-file {task.classes_file} names {named} classes, but {holder} {width}: name {width}, one a line"
-
-
-def _in_options(refusal: Refusal, task: Task, model: nn.Module, images: Tensor, photos: ForgetFolder) -> str:
-    """Say a refusal of the method with the remedies that the command line has."""
-    about, numbers, fact = refusal.about, refusal.numbers, refusal.fact
-    if about == "pixels":
-        return _other_pixels(task, model, images, fact)
-    if about == "outputs":
-        return _width_refused(task, numbers[0], "the model has")
-    if about in ("forget_labels", "already_forgotten"):
-        place = "--already-forgotten"
-        if about == "forget_labels":
-            place = photos.places.get(numbers[0], str(task.forget))
-        return (
-            f"{place} names class {numbers[0]}, but the model has the classes 0 to {numbers[1] - 1}: give the place of"
-            " the class among the outputs, counted from 0"
-        )
-    if about == "recognized":
-        return (
-            f"{fact}: check that {photos.places.get(numbers[0], task.forget)} is named by the place of its class among"
-            " the outputs, counted from 0 (or give --classes-file), that --mean and --std are given if the model takes"
-            " normalized images, and that the photos are upright"
-        )
-    if about == "unreachable":
-        known = ",".join(map(str, numbers))
-        return f"{fact}: if it was forgotten before, or is an output that is not used, give --already-forgotten {known}"
-    return str(refusal)
-
-
-def _other_pixels(task: Task, model: nn.Module, images: Tensor, fact: str) -> str:
-    """Say which size or channels the model runs on, found by trying."""
-    channels, height, width = images.shape[1:]
-    first = next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), channels)
-    if task.mean is not None and len(task.mean) != first and first in (1, 3):
-        given = len(task.mean)
-        return (
-            f"--mean and --std have length {given}, but the model takes {first} channels: give {first} numbers to each"
-        )
-    other = images[:1].expand(-1, 3, -1, -1) if channels == 1 else grey(images[:1])
-    for size in SIZES:
-        for image in (images[:1], other):
-            if _tried(model, F.interpolate(image.float(), size=(size, size)))[0]:
-                return (
-                    f"{task.model} fails on photos of {width}x{height} pixels, and runs on {size}x{size}: give"
-                    f" --image-size {size}"
-                )
-    if first not in (1, 3):
-        return f"{fact}: photos have 1 or 3 channels, the model takes {first}; call zspag.zero_shot_unlearn in Python"
-    return f"{fact}: give the size that it was trained on, --image-size N"
+    return width_refused(task, found["num_classes"], f"{task.weights} holds") if "num_classes" in found else ""
 
 
 def _with_channels_for(model: nn.Module, images: Tensor, mean: Sequence[float] | None) -> tuple[Tensor, list[str]]:
@@ -332,34 +167,17 @@ def _with_channels_for(model: nn.Module, images: Tensor, mean: Sequence[float] |
     if mean is not None:
         fits = len(mean) == have or {len(mean), have} != {1, 3}
     else:
-        runs, first = _tried(model, images[:1])
+        runs, first = runs_on(model, images[:1])
         # A layer that normalizes lets a grey image pass where colours are meant, for it broadcasts: the first
         # convolution tells.
         fits = runs and not (have == 1 and first == 3)
         other = images[:1].expand(-1, 3, -1, -1) if have == 1 else grey(images[:1])
-        fits = fits or not _tried(model, other)[0]
+        fits = fits or not runs_on(model, other)[0]
     if fits:
         return images, []
     if have == 1:
         return images.expand(-1, 3, -1, -1), ["the photos are grey and the model takes colours: three equal channels"]
     return grey(images), ["the photos are in colour and the model takes grey ones: they are made grey"]
-
-
-def _tried(model: nn.Module, image: Tensor) -> tuple[bool, int | None]:
-    # Whether a model runs on an image, and how many channels its first convolution saw.
-    seen: list[int] = []
-    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
-    hooks = [part.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1])) for part in convolutions]
-    try:
-        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        with evaluating(model), torch.no_grad():
-            model(image.to(dtype) / 255)
-    except Exception:  # noqa: BLE001  a model that does not run is what is asked; why, the method's own checks say
-        return False, None
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return True, seen[0] if seen else None
 
 
 @contextmanager
