@@ -26,7 +26,7 @@ TWO_COMMANDS = {
     "make figures, again": ["make", "figures"],
 }
 AND_THEN = {
-    "six lines": [PYTHON, "../six_lines.py"],  # outside the clone, where it is nobody's code
+    "six lines": [PYTHON, "../own/six_lines.py"],  # in a folder of its own, beside nothing
     "zspag demo": [PYTHON, "-m", "zspag", "demo"],
     "a notebook in the browser": [PYTHON, "-m", "pytest", "-q", "tests/test_jupyterlab.py", "-k", "browser and 00_"],
 }
@@ -38,7 +38,8 @@ def clone_into(folder: Path) -> tuple[Path, dict[str, str]]:
     home.mkdir()
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     (example,) = re.findall(r"<!-- example -->\n```python\n(.*?)```", (clone / "README.md").read_text(), re.DOTALL)
-    (folder / "six_lines.py").write_text(example)
+    (folder / "own").mkdir()
+    (folder / "own" / "six_lines.py").write_text(example)
     given = {name: value for name, value in os.environ.items() if not name.startswith(("ZSPAG_", "PYTHONPATH"))}
     return clone, given | {"HOME": str(home)}
 
