@@ -204,15 +204,19 @@ def test_a_notebook_runs_again_only_if_something_it_reads_or_made_has_changed(ro
 def test_the_key_of_a_notebook_holds_every_line_of_the_package(root, monkeypatch):
     notebook = nbformat.read(write_good(root, "00_first"), as_version=4)
     told = {"profile": "smoke", "parameters": {}, "kernel_name": "python3"}
-    before = changes.inputs(notebook, **told)
-    assert before == changes.inputs(notebook, **told)
+    before = changes.inputs(notebook, changes.surroundings(), **told)
+    assert before == changes.inputs(notebook, changes.surroundings(), **told)
     package = root / "zspag"
     package.mkdir()
     (package / "influence.py").write_text("a = 1")
     monkeypatch.setattr(changes, "_PACKAGE", package)
-    one = changes.inputs(notebook, **told)
+    one = changes.inputs(notebook, changes.surroundings(), **told)
     (package / "influence.py").write_text("a = 2")
-    assert len({before, one, changes.inputs(notebook, **told)}) == 3
+    assert len({before, one, changes.inputs(notebook, changes.surroundings(), **told)}) == 3
+    before = changes.surroundings()
+    (root / "docs").mkdir()
+    (root / "docs" / "method.svg").write_text("<svg/>")  # notebook 00 shows it
+    assert changes.surroundings() != before
 
 
 def test_a_missing_kernel_and_unknown_parameters_are_refused_before_anything_starts(root, monkeypatch):

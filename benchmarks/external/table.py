@@ -120,7 +120,7 @@ def page(rows: Sequence[Row], *, timing: dict[str, Any] | None = None) -> str:
     honest = [row for row in sound(own) if row["reached"] is False]
     costly = [row for row in sound(own) if row["measures"]["lost_points"] > LOST_WORST]
     parts = [
-        "# The zoo: seventeen nets, defaults only",
+        "# The zoo: nets of all kinds, defaults only",
         "Written by `python -m benchmarks.external table` from the rows in `zoo.json`. Do not edit it.",
         WORDS,
         "## The bars",

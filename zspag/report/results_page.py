@@ -42,7 +42,7 @@ Written by `make readme` from the files beside it. `zspag claims` prints the ver
 files are those that were recorded (`SHA256SUMS`).
 
 Other pages: [every table of runs, sweeps and audits](TABLES.md), [benchmarks](bench/README.md),
-[growth](bench/GROWTH.md), [seventeen other nets](external/README.md),
+[growth](bench/GROWTH.md), [the zoo of other nets](external/README.md),
 [every part beside its absence](external/CHOICES.md), [removal](removal/README.md),
 [where the spread comes from](spread/README.md), [other packages](peers/README.md),
 [requests beyond one class](scenarios/README.md).

@@ -20,19 +20,40 @@ _PACKAGE = Path(__file__).parents[2]
 _SETTINGS = ("ZSPAG_", "CUDA_")
 
 
-def inputs(notebook: "NotebookNode", *, profile: str, parameters: Mapping[str, Any], kernel_name: str) -> str:
-    """Return one SHA-256 (hex) over all that a notebook may read: it is compared, never taken apart."""
+def surroundings() -> str:
+    """Return one SHA-256 (hex) over what every notebook may read: code, results, drawings, data, settings, versions."""
+    root = files.repository_root()
+    return provenance.digest(
+        {
+            "code": [[path.relative_to(_PACKAGE).as_posix(), sha256(path)] for path in sorted(_PACKAGE.rglob("*.py"))],
+            "results": list(_stamps(root / "results")),
+            "docs": list(_stamps(root / "docs")),
+            "data": list(_stamps(files.data_root(), without="cache")),
+            "settings": {name: value for name, value in os.environ.items() if name.startswith(_SETTINGS)},
+            "versions": [sys.version, *map(provenance.installed, provenance.PACKAGES)],
+        }
+    )
+
+
+def inputs(
+    notebook: "NotebookNode", around: str, *, profile: str, parameters: Mapping[str, Any], kernel_name: str
+) -> str:
+    """Return one SHA-256 (hex) over all that a notebook may read: it is compared, never taken apart.
+
+    Args:
+        notebook: The notebook.
+        around: Its ``surroundings``.
+        profile: Name of the profile.
+        parameters: Further parameters.
+        kernel_name: Name of the kernel.
+    """
     return provenance.digest(
         {
             "cells": [cell.source for cell in notebook.cells],  # the text too: the executed copy shows it
-            "code": [[path.relative_to(_PACKAGE).as_posix(), sha256(path)] for path in sorted(_PACKAGE.rglob("*.py"))],
-            "results": list(_stamps(files.repository_root() / "results")),
-            "data": list(_stamps(files.data_root(), without="cache")),
+            "around": around,
             "profile": profile,
             "parameters": dict(parameters),
             "kernel": [kernel_name, sys.executable],
-            "settings": {name: value for name, value in os.environ.items() if name.startswith(_SETTINGS)},
-            "versions": [sys.version, *map(provenance.installed, provenance.PACKAGES)],
         }
     )
 
@@ -56,14 +77,14 @@ def unchanged(notebooks: Iterable[Path], runs: Path, **told: Any) -> dict[str, d
     """
     import nbformat  # late: it takes most of a second, and `zspag --help` does not need it
 
-    root, found = files.repository_root().resolve(), {}
+    root, around, found = files.repository_root().resolve(), surroundings(), {}
     for path in notebooks:
         place = runs / "seals" / f"{path.stem}.json"
         if not (place.is_file() and (runs / "executed" / path.name).is_file()):
             continue
         seal: dict[str, Any] = files.read_json(place)
         made = {root / name: digest for name, digest in seal["outputs"].items()}
-        same = seal.get("inputs") == inputs(nbformat.read(path, as_version=4), **told)
+        same = seal.get("inputs") == inputs(nbformat.read(path, as_version=4), around, **told)
         if same and all(one.is_file() and sha256(one) == digest for one, digest in made.items()):
             found[path.stem] = seal
     return found

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from zspag.report import files
 from zspag.report.page import sha256
-from zspag.report.reproduce.changes import inputs
+from zspag.report.reproduce.changes import inputs, surroundings
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -115,7 +115,8 @@ def execute(
     failed, working = target.with_suffix(".failed.ipynb"), target.with_name(f".{source.stem}.running.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
     # Before it runs: what changes meanwhile counts as changed.
-    read = inputs(nbformat.read(source, as_version=4), profile=profile, parameters=parameters, kernel_name=kernel_name)
+    told: dict[str, Any] = {"profile": profile, "parameters": parameters, "kernel_name": kernel_name}
+    read = inputs(nbformat.read(source, as_version=4), surroundings(), **told)
     seal.unlink(missing_ok=True)  # a seal that is there afterwards is of this run
     started, error = time.time(), None
     try:
