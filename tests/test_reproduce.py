@@ -16,7 +16,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from zspag.report import files, provenance
 from zspag.report import reproduce as driver
 from zspag.report.reproduce import KernelMissing, NotebookFailed, add_arguments, changes, reproduce, run
-from zspag.report.reproduce.execution import execute
 from zspag.report.reproduce.notebooks import (
     MACHINE_PATH,
     MAX_BYTES,
@@ -161,18 +160,44 @@ def test_whatever_is_less_than_success_is_a_failure(root, case):
     nbformat.validate(nbformat.read(root / "runs/smoke/executed/00_bad.failed.ipynb", as_version=4))
 
 
+def test_as_many_run_at_once_as_the_profile_has_workers_but_one_where_times_are_recorded(root):
+    meet = "import pathlib, time\npathlib.Path(f'{here}').touch()\nend = time.monotonic() + {patience}"
+    meet += "\nwhile not pathlib.Path('{there}').exists() and time.monotonic() < end:\n    time.sleep(0.05)"
+    meet += "\nassert pathlib.Path('{there}').exists()"
+    for here, there in (("00_a", "01_b"), ("01_b", "00_a")):  # each waits for the other
+        write(root, here, meet.format(here=here, there=there, patience=120), PAGE.format(name=here), SEAL)
+    lines = []
+    go(root, profile="digits", say=lines.append)
+    assert [line[:10] for line in lines[:2]] == ["[1/2] 00_a", "[2/2] 01_b"]
+    assert sorted(path.stem for path in (root / "runs/digits/executed").iterdir()) == ["00_a", "01_b"]
+
+    write(root, "00_a", meet.format(here="00_a", there="never", patience=0), PAGE.format(name="00_a"), SEAL)
+    write(root, "02_c", "import time\ntime.sleep(2)", PAGE.format(name="02_c"), SEAL)
+    with pytest.raises(NotebookFailed, match="00_a failed"):
+        go(root, profile="digits", again=True)  # 01_b is under way and ends; 02_c does not begin
+    names = sorted(path.name for path in (root / "runs/digits/executed").iterdir())
+    assert names == ["00_a.failed.ipynb", "00_a.ipynb", "01_b.ipynb"]
+    with pytest.raises(NotebookFailed, match="00_a failed"):
+        go(root, profile="digits", record=True, say=lines.append)
+    assert lines[-1].startswith("[1/3] 00_a")  # alone
+
+
+def test_a_driver_that_is_killed_is_a_failure(root):
+    write(root, "00_a", "import os\nos.kill(os.getppid(), 9)", PAGE.format(name="00_a"), SEAL)
+    with pytest.raises(NotebookFailed, match="00_a failed: the process that drove it ended with exit code -9"):
+        go(root)
+
+
 def test_a_notebook_runs_again_only_if_something_it_reads_or_made_has_changed(root, monkeypatch):
     write(root, "00_first", PAGE.format(name="00_first"), RESULT.format(number="00", value=7), SEAL)
     write(root, "01_later", PAGE.format(name="01_later"), RESULT.format(number="01", value=7), SEAL)
-    started = []
-    monkeypatch.setattr(driver, "execute", lambda path, **told: started.append(path.stem) or execute(path, **told))
+    lines, reports = [], []
 
     def ran(**options):
-        started.clear()
-        reports.append(go(root, **options))
-        return list(started)
+        lines.clear()
+        reports.append(go(root, say=lines.append, **options))
+        return [line.split()[1] for line in lines if line.startswith("[")]
 
-    reports = []
     assert ran() == ["00_first", "01_later"]
     assert ran() == []
     assert reports[0] == reports[1]  # kept results are compared like fresh ones
@@ -409,13 +434,34 @@ def test_what_is_no_machine_path_is_left_alone(text):
     assert MACHINE_PATH.search(text) is None
 
 
-def test_the_clock_adds_up_what_is_left():
-    lines = []
-    clock = Clock({"00_a": None, "01_b": 5.0, "02_c": 70.0}, say=lines.append)
-    for name in ("00_a", "01_b"):
-        with clock.running(name):
-            pass
-    assert lines == ["[1/3] 00_a (not timed before)", "[2/3] 01_b (about 1 min 15 s left in all)"]
+def test_the_clock_adds_up_what_is_left_and_learns():
+    lines, seconds = [], [0.0]
+    clock = Clock({"00_a": None, "01_b": 5.0, "02_c": 70.0, "03_d": 30.0}, say=lines.append, now=lambda: seconds[0])
+    for name in ("00_a", "01_b", "02_c"):
+        clock.starts(name)
+        seconds[0] += 10.0
+        clock.ends(name)
+    assert lines == [
+        "[1/4] 00_a (not timed before)",
+        "[2/4] 01_b (about 1 min 45 s left in all)",
+        "[3/4] 02_c (about 3 min 20 s left in all)",  # 01_b took twice as long as before
+    ]
+    assert clock.left() == 30.0 * 20.0 / 75.0
+
+
+def test_of_notebooks_that_run_at_once_the_longest_is_left_at_the_end():
+    seconds = [0.0]
+    clock = Clock({"00_a": 50.0, "01_b": 10.0, "02_c": 20.0}, at_once=2, say=lambda line: None, now=lambda: seconds[0])
+    assert clock.left() == 50.0
+    clock.starts("00_a")
+    clock.starts("01_b")
+    seconds[0] = 10.0
+    assert clock.left() == 40.0  # 01_b overdue, 02_c after it, 00_a for 40 s more
+    clock.ends("01_b")
+    clock.starts("02_c")
+    seconds[0] = 30.0
+    clock.ends("02_c")
+    assert clock.left() == 20.0
 
 
 def command(root, *words):
@@ -464,35 +510,39 @@ def test_recorded_figures_are_redrawn_without_torch_or_a_kernel(root):
     assert provenance.read_record(root / "figures/smoke/00_a.png") == made["provenance"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 9))])
 def test_an_interrupt_leaves_no_kernel_no_worker_and_no_half_file(root, number):
     busy = (
         "import os, subprocess, time, pathlib\n"
-        "child = subprocess.Popen(['sleep', '60'])\n"
-        "pathlib.Path('pids.tmp').write_text(f'{os.getpid()} {child.pid}'); os.rename('pids.tmp', 'pids')\n"
-        "time.sleep(60)"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        "pathlib.Path('{0}.tmp').write_text(f'{{os.getpid()}} {{child.pid}}'); os.rename('{0}.tmp', '{0}.pids')\n"
+        "time.sleep(600)"
     )
-    write(root, "00_busy", PAGE.format(name="00_busy"), busy, SEAL)
+    for name in ("00_busy", "01_busy"):
+        write(root, name, PAGE.format(name=name), busy.format(name), SEAL)
     script = (
         "import signal, sys\nfrom zspag.__main__ import main\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs start without one
-        "sys.exit(main(['reproduce', '--profile', 'smoke']))"
+        "sys.exit(main(['reproduce', '--profile', 'digits']))"
     )
     command = [sys.executable, "-c", script]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    pids = root / "notebooks/pids"
+    pids = [root / "notebooks" / f"{name}.pids" for name in ("00_busy", "01_busy")]
     try:
-        wait_for(pids.exists)
+        wait_for(lambda: all(path.exists() for path in pids))
         process.send_signal(number)
         said, _ = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 130, said
-    assert said.splitlines()[1:] == [
-        "Interrupted: nothing half-written was left behind, and the same command goes on where this one stopped."
-    ]
-    wait_for(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()))
-    assert executed(root) == []
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130, said
+        assert said.splitlines()[2:] == [
+            "Interrupted: nothing half-written was left behind, and the same command goes on where this one stopped."
+        ]
+    wait_for(lambda: not any(alive(int(pid)) for path in pids for pid in path.read_text().split()))
+    wait_for(lambda: list((root / "runs/digits/executed").iterdir()) == [])
 
 
 def wait_for(condition, seconds=120.0):  # far more than it takes, for a machine that is busy otherwise

@@ -7,6 +7,7 @@ recorded number did not come out again; 130 interrupted.
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -19,8 +20,9 @@ from tqdm import tqdm
 
 from zspag.report import files
 from zspag.report.page import resolve_profile
-from zspag.report.reproduce.changes import unchanged
-from zspag.report.reproduce.execution import KERNEL, KernelMissing, NotebookFailed, execute, own_kernel
+from zspag.report.reproduce.changes import surroundings, unchanged
+from zspag.report.reproduce.drivers import execute_all
+from zspag.report.reproduce.execution import KERNEL, KernelMissing, NotebookFailed, own_kernel
 from zspag.report.reproduce.notebooks import check_parameters, find_notebooks, parse_parameters
 from zspag.report.reproduce.notebooks import write_back as write_pages_back
 from zspag.report.reproduce.progress import Clock, duration
@@ -46,7 +48,9 @@ def reproduce(
     kernel_name: str = KERNEL,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Run notebooks in the order of their numbers, stopping at the first that fails, and compare what they made.
+    """Run notebooks in the order of their numbers, starting none after one that failed, and compare what they made.
+
+    As many run at once as the profile has workers and the machine cores; one where their times are recorded.
 
     Args:
         profile: Name of the profile.
@@ -68,26 +72,27 @@ def reproduce(
         KernelMissing: If there is no such kernel.
         NotebookFailed: If a notebook failed; those before it stand.
     """
-    profile, given, root = resolve_profile(profile).name, dict(parameters or {}), files.repository_root().resolve()
+    resolved, given, root = resolve_profile(profile), dict(parameters or {}), files.repository_root().resolve()
+    profile = resolved.name
     if given and (record or write_back):
         raise ValueError(f"results with {', '.join(given)} changed are not the profile's: they cannot be recorded")
     chosen = find_notebooks(notebooks, only)
     check_parameters(chosen, {"profile": profile, **given})
     runs, results = root / "runs" / profile, root / "results" / profile
     cold = not any(path.is_file() for cache in ("checkpoints", "grid") for path in (runs / cache).rglob("*"))
-    told: dict[str, Any] = {"profile": profile, "parameters": given, "kernel_name": kernel_name}
+    told: dict[str, Any] = {"around": surroundings(), "profile": profile, "parameters": given}
+    told["kernel_name"] = kernel_name
     seals = {} if again or record or write_back else unchanged(chosen, runs, **told)
     for name, seal in seals.items():
         say(f"{name}: nothing has changed since it ran, {seal['provenance']['started']}")
     waiting = [path for path in chosen if path.stem not in seals]
-    clock = Clock(_expected_seconds([path.stem for path in waiting], runs, results), say=say)
-    with own_kernel(kernel_name):
-        for path in waiting:
-            with clock.running(path.stem):
-                seal = execute(path, cell_timeout=cell_timeout, **told)
-            figures, memory = sum(name.endswith(".png") for name in seal["outputs"]), seal["peak_memory_mib"]["self"]
-            say(f"      {figures} figures, {duration(seal['seconds'])}, {memory:.0f} MiB")
-            seals[path.stem] = seal
+    at_once = 1 if record else min(resolved.workers, os.cpu_count() or 1)
+    expected = _expected_seconds([path.stem for path in waiting], runs, results)
+    with own_kernel(kernel_name), Clock(expected, at_once=at_once, say=say) as clock:
+        for name, seal in execute_all(waiting, at_once=at_once, clock=clock, cell_timeout=cell_timeout, **told):
+            figures, memory = sum(made.endswith(".png") for made in seal["outputs"]), seal["peak_memory_mib"]["self"]
+            say(f"      {name}: {figures} figures, {duration(seal['seconds'])}, {memory:.0f} MiB")
+            seals[name] = seal
     recorded = {name: one for name, one in read_recorded(results).items() if only is None or name[:2] in only}
     report = compare(recorded, read_fresh(seals.values(), root), profile=profile)
     files.write_json(runs / "report.json", {"schema": 1, **asdict(report)})

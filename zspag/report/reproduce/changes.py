@@ -67,17 +67,18 @@ def _stamps(folder: Path, *, without: str = "") -> Iterator[str]:
             yield f"{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}"
 
 
-def unchanged(notebooks: Iterable[Path], runs: Path, **told: Any) -> dict[str, dict[str, Any]]:
+def unchanged(notebooks: Iterable[Path], runs: Path, around: str, **told: Any) -> dict[str, dict[str, Any]]:
     """Return the seals of those notebooks whose last run had the same inputs and whose outputs are all there.
 
     Args:
         notebooks: The notebooks.
         runs: Folder of the profile's runs, where their seals and executed copies lie.
+        around: Their ``surroundings`` now.
         told: Profile, parameters and kernel, as for ``inputs``.
     """
     import nbformat  # late: it takes most of a second, and `zspag --help` does not need it
 
-    root, around, found = files.repository_root().resolve(), surroundings(), {}
+    root, found = files.repository_root().resolve(), {}
     for path in notebooks:
         place = runs / "seals" / f"{path.stem}.json"
         if not (place.is_file() and (runs / "executed" / path.name).is_file()):

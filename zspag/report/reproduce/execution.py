@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from zspag.report import files
 from zspag.report.page import sha256
-from zspag.report.reproduce.changes import inputs, surroundings
+from zspag.report.reproduce.changes import inputs
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -92,7 +92,7 @@ def _joined(*paths: str | None) -> str:
 
 
 def execute(
-    source: Path, *, profile: str, parameters: Mapping[str, Any], cell_timeout: int, kernel_name: str
+    source: Path, *, profile: str, parameters: Mapping[str, Any], cell_timeout: int, kernel_name: str, around: str
 ) -> dict[str, Any]:
     """Execute one notebook inside ``own_kernel`` and return its seal, as ``zspag.report.page.Page.seal`` wrote it.
 
@@ -102,6 +102,7 @@ def execute(
         parameters: Further parameters.
         cell_timeout: Seconds one cell may take; 0 allows any time.
         kernel_name: Name of the kernel.
+        around: What ``changes.surroundings`` returned before: what changes meanwhile counts as changed.
 
     Raises:
         NotebookFailed: If anything is missing from a success.
@@ -114,9 +115,8 @@ def execute(
     target = runs / "executed" / source.name
     failed, working = target.with_suffix(".failed.ipynb"), target.with_name(f".{source.stem}.running.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Before it runs: what changes meanwhile counts as changed.
     told: dict[str, Any] = {"profile": profile, "parameters": parameters, "kernel_name": kernel_name}
-    read = inputs(nbformat.read(source, as_version=4), surroundings(), **told)
+    read = inputs(nbformat.read(source, as_version=4), around, **told)
     seal.unlink(missing_ok=True)  # a seal that is there afterwards is of this run
     started, error = time.time(), None
     try:

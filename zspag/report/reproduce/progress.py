@@ -1,13 +1,12 @@
-"""How far the run is: one bar in seconds, from what each notebook took last time.
+"""How far the run is: one bar in seconds, from what each notebook took last time and the pace of those that ended.
 
 Invariant: the bar shows time only; whether a notebook succeeded is decided elsewhere.
 """
 
 import sys
-import threading
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from typing import Self
 
 from tqdm import tqdm
 
@@ -32,34 +31,65 @@ def duration(seconds: float) -> str:
 class Clock:
     """A progress bar over notebooks; where the error stream is no terminal, only the lines that go to ``say``.
 
-    ``expected`` holds the seconds that each notebook may take, in order; None where nobody knows.
+    ``expected`` holds the seconds that each notebook may take; None where nobody knows. ``at_once`` of them run side
+    by side.
     """
 
-    def __init__(self, expected: Mapping[str, float | None], *, say: Callable[[str], None]) -> None:
-        self._left, self._count, self._say = dict(expected), len(expected), say
+    def __init__(
+        self,
+        expected: Mapping[str, float | None],
+        *,
+        at_once: int = 1,
+        say: Callable[[str], None],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._expected = {name: seconds or UNKNOWN for name, seconds in expected.items()}
+        self._unknown = {name for name, seconds in expected.items() if seconds is None}
+        self._waiting, self._begun = list(expected), dict[str, float]()
+        self._ended = {"expected": 0.0, "measured": 0.0}  # seconds of notebooks whose time was known before
+        self._at_once, self._say, self._now = at_once, say, now
+        self._bar: tqdm[None] | None = None
 
-    @contextmanager
-    def running(self, name: str) -> Generator[None, None, None]:
-        """Announce notebook ``name`` and move the bar while the body runs; afterwards it counts as done."""
-        number = self._count - len(self._left) + 1
-        known = [seconds for seconds in self._left.values() if seconds is not None]
-        left = f"about {duration(sum(known))} left in all" if len(known) == len(self._left) else "not timed before"
-        self._say(f"[{number}/{self._count}] {name} ({left})")
-        expected = self._left.pop(name) or UNKNOWN
-        over = threading.Event()
-        ticker = threading.Thread(target=self._tick, args=(name, expected, over), daemon=True)
-        ticker.start()
-        try:
-            yield
-        finally:
-            over.set()
-            ticker.join()
-
-    def _tick(self, name: str, expected: float, over: threading.Event) -> None:
-        started = time.monotonic()
-        later = sum(seconds or UNKNOWN for seconds in self._left.values())
+    def __enter__(self) -> Self:
         shape = "{desc} |{bar}| {n:.0f}/{total:.0f} s{postfix}"
-        with tqdm(total=expected, desc=name, bar_format=shape, disable=not sys.stderr.isatty(), leave=False) as bar:
-            while not over.wait(1.0):
-                bar.n = min(time.monotonic() - started, expected)
-                bar.set_postfix_str(f"about {duration(expected - bar.n + later)} left")
+        hidden = not sys.stderr.isatty()
+        self._bar = tqdm(total=sum(self._expected.values()), bar_format=shape, disable=hidden, leave=False)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def starts(self, name: str) -> None:
+        """Announce notebook ``name``."""
+        left = "not timed before"
+        if self._unknown.isdisjoint([*self._waiting, *self._begun]):
+            left = f"about {duration(self.left())} left in all"
+        number = len(self._expected) - len(self._waiting) + 1
+        self._waiting.remove(name)
+        self._begun[name] = self._now()
+        self._say(f"[{number}/{len(self._expected)}] {name} ({left})")
+
+    def ends(self, name: str) -> None:
+        """Count notebook ``name`` as done."""
+        took = self._now() - self._begun.pop(name)
+        if name not in self._unknown:
+            self._ended["measured"] += took
+            self._ended["expected"] += self._expected[name]
+
+    def left(self) -> float:
+        """Return the seconds that the rest will take at the pace of what has ended."""
+        pace = self._ended["measured"] / self._ended["expected"] if self._ended["expected"] else 1.0
+        rest = [pace * self._expected[name] for name in self._waiting]
+        under_way = {name: self._now() - begun for name, begun in self._begun.items()}
+        rest += [max(pace * self._expected[name] - so_far, 0.0) for name, so_far in under_way.items()]
+        return max(sum(rest) / self._at_once, *rest, 0.0)  # the longest one ends no sooner for the others
+
+    def moves(self) -> None:
+        """Move the bar to where the run is now."""
+        if self._bar is not None:
+            self._bar.set_description_str(", ".join(self._begun))
+            left = self.left()
+            self._bar.set_postfix_str(f"about {duration(left)} left", refresh=False)
+            self._bar.n = max(self._bar.total - left * self._at_once, 0.0)
+            self._bar.refresh()
