@@ -75,6 +75,18 @@ def seconds_of(name):
     return recorded.get(name, {}).get("seconds")
 
 
+def folded_complaints(name, page):
+    """JupyterLab folds by one mark, the site by the other; what a reader is told to change stays open."""
+    complaints = []
+    for number, cell in enumerate(page.cells, 1):
+        tags, shut = cell.metadata.get("tags", []), cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        if shut != (notebook_heads.SHUT in tags):
+            complaints.append(f"cell {number} must have both the tag {notebook_heads.SHUT} and source_hidden, or none")
+        if shut and (cell.cell_type != "code" or "parameters" in tags):
+            complaints.append(f"cell {number} must not be folded")
+    return complaints
+
+
 def end_complaints(name, page):
     text = "\n".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
     appendix = name.endswith("_appendix")
@@ -189,6 +201,7 @@ def size_complaints(name, page):
 RULES = (
     title_complaints,
     time_complaints,
+    folded_complaints,
     end_complaints,
     bootstrap_complaints,
     parameter_complaints,
@@ -242,6 +255,11 @@ def test_the_notebooks_are_there_and_numbered_without_a_gap():
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_every_notebook_keeps_the_rule(pages, path, rule):
     assert rule(path.stem, pages[path.stem]) == []
+
+
+def test_the_first_four_chapters_take_an_hour_to_read(pages):
+    minutes = {name: notebook_heads.reading_minutes(page) for name, page in pages.items() if name[:2] <= "03"}
+    assert sum(minutes.values()) <= 60, minutes
 
 
 def test_nothing_used_by_two_notebooks_lives_in_a_notebook(pages):
@@ -343,6 +361,13 @@ SPOILT = {
     "no time": (edit(0, "**Time.**", "Time:"), r"has no line '\*\*Time\.'"),
     "other time": (edit(0, "minutes", "hours"), "is out of date: make readme"),
     "no checks": (edit(5, "## Checks", ""), "it has no section '## Checks'"),
+    "half folded": (change_tags(6, "hide-input"), "cell 7 must have both the tag hide-input and source_hidden"),
+    "parameters folded": (
+        change(
+            1, metadata=nbformat.from_dict({"tags": ["hide-input", "parameters"], "jupyter": {"source_hidden": True}})
+        ),
+        "cell 2 must not be folded",
+    ),
     "two solutions": (edit(5, "<details>", "<p>", 1), "it has 2 folded solutions, 3 is the least"),
     "no bootstrap": (change(2, source="import zspag"), "does not install the package"),
     "no seed": (edit(1, "seed", "shift"), "the parameters cell lacks seed"),

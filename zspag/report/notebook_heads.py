@@ -13,14 +13,16 @@ from zspag.report.reproduce.report import TIMES
 LINE = re.compile(r"^\*\*Time\.\*\*.*$", re.MULTILINE)
 WORDS_PER_MINUTE = 200
 SECONDS_PER_LINE = 3  # of code
+SHUT = "hide-input"  # tag of the cells that only set up, draw or check: their code is folded
 _FOLDED = re.compile(r"<details>.*?</details>", re.DOTALL)  # solutions are read by those who ask for them
 
 
 def reading_minutes(content: Mapping[str, Any]) -> int:
-    """Return how many minutes the content of a notebook file takes to read: text and code, without solutions."""
+    """Return how many minutes the content of a notebook file takes to read: text and code, without what is folded."""
     sources: dict[str, list[str]] = {"markdown": [], "code": []}
     for cell in content["cells"]:
-        sources[cell["cell_type"]].append("".join(cell["source"]))
+        if SHUT not in cell["metadata"].get("tags", []):
+            sources[cell["cell_type"]].append("".join(cell["source"]))
     words = len(_FOLDED.sub("", " ".join(sources["markdown"])).split())
     lines = sum(len(source.splitlines()) for source in sources["code"])
     return math.ceil(words / WORDS_PER_MINUTE + lines * SECONDS_PER_LINE / 60)
@@ -29,7 +31,7 @@ def reading_minutes(content: Mapping[str, Any]) -> int:
 def time_line(content: Mapping[str, Any], seconds: float | None) -> str:
     """Return the line for the content of a notebook file, and what it took in the recorded run, if there is one."""
     running = "" if seconds is None else f", {max(1, round(seconds))} seconds to run on digits"
-    return f"**Time.** About {reading_minutes(content)} minutes to read{running}."
+    return f"**Time.** About {reading_minutes(content)} minutes to read (folded cells apart){running}."
 
 
 def headed(content: dict[str, Any], seconds: float | None) -> dict[str, Any]:
