@@ -210,8 +210,7 @@ def older(folder: Path) -> str:
 
 
 def _is_old(path: Path) -> bool:
-    """Whether a file was made before there was a calibration: its configuration knows no views."""
-    return path.stem.startswith(_COMPARED) and "views" not in results.read(path).config["unlearn"]
+    return path.stem.startswith(_COMPARED) and claims.of_older_defaults(results.read(path))
 
 
 def older_claims(folder: Path, judged: Mapping[str, Sequence[claims.Verdict]]) -> str:

@@ -7,7 +7,7 @@ Invariant: nothing here sees a model, and nothing is chosen by looking at the ro
 """
 
 from zspag.report.claims.dominance import COMPARED, comparison, comparison_table, dominated, verdict
-from zspag.report.claims.evidence import cut_down, sweeps
+from zspag.report.claims.evidence import cut_down, of_older_defaults, sweeps
 from zspag.report.claims.labels import (
     BEST_LABELS,
     C3_FILES,
@@ -46,6 +46,7 @@ __all__ = [
     "paired",
     "profiles",
     "ranked",
+    "of_older_defaults",
     "sweeps",
     "table",
     "verdict",

@@ -55,11 +55,20 @@ class Evidence:
 def read(folder: Path) -> Evidence:
     """Read the sweeps of a folder such as ``results/digits``; one that does not exist holds nothing.
 
+    A sweep of older defaults counts only for a data set and net without one of today's.
+
     Raises:
         ValueError: If a file is not JSON; the message names it.
     """
     counting = sweeps(map(results.read, sorted(folder.glob("sweep_*.json"))))
-    return Evidence(folder, {sweep.name: sweep for sweep in counting.values()})
+    renewed = {key[:2] for key, sweep in counting.items() if not of_older_defaults(sweep)}
+    kept = [sweep for key, sweep in counting.items() if key[:2] not in renewed or not of_older_defaults(sweep)]
+    return Evidence(folder, {sweep.name: sweep for sweep in kept})
+
+
+def of_older_defaults(result: Result) -> bool:
+    """Whether a result was made before there was a calibration: its configuration knows no views."""
+    return "unlearn" in result.config and "views" not in result.config["unlearn"]
 
 
 def grid(sweep: Result) -> pd.DataFrame:
