@@ -31,7 +31,7 @@ def reading_minutes(content: Mapping[str, Any]) -> int:
 def time_line(content: Mapping[str, Any], seconds: float | None) -> str:
     """Return the line for the content of a notebook file, and what it took in the recorded run, if there is one."""
     running = "" if seconds is None else f", {max(1, round(seconds))} seconds to run on digits"
-    return f"**Time.** About {reading_minutes(content)} minutes to read (folded cells apart){running}."
+    return f"**Time.** About {reading_minutes(content)} minutes to read (folded cells not counted){running}."
 
 
 def headed(content: dict[str, Any], seconds: float | None) -> dict[str, Any]:
