@@ -15,6 +15,7 @@ SWEEP, AUDIT = "sweep_digits_digits_3-5", "audit_digits_digits_3-5"
 SECONDS = {"proxies": 0.2, "subspaces": 0.1, "update": 0.4, "retraining": 1.0}
 CLASSES = (3, 5, 7, 8, 9)  # as many as decide
 CONFIG = {"dataset": "digits", "arch": "digits", "classes": [3, 5, 7, 8, 9], "unlearn": {"update": {}, "views": 60}}
+OLD = {"unlearn": {"update": {}}}  # of before there was a calibration
 
 
 def write(folder, name, measurements=(), *, numbers=(), config=(), started="2026-01-01"):

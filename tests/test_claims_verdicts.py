@@ -179,7 +179,7 @@ def test_sweep_that_was_cut_down_is_judged_beside_the_whole_one(folder):
 
 def test_a_sweep_of_older_defaults_counts_only_where_there_is_none_of_todays(folder):
     narrow = {0.1: (0.0, 0.0, 0.03), 3.0: (0.0, 0.0, 0.03)}
-    old = {"forget_samples": 7, "name": "digits", "unlearn": {"update": {}}}
+    old = {"forget_samples": 7, "name": "digits"} | recorded.OLD
     recorded.sweep(folder, "sweep_digits_digits_7", config=old, unprojected=narrow)
     assert {one.file for one in checks(folder, "C2")} == {recorded.SWEEP}
     assert words(folder)["C2"] == "supported"

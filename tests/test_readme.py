@@ -49,7 +49,7 @@ def test_records_of_older_defaults_are_named_and_newer_ones_are_not(tmp_path):
     assert recorded_tables.older(tmp_path).startswith(
         "Every run, sweep and audit on record was made by the defaults of today"
     )
-    recorded.write(tmp_path / "cpu", "run_mnist")
+    recorded.write(tmp_path / "cpu", "run_mnist", config=recorded.OLD)
     recorded.write(tmp_path / "paper", "00_examples")  # of a notebook: made anew with it
     said = recorded_tables.older(tmp_path)
     assert "1 of 1 files in `results/cpu` were made before" in said
@@ -59,10 +59,9 @@ def test_records_of_older_defaults_are_named_and_newer_ones_are_not(tmp_path):
 
 
 def test_the_readme_says_which_verdicts_stand_on_older_defaults(tmp_path):
-    recorded.sweep(tmp_path / "cpu")
+    recorded.sweep(tmp_path / "cpu", config=recorded.OLD)
     assert "C2, C3, C5, C6 of `cpu` stand on records of older defaults" in readme.verdicts(tmp_path)
-    now = {"unlearn": to_dict(PROFILES["cpu"])["unlearn"]}
-    recorded.sweep(tmp_path / "cpu", config=now)
+    recorded.sweep(tmp_path / "cpu")
     assert "older" not in readme.verdicts(tmp_path)
 
 
