@@ -160,26 +160,39 @@ def test_whatever_is_less_than_success_is_a_failure(root, case):
     nbformat.validate(nbformat.read(root / "runs/smoke/executed/00_bad.failed.ipynb", as_version=4))
 
 
-def test_as_many_run_at_once_as_the_profile_has_workers_but_one_where_times_are_recorded(root):
-    meet = "import pathlib, time\npathlib.Path(f'{here}').touch()\nend = time.monotonic() + {patience}"
-    meet += "\nwhile not pathlib.Path('{there}').exists() and time.monotonic() < end:\n    time.sleep(0.05)"
-    meet += "\nassert pathlib.Path('{there}').exists()"
-    for here, there in (("00_a", "01_b"), ("01_b", "00_a")):  # each waits for the other
-        write(root, here, meet.format(here=here, there=there, patience=120), PAGE.format(name=here), SEAL)
+def write_pair(root, *, patience=120):
+    """Write 00_a and 01_b, which wait for each other."""
+    meet = "import pathlib, time\npathlib.Path('{0}').touch()\nend = time.monotonic() + {2}"
+    meet += "\nwhile not pathlib.Path('{1}').exists() and time.monotonic() < end:\n    time.sleep(0.05)"
+    meet += "\nassert pathlib.Path('{1}').exists()"
+    for here, there in (("00_a", "01_b"), ("01_b", "00_a")):
+        write(root, here, meet.format(here, there, patience), PAGE.format(name=here), SEAL)
+
+
+def test_as_many_run_at_once_as_the_profile_has_workers(root):
+    write_pair(root)
     lines = []
     go(root, profile="digits", say=lines.append)
     assert [line[:10] for line in lines[:2]] == ["[1/2] 00_a", "[2/2] 01_b"]
     assert sorted(path.stem for path in (root / "runs/digits/executed").iterdir()) == ["00_a", "01_b"]
 
-    write(root, "00_a", meet.format(here="00_a", there="never", patience=0), PAGE.format(name="00_a"), SEAL)
-    write(root, "02_c", "import time\ntime.sleep(2)", PAGE.format(name="02_c"), SEAL)
+
+@pytest.mark.slow
+def test_where_times_are_recorded_one_runs_at_a_time(root):
+    write_pair(root, patience=1)
     with pytest.raises(NotebookFailed, match="00_a failed"):
-        go(root, profile="digits", again=True)  # 01_b is under way and ends; 02_c does not begin
+        go(root, profile="digits", record=True)
+
+
+@pytest.mark.slow
+def test_after_a_failure_no_other_starts_and_those_under_way_end(root):
+    write(root, "00_a", "1 / 0", SEAL)
+    write(root, "01_b", "import time\ntime.sleep(15)", PAGE.format(name="01_b"), SEAL)
+    write_good(root, "02_c")
+    with pytest.raises(NotebookFailed, match="00_a failed"):
+        go(root, profile="digits")
     names = sorted(path.name for path in (root / "runs/digits/executed").iterdir())
-    assert names == ["00_a.failed.ipynb", "00_a.ipynb", "01_b.ipynb"]
-    with pytest.raises(NotebookFailed, match="00_a failed"):
-        go(root, profile="digits", record=True, say=lines.append)
-    assert lines[-1].startswith("[1/3] 00_a")  # alone
+    assert names == ["00_a.failed.ipynb", "01_b.ipynb"]
 
 
 def test_a_driver_that_is_killed_is_a_failure(root):
@@ -188,29 +201,38 @@ def test_a_driver_that_is_killed_is_a_failure(root):
         go(root)
 
 
-def test_a_notebook_runs_again_only_if_something_it_reads_or_made_has_changed(root, monkeypatch):
-    write(root, "00_first", PAGE.format(name="00_first"), RESULT.format(number="00", value=7), SEAL)
-    write(root, "01_later", PAGE.format(name="01_later"), RESULT.format(number="01", value=7), SEAL)
-    lines, reports = [], []
+@pytest.fixture
+def ran(root):
+    """Run two good notebooks and return which of them started; ``ran.reports`` holds what was reported each time."""
+    for name in ("00_first", "01_later"):
+        write_good(root, name)
 
-    def ran(**options):
-        lines.clear()
-        reports.append(go(root, say=lines.append, **options))
+    def run_again(**options):
+        lines = []
+        run_again.reports.append(go(root, say=lines.append, **options))
         return [line.split()[1] for line in lines if line.startswith("[")]
 
+    run_again.reports = []
+    return run_again
+
+
+def test_a_notebook_runs_again_only_if_it_or_what_it_made_has_changed(root, ran):
     assert ran() == ["00_first", "01_later"]
     assert ran() == []
-    assert reports[0] == reports[1]  # kept results are compared like fresh ones
-    write(root, "00_first", PAGE.format(name="00_first"), RESULT.format(number="00", value=8), SEAL)
-    assert ran() == ["00_first"]
+    assert ran.reports[0] == ran.reports[1]  # kept results are compared like fresh ones
+    write_good(root, "00_first", value=8)
     (root / "runs/smoke/results/01_sum.json").write_text("{}")
-    assert ran() == ["01_later"]
-    monkeypatch.setenv("ZSPAG_DATA", str(root / "data"))
     assert ran() == ["00_first", "01_later"]
+
+
+@pytest.mark.slow
+def test_a_notebook_runs_again_if_anything_that_it_reads_has_changed(root, ran, monkeypatch):
+    one = {"only": ["01"], "parameters": {"factor": 4}}
+    assert ran(**one) == ["01_later"]
+    monkeypatch.setenv("ZSPAG_DATA", str(root / "data"))
+    assert ran(**one) == ["01_later"]
     (root / "data").mkdir()
     (root / "data" / "more.bin").write_bytes(b"1")
-    assert ran() == ["00_first", "01_later"]
-    one = {"only": ["01"], "parameters": {"factor": 4}}
     assert ran(**one) == ["01_later"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert ran(**one) == ["01_later"]
@@ -220,10 +242,9 @@ def test_a_notebook_runs_again_only_if_something_it_reads_or_made_has_changed(ro
     assert ran(**one, again=True) == ["01_later"]
     assert ran(only=["01"], record=True) == ["01_later"]
     write(root, "01_later", "1 / 0", SEAL)
-    with pytest.raises(NotebookFailed):
-        ran(**one)
-    with pytest.raises(NotebookFailed):  # a failure is not kept
-        ran(**one)
+    for _ in range(2):  # a failure is not kept
+        with pytest.raises(NotebookFailed):
+            ran(**one)
 
 
 def test_the_key_of_a_notebook_holds_every_line_of_the_package(root, monkeypatch):
