@@ -225,10 +225,11 @@ def older_claims(folder: Path, judged: Mapping[str, Sequence[claims.Verdict]]) -
         kinds = {
             one.claim: {_is_old(folder / profile / f"{check.file}.json") for check in one.checks} for one in verdicts
         }
-        for whole, words in ((True, "stand on"), (False, "stand partly on")):
+        for whole, words in ((True, "on"), (False, "partly on")):
             named = [claim for claim, kind in kinds.items() if kind == ({True} if whole else {True, False})]
             if named:
-                parts.append(f"{', '.join(named)} of `{profile}` {words} records of older defaults")
+                stand = "stands" if len(named) == 1 else "stand"
+                parts.append(f"{', '.join(named)} of `{profile}` {stand} {words} records of older defaults")
     return f"{'; '.join(parts)} ([which these are](results/TABLES.md)).\n" if parts else ""
 
 
