@@ -180,8 +180,10 @@ def test_as_many_run_at_once_as_the_profile_has_workers(root):
 @pytest.mark.slow
 def test_where_times_are_recorded_one_runs_at_a_time(root):
     write_pair(root, patience=1)
+    lines = []
     with pytest.raises(NotebookFailed, match="00_a failed"):
-        go(root, profile="digits", record=True)
+        go(root, profile="digits", record=True, say=lines.append)
+    assert [line[:10] for line in lines] == ["[1/2] 00_a"]
 
 
 @pytest.mark.slow
@@ -221,8 +223,9 @@ def test_a_notebook_runs_again_only_if_it_or_what_it_made_has_changed(root, ran)
     assert ran() == []
     assert ran.reports[0] == ran.reports[1]  # kept results are compared like fresh ones
     write_good(root, "00_first", value=8)
+    assert ran() == ["00_first"]
     (root / "runs/smoke/results/01_sum.json").write_text("{}")
-    assert ran() == ["00_first", "01_later"]
+    assert ran() == ["01_later"]
 
 
 @pytest.mark.slow
@@ -531,7 +534,10 @@ def test_recorded_figures_are_redrawn_without_torch_or_a_kernel(root):
     assert provenance.read_record(root / "figures/smoke/00_a.png") == made["provenance"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 9))])
+SLOW_SIGNALS = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGKILL)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, *SLOW_SIGNALS])
 def test_an_interrupt_leaves_no_kernel_no_worker_and_no_half_file(root, number):
     busy = (
         "import os, subprocess, time, pathlib\n"

@@ -8,10 +8,8 @@ recorded number did not come out again; 130 interrupted.
 import argparse
 import contextlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from tqdm import tqdm
 from zspag.report import files
 from zspag.report.page import resolve_profile
 from zspag.report.reproduce.changes import surroundings, unchanged
-from zspag.report.reproduce.drivers import execute_all
+from zspag.report.reproduce.drivers import execute_all, termination_interrupts
 from zspag.report.reproduce.execution import KERNEL, KernelMissing, NotebookFailed, own_kernel
 from zspag.report.reproduce.notebooks import check_parameters, find_notebooks, parse_parameters
 from zspag.report.reproduce.notebooks import write_back as write_pages_back
@@ -80,8 +78,12 @@ def reproduce(
     check_parameters(chosen, {"profile": profile, **given})
     runs, results = root / "runs" / profile, root / "results" / profile
     cold = not any(path.is_file() for cache in ("checkpoints", "grid") for path in (runs / cache).rglob("*"))
-    told: dict[str, Any] = {"around": surroundings(), "profile": profile, "parameters": given}
-    told["kernel_name"] = kernel_name
+    told: dict[str, Any] = {
+        "profile": profile,
+        "parameters": given,
+        "kernel_name": kernel_name,
+        "around": surroundings(),
+    }
     seals = {} if again or record or write_back else unchanged(chosen, runs, **told)
     for name, seal in seals.items():
         say(f"{name}: nothing has changed since it ran, {seal['provenance']['started']}")
@@ -89,10 +91,13 @@ def reproduce(
     at_once = 1 if record else min(resolved.workers, os.cpu_count() or 1)
     expected = _expected_seconds([path.stem for path in waiting], runs, results)
     with own_kernel(kernel_name), Clock(expected, at_once=at_once, say=say) as clock:
-        for name, seal in execute_all(waiting, at_once=at_once, clock=clock, cell_timeout=cell_timeout, **told):
-            figures, memory = sum(made.endswith(".png") for made in seal["outputs"]), seal["peak_memory_mib"]["self"]
-            say(f"      {name}: {figures} figures, {duration(seal['seconds'])}, {memory:.0f} MiB")
-            seals[name] = seal
+        ended = execute_all(waiting, at_once=at_once, clock=clock, cell_timeout=cell_timeout, **told)
+        with contextlib.closing(ended):  # ends the drivers before their kernel goes
+            for name, seal in ended:
+                figures = sum(made.endswith(".png") for made in seal["outputs"])
+                memory = seal["peak_memory_mib"]["self"]
+                say(f"      {name}: {figures} figures, {duration(seal['seconds'])}, {memory:.0f} MiB")
+                seals[name] = seal
     recorded = {name: one for name, one in read_recorded(results).items() if only is None or name[:2] in only}
     report = compare(recorded, read_fresh(seals.values(), root), profile=profile)
     files.write_json(runs / "report.json", {"schema": 1, **asdict(report)})
@@ -162,7 +167,7 @@ def _say(line: str) -> None:
 def run(arguments: argparse.Namespace, *, say: Callable[[str], None] = _say) -> int:
     """Carry out ``zspag reproduce`` with what ``add_arguments`` parsed, and return its exit code."""
     try:
-        with _termination_interrupts():
+        with termination_interrupts():
             return _redraw_all(arguments, say) if arguments.recorded else _run_all(arguments, say)
     except NotebookFailed as failure:
         say(str(failure))
@@ -202,20 +207,3 @@ def _redraw_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> in
     places = ", ".join(sorted({path.parent.name for path in drawn}))
     say(f"Redrew {len(drawn)} figures in {places} from recorded results.")
     return OK
-
-
-@contextlib.contextmanager
-def _termination_interrupts() -> Generator[None, None, None]:
-    """Treat SIGTERM like Ctrl-C: a driver that dies at once leaves the kernel's worker processes behind."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to no other thread
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

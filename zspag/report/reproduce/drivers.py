@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -83,20 +83,33 @@ def _heard(name: str, driver: SpawnProcess, answer: Connection) -> "dict[str, An
 def _drive(answer: Connection, path: Path, told: dict[str, Any]) -> None:
     """Execute a notebook and send its seal, or what failed. SIGTERM and the parent's death end it early."""
 
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
     def follow_the_parent() -> None:
         parent = multiprocessing.parent_process()
         if parent is not None:
             parent.join()
             os.kill(os.getpid(), signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, lambda signum, frame: None)  # of the terminal: the parent hears it too, and terminates
     threading.Thread(target=follow_the_parent, daemon=True).start()
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt), termination_interrupts():
         try:
             answer.send(execute(path, **told))
         except NotebookFailed as failure:
             answer.send(failure)
+
+
+@contextmanager
+def termination_interrupts() -> Generator[None, None, None]:
+    """Treat SIGTERM like Ctrl-C: a process that dies at once leaves what it has started behind."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to no other thread
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -48,17 +48,15 @@ class Clock:
         self._waiting, self._begun = list(expected), dict[str, float]()
         self._ended = {"expected": 0.0, "measured": 0.0}  # seconds of notebooks whose time was known before
         self._at_once, self._say, self._now = at_once, say, now
-        self._bar: tqdm[None] | None = None
+        shape = "{desc} |{bar}| {n:.0f}/{total:.0f} s{postfix}"
+        self._total, hidden = sum(self._expected.values()), not sys.stderr.isatty()
+        self._bar = tqdm(total=self._total, bar_format=shape, disable=hidden, leave=False)
 
     def __enter__(self) -> Self:
-        shape = "{desc} |{bar}| {n:.0f}/{total:.0f} s{postfix}"
-        hidden = not sys.stderr.isatty()
-        self._bar = tqdm(total=sum(self._expected.values()), bar_format=shape, disable=hidden, leave=False)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
     def starts(self, name: str) -> None:
         """Announce notebook ``name``."""
@@ -87,9 +85,7 @@ class Clock:
 
     def moves(self) -> None:
         """Move the bar to where the run is now."""
-        if self._bar is not None:
-            self._bar.set_description_str(", ".join(self._begun))
-            left = self.left()
-            self._bar.set_postfix_str(f"about {duration(left)} left", refresh=False)
-            self._bar.n = max(self._bar.total - left * self._at_once, 0.0)
-            self._bar.refresh()
+        left = self.left()
+        self._bar.n = max(self._total - left * self._at_once, 0.0)
+        self._bar.set_description_str(", ".join(self._begun), refresh=False)
+        self._bar.set_postfix_str(f"about {duration(left)} left")
