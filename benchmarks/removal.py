@@ -267,6 +267,8 @@ def folder() -> Path:
 def compare(classes: Sequence[int], names: Sequence[str], *, workers: int) -> None:
     """Make all rows that are missing, on ``workers`` processes, and write what they say to ``compare.json``.
 
+    Recorded rows of other variants and classes stay as they are, each with the commit that made it.
+
     Raises:
         RunsFailed: If a variant failed; what the others finished is kept.
     """
@@ -274,13 +276,19 @@ def compare(classes: Sequence[int], names: Sequence[str], *, workers: int) -> No
     profile = replace(PROFILE, workers=workers)
     made = answered(profile, pool_map, make, jobs, title="variants", name=lambda job: f"{job.variant} of {job.forget}")
     rows = [row for job in jobs for row in closed(made[job], variant=job.variant)]
-    names_of = list(data_of(PROFILE).classes)
-    found = {
-        "schema": 1,
-        "rows": [row | {"class_name": names_of[row["forget"]]} for row in rows],
-        "provenance": made_now(PROFILE, seed=SEED, started=started),
-    }
+    names_of, provenance = list(data_of(PROFILE).classes), made_now(PROFILE, seed=SEED, started=started)
+    fresh = [row | {"class_name": names_of[row["forget"]], "commit": provenance["commit"]} for row in rows]
+    asked = {(job.variant, job.forget) for job in jobs}
+    kept = [row for row in _recorded() if (row["variant"], row["forget"]) not in asked]
+    both = sorted(kept + fresh, key=lambda row: list(VARIANTS).index(row["variant"]))
+    found = {"schema": 1, "rows": both, "provenance": provenance}
     files.write_json(folder() / "compare.json", files.plain(found, "comparison"))
+
+
+def _recorded() -> list[dict[str, Any]]:
+    path = folder() / "compare.json"
+    found = files.read_json(path) if path.is_file() else {"rows": []}
+    return [{"commit": found["provenance"]["commit"]} | row for row in found["rows"] if row["variant"] in VARIANTS]
 
 
 def closed(rows: Sequence[Mapping[str, Any]], *, variant: str) -> Iterator[dict[str, Any]]:
@@ -402,7 +410,9 @@ def table() -> Path:
     parts = [HEAD]
     if (path := folder() / "compare.json").is_file():
         found = files.read_json(path)
-        made = (found["provenance"]["commit"] or "unknown")[:7] + " (changed)" * bool(found["provenance"]["dirty"])
+        commits = dict.fromkeys(row.get("commit") or found["provenance"]["commit"] for row in found["rows"])
+        made = ", ".join((one or "unknown")[:7] for one in commits)
+        made += " (changed)" * bool(found["provenance"]["dirty"])
         seconds = {row["variant"]: row["seconds"] for row in found["rows"]}
         parts += [
             COMPARED.format(commit=made, seconds=seconds["defaults"], steps=STEPS, default=_CPU.unlearn.removal.steps),
@@ -423,7 +433,7 @@ says that the probe finds as little as after retraining. *Points lost* are retai
 original, in percentage points; below 0 is a gain."""
 COMPARED = """## Each part beside another choice
 
-CIFAR-10, conv7, one original, 1,000 forget images, the first half of the test images, commit {commit}. Per class:
+CIFAR-10, conv7, one original, 1,000 forget images, the first half of the test images, code of {commit}. Per class:
 points lost, then the share of the gap closed (%) by linear / nonlinear (MLP) / 15 neighbours / class means. Where the
 line names no other number, a fit has {steps} steps (the default is {default}); it took {seconds:.0f} s on one core of
 two, and a whole call has three."""

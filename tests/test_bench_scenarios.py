@@ -1,8 +1,11 @@
 """What came of requests in words: refusals have no number, warnings are repeated, means are over seeds."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
+import pytest
+from laboratory import TINY, rooted
 
 from benchmarks import scenarios
 from zspag.report import files
@@ -56,8 +59,33 @@ def test_where_everything_was_refused_nothing_is_said():
     assert scenarios.summary(rows) == []
 
 
-def test_the_committed_page_is_what_the_record_says(tmp_path, monkeypatch):
+def test_named_classes_stand_beside_the_retrained_network():
+    rows = made().query("kind == 'at once'").assign(by_class=[[0.1, 0.5]] * 6, drift=0.002, seconds=7.0)
+    original, retrained, own = scenarios.beside(rows).splitlines()[2:]
+    assert original.split("|")[2:4] == [" 90.0 ", " 50.0 "]
+    assert (retrained.split("|")[-2].strip(), own.split("|")[-2].strip()) == ("", "7")
+    refused = rows.assign(acc_forget=rows["acc_forget"].where(rows["method"] != "zs_pag"))
+    assert scenarios.beside(refused).splitlines()[-1].startswith("| ZS-PAG | refused |")
+
+
+@pytest.mark.slow
+def test_classes_are_named_on_the_command_line_and_the_record_repeats_it(tmp_path, data_folder, monkeypatch):
+    quick = replace(TINY.unlearn, update=replace(TINY.unlearn.update, lr=1.0))
+    tiny = replace(TINY, name="smoke", unlearn=quick, seeds=(0,))
+    monkeypatch.setitem(scenarios.PROFILES, "smoke", tiny)
+    with rooted(tmp_path, data_folder):
+        assert scenarios.main(["run", "--profile", "smoke", "--classes", "2,7"]) == 0
+    (found,) = (tmp_path / "results" / "scenarios").glob("*.json")
+    content = files.read_json(found)
+    assert content["command"].endswith("run --profile smoke --dataset digits --arch digits --classes 2,7")
+    assert [row["method"] for row in content["rows"]] == ["original", "retrained", "zs_pag"]
+    assert content["rows"][1]["by_class"] == [0.0, 0.0]
+    assert "## 2, 7 at once" in (found.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_committed_page_is_what_the_records_say(tmp_path, monkeypatch):
     kept = files.repository_root() / "results" / "scenarios"
     monkeypatch.setattr(scenarios, "folder", lambda: tmp_path)
-    (tmp_path / "digits.json").write_bytes((kept / "digits.json").read_bytes())
-    assert scenarios.table("digits").read_text() == (kept / "README.md").read_text()
+    for path in kept.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert scenarios.table().read_text() == (kept / "README.md").read_text()

@@ -22,14 +22,14 @@ from zspag.report import claims, files, recorded_tables, results
 from zspag.report.results import Result
 
 KINDS = {"run": "zspag run", "sweep": "zspag sweep", "audit": "zspag audit", "features": "zspag audit --features"}
-# What other programs write, and how.
+# What other programs write, and how, where the file itself does not say it.
 PROGRAMS = {
     "bench/*.json": "make bench RECORD=1",
     "external/zoo.json": "python -m benchmarks.external rows",
     "external/choices.json": "python -m benchmarks.external choices",
     "external/timing.json": "python -m benchmarks.external time",
     "peers/peers.json": "python -m benchmarks.peers run --record",
-    "scenarios/digits.json": "python -m benchmarks.scenarios run",
+    "scenarios/*.json": "python -m benchmarks.scenarios run",
     "spread/digits.json": "python -m benchmarks.spread digits",
     "spread/cifar10.json": "python -m benchmarks.spread cifar10",
     "removal/compare.json": "python -m benchmarks.removal compare",
@@ -198,7 +198,8 @@ def records(folder: Path) -> Iterator[Record]:
         for path in sorted(folder.glob(pattern)):
             content = files.read_json(path)
             rows = content.get("rows") or content.get("nets") or ()
-            yield _record(folder, path, command, content.get("provenance") or {}, rows=rows)
+            made = content.get("provenance") or {}
+            yield _record(folder, path, content.get("command", command), made, rows=rows)
 
 
 def _record(

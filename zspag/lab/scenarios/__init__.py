@@ -7,7 +7,7 @@ the rest of the class.
 Invariant: the method is handed the named samples and their labels, and nothing that an earlier request was handed.
 """
 
-from zspag.lab.scenarios.kinds import across_classes, at_once, in_a_row, order_of, part_of_class, table
+from zspag.lab.scenarios.kinds import across_classes, at_once, in_a_row, order_of, part_of_class, table, together
 from zspag.lab.scenarios.outcome import Request, compared, drawn, handed, judged, of_classes, retrained, unlearned
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "part_of_class",
     "retrained",
     "table",
+    "together",
     "unlearned",
 ]

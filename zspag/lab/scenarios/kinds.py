@@ -36,12 +36,15 @@ def at_once(profile: Profile, seed: int, *, counts: Sequence[int] | None = None)
     Returns:
         Rows of the original, the retrained model and ZS-PAG per request: see ``compared``.
     """
-    order, rows = order_of(profile, seed), []
-    for count in counts or _counts(profile):
-        request = of_classes(profile, seed, order[:count])
-        name = "together-" + "-".join(map(str, request.classes))
-        rows += _kept(request, name, partial(compared, request, f"{count} classes"))
-    return rows
+    order = order_of(profile, seed)
+    return [row for count in counts or _counts(profile) for row in together(profile, seed, order[:count])]
+
+
+def together(profile: Profile, seed: int, classes: Sequence[int]) -> Rows:
+    """Forget these classes together; rows as in ``at_once``."""
+    request = of_classes(profile, seed, classes)
+    name = "together-" + "-".join(map(str, request.classes))
+    return _kept(request, name, partial(compared, request, f"{len(classes)} classes"))
 
 
 def in_a_row(profile: Profile, seed: int, order: Sequence[int], *, disclosed: bool = True) -> Rows:
