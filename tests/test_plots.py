@@ -218,3 +218,23 @@ def test_panels_fill_a_grid_and_the_rest_of_it_is_empty():
     one = plots.draw(result_of("bars", DATA["bars"], columns=3, size=[5, 2]))
     assert len(one.axes) == 1
     assert one.get_figwidth() == 5
+
+
+def test_one_point_far_to_the_right_does_not_squeeze_the_others():
+    near = {f"method {index}": {"x": [0.1 * index], "y": [index]} for index in range(1, 5)}
+
+    def place(x):
+        """Where the method with 0.4 points stands along the axis, from 0 to 1, and the kind of scale."""
+        series = near | {"far": {"x": [x], "y": [9.0]}}
+        (axis,) = plots.draw(result_of("scatter", {"series": series})).axes
+        axis.autoscale_view()
+        left, right = axis.transAxes.inverted().transform(axis.transData.transform([(0.4, 0), (x, 0)]))[:, 0]
+        assert 0 < left < right < 1
+        return left, axis.get_xscale()
+
+    assert place(1.0)[1] == "linear"
+    beside, scale = place(40.0)
+    assert scale == "symlog"
+    assert beside > 0.5
+    (empty,) = plots.draw(result_of("scatter", {"series": {}})).axes
+    assert [text.get_text() for text in empty.texts] == ["nothing to show"]

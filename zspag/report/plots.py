@@ -228,16 +228,41 @@ def curves(axis: Axes, panel: Panel) -> None:
 
 
 def scatter(axis: Axes, panel: Panel) -> None:
-    """Points: ``series`` {name: {x, y}}; ``diagonal`` draws y = x behind them."""
+    """Points: ``series`` {name: {x, y}}; ``diagonal`` draws y = x behind them.
+
+    Where a few points lie ten times as far right as most, x is logarithmic beyond where most lie: see ``_far``.
+    """
     for name, points in panel["series"].items():
         colour, mark = panel["styles"][name]
         look: Look = {"s": panel.get("dot", 14), "color": colours.COLOURS[colour], "marker": _MARKERS[mark]}
         label = name if len(panel["series"]) > 1 else None
         axis.scatter(points["x"], points["y"], alpha=0.7, linewidths=0, label=label, **look)
     _finish(axis, panel)
+    places = [x for points in panel["series"].values() for x in points["x"]]
+    if not places:
+        axis.text(0.5, 0.5, "nothing to show", transform=axis.transAxes, ha="center", color="#666666")
+    far = _far(places)
+    if far is not None and not panel.get("diagonal"):
+        axis.set_xscale("symlog", linthresh=far, linscale=2)
+        axis.set_xlim(min(0.0, *places) - far / 4, 2 * max(places))
+        decades = [10.0**power for power in range(-3, 4) if 2 * far < 10.0**power < 2 * max(places)]
+        ticks = [0.0, far / 2, far, *decades]
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        axis.set_xlabel(f"{panel.get('xlabel', '')}\n(logarithmic beyond {far:g})")
     if panel.get("diagonal"):
         low, high = min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])
         axis.plot([low, high], [low, high], color="#333333", linewidth=1, linestyle="--", label="y = x", zorder=1)
+
+
+def _far(values: Sequence[float]) -> float | None:
+    """Return where three quarters of the values end, rounded up to one digit, if others lie ten times as far."""
+    sizes = np.abs(np.asarray(values, dtype=float))
+    most = float(np.quantile(sizes, 0.75)) if len(sizes) else 0.0
+    if most <= 0 or sizes.max() < 10 * most:
+        return None
+    digit = 10.0 ** np.floor(np.log10(most))
+    return float(np.ceil(most / digit) * digit)
 
 
 _ALL = (bars, ranked, curves, scatter)
