@@ -3,8 +3,8 @@
 ``python -m benchmarks.removal compare`` fits every variant once on CIFAR-10's conv7, one original, and judges shares of
 the way on the *first* half of the test images: the half that defaults were chosen on. All variants but those about
 steps take ``STEPS``, so that one core does them in minutes. The whole call also runs two half fits, which choose a
-share; here every share is shown. ``python -m benchmarks.removal table`` writes ``results/removal/README.md`` from these
-rows and from every recorded audit.
+share; here every share is shown. ``python -m benchmarks.removal cost`` times whole calls beside training.
+``python -m benchmarks.removal table`` writes ``results/removal/README.md`` from these and from every recorded audit.
 
 Invariant: a variant differs from the defaults in what it names. One with "oracle" in its title reads retained images,
 to say what the proxies lack; no other does.
@@ -39,9 +39,11 @@ from zspag.lab.experiment import (
     guard_of,
     kept_rows,
     made_now,
+    recipe,
     statistics_of,
     trained,
 )
+from zspag.lab.training import train
 from zspag.profiles import PROFILES
 from zspag.projected_sgd import Run
 from zspag.proxies import generate
@@ -50,7 +52,8 @@ from zspag.report import audit, files, results
 from zspag.report.audit import gap
 from zspag.report.claims.verdicts import Limits
 from zspag.report.tables import markdown
-from zspag.runtime import generator_for, pick_device, pool_map
+from zspag.runtime import generator_for, pick_device, pool_map, spread_evenly, threads
+from zspag.unlearning import zero_shot_unlearn
 
 CLASSES, SEED = (3, 7), 0  # cat and horse, the classes that removal was developed on
 STEPS = 200
@@ -60,6 +63,7 @@ PROFILE = replace(_CPU, recorded_models=True, test_half="first", unlearn=_UNLEAR
 SHARES = (0.5, 0.75, 1.0)
 AT_MOST = Limits().lost  # retained points, of claim C7
 RANDOM_FEATURES = 256
+TIMED_IMAGES = 2560  # of an epoch of training, which is timed and scaled to the whole
 STAGES = (-5, -3)  # convolutions, counted from the end, whose outputs are probed as well
 PROBES = tuple(gap.PROBES)
 Change = Callable[[Removal, Case], Removal]
@@ -311,6 +315,47 @@ def closed(rows: Sequence[Mapping[str, Any]], *, variant: str) -> Iterator[dict[
         yield place | {"lost": float(gaps["lost"].iloc[0]), "closed": shares}
 
 
+def cost() -> None:
+    """Time whole calls with the defaults, each beside a part of a training, and write ``cost.json``.
+
+    Both run in this process on as many threads as the profile says. A training's time is that of its part, scaled to
+    all images and epochs.
+    """
+    started, rows, train_split = time.time(), [], data_of(_CPU).train
+    part = train_split.select(spread_evenly(torch.arange(len(train_split)), TIMED_IMAGES))
+    scale = _CPU.train.epochs * len(train_split) / len(part)
+    with threads(_CPU.threads):
+        for forget in CLASSES:
+            case = Case(PROFILE, SEED, forget)
+            model, config = trained(PROFILE, SEED), replace(_CPU.unlearn, goal="remove")
+            images, labels = forget_set(case, guard_of(case))
+            train_config = replace(recipe(_CPU), epochs=2, lr=1e-6)
+            epoch = train(model, part.images, part.labels, config=train_config, seed=SEED).history[-1]
+            before = time.perf_counter()
+            zero_shot_unlearn(model, images, labels, config=config, seed=SEED)
+            rows.append(
+                {
+                    "class_name": data_of(_CPU).classes[forget],
+                    "seconds": time.perf_counter() - before,
+                    "training_seconds": scale * epoch.seconds,
+                }
+            )
+    found = {"schema": 1, "rows": rows, "provenance": made_now(PROFILE, seed=SEED, started=started)}
+    files.write_json(folder() / "cost.json", files.plain(found, "cost"))
+
+
+def costs(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say what whole calls took beside a training, class by class, and whether a third and a tenth of it are met."""
+    shares = [row["seconds"] / row["training_seconds"] for row in rows]
+    each = "; ".join(
+        f"{row['class_name']}: {row['seconds']:.0f} s, 1/{1 / share:.1f} of the {row['training_seconds']:.0f} s of a"
+        " training"
+        for row, share in zip(rows, shares, strict=True)
+    )
+    words = [f"at most 1/{limit}: {'met' if max(shares) <= 1 / limit else 'missed'}" for limit in (3, 10)]
+    return f"{each}. {words[0][0].upper()}{words[0][1:]}; {words[1]}."
+
+
 def percent(value: float | None) -> str:
     """Return a share as a reader sees it."""
     return "-" if value is None else f"{100 * value:.0f}"
@@ -337,11 +382,14 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Say, all of the way, what three parts are worth: the proxies, the adversary and the projection."""
+    """Say, all of the way, what each suspect is worth: proxies, radius, adversary, capacity, projection."""
     whole = {(row["variant"], row["class_name"]): row for row in rows if row["share"] == max(SHARES) and row["closed"]}
     said = {
         "retained": "With real retained images in place of the proxies",
+        "radii": "With proxies of half the radius and of twice it, too",
         "none": "Without the adversary",
+        "strong": "With an adversary three times as strong",
+        "last": "With the last four layers alone",
         "projected": "Under the projection",
     }
     lines = []
@@ -420,6 +468,10 @@ def table() -> Path:
         ]
         if told := reasons(found["rows"]):
             parts += [REASONS, told]
+    if (path := folder() / "cost.json").is_file():
+        found = files.read_json(path)
+        threads_each, commit = found["provenance"]["threads"], (found["provenance"]["commit"] or "unknown")[:7]
+        parts += [COST.format(threads=threads_each, epochs=_CPU.train.epochs, commit=commit), costs(found["rows"])]
     parts += [CASES, cases(folder().parent)]
     files.write_text(folder() / "README.md", "\n\n".join(parts) + "\n")
     return folder() / "README.md"
@@ -439,6 +491,10 @@ line names no other number, a fit has {steps} steps (the default is {default}); 
 two, and a whole call has three."""
 REASONS = """**Why is not all of it closed?** Each change alone, all of the way. What real images would do says whether
 the net has room for both, or whether the proxies are what is missing:"""
+COST = """## What it costs
+
+CIFAR-10, conv7, a whole call with the defaults beside a training of {epochs} epochs, in one process on {threads}
+thread(s), commit {commit}."""
 CASES = """## Case by case
 
 From every recorded audit that looked at removal, defaults, shares chosen without retained data. `n` counts the classes
@@ -448,7 +504,7 @@ in which the gap is larger than the retrained networks' spread (with one origina
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.removal", description=__doc__)
-    parser.add_argument("command", choices=("compare", "table"))
+    parser.add_argument("command", choices=("compare", "cost", "table"))
     parser.add_argument("--classes", default=",".join(map(str, CLASSES)), help="forget classes, comma-separated")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated")
     parser.add_argument("--workers", type=int, default=2, help="processes, each with one thread")
@@ -457,6 +513,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown {', '.join(unknown)}; known are {', '.join(VARIANTS)}")
     if chosen.command == "compare":
         compare([int(one) for one in chosen.classes.split(",")], chosen.variants.split(","), workers=chosen.workers)
+    elif chosen.command == "cost":
+        cost()
     sys.stdout.write(f"wrote {table()}\n")
     return 0
 

@@ -97,6 +97,25 @@ def test_reasons_compare_each_change_with_the_defaults_of_the_same_class():
     assert "in 0 of 1 classes, and more points are lost in 1 " in bench.reasons(less)
 
 
+def test_costs_are_met_only_where_every_class_meets_them():
+    rows = [{"class_name": name, "seconds": 20.0, "training_seconds": 10.0 * times} for name, times in (("cat", 8),)]
+    assert bench.costs(rows) == "cat: 20 s, 1/4.0 of the 80 s of a training. At most 1/3: met; at most 1/10: missed."
+    slow = rows[0] | {"class_name": "horse", "seconds": 30.0}
+    assert bench.costs([*rows, slow]).endswith("At most 1/3: missed; at most 1/10: missed.")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")  # four steps do not remove a class
+def test_a_whole_call_is_timed_beside_a_training(made, tmp_path, data_folder):
+    with pytest.MonkeyPatch.context() as patch, rooted(tmp_path, data_folder):
+        for name, stand_in in (("PROFILE", PROFILE), ("_CPU", PROFILE), ("CLASSES", (FORGET,)), ("TIMED_IMAGES", 64)):
+            patch.setattr(bench, name, stand_in)
+        assert bench.main(["cost"]) == 0
+    (row,) = bench.files.read_json(tmp_path / "results" / "removal" / "cost.json")["rows"]
+    assert min(row["seconds"], row["training_seconds"]) > 0
+    assert "## What it costs" in (tmp_path / "results" / "removal" / "README.md").read_text(encoding="utf-8")
+
+
 def test_an_unknown_variant_is_refused_before_any_work(capsys):
     with pytest.raises(SystemExit):
         bench.main(["compare", "--variants", "defaults,other"])

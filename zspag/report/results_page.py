@@ -33,6 +33,7 @@ PROGRAMS = {
     "spread/digits.json": "python -m benchmarks.spread digits",
     "spread/cifar10.json": "python -m benchmarks.spread cifar10",
     "removal/compare.json": "python -m benchmarks.removal compare",
+    "removal/cost.json": "python -m benchmarks.removal cost",
     "commands.json": "make fresh-clone",
     "hours.json": "python -m benchmarks.hours --record",
 }
