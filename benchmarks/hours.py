@@ -9,7 +9,7 @@ Invariant: no hour is typed. The net that was measured is smaller than the paper
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from benchmarks.stages.settings import Sizes
 from zspag.lab import models
 from zspag.profiles import PAPER_DATA, PAPER_NETS, PROFILES, for_pair
 from zspag.report import files
+from zspag.report.provenance import git
 from zspag.runtime import plain_attention
 
 # Training images, classes and pixels a side, as published; FaceScrub's loader keeps a fifth for the test.
@@ -139,7 +140,14 @@ def main(arguments: Sequence[str]) -> None:
     for sentence in sentences(folder):
         sys.stdout.write(f"{sentence}\n")
     if "--record" in arguments:
-        files.write_json(folder / "hours.json", files.plain({"schema": 1, "pairs": by_pair(folder)}, "hours"))
+        measured = [asdict(rate) for rate in rates(folder)]
+        content = {
+            "schema": 1,
+            "rates": measured,
+            "pairs": by_pair(folder),
+            "provenance": {"commit": git("rev-parse", "HEAD")},
+        }
+        files.write_json(folder / "hours.json", files.plain(content, "hours"))
 
 
 if __name__ == "__main__":

@@ -135,15 +135,20 @@ def sentences(content: Mapping[str, Any]) -> Iterator[str]:
         ("Fewest lines of all rows", ran, "lines", "{:g}"),
     ):
         order = sorted(rows, key=lambda line, key=key: line[key])
-        shown = order[:1] + [line for line in order[1:] if line["package"] == "zspag"]
+        first = [line for line in order if number.format(line[key]) == number.format(order[0][key])]
+        shown = first + [line for line in order[len(first) :] if line["package"] == "zspag"]
         if shown:
             yield f"{what}: {'; '.join(f'{called(line)}, {number.format(line[key])}' for line in shown)}."
     target, probed = references(content)["retrained"]["probe"], [one for one in gone if one["probe"] is not None]
     if probed:
-        near = min(probed, key=lambda line: abs(line["probe"] - target))
+        nearest = min(round(100 * abs(line["probe"] - target), 1) for line in probed)  # as printed
+        tied = [line for line in probed if round(100 * abs(line["probe"] - target), 1) == nearest]
+        shown = "; ".join(
+            f"{called(line)}, {100 * line['probe']:.1f} %, at {line['lost']:.2f} points lost" for line in tied
+        )
         yield (
             f"Nearest to the retrained network's probe ({100 * target:.1f} %) of the rows that forget to"
-            f" {100 * FORGOTTEN:g} %: {called(near)}, {100 * near['probe']:.1f} %, at {near['lost']:.2f} points lost."
+            f" {100 * FORGOTTEN:g} %: {shown}."
         )
 
 

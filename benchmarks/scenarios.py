@@ -31,7 +31,7 @@ TITLES = {"original": "original", "retrained": "retrained", "zs_pag": "ZS-PAG"}
 HEAD = """# Requests beyond one class
 
 Written by `python -m benchmarks.scenarios table`. Open models, test images; points lost and drift against the masked
-original."""
+original. Which command made each file, and when: [results](../README.md)."""
 
 
 def folder() -> Path:
@@ -153,7 +153,10 @@ def summary(rows: pd.DataFrame) -> list[str]:
     if "part of a class" in own:
         target = done[(done["kind"] == "part of a class") & (done["method"] == "retrained")]
         left, wanted = (_percent(part["acc_rest"]) for part in (own["part of a class"], target))
-        lines.append(f"Half of a class: of the other half {left} is still recognized, {wanted} after retraining.")
+        lines.append(
+            f"Half of a class: of the other half's training images {left} are still recognized, {wanted} after"
+            " retraining."
+        )
     if "across classes" in own:
         kept = _percent(own["across classes"]["acc_retain"])
         lines.append(f"Samples across classes, where not refused: {kept} of the test images are still recognized.")

@@ -51,7 +51,10 @@ def test_the_summary_follows_the_numbers():
     assert at_once == "At once, up to 2 classes: 1.0 % still recognized, +1.00 points over-unlearned."
     assert "after 2 requests 0.2 % of the best known" in told
     assert "with a drift of 0.2000 nats" in untold
-    assert half == "Half of a class: of the other half 5.0 % is still recognized, 80.0 % after retraining."
+    assert (
+        half
+        == "Half of a class: of the other half's training images 5.0 % are still recognized, 80.0 % after retraining."
+    )
 
 
 def test_where_everything_was_refused_nothing_is_said():

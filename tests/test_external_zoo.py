@@ -267,6 +267,7 @@ def row(
     measures = {"lost_points": lost, "forget_unseen": unseen, "drift": drift}
     return {
         "key": {"code": "c0de", "torch": "2", "device": "cpu", "threads": 1},
+        "provenance": {"commit": "c0ffee0"},
         "net": net,
         "title": NETS[net].title,
         "norm": NETS[net].norm,

@@ -64,7 +64,7 @@ def test_costs_grow_with_classes_and_images_as_they_should():
 
 def test_the_page_names_what_breaks_first_and_what_mends_it(monkeypatch):
     monkeypatch.setattr(on_paper, "NETS", (("ResNet-18", "resnet18", 64, 1000),))
-    content = {"data": {"machine": vars(HERE), "found": []}}
+    content = {"data": {"machine": vars(HERE), "found": []}, "provenance": {"commit": "a" * 40}}
     lines = list(on_paper.page(content))
     assert lines == list(on_paper.page(content))
     assert "### ResNet-18, 64 pixels, K = 1000" in lines

@@ -88,7 +88,7 @@ def test_results_say_where_their_pixels_came_from(tmp_path):
     sweep(tmp_path / "paper", "one", data_source=source)
     assert f"| cifar100 ({source}), conv7 | apple |" in recorded_tables.runs(tmp_path)
     assert recorded_tables.sweeps(tmp_path).startswith(
-        f"cifar100 ({source}), conv7, maple_tree, sea, 1 seed:\n\n| method | forget %"
+        f"cifar100 ({source}), conv7, maple_tree, sea, 1 seed ([sweep](paper/sweep_one.json)):\n\n| method | forget %"
     )
 
 
@@ -117,7 +117,9 @@ def test_sweeps_of_other_profiles_are_others(tmp_path):
     sweep(tmp_path / "cpu", "one")
     sweep(tmp_path / "digits", "one")
     assert [key[0] for key in recorded_tables.recorded_sweeps(tmp_path)] == ["cpu", "digits"]
-    assert recorded_tables.sweeps(tmp_path).count("1 seed:\n\n| method | forget %") == 2
+    for profile in ("cpu", "digits"):
+        link = f"1 seed ([sweep]({profile}/sweep_one.json)):\n\n| method | forget %"
+        assert recorded_tables.sweeps(tmp_path).count(link) == 1
     assert recorded_tables.recorded_sweeps(tmp_path / "nowhere") == {}
 
 
@@ -143,7 +145,7 @@ def test_a_sweep_without_retrained_models_is_none_and_one_that_was_cut_down_stan
     sweep(tmp_path / "cpu", "few", methods=("a", "b", "c"), config=cut)
     shown = recorded_tables.sweeps(tmp_path)
     few, whole = shown.split("cifar100, conv7")[1:]
-    assert "1 seed:" in whole
+    assert "1 seed ([sweep](cpu/sweep_whole.json)):" in whole
     assert "| of whole |" in whole
     assert (
         "1 seed (7 forget images, 3 images per class for oracles, judged on the second half of the test images)" in few

@@ -121,7 +121,8 @@ def page(rows: Sequence[Row], *, timing: dict[str, Any] | None = None) -> str:
     costly = [row for row in sound(own) if row["measures"]["lost_points"] > LOST_WORST]
     parts = [
         "# The zoo: nets of all kinds, defaults only",
-        "Written by `python -m benchmarks.external table` from the rows in `zoo.json`. Do not edit it.",
+        "Written by `python -m benchmarks.external table` from the rows in `zoo.json`. Do not edit it. Which command"
+        " made each file, and when: [results](../README.md).",
         WORDS,
         "## The bars",
         f"Runs of ours: {len(own)}, on nets: {len({row['net'] for row in own})}. Development nets were looked at while"
@@ -138,7 +139,8 @@ def page(rows: Sequence[Row], *, timing: dict[str, Any] | None = None) -> str:
         "### Where it goes",
         "One call of ours, stage by stage; the share of convolutions and matrix products is of all time in kernels. The"
         " peak is what the call added to the memory of the process. A training is conv7's recipe, of 16 epochs; for"
-        " other nets three epochs of all 50,000 images.",
+        " other nets three epochs of all 50,000 images. Three rounds against retraining:"
+        " [benchmarks](../bench/README.md).",
         stage_table(timing),
         "## Arms",
         arms_table(rows),
@@ -365,7 +367,7 @@ def stage_table(timing: dict[str, Any] | None) -> str:
             [
                 entry["title"],
                 entry["samples"],
-                f"{whole:.1f}",
+                f"{entry['ours_seconds']:.1f}",
                 *shares,
                 f"{100 * entry['useful_share']:.0f} %",
                 f"{entry['peak_mib']:.0f}",
@@ -398,11 +400,15 @@ def origin(rows: Sequence[Row], titles: Mapping[str, str] = ARMS) -> str:
     for arm, title in titles.items():
         own = arm_rows(rows, arm)
         if own:
-            states = Counter(
-                (row["key"]["code"], row["key"]["torch"], row["key"]["device"], row["key"]["threads"]) for row in own
-            )
-            body += [[title, *state, count] for state, count in sorted(states.items())]
-    text = table(["arm", "code", "torch", "device", "threads", "rows"], body)
+            states: dict[tuple[str, ...], list[str]] = {}
+            for row in own:
+                state = tuple(row["key"][name] for name in ("code", "torch", "device", "threads"))
+                states.setdefault(state, []).append((row["provenance"]["commit"] or "unknown")[:7])
+            body += [
+                [title, ", ".join(sorted(set(commits))), *state[1:], len(commits)]
+                for state, commits in sorted(states.items())
+            ]
+    text = table(["arm", "commit", "torch", "device", "threads", "rows"], body)
     mixed = sorted({line[0] for line in body if sum(other[0] == line[0] for other in body) > 1})
     if mixed:
         text += f"\n\n**Rows of different code, torch or machine stand together in: {', '.join(mixed)}.**"
@@ -430,7 +436,8 @@ def choices_page(rows: Sequence[Row]) -> str:
     cases_run, planned = {case(row) for row in known}, len(CHOSEN) * CLASSES * len(VARIANTS)
     parts = [
         "# Every part beside its absence",
-        "Written by `python -m benchmarks.external table` from the rows in `choices.json`. Do not edit it.",
+        "Written by `python -m benchmarks.external table` from the rows in `choices.json`. Do not edit it. Which"
+        " command made each file, and when: [results](../README.md).",
         f"Each variant differs in one thing from the one it stands *beside*. Development nets: {', '.join(nets)}."
         f" Cases (net and forget class): {len(cases_run)} of {len(CHOSEN) * CLASSES}. Models are open, except for the"
         " original with its row closed. The words are those of the [zoo](README.md).",

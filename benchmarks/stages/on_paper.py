@@ -245,6 +245,11 @@ def page(content: Mapping[str, Any]) -> Iterator[str]:
     machine = Machine(**content["data"]["machine"])
     yield "# Growth"
     yield ""
+    yield (
+        f"Written by `python -m benchmarks.stages.on_paper results/bench/cpu.json`: {machine.name}, {machine.threads}"
+        f" threads, commit {(content['provenance']['commit'] or 'unknown')[:7]} (`make bench RECORD=1`)."
+    )
+    yield ""
     yield from _measured([row for row in content["data"]["found"] if row["stage"] == "growth"])
     yield "## ImageNet on paper"
     yield ""

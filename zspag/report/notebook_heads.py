@@ -1,4 +1,4 @@
-"""The line in a notebook's first cell that says how long it takes, written from its words and its recorded seconds."""
+"""The line in a notebook's first cell: how long it takes, from its words and its recorded seconds, and its record."""
 
 import json
 import math
@@ -23,21 +23,33 @@ def reading_minutes(content: Mapping[str, Any]) -> int:
     for cell in content["cells"]:
         if SHUT not in cell["metadata"].get("tags", []):
             sources[cell["cell_type"]].append("".join(cell["source"]))
-    words = len(_FOLDED.sub("", " ".join(sources["markdown"])).split())
+    words = len(LINE.sub("", _FOLDED.sub("", "\n".join(sources["markdown"]))).split())
     lines = sum(len(source.splitlines()) for source in sources["code"])
     return math.ceil(words / WORDS_PER_MINUTE + lines * SECONDS_PER_LINE / 60)
 
 
-def time_line(content: Mapping[str, Any], seconds: float | None) -> str:
-    """Return the line for the content of a notebook file, and what it took in the recorded run, if there is one."""
+def time_line(content: Mapping[str, Any], seconds: float | None, *, number: str = "") -> str:
+    """Return the line for the content of a notebook file.
+
+    Args:
+        content: The notebook.
+        seconds: What it took in the recorded run, if there is one.
+        number: Its two digits, if the recorded run kept numbers of it.
+    """
     running = "" if seconds is None else f", {max(1, round(seconds))} seconds to run on digits"
-    return f"**Time.** About {reading_minutes(content)} minutes to read (folded cells not counted){running}."
+    line = f"**Time.** About {reading_minutes(content)} minutes to read (folded cells not counted){running}."
+    if not number:
+        return line
+    return (
+        f"{line} **Record.** Numbers and figures: `results/digits/{number}_*.json`, with the"
+        " [commit](../results/README.md) that made them."
+    )
 
 
-def headed(content: dict[str, Any], seconds: float | None) -> dict[str, Any]:
+def headed(content: dict[str, Any], seconds: float | None, *, number: str = "") -> dict[str, Any]:
     """Return the content of a notebook file with that line in its first cell; one without the line stays as it is."""
     first = content["cells"][0]
-    source = LINE.sub(time_line(content, seconds), "".join(first["source"]))
+    source = LINE.sub(time_line(content, seconds, number=number), "".join(first["source"]))
     return content | {"cells": [first | {"source": source.splitlines(keepends=True)}, *content["cells"][1:]]}
 
 
@@ -46,7 +58,9 @@ def write(root: Path) -> None:
     table = root / "results" / "digits" / TIMES
     known = files.read_json(table)["notebooks"] if table.is_file() else {}
     for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        content = files.read_json(path)
-        if (made := headed(content, known.get(path.stem, {}).get("seconds"))) != content:
+        content, number = files.read_json(path), path.stem[:2]
+        kept = any(table.parent.glob(f"{number}_*.json"))
+        seconds = known.get(path.stem, {}).get("seconds")
+        if (made := headed(content, seconds, number=number * kept)) != content:
             # As nbformat writes it, so that only this line differs.
             files.write_text(path, json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True) + "\n")

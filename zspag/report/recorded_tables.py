@@ -43,7 +43,8 @@ def headline(folder: Path) -> str:
         f" images alone: {_lost(own)} (without class 3, the class of the trials: {_lost(own[own['forget'] != 3])}).",
         f"* Safe learning rates on a ladder of seven, a factor of about 3 apart: {safe['zs_pag']} with the projection,"
         f" {safe['unprojected']} with the same labels without it{end}",
-        f"* Drift on retained images at each arm's best rate in hindsight: {share:.2f} of the unprojected run's.",
+        f"* Drift on retained images at the rate that loses each arm fewest points in hindsight: {share:.2f} of the"
+        " unprojected run's.",
         f"* {claims.verdict(together, sweep.measurements['titles'], 'zs_pag')}",
     ]
     if (path := folder / "digits" / "03_capture.json").is_file():
@@ -65,8 +66,10 @@ def _lost(own: pd.DataFrame) -> str:
 
 
 def runs(folder: Path) -> str:
-    """Return one line per recorded ``zspag run``: scores, rate, time, and the retain samples read (last)."""
-    header = "data, net|class|seed|forget % before|after|retain %|masked|retrained|drift|rate|seconds (threads)|read"
+    """Return one line per recorded ``zspag run``: scores, rate, time, the retain samples read, and the file."""
+    header = (
+        "data, net|class|seed|forget % before|after|retain %|masked|retrained|drift|rate|seconds (threads)|read|file"
+    )
     lines = []
     for path in sorted(folder.glob("*/run_*.json")):
         found = results.read(path)
@@ -78,8 +81,14 @@ def runs(folder: Path) -> str:
             kept = [f"{100 * score[name]['acc_retain']:.2f}" for name in ("unlearned", "masked", "retrained")]
             cost = [f"{row['lr']:g}", f"{row['seconds']['total']:.0f} ({row['threads']})", row["retain_samples_read"]]
             drift = f"{score['unlearned']['drift']:.4f}"
-            lines.append([setting, row["class_name"], row["seed"], *forgot, *kept, drift, *cost])
+            lines.append([setting, row["class_name"], row["seed"], *forgot, *kept, drift, *cost, _link(path)])
     return grid(header.split("|"), lines) if lines else NOT_YET
+
+
+def _link(path: Path) -> str:
+    """Return a link to a file of a profile's, for a page beside the profiles' folders, and say where it is old."""
+    old = ", older defaults" * _is_old(path)
+    return f"[{path.stem.partition('_')[0]}]({path.parent.name}/{path.name}){old}"
 
 
 def _setting(found: Result) -> str:
@@ -108,14 +117,15 @@ def sweeps(folder: Path) -> str:
     Sweeps of one profile, data set, architecture and size have one table: see ``recorded_sweeps``. All is made from the
     rows: no table is older than the code that makes it.
     """
-    found = [results.read(path) for path in recorded_sweeps(folder).values()]
+    paths = list(recorded_sweeps(folder).values())
+    found = [results.read(path) for path in paths]
     known = {name: title for one in found for name, title in one.measurements.get("titles", {}).items()}
     parts = []
-    for one in found:
+    for path, one in zip(paths, found, strict=True):
         measured, frame = one.measurements, pd.DataFrame(one.measurements["rows"])
         titles, ruled = measured.get("titles", known), tables.by_rule(frame)
         parts += [
-            _title(one, frame["seed"].nunique()),
+            _title(one, frame["seed"].nunique(), path),
             tables.markdown(tables.main_table(ruled, frame, titles)),
             _labels(one),
         ]
@@ -138,12 +148,12 @@ def _folded(summary: str, text: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
 
 
-def _title(found: Result, seeds: int) -> str:
+def _title(found: Result, seeds: int, path: Path) -> str:
     """Return what a sweep or audit is about."""
     shown = " (a demonstration)" if found.config.get("demonstration", False) else ""
     cut = f" ({left_out})" if (left_out := claims.cut_down(found.config)) else ""
     classes = ", ".join(found.measurements["class_names"])
-    return f"{_setting(found)}{shown}, {classes}, {seeds} seed{'s' * (seeds > 1)}{cut}:"
+    return f"{_setting(found)}{shown}, {classes}, {seeds} seed{'s' * (seeds > 1)}{cut} ({_link(path)}):"
 
 
 def _labels(found: Result) -> str:
@@ -153,9 +163,9 @@ def _labels(found: Result) -> str:
         return ""
     less = found.number(own) < found.number(soft)
     return (
-        f"At its best rate ZS-PAG drifts {found.number(own):.4f} nats with labels that follow their influence,"
-        f" {found.number(soft):.4f} with soft ones (beta = 0, the default): influence drifts"
-        f" {'less, as claim C3 has it' if less else 'no less, against claim C3'}."
+        f"At the rate that loses it fewest points in hindsight ZS-PAG drifts {found.number(own):.3g} nats with labels"
+        f" that follow their influence, {found.number(soft):.3g} with soft ones (beta = 0, the default): influence"
+        f" drifts {'less, as claim C3 has it' if less else 'no less, against claim C3'}."
     )
 
 
@@ -167,7 +177,7 @@ def audits(folder: Path) -> str:
         found = audit.unpacked(one.measurements["rows"])
         asked = [name for name in audit.TITLES if name in audit.audited(found) and name != "retrained"]
         parts += [
-            _title(one, len(one.measurements["seeds"])),
+            _title(one, len(one.measurements["seeds"]), path),
             "\n".join(f"* {line}" for line in audit.told(found)),
             tables.markdown(audit.verdict_table(found, methods=asked)),
         ]
@@ -186,7 +196,8 @@ def c3(folder: Path) -> str:
     halves = {half: pd.DataFrame(one["rows"]) for half, one in measured.items()}
     titles = measured["first"]["titles"] | measured["second"]["titles"]
     table = tables.markdown(claims.label_table(halves, baseline="zs_pag", titles=titles))
-    return f"{table}\n\n{claims.label_verdict(halves, titles=titles)}\n"
+    links = " and ".join(f"the {half} half: {_link(path)}" for half, path in paths.items())
+    return f"{table}\n\n{claims.label_verdict(halves, titles=titles)}\n\nFiles of {links}.\n"
 
 
 def older(folder: Path) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from zspag.config import to_dict
-from zspag.profiles import PAPER_DATA, PAPER_NETS, PROFILES
-from zspag.report import claims, files, recorded_tables, results
+from zspag.profiles import PAPER_DATA, PAPER_NETS, PROFILES, for_pair
+from zspag.report import claims, files, provenance, recorded_tables, results
 from zspag.report.results import Result
 
 KINDS = {"run": "zspag run", "sweep": "zspag sweep", "audit": "zspag audit", "features": "zspag audit --features"}
@@ -34,8 +34,10 @@ PROGRAMS = {
     "spread/cifar10.json": "python -m benchmarks.spread cifar10",
     "removal/compare.json": "python -m benchmarks.removal compare",
     "removal/cost.json": "python -m benchmarks.removal cost",
+    "*/time_and_memory.json": "zspag reproduce --profile digits --record",
     "commands.json": "make fresh-clone",
     "hours.json": "python -m benchmarks.hours --record",
+    "claims.json": "make readme",
 }
 PAGE = """# Results
 
@@ -66,12 +68,14 @@ they are measured; else the command that measures them. Hours are counted from o
 {% endfor %}
 ## Every file, and what made it
 
-Options that are not named are the profile's. *Changed* says that the code was not committed as it ran.
+Options that are not named are the profile's. *Changed* says that the code was not committed as it ran. The notebooks'
+files are made by one command; `make figures` does the same without recording it. A trained network's own record names
+its recipe and its data.
 
 | file | command | commit | started | minutes |
 | --- | --- | --- | --- | --- |
 {% for one in records -%}
-| [{{ one.file }}]({{ one.file }}) | `{{ one.command }}` | {{ one.commit }} | {{ one.started }} | {{ one.minutes }} |
+| {{ one.shown }} | `{{ one.command }}` | {{ one.commit }} | {{ one.started }} | {{ one.minutes }} |
 {% endfor %}"""
 
 
@@ -122,6 +126,11 @@ class Record:
     commit: str
     started: str
     minutes: str
+
+    @property
+    def shown(self) -> str:
+        """The file as a reader of the page sees it; the site has no copy of networks."""
+        return f"[{self.file}]({self.file})" if self.file.endswith(".json") else self.file
 
 
 @dataclass(frozen=True)
@@ -193,14 +202,29 @@ def records(folder: Path) -> Iterator[Record]:
         if kind in KINDS:
             yield _record(folder, path, command_of(kind, Result.from_dict(content)), content.get("provenance") or {})
         elif kind.isdigit():
-            command = f"make figures PROFILE={path.parent.name}"
+            command = f"zspag reproduce --profile {path.parent.name} --record --write-back"
             yield _record(folder, path, command, content.get("provenance") or {})
     for pattern, command in PROGRAMS.items():
         for path in sorted(folder.glob(pattern)):
             content = files.read_json(path)
             rows = content.get("rows") or content.get("nets") or ()
-            made = content.get("provenance") or {}
-            yield _record(folder, path, content.get("command", command), made, rows=rows)
+            told = content.get("command") or "; ".join(_asked(command, rows))
+            yield _record(folder, path, told, content.get("provenance") or {}, rows=rows)
+    for path in sorted(folder.glob("*/checkpoints/*.safetensors")):
+        # A training is what `zspag run` does first; what it trains is in the file's own record.
+        command = f"zspag provenance results/{path.relative_to(folder).as_posix()}"
+        yield _record(folder, path, command, provenance.read_record(path))
+
+
+def _asked(command: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the command with the nets and repeats of these rows, where it takes any; one for every number of runs."""
+    if not command.startswith("python -m benchmarks.external"):
+        return [command]
+    asked: dict[int, dict[str, None]] = {}
+    for row in rows:
+        runs = min(map(len, row["seconds"].values())) if isinstance(row.get("seconds"), Mapping) else 0
+        asked.setdefault(runs, {})[row["net"]] = None
+    return [f"{command} --nets {','.join(nets)}" + f" --repeats {runs}" * (runs > 0) for runs, nets in asked.items()]
 
 
 def _record(
@@ -226,6 +250,8 @@ def command_of(kind: str, found: Result) -> str:
     """
     config, options = found.config, []
     base = to_dict(PROFILES[config["name"]])
+    recipe = for_pair(PROFILES[config["name"]], dataset=Path(config["dataset"]).name, arch=config["arch"]).train
+    epochs = (config.get("train") or {}).get("epochs", recipe.epochs)
     measured = found.measurements
     names = measured.get("class_names") or [row["class_name"] for row in measured["rows"]]
     given: dict[str, tuple[Any, str]] = {
@@ -240,12 +266,17 @@ def command_of(kind: str, found: Result) -> str:
     for name, (value, text) in given.items():
         if value is not None and list_of(value) != list_of(base.get(name)):
             options.append(f"--{name.replace('_', '-')} {shlex.quote(text)}")
+    options += [f"--epochs {epochs}"] * (epochs != recipe.epochs)
     size = (config.get("folder") or {}).get("image_size")
     options += [f"--image-size {size}"] * (size is not None)
     if kind == "sweep":
         methods = [name for name in measured.get("titles", {}) if name not in ("original", "masked", "retrained")]
         options += [f"--methods {','.join(methods)}"] * bool(methods)
         options += ["--no-retrained"] * (config.get("retrained") is False)
+        ladders = config.get("ladders", {})
+        if ladders and any(list_of(base["ladders"][name]) != list_of(rates) for name, rates in ladders.items()):
+            # one ladder for all methods
+            options.append(f"--rates {','.join(f'{rate:g}' for rate in ladders['high'])}")
     options += ["--recorded-models"] * bool(config.get("recorded_models"))
     return " ".join([KINDS[kind], f"--profile {config['name']}", *options, "--record"])
 

@@ -231,7 +231,7 @@ def _c2_safety(evidence: Evidence, limits: Limits) -> Iterator[Check]:
         share = _ratio(per_class["zs_pag"].mean(), per_class["unprojected"].mean())
         both = " against ".join(spread_out(per_class[method], factor=1, digits=4) for method in per_class)
         yield Check(
-            "drift at each arm's own best rate, as a share of that without the projection",
+            "drift at the rate that loses each arm fewest points in hindsight, as a share of the unprojected one's",
             f"at most {limits.drift:.2f}",
             f"{share:.2f} ({both} nats)",
             at_most(per_class["zs_pag"] - limits.drift * per_class["unprojected"], 0),

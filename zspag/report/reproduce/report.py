@@ -177,7 +177,7 @@ def record(seals: Mapping[str, Mapping[str, Any]], *, profile: str, root: Path, 
     for name, seal in seals.items():
         made = seal["provenance"]
         keys = ("seconds", "peak_memory_mib", "peak_device_memory_mib", "device", "threads")
-        costs[name] = {key: seal[key] for key in keys}
+        costs[name] = {key: seal[key] for key in keys} | {"commit": made.get("commit")}
         costs[name] |= {"cold": cold, "versions": made["versions"], "started": made["started"]}
     content = {"schema": 1, "profile": profile, "cores": os.cpu_count(), "notebooks": dict(sorted(costs.items()))}
     files.write_json(table, content)
