@@ -290,6 +290,32 @@ def test_with_steps_of_one_length_and_the_last_iterate_it_does_fall():
     assert falls > 0
 
 
+class Flat(nn.Module):
+    """A linear model that has no gradient for images with a bright corner, and answers 1 to them whatever is done."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = linear()
+
+    def forward(self, x):
+        stubborn = (x[:, :1, 0, 0].flatten(1) == 1).to(x.dtype)
+        answer = 100 * nn.functional.one_hot(torch.ones(len(x), dtype=torch.long), CLASSES).to(x.dtype)
+        return (1 - stubborn) * self.inner(x) + stubborn * answer
+
+
+def test_one_sample_that_no_radius_moves_does_not_take_the_others_to_the_largest():
+    x = 0.5 + 0.2 * (images(20) - 0.5)  # grey images lie near the borders
+    config = replace(CONFIG, eps=None, eps_start=0.01, eps_max=1.0, hit_rate=1.0, per_class=1000)
+    free = radius(Flat().eval(), x, config)
+    assert free.tried[-1][1] == 1
+    x[0, 0, 0, 0] = 1.0  # the clamp keeps it there as long as its gradient is 0
+    found = radius(Flat().eval(), x, config)
+    assert found.tried[-1] == (0.01 * 2 ** (len(found.tried) - 1), pytest.approx(1 - 1 / 20))
+    assert found.eps == free.eps < found.tried[-1][0]
+    sure = replace(config, eps_max=2 * free.eps)  # too few doublings to tell: as far as it goes
+    assert radius(Flat().eval(), x, sure).eps == sure.eps_max
+
+
 @pytest.mark.parametrize("count", [3, 11, 60])
 @pytest.mark.parametrize(("per_class", "steps"), [(12, 12), (30, 10), (30, 3), (100, 1)])
 def test_the_whole_search_costs_at_most_half_of_the_attack_that_follows(count, per_class, steps):

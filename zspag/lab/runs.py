@@ -79,6 +79,7 @@ def run(profile: Profile, *, record: bool) -> Iterator[str]:
 
     Raises:
         ValueError: If the profile leaves out the retrained models, which a run shows beside the unlearned ones.
+        RunsFailed: If the method refused a class, after all others are finished and kept.
     """
     if not profile.retrained:
         raise ValueError("a run shows retrained models beside the unlearned ones: leave retrained=False to sweeps")
@@ -92,11 +93,20 @@ def run(profile: Profile, *, record: bool) -> Iterator[str]:
     for _, answer in trainings:
         if isinstance(answer, Exception):
             raise answer
-    rows = []
+    rows, refused = [], []
     for case in cases:
-        row = forget_class(case)
+        try:
+            row = forget_class(case)
+        except ValueError as error:  # the method's own words; the other classes are not lost with this one
+            refused.append(f"seed {case.seed}, class {case.forget}: {error}")
+            yield refused[-1]
+            continue
         rows.append(row)
         yield _line(row)
+    if refused:
+        raise experiment.RunsFailed(
+            f"{len(refused)} of {len(cases)} not done, the others are kept: {'; '.join(refused)}"
+        )
     name = f"run_{experiment.case_name(profile)}"
     yield from publish(_result(profile, name, rows, started), record=record)
     if record:
