@@ -183,3 +183,21 @@ def test_what_a_run_cannot_do_is_said_before_anything_is_trained(root, monkeypat
     monkeypatch.setattr(experiment.cases, "train", None)
     with pytest.raises(ValueError, match=message):
         next(runs.run(replace(PROFILE, **change), record=False))
+
+
+def test_a_class_that_is_refused_does_not_cost_the_others(again, finished, monkeypatch):
+    forget = runs.forget_class
+
+    def refuses_five(case):
+        if case.forget == 5:
+            raise ValueError("no sample arrived")
+        return forget(case)
+
+    monkeypatch.setattr(runs, "forget_class", refuses_five)
+    monkeypatch.setattr(runs, "pool_map", lambda *_, **__: [])  # no training
+    told = []
+    with pytest.raises(experiment.RunsFailed, match="1 of 2 not done, the others are kept: seed 0, class 5: no sample"):
+        for line in runs.run(replace(PROFILE, classes=(5, FORGET)), record=True):
+            told.append(line)
+    assert told == ["seed 0, class 5: no sample arrived", finished[1][0]]
+    assert not (again / "results").exists()  # half a run is no record
