@@ -386,7 +386,7 @@ def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
     whole = {(row["variant"], row["class_name"]): row for row in rows if row["share"] == max(SHARES) and row["closed"]}
     said = {
         "retained": "With real retained images in place of the proxies",
-        "radii": "With proxies of half the radius and of twice it, too",
+        "radii": "With half the radius and twice it among the proxies",
         "none": "Without the adversary",
         "strong": "With an adversary three times as strong",
         "last": "With the last four layers alone",
