@@ -238,3 +238,18 @@ def test_one_point_far_to_the_right_does_not_squeeze_the_others():
     assert beside > 0.5
     (empty,) = plots.draw(result_of("scatter", {"series": {}})).axes
     assert [text.get_text() for text in empty.texts] == ["nothing to show"]
+
+
+def test_of_a_hundred_groups_of_bars_those_that_differ_most_are_drawn():
+    low = [float(index % 7) for index in range(100)]
+    high = [value + (5.0 if index % 10 == 3 else 0.001 * index) for index, value in enumerate(low)]
+    panel = {"groups": [f"g{index}" for index in range(100)], "series": {"low": low, "high": high}}
+    (axis,) = plots.draw(result_of("bars", panel)).axes
+    shown = [label.get_text() for label in axis.get_xticklabels()]
+    assert len(shown) == plots.MOST_GROUPS == len(axis.containers[0])
+    assert {f"g{index}" for index in range(3, 100, 10)} <= set(shown)
+    assert shown == sorted(shown, key=lambda name: int(name[1:]))
+    assert axis.get_xlabel() == "the 20 of 100 in which they differ most"
+    assert [bar.get_height() for bar in axis.containers[1]] == [high[int(name[1:])] for name in shown]
+    few = panel | {"groups": panel["groups"][:5], "series": {"low": low[:5], "high": high[:5]}}
+    assert len(plots.draw(result_of("bars", few)).axes[0].containers[0]) == 5

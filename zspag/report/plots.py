@@ -32,6 +32,7 @@ Look = dict[str, Any]  # keyword arguments of matplotlib
 
 DPI = 100
 METHOD_COLOURS = colours.METHOD_COLOURS  # notebooks take it from here
+MOST_GROUPS = 20  # of bars that can be told apart
 _MARKERS = "osD^vP*X<>"
 _HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++", "oo", "**", "||")
 _EDGE: Look = {"edgecolor": "white", "linewidth": 0.5}
@@ -176,7 +177,11 @@ def _finish(axis: Axes, panel: Panel) -> None:
 
 
 def bars(axis: Axes, panel: Panel) -> None:
-    """Grouped bars: ``groups`` (names), ``series`` {name: heights}, optional ``errors`` {name: half-widths}."""
+    """Grouped bars: ``groups`` (names), ``series`` {name: heights}, optional ``errors`` {name: half-widths}.
+
+    Of many groups those are drawn in which the series differ most, in their own order.
+    """
+    panel = _told_apart(panel)
     groups, series = panel["groups"], panel["series"]
     width = 0.8 / len(series)
     for index, (name, heights) in enumerate(series.items()):
@@ -190,6 +195,22 @@ def bars(axis: Axes, panel: Panel) -> None:
     axis.set_xticks(range(len(groups)), [str(group) for group in groups], **tilt)
     axis.grid(visible=False, axis="x")
     _finish(axis, panel)
+
+
+def _told_apart(panel: Panel) -> Panel:
+    """Return a panel of bars with at most ``MOST_GROUPS`` groups, which says how many were left out."""
+    groups = panel["groups"]
+    if len(groups) <= MOST_GROUPS:
+        return panel
+    apart = np.ptp(np.array(list(panel["series"].values()), dtype=float), axis=0)
+    kept = sorted(np.argsort(-apart, kind="stable")[:MOST_GROUPS])
+
+    def cut(several: dict[str, Any] | None) -> dict[str, Any]:
+        return {name: [values[index] for index in kept] for name, values in (several or {}).items()}
+
+    shown = {"groups": [groups[index] for index in kept], "series": cut(panel["series"])}
+    label = f"the {len(kept)} of {len(groups)} in which they differ most"
+    return panel | shown | {"errors": cut(panel.get("errors")), "xlabel": label}
 
 
 def ranked(axis: Axes, panel: Panel) -> None:
