@@ -7,6 +7,7 @@ import torch
 from datafiles import folder_files, write_folder
 from laboratory import FORGET, TINY, rooted
 
+from zspag import __main__ as command_line
 from zspag.lab import checkpoints, experiment, runs
 from zspag.lab.data.sources import read_digits
 from zspag.report import files, provenance
@@ -201,3 +202,13 @@ def test_a_class_that_is_refused_does_not_cost_the_others(again, finished, monke
             told.append(line)
     assert told == ["seed 0, class 5: no sample arrived", finished[1][0]]
     assert not (again / "results").exists()  # half a run is no record
+
+
+def test_the_command_line_says_what_was_refused_in_one_line(monkeypatch, capsys):
+    def one_of_two(_profile, *, record):
+        yield f"recorded: {record}"
+        raise experiment.RunsFailed("1 of 2 not done")
+
+    monkeypatch.setattr(runs, "run", one_of_two)
+    assert command_line.main(["run", "--profile", "smoke"]) == 1
+    assert capsys.readouterr() == ("recorded: False\n", "zspag run: 1 of 2 not done\n")

@@ -273,7 +273,7 @@ def _demo(chosen: argparse.Namespace) -> int:
 def _run(chosen: argparse.Namespace) -> int:
     from zspag.lab import runs
 
-    return _print(runs.run(_announced(_profile(chosen)), record=chosen.record))
+    return _print_runs(chosen, runs.run(_announced(_profile(chosen)), record=chosen.record))
 
 
 def _sweep(chosen: argparse.Namespace) -> int:
