@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from benchmarks.external.timing import training_seconds
 from zspag import removal as ours
 from zspag.heads.head import Head, features_and_logits
 from zspag.lab.audit.bench import Bench
@@ -43,7 +44,6 @@ from zspag.lab.experiment import (
     statistics_of,
     trained,
 )
-from zspag.lab.training import train
 from zspag.profiles import PROFILES
 from zspag.projected_sgd import Run
 from zspag.proxies import generate
@@ -52,7 +52,7 @@ from zspag.report import audit, files, results
 from zspag.report.audit import gap
 from zspag.report.claims.verdicts import Limits
 from zspag.report.tables import markdown
-from zspag.runtime import generator_for, pick_device, pool_map, spread_evenly, threads
+from zspag.runtime import generator_for, pick_device, pool_map, threads
 from zspag.unlearning import zero_shot_unlearn
 
 CLASSES, SEED = (3, 7), 0  # cat and horse, the classes that removal was developed on
@@ -63,7 +63,6 @@ PROFILE = replace(_CPU, recorded_models=True, test_half="first", unlearn=_UNLEAR
 SHARES = (0.5, 0.75, 1.0)
 AT_MOST = Limits().lost  # retained points, of claim C7
 RANDOM_FEATURES = 256
-TIMED_IMAGES = 2560  # of an epoch of training, which is timed and scaled to the whole
 STAGES = (-5, -3)  # convolutions, counted from the end, whose outputs are probed as well
 PROBES = tuple(gap.PROBES)
 Change = Callable[[Removal, Case], Removal]
@@ -321,23 +320,20 @@ def cost() -> None:
     Both run in this process on as many threads as the profile says. A training's time is that of its part, scaled to
     all images and epochs.
     """
-    started, rows, train_split = time.time(), [], data_of(_CPU).train
-    part = train_split.select(spread_evenly(torch.arange(len(train_split)), TIMED_IMAGES))
-    scale = _CPU.train.epochs * len(train_split) / len(part)
+    started, rows, split = time.time(), [], data_of(_CPU).train
     with threads(_CPU.threads):
         for forget in CLASSES:
             case = Case(PROFILE, SEED, forget)
             model, config = trained(PROFILE, SEED), replace(_CPU.unlearn, goal="remove")
             images, labels = forget_set(case, guard_of(case))
-            train_config = replace(recipe(_CPU), epochs=2, lr=1e-6)
-            epoch = train(model, part.images, part.labels, config=train_config, seed=SEED).history[-1]
+            training = training_seconds(model, split, config=recipe(_CPU), whole=len(split))
             before = time.perf_counter()
             zero_shot_unlearn(model, images, labels, config=config, seed=SEED)
             rows.append(
                 {
                     "class_name": data_of(_CPU).classes[forget],
                     "seconds": time.perf_counter() - before,
-                    "training_seconds": scale * epoch.seconds,
+                    "training_seconds": training,
                 }
             )
     found = {"schema": 1, "rows": rows, "provenance": made_now(PROFILE, seed=SEED, started=started)}

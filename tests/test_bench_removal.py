@@ -6,6 +6,7 @@ import pytest
 from laboratory import TINY, changed_names, rooted
 
 from benchmarks import removal as bench
+from benchmarks.external import timing
 from zspag import removal
 from zspag.config import RemovalConfig
 from zspag.lab.experiment import Case
@@ -108,8 +109,9 @@ def test_costs_are_met_only_where_every_class_meets_them():
 @pytest.mark.filterwarnings("ignore::UserWarning")  # four steps do not remove a class
 def test_a_whole_call_is_timed_beside_a_training(made, tmp_path, data_folder):
     with pytest.MonkeyPatch.context() as patch, rooted(tmp_path, data_folder):
-        for name, stand_in in (("PROFILE", PROFILE), ("_CPU", PROFILE), ("CLASSES", (FORGET,)), ("TIMED_IMAGES", 64)):
+        for name, stand_in in (("PROFILE", PROFILE), ("_CPU", PROFILE), ("CLASSES", (FORGET,))):
             patch.setattr(bench, name, stand_in)
+        patch.setattr(timing, "TRAINED_IMAGES", 64)
         assert bench.main(["cost"]) == 0
     (row,) = bench.files.read_json(tmp_path / "results" / "removal" / "cost.json")["rows"]
     assert min(row["seconds"], row["training_seconds"]) > 0

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from benchmarks.external import old
 from benchmarks.external.nets import NETS
@@ -25,7 +26,7 @@ from benchmarks.stages.trace import is_useful, traced
 from zspag.lab.data import Split
 from zspag.lab.training import train
 from zspag.process.allocator import peak_bytes
-from zspag.profiles import PROFILES
+from zspag.profiles import PROFILES, TrainConfig
 from zspag.report.files import plain, read_json, repository_root, write_json
 from zspag.report.provenance import git
 from zspag.runtime import progress, threads
@@ -136,16 +137,28 @@ def where_it_goes(known: Original, forget: Split, *, threads_each: int, device: 
 
 
 def _training_seconds(known: Original, epochs: int, threads_each: int, device: str) -> float:
-    """Return what so many epochs of training would take here, from a part of one.
+    """Return what so many epochs of training would take here.
 
     The yardstick is the whole training set, although CIFAR-10 nets of the zoo saw 20,000 images of it.
     """
-    config = PROFILES["cpu"].train
+    config = replace(PROFILES["cpu"].train, epochs=epochs)
     whole = len(dataset_of(known.net.data, known.net.image_size).train)
-    chosen = torch.arange(TRAINED_IMAGES) * len(known.train) // TRAINED_IMAGES
-    part = known.train.select(chosen)
     with threads(threads_each):
-        done = train(
-            known.twin, part.images, part.labels, config=replace(config, epochs=2, lr=1e-6), seed=0, device=device
-        )
-    return done.history[-1].seconds * epochs * whole / len(part)
+        return training_seconds(known.twin, known.train, config=config, whole=whole, device=device)
+
+
+def training_seconds(
+    model: nn.Module, split: Split, *, config: TrainConfig, whole: int, device: str | None = None
+) -> float:
+    """Return what a training on ``whole`` images would take here, from a part of an epoch.
+
+    Args:
+        model: What is trained; a copy moves, and hardly.
+        split: Images of which ``TRAINED_IMAGES`` are taken.
+        config: The recipe; its epochs count.
+        whole: Images of an epoch.
+        device: As for ``train``.
+    """
+    part = split.select(torch.arange(TRAINED_IMAGES) * len(split) // TRAINED_IMAGES)
+    done = train(model, part.images, part.labels, config=replace(config, epochs=2, lr=1e-6), seed=0, device=device)
+    return done.history[-1].seconds * config.epochs * whole / len(part)
