@@ -5,6 +5,7 @@ bears, what of it may move, and in which surroundings it is called.
 """
 
 import copy
+import pickle
 import re
 import warnings
 from contextlib import contextmanager
@@ -21,10 +22,12 @@ from torch.nn import functional as F
 
 from zspag import zero_shot_unlearn
 from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig
+from zspag.preflight import reachability
 from zspag.preflight.checks import look, unsound
 from zspag.preflight.classifiers import Classifier, cast_back, logits_in, own_model, own_name, place_of, working_copy
 from zspag.preflight.model_checks import layout_of
 from zspag.preflight.reachability import unreachable
+from zspag.preflight.refusal import Refusal
 from zspag.process.surroundings import SETTINGS, plain_layout, surroundings
 from zspag.runtime import channels_last, copied
 
@@ -164,6 +167,34 @@ def test_only_the_dead_logit_is_named():
     found = unreachable(external_nets.silenced(7), forget_images(), retained)
     assert found.keys() == {7}
     assert found[7] > 0
+
+
+class Rugged(nn.Module):
+    """Answers class 1 where all rows are .01 above those of forget images; no gradient leads there from afar."""
+
+    def __init__(self, home):
+        super().__init__()
+        self.home = home
+
+    def forward(self, x):
+        moved = x.mean((1, 3)) - self.home
+        first = torch.cos((moved - 0.01) * 40 * torch.pi) - 20 * moved.abs()
+        return torch.stack([torch.full_like(first[:, 0], 0.5), first.mean(1)], 1)
+
+
+def test_a_class_that_only_short_steps_reach_is_not_called_dead(monkeypatch):
+    images = torch.full((4, 1, 8, 8), 0.7)
+    assert not unreachable(Rugged(0.7), images, (1,))
+    monkeypatch.setattr(reachability, "STAGES", reachability.STAGES[-1:])
+    assert unreachable(Rugged(0.7), images, (1,)).keys() == {1}  # long steps miss it
+
+
+def test_a_refusal_comes_out_of_a_worker_as_it_went_in():
+    with pytest.raises(Refusal) as caught:
+        looked_at(external_nets.silenced(7))
+    there = pickle.loads(pickle.dumps(caught.value))
+    assert type(there) is Refusal
+    assert (str(there), vars(there)) == (str(caught.value), vars(caught.value))
 
 
 def test_of_very_many_classes_the_lowest_are_tried():

@@ -3,6 +3,9 @@
 Invariant: as a sentence it reads ``fact: remedy``, as every message does.
 """
 
+from functools import partial
+from typing import Any
+
 
 class Refusal(ValueError):  # noqa: N818  named after what it is
     """What cannot work.
@@ -17,3 +20,8 @@ class Refusal(ValueError):  # noqa: N818  named after what it is
     def __init__(self, fact: str, remedy: str, *, about: str, numbers: tuple[int, ...] = ()) -> None:
         super().__init__(f"{fact}: {remedy}")
         self.fact, self.about, self.numbers = fact, about, numbers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come out of a worker process whole: an exception is made anew from its message alone, which lacks a part."""
+        fact, remedy = self.fact, str(self).removeprefix(f"{self.fact}: ")
+        return partial(Refusal, about=self.about, numbers=self.numbers), (fact, remedy)
