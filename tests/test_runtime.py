@@ -161,6 +161,25 @@ def test_the_pool_restores_the_threads_of_this_process():
     assert torch.get_num_threads() == before
 
 
+class OddError(Exception):
+    """Cannot be unpickled: it is made from two parts, and an exception is made anew from its message alone."""
+
+    def __init__(self, what, why):
+        super().__init__(f"{what}, {why}")
+
+
+def _refuse(job):
+    if job == 1:
+        raise OddError("no", "because")
+    return job
+
+
+def test_an_exception_that_cannot_be_unpickled_stops_nobody():
+    answers = dict(pool_map(_refuse, range(4), workers=2, threads_each=1, title="test"))
+    assert str(answers.pop(1)) == "OddError: no, because"
+    assert answers == {0: 0, 2: 2, 3: 3}
+
+
 def _die(job):
     if job == 1:
         os._exit(3)

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import pickle
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -223,6 +224,22 @@ def begin_worker(count: int) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
+def _sent_whole(function: Callable[[Job], Answer], job: Job) -> Answer:
+    """Call the function for a pool, which an exception that cannot be unpickled would end.
+
+    Raises:
+        RuntimeError: In place of such an exception, with its words.
+    """
+    try:
+        return function(job)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # noqa: BLE001  whatever a class of the user's raises while it is made anew
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise
+
+
 def pool_map(
     function: Callable[[Job], Answer],
     jobs: Sequence[Job],
@@ -257,7 +274,7 @@ def pool_map(
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=begin_worker, initargs=(threads_each,)
     ) as executor:
-        futures = {executor.submit(function, job): job for job in jobs}
+        futures = {executor.submit(_sent_whole, function, job): job for job in jobs}
         try:
             for future in progress(as_completed(futures), total=len(jobs), title=title):
                 failure = future.exception()
