@@ -9,6 +9,7 @@ import pytest
 from tests import recorded
 from tests.frames import whole_frame
 from zspag.config import to_dict
+from zspag.outcome import upper_bound
 from zspag.profiles import PROFILES
 from zspag.report import claims, files, readme, recorded_tables, tables
 from zspag.report.files import write_json
@@ -39,6 +40,13 @@ def test_a_block_without_its_files_says_so(tmp_path):
 def test_a_block_that_nothing_writes_is_refused():
     with pytest.raises(ValueError, match="README block 'wishes' is written by nothing"):
         readme.render("<!-- begin wishes -->\n<!-- end wishes -->", ROOT)
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "own_model.md"], ids=lambda path: path.name)
+def test_what_few_images_still_allow_is_what_the_bound_says(path):
+    (said,) = re.findall(r"(\d+) of (\d+) forgotten\s+still allow (\d+) %", path.read_text(encoding="utf-8"))
+    forgotten, count, percent = map(int, said)
+    assert percent == round(100 * upper_bound(count - forgotten, count))
 
 
 CIFAR = {"dataset": "cifar100", "arch": "conv7"}
