@@ -477,10 +477,11 @@ def table() -> Path:
 
 HEAD = """# Removal, measured
 
-Written by `python -m benchmarks.removal table`. Removal (`goal="remove"`) is ours; the paper's claims end at answers.
+Written by `python -m benchmarks.removal table`. Removal (`goal="remove"`) is ours; the paper
+claims only that the class is no longer answered.
 A probe's recall of the class on the original and on the retrained network are the two ends of a ruler; a share of 100
 says that the probe finds as little as after retraining. *Points lost* are retained test accuracy below the masked
-original, in percentage points; below 0 is a gain. Which command made each file, and when: [results](../README.md)."""
+original, in percentage points; below 0 is a gain. [Sources](../README.md#every-file-and-what-made-it)."""
 COMPARED = """## Each part beside another choice
 
 CIFAR-10, conv7, one original, 1,000 forget images, the first half of the test images, code of {commit}. Per class:

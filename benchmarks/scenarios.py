@@ -31,7 +31,7 @@ TITLES = {"original": "original", "retrained": "retrained", "zs_pag": "ZS-PAG"}
 HEAD = """# Requests beyond one class
 
 Written by `python -m benchmarks.scenarios table`. Open models, test images; points lost and drift against the masked
-original. Which command made each file, and when: [results](../README.md)."""
+original. [Sources](../README.md#every-file-and-what-made-it)."""
 
 
 def folder() -> Path:

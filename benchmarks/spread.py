@@ -183,8 +183,8 @@ HEAD = """# Where the spread comes from
 Written by `python -m benchmarks.spread table`. Each class of each original is forgotten several times with other
 random draws of the method. Behind each mean stand two standard deviations: between draws on one original, and between
 originals (after the draws' share is taken away), both within a class. More draws on one original never replace a second
-original. Open models, test images, points below the masked original. Which command made each
-file, and when: [results](../README.md)."""
+original. Open models, test images, points below the masked original.
+[Sources](../README.md#every-file-and-what-made-it)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     one = command("methods", _methods, "list the methods: what each reads, its reference, rates and constants")
     one.add_argument("--profile", default="cpu", choices=sorted(profiles.PROFILES), help="whose rates are printed")
 
-    one = command("claims", _claims, "judge each claim of the paper on recorded results, and verify their files")
+    one = command("claims", _claims, "judge claims C1 to C7 on recorded results, and verify their files")
     one.add_argument("--profile", choices=sorted(profiles.PROFILES), help="whose results (default: all recorded)")
     one.add_argument("--fresh", action="store_true", help="judge what was computed here (runs/PROFILE/results) instead")
 

@@ -121,8 +121,8 @@ def page(rows: Sequence[Row], *, timing: dict[str, Any] | None = None) -> str:
     costly = [row for row in sound(own) if row["measures"]["lost_points"] > LOST_WORST]
     parts = [
         "# The zoo: nets of all kinds, defaults only",
-        "Written by `python -m benchmarks.external table` from the rows in `zoo.json`. Do not edit it. Which command"
-        " made each file, and when: [results](../README.md).",
+        "Written by `python -m benchmarks.external table` from the rows in `zoo.json`:"
+        " [sources](../README.md#every-file-and-what-made-it).",
         WORDS,
         "## The bars",
         f"Runs of ours: {len(own)}, on nets: {len({row['net'] for row in own})}. Development nets were looked at while"
@@ -130,7 +130,7 @@ def page(rows: Sequence[Row], *, timing: dict[str, Any] | None = None) -> str:
         " confirmation the second. A failed run meets no bar.",
         bars_table(rows, old),
         "## Time",
-        "Both sides took turns on one machine, in one run.",
+        "The two sides of a line took turns on one machine; lines come from several runs (*code*, *load before*).",
         time_table(timing),
         table(
             ["bar", "wanted", "measured", "n", "verdict"],
@@ -436,8 +436,8 @@ def choices_page(rows: Sequence[Row]) -> str:
     cases_run, planned = {case(row) for row in known}, len(CHOSEN) * CLASSES * len(VARIANTS)
     parts = [
         "# Every part beside its absence",
-        "Written by `python -m benchmarks.external table` from the rows in `choices.json`. Do not edit it. Which"
-        " command made each file, and when: [results](../README.md).",
+        "Written by `python -m benchmarks.external table` from the rows in `choices.json`:"
+        " [sources](../README.md#every-file-and-what-made-it).",
         f"Each variant differs in one thing from the one it stands *beside*. Development nets: {', '.join(nets)}."
         f" Cases (net and forget class): {len(cases_run)} of {len(CHOSEN) * CLASSES}. Models are open, except for the"
         " original with its row closed. The words are those of the [zoo](README.md).",

@@ -1,6 +1,6 @@
 """What holds a few cores back: each setting alone, in processes of their own, forward pass and input gradient.
 
-What helps is set: freed memory is kept by every program of the package (``speedups.allocator``), images are
+What helps is set: freed memory is kept by every program of the package (``process.allocator``), images are
 channels-last where the method takes them in (``runtime.channels_last``), the attack folds batch norms into convolutions
 (``speedups.conv_bn``), a pool's processes have one thread each (``runtime.pool_map``). What does not help is
 listed, and left alone.

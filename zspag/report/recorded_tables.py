@@ -209,14 +209,13 @@ def older(folder: Path) -> str:
     parts = []
     for profile in sorted({path.parent.name for path in old}):
         every = [path for path in paths if path.parent.name == profile]
-        new = [f"`{path.stem}`" for path in every if path not in old]
-        but = f" (all but {', '.join(new)})" if new else ""
-        parts.append(f"{len(every) - len(new)} of {len(every)} files in `results/{profile}`{but}")
+        those = [f"`{path.stem}`" for path in every if path in old]
+        parts.append(f"{len(those)} of {len(every)} files in `results/{profile}` ({', '.join(those)})")
     return (
         f"**Older defaults.** {' and '.join(parts)} were made before there was a calibration: *ZS-PAG* there moves all"
-        " layers,\nfits the forget images alone, takes proxies that only just arrive and the smallest rate of a ladder"
-        " that forgets (the defaults of fa40f86).\nIn tables of today that is nearest to *ZS-PAG, not calibrated*."
-        " These numbers do not describe what `zero_shot_unlearn` does now.\n"
+        " layers,\nfits the forget images alone, takes proxies that barely cross into their class and the smallest rate"
+        " of a ladder that forgets (the defaults of commit fa40f86).\nIn tables of today that is nearest to *ZS-PAG,"
+        " not calibrated*. These numbers do not describe what `zero_shot_unlearn` does now.\n"
     )
 
 

@@ -68,7 +68,8 @@ they are measured; else the command that measures them. Hours are counted from o
 {% endfor %}
 ## Every file, and what made it
 
-Options that are not named are the profile's. *Changed* says that the code was not committed as it ran. The notebooks'
+Options that are not named are the profile's. *Changed* says that the code was not committed as it ran, *unknown* that
+the commit was not recorded; of a network the command prints the recipe. The notebooks'
 files are made by one command; `make figures` does the same without recording it. A trained network's own record names
 its recipe and its data.
 

@@ -251,7 +251,7 @@ def _c3_labels(evidence: Evidence, limits: Limits) -> Iterator[Check]:
             pair = rows[rows["method"].isin([LABELS, rival])]
             gap = paired(pair, ("js_retain",), baseline=rival)[LABELS]["js_retain"]
             yield Check(
-                "JS to the retrained model on retained images, minus that of"
+                f"JS to the retrained model on retained images: {titles.get(LABELS, LABELS)} minus"
                 f" {titles.get(rival, rival)} (thousandths of a nat)",
                 BELOW,
                 interval(gap, factor=1000, digits=3),
