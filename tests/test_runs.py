@@ -113,6 +113,16 @@ def test_run_writes_a_result_by_the_schema_and_a_figure_with_the_same_record(roo
     assert all(len(heights) == len(panel["groups"]) == 10 for heights in panel["series"].values())
 
 
+def test_a_class_has_one_panel_with_the_mean_over_its_seeds(root):
+    (row,) = result_of(root)["measurements"]["rows"]
+    other = row | {"seed": 1, "per_class": {key: [0.0] * 10 for key in row["per_class"]}}
+    panels = list(runs._panels([row, other, row | {"forget": 5, "class_name": "5"}], list("0123456789")))
+    assert [panel["title"] for panel in panels] == ["forget 3 (mean over 2 seeds)", "forget 5 (seed 0)"]
+    both, alone = (panel["series"]["original"] for panel in panels)
+    assert both == pytest.approx([value / 2 for value in alone])
+    assert max(both) > 40
+
+
 def test_run_forgets_reads_no_retain_sample_and_its_headline_numbers_are_its_rows(root, finished):
     result = result_of(root)
     (row,) = result["measurements"]["rows"]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -199,7 +200,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started: float) -> Result:
-    """Return a result file: the rows, headline numbers, and the figure's panels (one per class)."""
+    """Return a result file: the rows, headline numbers, and the figure's panels."""
     numbers: dict[str, list[float | None]] = {}
     data = experiment.data_of(profile)
     for row in rows:
@@ -207,17 +208,6 @@ def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started
         numbers[f"{tag} acc_forget"] = [row["scores"]["unlearned"]["acc_forget"], 0.01]
         numbers[f"{tag} over_unlearning"] = [row["scores"]["unlearned"]["over_unlearning"], 0.01]
         numbers[f"{tag} seconds"] = [row["seconds"]["total"], None]
-    labels = {"original": "original", "masked": "masked original", "retrained": "retrained", "unlearned": "ZS-PAG"}
-    panels = [
-        {
-            "title": f"forget {row['class_name']} (seed {row['seed']})",
-            "groups": list(data.classes),
-            "series": {labels[key]: [100 * value for value in values] for key, values in row["per_class"].items()},
-            "ylabel": "test accuracy (%)",
-            "ylim": [0, 100],
-        }
-        for row in rows
-    ]
     made_by = experiment.made_now(profile, seed=profile.seeds[0], started=started)
     return Result(
         name=name,
@@ -225,10 +215,26 @@ def _result(profile: Profile, name: str, rows: Sequence[dict[str, Any]], started
         draw="bars",
         caption="Test accuracy per class before and after forgetting one class.",
         numbers=numbers,
-        data={"panels": panels, "columns": 1, "size": [9, 3.2]},
+        data={"panels": list(_panels(rows, data.classes)), "columns": 1, "size": [9, 3.2]},
         measurements={"rows": list(rows), "data_source": data.data_source},
         provenance=made_by | {"threads": profile.workers * profile.threads},
     )
+
+
+def _panels(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the figure's panels: per forget class the test accuracy of every class, seeds averaged."""
+    labels = {"original": "original", "masked": "masked original", "retrained": "retrained", "unlearned": "ZS-PAG"}
+    for forget in dict.fromkeys(row["forget"] for row in rows):
+        own = [row for row in rows if row["forget"] == forget]
+        each = {key: zip(*(row["per_class"][key] for row in own), strict=True) for key in labels}
+        seeds = f"seed {own[0]['seed']}" if len(own) == 1 else f"mean over {len(own)} seeds"
+        yield {
+            "title": f"forget {own[0]['class_name']} ({seeds})",
+            "groups": list(classes),
+            "series": {labels[key]: [100 * fmean(values) for values in each[key]] for key in labels},
+            "ylabel": "test accuracy (%)",
+            "ylim": [0, 100],
+        }
 
 
 def _record_checkpoint(profile: Profile, seed: int, without: int | None) -> str:
