@@ -32,6 +32,24 @@ STARTS = {  # what a command starts
 }
 
 
+@pytest.mark.parametrize("given", [None, "7"])
+def test_threads_that_wait_give_way_unless_the_user_says_otherwise(given):
+    code = """
+import os, sys
+from zspag import __main__
+assert "torch" not in sys.modules  # it reads the number as it is loaded
+try:
+    __main__.main(["--version"])
+finally:
+    print(os.environ["GOMP_SPINCOUNT"] == (sys.argv[1] or __main__.WAITING))
+"""
+    surroundings = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    surroundings |= {} if given is None else {"GOMP_SPINCOUNT": given}
+    command = [sys.executable, "-c", code, given or ""]
+    ended = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True)
+    assert ended.stdout.split()[-1] == "True"
+
+
 @pytest.fixture
 def started(monkeypatch):
     """Catch what the commands would start."""
