@@ -569,6 +569,8 @@ BAD = {
     ),
     "asks for something else": (lambda: AsksForMore(trained(mlp)), r"as model\(images\), before any layer.*TypeError"),
     "softmax": (after(lambda z: z.softmax(1)), "returns probabilities .* take the softmax off its end"),
+    "sigmoid": (after(torch.sigmoid), "returns probabilities .all lie between 0 and 1.* take the sigmoid off its end"),
+    "saturated sigmoid": (after(lambda z: (50 * z).sigmoid()), "take the s(igmoid|oftmax) off its end"),
     "unused output": (unused_output, r"no image makes the model answer class 10 .* pass already_forgotten=\(10,\)"),
     "a closed row": (silenced, r"answer class 7 \(.* forgotten before; pass already_forgotten=\(7,\) to leave it out"),
     "a row at -inf": (masked_with_infinity, "are not finite: check its weights .*large negative bias"),

@@ -16,7 +16,7 @@ from zspag.lab.audit.head_row import row_edited, row_redrawn
 from zspag.lab.audit.measures import FEATURES, MEASURES
 from zspag.lab.data import channel_statistics
 from zspag.lab.data.sources import read_digits
-from zspag.lab.evaluation import Masked, accuracy
+from zspag.lab.evaluation import Masked, Parts, accuracy
 from zspag.lab.experiment import Case, RunsFailed, references_against, references_of
 from zspag.lab.models import build
 from zspag.lab.relearning import RATE, SHARE
@@ -328,3 +328,14 @@ def test_where_the_rows_of_the_head_are_not_the_classes_nothing_is_edited(pair, 
 def test_a_head_that_cannot_be_written_leaves_two_heads_and_no_control(bench, monkeypatch):
     monkeypatch.setattr(measures, "row_redrawn", lambda *_, **__: None)
     assert {row["head"] for row in measures.relearning_rows(bench, "original")} == {"own", "original's"}
+
+
+@pytest.mark.parametrize(("held", "said"), [(3, False), (4, True)])
+def test_where_too_few_test_images_are_left_there_is_no_membership_and_no_failure(held, said):
+    class Few:
+        case = Case(PROFILE, 0, FORGET)
+
+        def logits_of(self, _name):
+            return Parts(*(torch.randn(count, 10, generator=generator_for(count)) for count in (12, held, 5)))
+
+    assert bool(measures.membership_rows(Few(), "original")) == said

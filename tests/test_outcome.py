@@ -14,10 +14,10 @@ from PIL import Image
 
 from zspag.calibration.open_search import ALIKE, UNSEEN, WORTH
 from zspag.calibration.trials import HURRY
-from zspag.config import RemovalConfig, UnlearnConfig, UpdateConfig
+from zspag.calibration.verdict import TRUSTED
+from zspag.config import RemovalConfig, UpdateConfig
 from zspag.outcome import REMOVAL, Epoch, Layer, Remainder, Report, Trial, upper_bound
 from zspag.outcome.page import WIDTH
-from zspag.unlearning import TRUSTED, _unchecked
 
 TRIALS = (
     Trial("all", 0.1, 0.2, 0.002, forgot=False, seconds=1.0),
@@ -327,15 +327,3 @@ def test_drawing_leaves_no_figure_to_pyplot_and_a_notebook_shows_it_all_the_same
     )
     ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-
-
-def test_what_nobody_could_look_at_is_warned_of():
-    """Too few images to hold any out, and a class that nearly no attack reached: neither is taken for checked."""
-    config = UnlearnConfig()
-    assert list(_unchecked(40, 0.0, {1: 0.9, 2: 0.46}, config)) == []
-    (few,) = _unchecked(3, None, {}, config)
-    assert few == (
-        "none of 3 images was held out: whether unseen images of the class are forgotten is not known; pass 4 or more"
-    )
-    (missed,) = _unchecked(40, 0.0, {1: 0.9, 2: 0.03}, config)
-    assert missed.startswith("only 3 % of the attacks arrived in class 2: nothing stands in for it")

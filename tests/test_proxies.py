@@ -169,11 +169,17 @@ def test_every_proxy_is_classified_as_its_label_and_each_class_has_as_many(rando
     assert len(proxies.of_class(2)) <= config.per_class
 
 
-def test_the_class_with_fewest_hits_sets_the_number():
-    config = replace(CONFIG, eps=0.12, per_class=11)
+@pytest.mark.parametrize("hit_rate", [0.9, 0.2])
+def test_the_class_with_fewest_hits_sets_the_number_unless_it_was_hardly_reached(hit_rate):
+    config = replace(CONFIG, eps=0.12, per_class=11, hit_rate=hit_rate)
     proxies = generate(linear(), images(), retained=[0, 2, 3], config=config, generator=generator())
-    assert 0 < min(proxies.hits.values()) < max(proxies.hits.values()) == 1
-    assert proxies.labels.bincount().unique().tolist() == [0, round(11 * min(proxies.hits.values()))]
+    fewest = min(proxies.hits.values())
+    assert 0 < fewest < max(proxies.hits.values()) == 1
+    few, hardly = round(11 * fewest), fewest < hit_rate / 2
+    counts = [proxies.labels.bincount()[label].item() for label in (0, 2, 3)]
+    assert min(counts) == few
+    assert (max(counts) > few) == hardly
+    assert hardly == (hit_rate == 0.9)
 
 
 @pytest.mark.parametrize("per_class", [3, 7, 50])

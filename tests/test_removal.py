@@ -684,6 +684,7 @@ def test_of_few_images_the_views_are_halved(count):
     assert all(trial.drift is not None for trial in report.tried)
 
 
+@pytest.mark.filterwarnings("ignore:already_forgotten names")  # it never was
 def test_a_class_already_forgotten_is_no_label_and_no_anchor(monkeypatch):
     seen, attack, move = [], removal.generate, removal.fit_features
 

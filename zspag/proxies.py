@@ -251,7 +251,8 @@ def generate(
         generator: CPU generator of source order and random starts.
 
     Returns:
-        At most ``config.per_class`` proxies per class; fewer where the worst class had fewer hits.
+        At most ``config.per_class`` proxies per class; fewer where a class had fewer hits. A class that less than half
+        of ``config.hit_rate`` of its attacks reached keeps its few, and takes none from the others.
 
     Raises:
         ValueError: If a class has no hit; the message names it and the option that helps.
@@ -274,7 +275,8 @@ def generate(
             f"no forget sample reached class {', '.join(map(str, missing))} within eps={eps:.4g} (pixels) and"
             f" steps={config.steps}: raise proxies.eps (or proxies.eps_max), or proxies.steps"
         )
-    equal = min(config.per_class, *counts)
+    enough = [count for count in counts if count >= config.hit_rate / 2 * wanted]
+    equal = min(config.per_class, *(enough or counts))
     kept = (hit & (hit.cumsum(1) <= equal)).view(-1).nonzero()[:, 0]
     images, labels, own = found.images[kept], targets[kept], sources[kept]
     return ProxySet(images, labels, own, hits, eps, pulled_back(model, images, forget_images[own], labels))

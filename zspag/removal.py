@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from zspag.activations import projectable
 from zspag.calibration.cross_fitting import Calibration, Made, free_dimension
-from zspag.calibration.trials import FLOOR, Fold, held_out_damage, make_folds
+from zspag.calibration.trials import FLOOR, Fold, held_out_damage, make_folds, recognized_of_each
 from zspag.config import RemovalConfig, UnlearnConfig
 from zspag.heads.head import Head, features_and_logits, find_head, head_inputs
 from zspag.influence import soft_cross_entropy
@@ -378,7 +378,8 @@ def _trial(
         damages.append(held_out_damage(fold.before, logits_of(moved, fold.barely), forget=forget))
         known.append((logits_of(moved, fold.unseen).argmax(1) == fold.unseen_labels).cpu())
     sound = not any(run.diverged for run in runs) and all(map(math.isfinite, damages))
-    left = torch.cat(known).double().mean().item()
+    right, labels = torch.cat(known), torch.cat([fold.unseen_labels.cpu() for fold in folds])
+    left = right.double().mean().item()
     return Trial(
         layers=REMOVAL,
         lr=share,
@@ -386,6 +387,7 @@ def _trial(
         drift=sum(damages) / len(damages) if sound else None,
         forgot=sound and left <= UNSEEN,
         seconds=time.perf_counter() - started,
+        unseen=recognized_of_each(right, labels) if sound else {},
     )
 
 

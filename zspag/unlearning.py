@@ -12,18 +12,19 @@ Invariant: the caller's model is only read; all work happens on a copy. Nothing 
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from zspag.calibration.cross_fitting import Made, unlearn_with
+from zspag.calibration.verdict import Damage, cautions, damage_of, shortfall
 from zspag.config import UnlearnConfig
 from zspag.heads.closed_row import Closed, close_rows
 from zspag.heads.remainder import measure_remainder
 from zspag.outcome import Remainder, Report
-from zspag.preflight.checks import Preflight, look, unsound
+from zspag.preflight.checks import Preflight, look
 from zspag.preflight.classifiers import cast_back, own_model
 from zspag.preflight.inputs import ForgetSet
 from zspag.process import progress as bars
@@ -31,8 +32,6 @@ from zspag.process.surroundings import plain_layout, surroundings
 from zspag.proxy_statistics import HALVABLE, ProxyStatistics, prepare
 from zspag.removal import removable_head, remove_with
 from zspag.runtime import channels_last, generator_for, seed_of
-
-TRUSTED = 0.1  # accuracy on held-out forget samples up to which "reached" is said
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,8 @@ def zero_shot_unlearn(
                 net, forget.labels, statistics, forget=gone, config=config, seed=drawn, frozen=found.frozen
             )
             fitted = time.perf_counter()
-            ruined = made.run.diverged or bool(unsound(made.run.model))
-            opened = net if ruined else made.run.model
+            damage = damage_of(net, made, statistics, forget=gone)
+            opened = net if damage.ruin else made.run.model
             bars.step("closing rows", 0, 1)
             closed = close_rows(opened, gone, images=forget.images)
             bars.step("remainder", 0, 1)
@@ -157,7 +156,7 @@ def zero_shot_unlearn(
                 "update": made.seconds,
                 "closing": time.perf_counter() - fitted,
             }
-            report = _report(forget, found, statistics, made, opened, closed, remainder, config, ruined, seconds)
+            report = _report(forget, found, statistics, made, damage, opened, closed, remainder, config, seconds)
         result = Unlearned(
             cast_back(own_model(closed.model), like=model), cast_back(own_model(opened), like=model), report
         )
@@ -171,52 +170,27 @@ def _report(
     found: Preflight,
     statistics: ProxyStatistics,
     made: Made,
+    damage: Damage,
     opened: nn.Module,
     closed: Closed,
     remainder: Remainder,
     config: UnlearnConfig,
-    ruined: bool,
     seconds: dict[str, float],
 ) -> Report:
     """Judge the open model, and put everything that was measured into a report."""
-    chosen, samples = made.calibration, len(forget.labels)
-    remaining = found.original_accuracy if ruined or made.remaining is None else made.remaining
-    unseen = chosen.trial.forget_accuracy if samples >= HALVABLE else None
-    warned = list(found.warnings)
-    missed = ""
-    longer = f"update.epochs than {config.update.epochs}"
-    if config.goal == "remove":
-        longer = f"removal.steps than {config.removal.steps}"
-    if ruined:
-        missed = "every rate made the weights infinite, so the model is a copy of the original"
-    elif remaining > config.update.forget_accuracy:
-        missed = f"{100 * remaining:.1f} % of the forget set is still recognized; pass more images, or a config with"
-        missed += f" more {longer}"
-    elif unseen is not None and unseen > TRUSTED:
-        missed = (
-            f"the forget set is forgotten, but {100 * unseen:.0f} % of held-out forget samples were still recognized;"
-            f" pass more images than {samples}"
-        )
-    if missed:
-        warned.append(f"not reached: {missed}")
+    chosen, samples, ruined = made.calibration, len(forget.labels), damage.ruin != ""
+    missed = shortfall(made, damage, opened, forget.images, forget.labels, config)
+    warned = [*found.warnings, *([f"not reached: {missed}"] if missed else [])]
     if not ruined:
-        warned += _unchecked(samples, unseen, statistics.proxies.hits, config)
-    if config.goal == "remove":
-        damage = chosen.trial.drift
-        if not ruined and damage is not None and damage > config.removal.damage:
-            warned.append(
-                f"removal may cost retained accuracy: held-out proxies moved by {damage:.3g} nats, more than the"
-                f" {config.removal.damage:g} that count as little; goal='suppress' costs less"
-            )
-    elif chosen.at_edge and not ruined and config.update.lr is None:
-        warned.append(f"the search for a rate ended at the edge of its range, at {chosen.trial.lr:.3g}")
+        counts = {label: int((forget.labels == label).sum()) for label in forget.classes}
+        warned += cautions(made, damage, counts, statistics.proxies.hits, config)
     return Report(
         forget_classes=forget.classes,
         already_forgotten=found.already_forgotten,
         samples=samples,
         original_accuracy=found.original_accuracy,
-        forget_accuracy=remaining,
-        unseen_accuracy=unseen,
+        forget_accuracy=found.original_accuracy if ruined or made.remaining is None else made.remaining,
+        unseen_accuracy=None if ruined or samples < HALVABLE else chosen.trial.forget_accuracy,
         eps=statistics.proxies.eps,
         hits=statistics.proxies.hits,
         layers=made.layers,
@@ -224,7 +198,7 @@ def _report(
         lr=chosen.trial.lr if config.goal == "remove" else made.run.lr,  # of a removal, the share that was gone
         tried=(*chosen.trials, *made.trials),
         history=made.run.history,
-        drift=made.damage,
+        drift=None if ruined else made.damage,
         remainder=remainder,
         reached=not missed,
         silenced=closed.closed,
@@ -234,22 +208,3 @@ def _report(
         left_open=closed.reason,
         left_out=forget.left_out,
     )
-
-
-def _unchecked(samples: int, unseen: float | None, hits: dict[int, float], config: UnlearnConfig) -> Iterator[str]:
-    """Say what nobody could look at, so that success is not taken for checked where it was not.
-
-    Yields:
-        Warnings.
-    """
-    if unseen is None:
-        yield (
-            f"none of {samples} images was held out: whether unseen images of the class are forgotten is not known;"
-            f" pass {HALVABLE} or more"
-        )
-    worst = min(hits, key=lambda label: hits[label], default=None)
-    if worst is not None and hits[worst] < config.proxies.hit_rate / 2:
-        yield (
-            f"only {100 * hits[worst]:.0f} % of the attacks arrived in class {worst}: nothing stands in for it, and its"
-            " damage is not seen; leave proxies.eps at None, which finds a radius, or raise proxies.eps_max"
-        )

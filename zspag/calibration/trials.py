@@ -27,6 +27,7 @@ FITTED = 128  # views of a fold that a trial fits at most; the final run fits al
 JUDGED = 200  # images of the other half that judge a trial at most, evenly spaced
 HURRY = 4  # part of the epochs within which a trial must forget; CHOICE: gentler rates do no less damage
 FLOOR = -30.0  # log-probability below which a difference is none
+SPREAD = 5.0  # standard deviation of logits over retained classes at which damages of several models are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +124,45 @@ def held_out_damage(before: Tensor, after: Tensor, *, forget: Sequence[int]) -> 
     return max(0.0, (moved + (pushed(after) - pushed(before)).clamp_min(0).mean()).item())
 
 
+def answers_changed(before: Tensor, after: Tensor, *, forget: Sequence[int]) -> float:
+    """Return the share of samples with another answer among the retained classes; all of them if a logit is infinite.
+
+    Args:
+        before: The original's logits, shape (m, K).
+        after: The current model's.
+        forget: Classes that are forgotten.
+
+    Example:
+        >>> answers_changed(torch.tensor([[9.0, 1.0, 0.0]]), torch.tensor([[9.0, 0.0, 1.0]]), forget=[0])
+        1.0
+    """
+    if not bool(after.isfinite().all()):
+        return 1.0
+    first, second = (masked_log_probabilities(logits, forget=forget).argmax(1) for logits in (before, after))
+    return (first != second).double().mean().item()
+
+
+def at_common_scale(before: Tensor, after: Tensor, *, forget: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return both logits divided by the original's spread over retained classes: nats then compare between models.
+
+    A model that is trained long, or whose logits are divided by a temperature, makes the same answers with other nats.
+
+    Args:
+        before: The original's logits, shape (m, K).
+        after: The current model's.
+        forget: Classes that are forgotten.
+
+    Returns:
+        Logits with a mean standard deviation of ``SPREAD`` over the retained classes of a sample of the original; as
+        they were where all of these are the same.
+    """
+    gone = {*forget}
+    kept = [label for label in range(before.shape[1]) if label not in gone]
+    spread = before[:, kept].double().std(1, correction=0).mean()
+    factor = SPREAD / spread if bool(spread > 0) else torch.ones_like(spread)
+    return before * factor.to(before.dtype), after * factor.to(after.dtype)
+
+
 def attempt(
     model: nn.Module,
     views: Tensor,
@@ -153,7 +193,7 @@ def attempt(
     """
     started = time.perf_counter()
     hurried = replace(update, epochs=max(1, update.epochs // HURRY), held_out=0.0)
-    damages, mistakes, forgot = [], [], True
+    damages, mistakes, judged, forgot = [], [], [], True
     for fold in folds:
         chosen = fold.fitted[:FITTED].to(views.device)
 
@@ -172,12 +212,12 @@ def attempt(
         )
         if run.diverged:
             damages.append(float("inf"))
-            mistakes.append(torch.ones(1, dtype=torch.bool))
             forgot = False
             break
         forgot = forgot and run.reached(update.forget_accuracy)
         damages.append(held_out_damage(fold.before, logits_of(run.model, fold.barely), forget=forget))
         mistakes.append((logits_of(run.model, fold.unseen).argmax(1) == fold.unseen_labels).cpu())
+        judged.append(fold.unseen_labels.cpu())
         if not forgot:
             break  # the other fold cannot change it
     ruined = not all(damage < float("inf") for damage in damages)
@@ -188,4 +228,18 @@ def attempt(
         drift=None if ruined else sum(damages) / len(damages),
         forgot=forgot and not ruined,
         seconds=time.perf_counter() - started,
+        unseen={} if ruined else recognized_of_each(torch.cat(mistakes), torch.cat(judged)),
     )
+
+
+def recognized_of_each(recognized: Tensor, labels: Tensor) -> dict[int, tuple[int, int]]:
+    """Count, per class, the samples that were recognized, and all.
+
+    Example:
+        >>> recognized_of_each(torch.tensor([True, False, True]), torch.tensor([3, 3, 8]))
+        {3: (1, 2), 8: (1, 1)}
+    """
+    return {
+        label: (int(recognized[labels == label].sum()), int((labels == label).sum()))
+        for label in labels.unique().tolist()
+    }

@@ -5,7 +5,7 @@ was measured on the forget set and on proxies made from it; nothing here has see
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 CONFIDENCE = 0.95  # of the bound on what unseen images will do
@@ -34,6 +34,8 @@ class Trial:
         drift: Mean KL divergence from the masked original on held-out proxies, in nats; None where not measured.
         forgot: Whether the accuracy fell far enough.
         seconds: Wall-clock seconds.
+        unseen: Per class how many of its held-out forget samples were recognized, and of how many; where there were
+            folds.
     """
 
     layers: str
@@ -42,6 +44,7 @@ class Trial:
     drift: float | None
     forgot: bool
     seconds: float
+    unseen: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

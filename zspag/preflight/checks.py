@@ -15,8 +15,15 @@ from torch import Tensor, nn
 
 from zspag.preflight.classifiers import classifier, place_of, working_copy
 from zspag.preflight.inputs import FORGET_BYTES, ForgetSet, forget_set, whole_number
-from zspag.preflight.model_checks import check_gradients, check_logits, immovable, inconstancy, layout_of
-from zspag.preflight.reachability import unreachable
+from zspag.preflight.model_checks import (
+    check_gradients,
+    check_logits,
+    check_unbounded,
+    immovable,
+    inconstancy,
+    layout_of,
+)
+from zspag.preflight.reachability import STAGES, unreachable
 from zspag.preflight.refusal import Refusal
 from zspag.process.surroundings import plain_layout
 from zspag.runtime import logits_of
@@ -64,12 +71,19 @@ def look(
         logits = check_logits(net, forget.images, num_classes=width)
         width = logits.shape[1]
         warnings = _check_classes(forget.classes, before, width)
+        whole = logits_of(net, forget.images)
+        check_unbounded(whole)
+        answers = whole.argmax(1)
         check_gradients(net, forget.images)
         frozen = immovable(net, forget.images)
-        answers = logits_of(net, forget.images).argmax(1)
         warnings += _check_recognized(answers, forget, before)
         warnings += inconstancy(net, forget.images, logits)
         retained = tuple(label for label in range(width) if label not in {*forget.classes, *before})
+        if alive := sorted({*before} - unreachable(net, forget.images, before, stages=STAGES[:1]).keys()):
+            warnings += (
+                f"already_forgotten names class {', '.join(map(str, alive))}, which the model still answers: its row is"
+                " closed and it is not protected; if it was not forgotten before, leave it out",
+            )
         dead = unreachable(net, forget.images, retained)
         if dead:
             raise Refusal(

@@ -56,11 +56,22 @@ def check_logits(model: nn.Module, images: Tensor, *, num_classes: int | None) -
                     " was masked with -inf is better masked with a large negative bias)"
                 )
             num_classes = shape[1]
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
-        raise ValueError(
-            "the model returns probabilities (each row adds up to 1), not logits: take the softmax off its end"
-        )
     return logits
+
+
+def check_unbounded(logits: Tensor) -> None:
+    """Refuse probabilities: of a softmax, and of sigmoids, whose rows add up to anything.
+
+    Args:
+        logits: What the model makes of all forget images, shape (n, K): of a few a net of large weights gives 0 and 1.
+
+    Raises:
+        ValueError: If every number lies between 0 and 1.
+    """
+    if bool((logits >= 0).all()) and bool((logits <= 1).all()):
+        rows = "each row adds up to 1" if bool(((logits.sum(1) - 1).abs() < 1e-4).all()) else "all lie between 0 and 1"
+        end = "softmax" if "adds" in rows else "sigmoid"
+        raise ValueError(f"the model returns probabilities ({rows}), not logits: take the {end} off its end")
 
 
 def _few(images: Tensor) -> Tensor:

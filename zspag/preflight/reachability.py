@@ -3,22 +3,32 @@
 Invariant: a class that is not named here was the model's answer to some image that was looked at.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from zspag.runtime import frozen, sent
 
+Stage = tuple[int, int, float]
+
 FEW = 4  # images whose logits say which classes are the least likely
 # Starts, steps and the first step's length, in pixels on [0, 1], of each try; a class that one misses gets the next.
 # Long steps alone leave the images that a net was fitted to: one that knows each of 39 faces answered up to 9 of them
 # on no image that long steps led to, and all of them within 11 steps of .02.
-STAGES = ((2, 8, 0.02), (8, 40, 0.05), (8, 40, 0.3))
+STAGES: tuple[Stage, ...] = ((2, 8, 0.02), (8, 40, 0.05), (8, 40, 0.3))
 SHORTEST = 0.006  # length of the last step: a little more than 1/255
 MOST = 32  # classes that are tried
 AT_ONCE = 32  # images per pass
 
 
-def unreachable(model: nn.Module, images: Tensor, classes: tuple[int, ...]) -> dict[int, float]:
+def unreachable(
+    model: nn.Module,
+    images: Tensor,
+    classes: tuple[int, ...],
+    *,
+    stages: Sequence[Stage] | None = None,
+) -> dict[int, float]:
     """Return the classes that no image in [0, 1] was found for, with how far their logit stayed below the largest.
 
     Gradient steps, short ones first, from forget images, their negatives, noise and grey, not bound to any radius.
@@ -28,6 +38,7 @@ def unreachable(model: nn.Module, images: Tensor, classes: tuple[int, ...]) -> d
         model: Not changed.
         images: Forget images, shape (n, C, H, W).
         classes: The classes that must be reachable; of more than ``MOST`` those with the lowest logits are tried.
+        stages: Fewer tries than ``STAGES``, where a class that is missed costs nothing.
     """
     generator = torch.Generator().manual_seed(0)
     left = torch.tensor(classes, device=images.device)
@@ -38,7 +49,7 @@ def unreachable(model: nn.Module, images: Tensor, classes: tuple[int, ...]) -> d
                 margins = model(images[:FEW].clone())
             margins = (margins - margins.amax(1, keepdim=True)).amax(0)[left]
             left = left[margins.argsort()[:MOST]]
-        for starts, steps, longest in STAGES:
+        for starts, steps, longest in STAGES if stages is None else stages:
             if len(left):
                 parts, points = left.split(AT_ONCE // starts), _starts(images, starts, generator)
                 best = torch.cat([_largest_margin(model, part, points, steps, longest) for part in parts])

@@ -39,7 +39,9 @@ def membership_rows(bench: Bench, name: str) -> Rows:
     """Infer the membership of the forget training images, against forget test images: an ``Inference`` per attack."""
     logits, generator = bench.logits_of(name), generator_for(bench.case.seed, "membership")
     members, others = logits.forget_train, logits.forget_test
-    folds = min(FOLDS, len(members) // 2, len(others) // 2)  # fewer where a trial leaves a handful of images
+    folds = min(FOLDS, len(members) // 2, len(others) // 2)  # fewer where there are only a handful of images
+    if folds < 2:  # too few to learn from some and be judged on others
+        return []
     found = membership_inference(members, others, label=bench.case.forget, folds=folds, generator=generator)
     return [{"attack": score} | asdict(figures) for score, figures in found.items()]
 
