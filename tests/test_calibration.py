@@ -13,7 +13,7 @@ from laboratory import changed_names
 from torch import nn
 
 from zspag import zero_shot_unlearn
-from zspag.calibration import cross_fitting, trials
+from zspag.calibration import cross_fitting, trials, verdict
 from zspag.calibration.cross_fitting import fit_views, free_dimension, free_shares, unlearn_with
 from zspag.calibration.open_search import SMALLEST, rate_at
 from zspag.calibration.trials import FITTED, attempt, held_out_damage, make_folds
@@ -544,6 +544,7 @@ def test_a_trial_fits_no_more_than_its_share_of_views(monkeypatch):
     seen = []
     for module in (cross_fitting, trials):
         monkeypatch.setattr(module, "fit_labels", lambda *a, **k: seen.append(len(a[1])) or fit_labels(*a, **k))
+    monkeypatch.setattr(verdict, "RUINOUS", math.inf)  # one epoch of an untrained net
     run(config=replace(options(epochs=1, forget_accuracy=0.99), views=20 * 20))
     *tried, final = seen
     assert tried == [FITTED, FITTED]
