@@ -58,6 +58,8 @@ def test_a_net_that_forgetting_would_ruin_is_left_as_it_was_and_not_called_a_suc
     assert result.report.silenced
     assert result.report.forget_accuracy == result.report.original_accuracy > 0.9
     assert (result.report.drift, result.report.unseen_accuracy) == (None, None)
+    assert set(result.report.frozen.values()) == {"nothing of the run was handed out"}
+    assert "nothing moved, so unseen images" in " ".join(str(result.report).split())
     assert retained_accuracy(result.model, RUINED) == before > 0.9
     images, labels = digits()
     assert not (result.model(images[labels == RUINED]).argmax(1) == RUINED).any()

@@ -13,7 +13,7 @@ Invariant: the caller's model is only read; all work happens on a copy. Nothing 
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -23,7 +23,7 @@ from zspag.calibration.verdict import Damage, cautions, damage_of, shortfall
 from zspag.config import UnlearnConfig
 from zspag.heads.closed_row import Closed, close_rows
 from zspag.heads.remainder import measure_remainder
-from zspag.outcome import Remainder, Report
+from zspag.outcome import Layer, Remainder, Report
 from zspag.preflight.checks import Preflight, look
 from zspag.preflight.classifiers import cast_back, own_model
 from zspag.preflight.inputs import ForgetSet
@@ -193,7 +193,7 @@ def _report(
         unseen_accuracy=None if ruined or samples < HALVABLE else chosen.trial.forget_accuracy,
         eps=statistics.proxies.eps,
         hits=statistics.proxies.hits,
-        layers=made.layers,
+        layers=tuple(_left(layer) for layer in made.layers) if ruined else made.layers,
         chosen=chosen.layers,
         lr=chosen.trial.lr if config.goal == "remove" else made.run.lr,  # of a removal, the share that was gone
         tried=(*chosen.trials, *made.trials),
@@ -208,3 +208,7 @@ def _report(
         left_open=closed.reason,
         left_out=forget.left_out,
     )
+
+
+def _left(layer: Layer) -> Layer:
+    return replace(layer, moved=False, reason=layer.reason or "nothing of the run was handed out")

@@ -120,6 +120,8 @@ def _goal_rule(report: Answers) -> str:
 
 
 def _unseen(report: Answers) -> str:
+    if report.unseen_accuracy is None and report.layers and not report.free_dimension:
+        return "not measured: nothing moved, so unseen images are recognized as they were."
     if report.unseen_accuracy is None:
         return "not measured: no forget image was held out, so nothing is known about unseen images."
     recognized, held = report._held_out()
