@@ -115,6 +115,14 @@ CODINGS = {
 }
 
 
+def test_photos_to_forget_need_not_be_square_if_the_model_takes_them_so(tmp_path):
+    files = {f"3/{place}.png": encoded(WIDE) for place in range(2)}
+    found = labelled_folder(write_folder(tmp_path, files))
+    assert found.images.shape[-2:] == WIDE.shape[:2] == (4, 6)
+    with pytest.raises(ValueError, match="1.png in .* is 4x4 pixels, but 3/0.png is 6x4"):
+        labelled_folder(write_folder(tmp_path, {"3/1.png": encoded(WIDE[:, :4])}))
+
+
 @pytest.mark.parametrize("case", CODINGS)
 def test_loss_is_recognized_by_contents_and_not_by_the_name_of_a_file(tmp_path, case):
     name, contents, words = CODINGS[case]

@@ -207,7 +207,7 @@ def test_a_class_that_is_refused_does_not_cost_the_others(again, finished, monke
     monkeypatch.setattr(runs, "forget_class", refuses_five)
     monkeypatch.setattr(runs, "pool_map", lambda *_, **__: [])  # no training
     told = []
-    with pytest.raises(experiment.RunsFailed, match="1 of 2 not done, the others are kept: seed 0, class 5: no sample"):
+    with pytest.raises(experiment.RunsFailed, match="^1 of 2 not done, the others are kept: seed 0, class 5$"):
         for line in runs.run(replace(PROFILE, classes=(5, FORGET)), record=True):
             told.append(line)
     assert told == ["seed 0, class 5: no sample arrived", finished[1][0]]

@@ -4,6 +4,7 @@ import copy
 import errno
 import hashlib
 import io
+import math
 import re
 import resource
 import signal
@@ -24,6 +25,7 @@ from torch import nn
 
 from zspag import zero_shot_unlearn
 from zspag.__main__ import main
+from zspag.calibration import verdict
 from zspag.config import GOALS, RemovalConfig, UnlearnConfig, from_dict
 from zspag.lab import unlearn_files
 from zspag.lab.data.sources import read_digits
@@ -640,6 +642,7 @@ def test_without_a_goal_the_command_is_the_plain_call_bit_for_bit(given, more):
 def test_the_goal_to_remove_is_one_word_more_on_the_command_line(given, monkeypatch, capsys):
     """The command has no option that would make a run short; how short it is is changed underneath."""
     quick = RemovalConfig(steps=8, per_class=6, lr=1e-2, shares=(0.5, 1.0))
+    monkeypatch.setattr(verdict, "RUINOUS", math.inf)  # so few steps at such a rate ruin the net
     monkeypatch.setattr(unlearn_files, "UnlearnConfig", lambda **options: UnlearnConfig(**options, removal=quick))
     code = command(given, "--goal", "remove", "--keep-open")
     out, err = capsys.readouterr()

@@ -21,6 +21,7 @@ from zspag.lab.data.listing import is_number
 from zspag.lab.data.loading import NAMED
 from zspag.lab.evaluation import masked_parts, per_class_accuracy, score
 from zspag.lab.experiment import Case
+from zspag.preflight.refusal import Refusal
 from zspag.profiles import Profile
 from zspag.report import files, plots
 from zspag.report.results import Result
@@ -99,8 +100,8 @@ def run(profile: Profile, *, record: bool) -> Iterator[str]:
         try:
             row = forget_class(case)
         except ValueError as error:  # the method's own words; the other classes are not lost with this one
-            refused.append(f"seed {case.seed}, class {case.forget}: {error}")
-            yield refused[-1]
+            refused.append(f"seed {case.seed}, class {case.forget}")
+            yield f"{refused[-1]}: {_sentence(error)}"
             continue
         rows.append(row)
         yield _line(row)
@@ -113,6 +114,13 @@ def run(profile: Profile, *, record: bool) -> Iterator[str]:
     if record:
         for net in nets:
             yield _record_checkpoint(*net)
+
+
+def _sentence(error: ValueError) -> str:
+    """Return the refusal's words, with the remedy that a run has: it knows of no earlier requests."""
+    if isinstance(error, Refusal) and error.about == "unreachable":
+        return f"{error.fact}: train the net for longer (--epochs)"
+    return str(error)
 
 
 def _train(net: tuple[Profile, int, int | None]) -> None:

@@ -115,7 +115,7 @@ def _divided(source: Path, pictures: Iterable[Parts], options: FolderOptions) ->
         others = f" (and so have {len(tiny) - 1} other classes)" if len(tiny) > 1 else ""
         raise ValueError(
             f"the class {tiny[0]!r} in {source} has {_images(count)}, fewer than {options.min_per_class}{others}: add"
-            " images, remove its folder, or give a smaller min_per_class"
+            " images, remove its folder, or give a smaller min_per_class (--min-per-class)"
         )
     split: dict[Parts, str] = {}
     for name, own in members.items():
@@ -207,7 +207,7 @@ def labelled_folder(
     if len(used) < len(labels):
         remarks.append(f"{len(used)} of {_images(len(labels))} are read, equally many of each class (--limit)")
     pictures = _decoded(source, {chosen[place]: paths[chosen[place]] for place in used.tolist()}, image_size)
-    images = stacked(pictures, source=source)
+    images = stacked(pictures, source=source, square=False)
     return ForgetFolder(images, labels[used], tuple(remarks), len(labels) - len(used), places)
 
 

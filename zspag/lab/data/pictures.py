@@ -79,8 +79,13 @@ def grey(images: Tensor) -> Tensor:
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)[:, None]
 
 
-def stacked(pictures: Mapping[tuple[str, ...], Picture], *, source: Path) -> Tensor:
+def stacked(pictures: Mapping[tuple[str, ...], Picture], *, source: Path, square: bool = True) -> Tensor:
     """Return the images, by their path inside ``source``, as one tensor (n, C, H, W), uint8; C = 1 if all are grey.
+
+    Args:
+        pictures: The images.
+        source: The folder or archive, for messages.
+        square: Refuse images that are not: the laboratory's nets have one side.
 
     Raises:
         ValueError: If an image has another size than the first by name, or is not square; the message names it.
@@ -95,7 +100,7 @@ def stacked(pictures: Mapping[tuple[str, ...], Picture], *, source: Path) -> Ten
                 f"{'/'.join(place)} in {source} is {columns}x{rows} pixels, but {'/'.join(first)} is {width}x{height};"
                 f" {remedy}"
             )
-    if height != width:
+    if square and height != width:
         raise ValueError(f"the images in {source} are {width}x{height}, not square; {remedy}")
     pixels = [picture.pixels for picture in pictures.values()]
     if all(image.ndim == 2 for image in pixels):
