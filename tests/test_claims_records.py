@@ -8,7 +8,10 @@ import pytest
 
 from tests import recorded
 from zspag.__main__ import main
+from zspag.config import to_dict
+from zspag.profiles import PROFILES
 from zspag.report import claims, results
+from zspag.report.claims.evidence import read
 from zspag.report.files import read_json, write_json
 from zspag.report.results import Result
 
@@ -195,3 +198,15 @@ def test_committed_results_are_accepted_and_their_verdicts_are_the_committed_one
         assert troubles == [], "look at what changed, then run `make readme`"
         for claim, word in words.items():
             assert any(line.startswith(f"{claim} {word}: ") for line in shown)
+
+
+def test_a_sweep_of_more_methods_counts_and_one_beside_it_answers_what_it_did_not_run(tmp_path):
+    rows = {"method": ["zs_pag", "a", "b"], "forget": [3, 3, 3]}
+    fewer = {"method": ["zs_pag", "c"], "forget": [3, 3]}
+    for name, some in (("sweep_more", rows), ("sweep_fewer", fewer)):
+        recorded.write(tmp_path, name, {"rows": some}, config={"unlearn": to_dict(PROFILES["cpu"])["unlearn"]})
+    evidence = read(tmp_path)
+    assert list(evidence.grids("zs_pag")) == ["sweep_more"]
+    assert list(evidence.grids("zs_pag", "c")) == ["sweep_fewer"]
+    assert evidence.grids("a", "c") == {}
+    assert evidence.sweeps.keys() == {"sweep_more", "sweep_fewer"}

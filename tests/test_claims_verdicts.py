@@ -116,7 +116,7 @@ def test_titles_legends_and_captions_decide_nothing(folder):
         ),  # 30 against 3: a rung off 5
         ({"C2": "contradicted"}, {"unprojected": {0.1: (0.0, 0.0, 0.03), 3.0: (0.0, 0.0, 0.03)}}),  # as wide
         ({"C2": "contradicted"}, {"own": 0.012}),
-        ({"C1": "undecided", "C2": "undecided", "C3": "undecided"}, {"classes": CASES[:4]}),  # too few to decide
+        ({f"C{place}": "undecided" for place in (1, 2, 3, 6)}, {"classes": CASES[:4]}),  # too few to decide
     ],
 )
 def test_claims_about_a_grid_fall_with_its_rows(folder, expected, options):

@@ -18,7 +18,7 @@ from zspag.lab import cache, checkpoints, models
 from zspag.lab.data import Dataset, Guard, Split, channel_statistics, halved, load, thinned
 from zspag.lab.evaluation import Parts, References
 from zspag.lab.training import train
-from zspag.profiles import PROFILES, FolderConfig, Profile, TrainConfig
+from zspag.profiles import PROFILES, FolderConfig, Profile, TrainConfig, for_pair
 from zspag.report import provenance
 from zspag.report.files import repository_root
 from zspag.runtime import channels_last, pick_device
@@ -63,8 +63,10 @@ def case_name(profile: Profile) -> str:
     names = "-".join(data_of(profile).classes[forget] for forget in profile.classes)
     name = f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}"
     name += "" if profile.test_half is None else f"_{profile.test_half}-half"
-    usual = PROFILES[profile.name].forget_samples if profile.name in PROFILES else profile.forget_samples
-    name += "" if profile.forget_samples == usual else f"_{profile.forget_samples}-forget-images"
+    usual = profile.forget_samples
+    if profile.name in PROFILES:  # of the pair: a net that is handed the whole class by its recipe is not cut down
+        usual = for_pair(PROFILES[profile.name], dataset=profile.dataset, arch=profile.arch).forget_samples
+    name += "" if profile.forget_samples == usual else f"_{profile.forget_samples or 'all'}-forget-images"
     return name.replace(" ", "").replace("/", "-")  # Fashion-MNIST has a class "T-shirt/top"
 
 

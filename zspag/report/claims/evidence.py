@@ -3,7 +3,7 @@
 Invariant: files are only read, and which of several sweeps counts does not depend on what they say.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,16 @@ class Evidence:
 
     Attributes:
         folder: Where they lie, such as ``results/digits``; it may be missing.
-        sweeps: The sweeps that count (see ``sweeps``), by name.
+        ranked: Of every data set, architecture and size the sweeps, the one that counts first (see ``ranked``).
     """
 
     folder: Path
-    sweeps: Mapping[str, Result]
+    ranked: Sequence[Sequence[Result]]
+
+    @property
+    def sweeps(self) -> dict[str, Result]:
+        """The sweeps by name."""
+        return {sweep.name: sweep for alike in self.ranked for sweep in alike}
 
     def result(self, name: str) -> Result | None:
         """Return one result, or None if it is not recorded."""
@@ -35,9 +40,13 @@ class Evidence:
         return results.read(path) if path.is_file() else None
 
     def grids(self, *methods: str) -> dict[str, pd.DataFrame]:
-        """Return the rows of the sweeps that ran all of these methods, by name."""
-        found = {name: grid(sweep) for name, sweep in self.sweeps.items()}
-        return {name: frame for name, frame in found.items() if set(methods) <= set(frame["method"])}
+        """Return, by name, the rows of one sweep of each data set, net and size: the first that ran these methods."""
+        found = {}
+        for alike in self.ranked:
+            whole = (sweep for sweep in alike if set(methods) <= set(grid(sweep)["method"]))
+            if (sweep := next(whole, None)) is not None:
+                found[sweep.name] = grid(sweep)
+        return found
 
     def audits(self, method: str) -> dict[str, Findings]:
         """Return what the audits found that looked at a method, those of features alone included, by name."""
@@ -60,10 +69,12 @@ def read(folder: Path) -> Evidence:
     Raises:
         ValueError: If a file is not JSON; the message names it.
     """
-    counting = sweeps(map(results.read, sorted(folder.glob("sweep_*.json"))))
-    renewed = {key[:2] for key, sweep in counting.items() if not of_older_defaults(sweep)}
-    kept = [sweep for key, sweep in counting.items() if key[:2] not in renewed or not of_older_defaults(sweep)]
-    return Evidence(folder, {sweep.name: sweep for sweep in kept})
+    found = ranked(map(results.read, sorted(folder.glob("sweep_*.json"))))
+    renewed = {key[:2] for key, alike in found.items() if not all(map(of_older_defaults, alike))}
+    for key in found:
+        if key[:2] in renewed:
+            found[key] = [sweep for sweep in found[key] if not of_older_defaults(sweep)]
+    return Evidence(folder, list(found.values()))
 
 
 def of_older_defaults(result: Result) -> bool:
@@ -77,24 +88,29 @@ def grid(sweep: Result) -> pd.DataFrame:
 
 
 def sweeps(found: Iterable[Result]) -> dict[tuple[str, str, str], Result]:
-    """Return the sweep that counts for every data set, architecture and size (see ``cut_down``).
+    """Return the sweep that counts for every data set, architecture and size: the first of ``ranked``."""
+    return {key: alike[0] for key, alike in ranked(found).items()}
 
-    Of several it is the one of most methods, then the youngest. Those without retrained models were made for claim C3
-    alone and do not count.
+
+def ranked(found: Iterable[Result]) -> dict[tuple[str, str, str], list[Result]]:
+    """Return the sweeps of every data set, architecture and size (see ``cut_down``), that of most methods first.
+
+    Of equals it is the youngest. Those without retrained models were made for claim C3 alone and do not count.
 
     Args:
         found: All sweeps of one profile.
     """
-    best: dict[tuple[str, str, str], tuple[tuple[int, str], Result]] = {}
+    alike: dict[tuple[str, str, str], list[Result]] = {}
     for sweep in found:
-        if not sweep.config.get("retrained", True):
-            continue
         config = sweep.config
-        key = (Path(config["dataset"]).name, Path(config["arch"]).name, cut_down(config))
-        rank = (grid(sweep)["method"].nunique(), sweep.provenance["started"])
-        if key not in best or rank > best[key][0]:
-            best[key] = (rank, sweep)
-    return {key: sweep for key, (_, sweep) in best.items()}
+        if config.get("retrained", True):
+            key = (Path(config["dataset"]).name, Path(config["arch"]).name, cut_down(config))
+            alike.setdefault(key, []).append(sweep)
+
+    def rank(sweep: Result) -> tuple[int, str]:
+        return grid(sweep)["method"].nunique(), sweep.provenance["started"]
+
+    return {key: sorted(some, key=rank, reverse=True) for key, some in alike.items()}
 
 
 def cut_down(config: Mapping[str, Any]) -> str:

@@ -332,8 +332,13 @@ def _c5_dominance(evidence: Evidence, _limits: Limits) -> Iterator[Check]:
         rows = by_rule(frame)
         summary = comparison(rows, frame)
         sentence = sentence_on(summary, evidence.sweeps[name].measurements.get("titles", {}), "zs_pag")
-        word = _dominated(rows, dominated(summary)["zs_pag"])
+        word = _of_many(rows, _dominated(rows, dominated(summary)["zs_pag"]))
         yield Check(subject, required, sentence, word, counted(frame), name)
+
+
+def _of_many(rows: pd.DataFrame, verdict: str) -> str:
+    """Return the verdict, or that fewer than ``FEWEST`` classes decide nothing about classes in general."""
+    return verdict if rows["forget"].nunique() >= FEWEST else UNDECIDED
 
 
 def _dominated(rows: pd.DataFrame, rivals: Sequence[str]) -> str:
@@ -348,18 +353,18 @@ def _dominated(rows: pd.DataFrame, rivals: Sequence[str]) -> str:
 
 def _c6_cost(evidence: Evidence, limits: Limits) -> Iterator[Check]:
     # Nobody timed a retraining where models were trained elsewhere.
-    seconds = {name: sweep.measurements.get("seconds") or {} for name, sweep in evidence.sweeps.items()}
+    seconds = {name: evidence.sweeps[name].measurements.get("seconds") or {} for name in evidence.grids()}
     timed = {name: stages for name, stages in seconds.items() if stages.get("retraining")}
     for name, stages in timed.items():
         shares = {stage: spent / stages["retraining"] for stage, spent in stages.items() if stage != "retraining"}
-        total = sum(shares.values())
+        total, rows = sum(shares.values()), grid(evidence.sweeps[name])
         parts = ", ".join(f"{stage} {100 * share:.0f} %" for stage, share in shares.items())
         yield Check(
             "seconds of all stages, every rate that was tried included, as a share of retraining",
             f"at most {100 * limits.cost:g} %",
             f"{100 * total:.0f} % ({parts})",
-            within(total, limits.cost, factor=1 + NOISE),
-            counted(grid(evidence.sweeps[name])),
+            _of_many(rows, within(total, limits.cost, factor=1 + NOISE)),
+            counted(rows),
             name,
         )
 
