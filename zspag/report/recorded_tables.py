@@ -74,12 +74,14 @@ def runs(folder: Path) -> str:
     for path in sorted(folder.glob("*/run_*.json")):
         found = results.read(path)
         share = found.config["unlearn"]["update"].get("held_out", 0.0)
+        card = found.provenance.get("device") == "cuda"
         setting = _setting(found) + (f" ({100 * share:g} % held out)" if share else "")
         for row in found.measurements["rows"]:
             score = row["scores"]
             forgot = [f"{100 * score[name]['acc_forget']:.1f}" for name in ("original", "unlearned")]
             kept = [f"{100 * score[name]['acc_retain']:.2f}" for name in ("unlearned", "masked", "retrained")]
-            cost = [f"{row['lr']:g}", f"{row['seconds']['total']:.0f} ({row['threads']})", row["retain_samples_read"]]
+            seconds = f"{row['seconds']['total']:.0f} ({'GPU' if card else row['threads']})"
+            cost = [f"{row['lr']:g}", seconds, row["retain_samples_read"]]
             drift = f"{score['unlearned']['drift']:.4f}"
             lines.append([setting, row["class_name"], row["seed"], *forgot, *kept, drift, *cost, _link(path)])
     return grid(header.split("|"), lines) if lines else NOT_YET

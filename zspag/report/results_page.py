@@ -69,8 +69,9 @@ they are measured; else the command that measures them. Hours are counted from o
 ## Every file, and what made it
 
 Options that are not named are the profile's. *Changed* says that the code was not committed as it ran, *unknown* that
-the commit was not recorded; of a network the command prints the recipe. The notebooks'
-files are made by one command; `make figures` does the same without recording it. A trained network's own record names
+the commit was not recorded; of a network the command prints the recipe. What was made on a GPU ran beside fourteen
+other processes on the same card: its times compare with nothing. The notebooks' files are made by one command;
+`make figures` does the same without recording it. A trained network's own record names
 its recipe and its data.
 
 | file | command | commit | started | minutes |
@@ -235,6 +236,7 @@ def _record(
     commits = dict.fromkeys(one.get("commit") or "" for one in each)
     commit = ", ".join(one[:7] for one in commits if one) + (" (changed)" if made.get("dirty") else "")
     minutes = f"{made['seconds'] / 60:.1f}" if "seconds" in made else ""
+    minutes += ", on a GPU" if made.get("device") == "cuda" else ""
     started = made.get("started", "")[:10]
     return Record(path.relative_to(folder).as_posix(), command, commit or "unknown", started, minutes)
 
