@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from zspag import zero_shot_unlearn
 from zspag.config import ProxyConfig, UnlearnConfig, UpdateConfig
 
+pytestmark = pytest.mark.filterwarnings("ignore:retained classes may have lost")  # few, crude proxies
 COUNT = 12
 QUICK = UnlearnConfig(
     proxies=ProxyConfig(steps=5, per_class=6),
