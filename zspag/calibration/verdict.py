@@ -19,9 +19,8 @@ from zspag.runtime import channels_last, logits_of
 TRUSTED = 0.1  # accuracy on held-out forget samples of a class up to which "reached" is said
 # CHOICE: measured on 90 runs on digits, of 12 nets: last layers of 4 to 128 inputs, logits of all scales, robust nets,
 # nets trained far too long. Where more than 10 points were lost, more than .4 of the barely hit proxies had another
-# answer; where less than 4 were, at most .26. Where answers moved by more than .4 nats at a common scale of the logits,
-# 2.5 points or more were lost, and 3.6 or more never below .08; below that, at most 1.1 (2.5 where logits are as small
-# as .01).
+# answer; where less than 4 were, at most .32. Where answers moved by more than .4 nats at a common scale of the logits,
+# 2.5 points or more were lost; where by less than .08, at most 1.1.
 RUINOUS = 0.4  # share of proxies with another answer, or nats at a common scale, from which the model is left as it was
 COSTLY = 0.08  # nats at a common scale from which the caller is warned
 
