@@ -458,6 +458,7 @@ def test_the_rule_takes_the_smallest_rate_that_forgets(accuracies, diverging, op
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:retained classes may have lost")
 @pytest.mark.parametrize("forget", [(2,), (1, 3)])
 def test_the_method_forgets_its_classes_and_keeps_the_others(forget):
     """Six channels leave little room: what a real net keeps is measured by the tests of the calibration."""
