@@ -62,6 +62,7 @@ def test_a_gpu_leaves_out_what_measures_the_cpu():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:retained classes may have lost")  # hardly trained
 def test_a_gpu_races_the_large_net_too_and_a_cpu_says_that_it_does_not(monkeypatch):
     tiny = PROFILES["smoke"]
     monkeypatch.setattr(whole, "profile_of", lambda sizes: tiny)
