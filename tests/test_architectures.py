@@ -216,7 +216,8 @@ def trained(arch):
 @pytest.mark.parametrize(
     "arch", [pytest.param(arch, marks=pytest.mark.slow if arch in SLOW else ()) for arch in sorted(ARCHITECTURES)]
 )
-def test_the_method_runs_on_every_architecture_and_moves_nothing_it_must_not(arch):
+def test_the_method_runs_on_every_architecture_and_moves_nothing_it_must_not(arch, monkeypatch):
+    monkeypatch.setattr("zspag.calibration.verdict.RUINOUS", float("inf"))  # untrained nets
     net, seen = trained(arch), []
     changing = [m for m in net.modules() if isinstance(m, nn.Dropout | nn.BatchNorm2d | nn.MultiheadAttention)]
     changing[0].eval()
