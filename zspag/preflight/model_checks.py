@@ -69,8 +69,9 @@ def check_unbounded(logits: Tensor) -> None:
         ValueError: If every number lies between 0 and 1.
     """
     if bool((logits >= 0).all()) and bool((logits <= 1).all()):
-        rows = "each row adds up to 1" if bool(((logits.sum(1) - 1).abs() < 1e-4).all()) else "all lie between 0 and 1"
-        end = "softmax" if "adds" in rows else "sigmoid"
+        rows, end = "all lie between 0 and 1", "sigmoid"
+        if bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
+            rows, end = "each row adds up to 1", "softmax"
         raise ValueError(f"the model returns probabilities ({rows}), not logits: take the {end} off its end")
 
 
