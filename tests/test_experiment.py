@@ -159,7 +159,7 @@ def test_every_method_has_a_title():
 
 @pytest.mark.parametrize(("method", "where"), [("zs_pag", "high"), ("head_only", "middle"), ("delete", "low")])
 def test_whole_ladder_runs_every_rate_of_the_methods_own_ladder(method, where):
-    update = whole_ladder(PROFILE, method).update
+    update = whole_ladder(PROFILE, method, 3).update
     assert (update.lr, update.ladder, update.whole_ladder) == (None, getattr(PROFILE.ladders, where), True)
     assert replace(update, ladder=PROFILE.unlearn.update.ladder, whole_ladder=False) == PROFILE.unlearn.update
 

@@ -33,6 +33,10 @@ def place(tmp_path):
     return tmp_path, os.environ | chosen
 
 
+class Unanswered(RuntimeError):
+    """The browser did not do what it was told: a page that is being loaded has nothing to evaluate a script in."""
+
+
 class Tab:
     """One page of a browser, through its debugging protocol."""
 
@@ -45,6 +49,8 @@ class Tab:
         while True:
             answer = json.loads(await self.connection.read_message())
             if answer.get("id") == self.sent:
+                if "error" in answer:
+                    raise Unanswered(answer["error"]["message"])
                 return answer["result"]
 
     async def close(self):
@@ -58,11 +64,16 @@ class Tab:
         return found["result"].get("value")
 
     async def until(self, script):
+        last = "it was asked nothing"
         for _ in range(4 * PATIENCE):
-            if await self.value(script):
+            try:
+                last = await self.value(script)
+            except Unanswered as error:  # the page was exchanged for another while it was asked
+                last = error
+            if last and not isinstance(last, Unanswered):
                 return
             await asyncio.sleep(0.25)
-        raise TimeoutError(f"the page never came to {script}")
+        raise TimeoutError(f"the page never came to {script}: {last}")
 
 
 def line_with(stream, word):

@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_profile(one)
     add = one.add_argument
     add("--methods", help="methods, comma-separated (default: all; zspag methods lists them)")
-    add("--rates", help="learning rates of every method, comma-separated (default: the profile's ladders)")
+    add("--rates", help="learning rates of every method, comma-separated, or the file of a sweep whose rates are taken")
     add("--no-retrained", action="store_true", help="train no retrained models; comparisons with them stay empty")
     add("--scheduler", metavar="ADDRESS", help="dask scheduler of a running cluster (default: start workers)")
 
@@ -284,9 +284,13 @@ def _run(chosen: argparse.Namespace) -> int:
 def _sweep(chosen: argparse.Namespace) -> int:
     from zspag.lab import sweep
     from zspag.lab.methods import METHODS
+    from zspag.report.files import repository_root
 
     profile = replace(_profile(chosen), retrained=not chosen.no_retrained)
-    if chosen.rates is not None:
+    if chosen.rates is not None and chosen.rates.endswith(".json"):
+        file, root = Path(chosen.rates).resolve(), repository_root().resolve()
+        profile = replace(profile, rates_of=str(file.relative_to(root) if file.is_relative_to(root) else file))
+    elif chosen.rates is not None:
         rates = _each_once("--rates", _decimals("--rates", chosen.rates))
         profile = replace(profile, ladders=Ladders(low=rates, middle=rates, high=rates))
     methods = tuple(METHODS) if chosen.methods is None else _each_once("--methods", chosen.methods.split(","))

@@ -111,6 +111,7 @@ class Profile:
     train: TrainConfig
     unlearn: UnlearnConfig = UnlearnConfig()  # configuration of ZS-PAG
     ladders: Ladders = LADDERS  # learning rates a method is run at
+    rates_of: str | None = None  # a recorded sweep, below the root: what it took per method and class is run alone
     methods: tuple[str, ...] = _CORE  # names known to ``zspag.lab.methods``
     forget_samples: int | None = None  # forget images of a class handed to a method; None: all of its training images
     retain_samples: int | None = None  # images of every retained class handed to an oracle alone; None: all

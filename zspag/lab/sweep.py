@@ -38,13 +38,18 @@ def sweep(profile: Profile, methods: Sequence[str], *, record: bool, scheduler: 
         scheduler: Address of a dask scheduler; None starts workers on this machine.
 
     Yields:
-        Lines for the reader: safe rates per method, then the files.
+        Lines for the reader: safe rates per method (accuracies, where each has one rate), then the files.
     """
     started = time.time()
     with cluster.spread_over(scheduler, workers=profile.workers, threads_each=profile.threads) as spread:
         frame = experiment.compute_grid(profile, methods, spread=spread)
     for name in methods:
-        yield f"{experiment.TITLES[name]}: safe rates {tables.window_text(frame, name)}"
+        found = f"safe rates {tables.window_text(frame, name)}"
+        if profile.rates_of is not None:
+            own = tables.by_rule(frame[frame["method"] == name])
+            forget, lost = (100 * own[column].mean() for column in ("acc_forget", "over_unlearning"))
+            found = f"forget accuracy {forget:.2f} %, {lost:+.2f} points lost"
+        yield f"{experiment.TITLES[name]}: {found}"
     name = f"sweep_{experiment.case_name(profile)}"
     data = experiment.data_of(profile)
     made_by = experiment.made_now(profile, seed=profile.seeds[0], started=started)
@@ -100,24 +105,32 @@ def _result(
     made: dict[str, Any],
     made_by: dict[str, Any],
 ) -> Result:
-    """Return a result file: the curves, what the safe windows are worth, and every row, from which tables are made."""
+    """Return a result file: the curves, what the safe windows are worth, and every row, from which tables are made.
+
+    One rate of every method makes no curve and no window: then every class is a mark, one panel per original.
+    """
     best = tables.in_hindsight(frame)
     noise = experiment.retraining_noise(profile) if profile.retrained and len(profile.seeds) > 1 else pd.DataFrame()
     # Recorded models were trained elsewhere: their time says nothing about this machine.
     timed = "zs_pag" in methods and profile.retrained and not profile.recorded_models
     seconds = experiment.stage_seconds(profile, frame) if timed else {}
-    factors = {f"safe window {method}": tables.window(tables.safe_rates(frame, method)) for method in methods}
     drift = {f"drift in hindsight {method}": tables.over_classes(best, "drift")[method]["mean"] for method in methods}
+    if profile.rates_of is None:
+        caption, draw, panels = "Forget accuracy, over-unlearning and drift over the learning rate", "curves", _panels
+        numbers = {f"safe window {name}": tables.window(tables.safe_rates(frame, name)) for name in methods} | drift
+    else:
+        caption, draw, panels = "Every method at the rates taken on another original", "scatter", _marks
+        lost = tables.over_classes(tables.by_rule(frame), "over_unlearning")
+        numbers = {f"points lost {name}": 100 * lost[name]["mean"] for name in methods} | drift
     data = experiment.data_of(profile)
     finite = frame.replace([math.inf, -math.inf], math.nan)  # what diverged has no number in a file
     return Result(
         name=name,
         profile=profile.name,
-        draw="curves",
-        caption="Forget accuracy, over-unlearning and drift over the learning rate"
-        + (f", judged on the {profile.test_half} half of the test set." if profile.test_half else "."),
-        numbers={name: [value, None] for name, value in (factors | drift).items()},
-        data=_panels(frame, methods),
+        draw=draw,
+        caption=caption + (f", judged on the {profile.test_half} half of the test set." if profile.test_half else "."),
+        numbers={name: [value, None] for name, value in numbers.items()},
+        data=panels(frame, methods),
         measurements={
             "noise": noise.to_dict("records"),
             "seconds": seconds,
@@ -139,3 +152,21 @@ def _panels(frame: pd.DataFrame, methods: Sequence[str]) -> dict[str, Any]:
     parts = [others[start : start + ROW] for start in range(0, max(1, len(others)), ROW)]
     rows = [tables.ladder_panels(frame, [first, *part], experiment.TITLES) for part in parts]
     return rows[0] | {"panels": [panel for row in rows for panel in row["panels"]]}
+
+
+def _marks(frame: pd.DataFrame, methods: Sequence[str]) -> dict[str, Any]:
+    """Return one panel per original: forget accuracy over points lost, a mark per class and method."""
+    panels = []
+    for seed, own in frame.groupby("seed"):
+        of = {name: rows for name, rows in own.groupby("method")}
+        series = {
+            experiment.TITLES[name]: {
+                "x": (100 * of[name]["over_unlearning"]).tolist(),
+                "y": (100 * of[name]["acc_forget"]).tolist(),
+            }
+            for name in methods
+        }
+        panel = {"series": series, "title": f"original of seed {seed}", "dot": 30}
+        axes = {"xlabel": "retained points lost", "ylabel": "forget accuracy on test images (%)"}
+        panels.append(panel | axes | {"lines": {"1 %": 1}})
+    return {"panels": panels, "columns": min(2, len(panels)), "size": [5.6, 4.2]}

@@ -31,6 +31,7 @@ OPTIONS = (  # of `zspag run` and `zspag sweep`
     "recorded_models",
     "test_half",
     "retrained",
+    "rates_of",
 )
 NO_NETS = ("building", "layers", "user_files", "weights")  # of zspag.lab.models: what all architectures share
 NAMED = 4  # differences of one kind that are listed

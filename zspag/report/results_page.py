@@ -277,7 +277,9 @@ def command_of(kind: str, found: Result) -> str:
         options += [f"--methods {','.join(methods)}"] * bool(methods)
         options += ["--no-retrained"] * (config.get("retrained") is False)
         ladders = config.get("ladders", {})
-        if ladders and any(list_of(base["ladders"][name]) != list_of(rates) for name, rates in ladders.items()):
+        if config.get("rates_of"):
+            options.append(f"--rates {shlex.quote(config['rates_of'])}")
+        elif ladders and any(list_of(base["ladders"][name]) != list_of(rates) for name, rates in ladders.items()):
             # one ladder for all methods
             options.append(f"--rates {','.join(f'{rate:g}' for rate in ladders['high'])}")
     options += ["--recorded-models"] * bool(config.get("recorded_models"))

@@ -67,6 +67,7 @@ def case_name(profile: Profile) -> str:
     if profile.name in PROFILES:  # of the pair: a net that is handed the whole class by its recipe is not cut down
         usual = for_pair(PROFILES[profile.name], dataset=profile.dataset, arch=profile.arch).forget_samples
     name += "" if profile.forget_samples == usual else f"_{profile.forget_samples or 'all'}-forget-images"
+    name += "" if profile.rates_of is None else "_fixed-rates"
     return name.replace(" ", "").replace("/", "-")  # Fashion-MNIST has a class "T-shirt/top"
 
 

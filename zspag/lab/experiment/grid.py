@@ -37,7 +37,7 @@ from zspag.lab.methods import FAMILIES, METHODS, Problem
 from zspag.profiles import Profile
 from zspag.projected_sgd import RateSearch
 from zspag.proxy_statistics import ProxyStatistics
-from zspag.report import provenance
+from zspag.report import provenance, results
 from zspag.report.files import repository_root
 from zspag.runtime import generator_for, pick_device, pool_map
 
@@ -229,11 +229,42 @@ def restored(original: nn.Module, changed: nn.Module, references: References) ->
     return accuracy(logits_under_head(original, changed, images, head), labels)
 
 
-def whole_ladder(profile: Profile, method: str) -> UnlearnConfig:
-    """Return the profile's configuration with every rate of a method's ladder run, as trade-off curves need."""
-    rates = getattr(profile.ladders, METHODS[method].ladder)
-    update = replace(profile.unlearn.update, lr=None, ladder=rates, whole_ladder=True)
-    return replace(profile.unlearn, update=update)
+@lru_cache(maxsize=1)
+def _taken_rates(path: Path) -> dict[tuple[str, int], float]:
+    """Return, per method and class, the rate that the forget-only rule took in a recorded sweep, on its first original.
+
+    Raises:
+        ValueError: If there is no such file, or it holds no sweep.
+    """
+    if not path.is_file():
+        raise ValueError(f"no recorded sweep {path}: zspag sweep --record writes one")
+    rows = results.read(path).measurements.get("rows")
+    if not isinstance(rows, dict) or "chosen" not in rows:
+        raise ValueError(f"{path} holds no rates: name a file that zspag sweep wrote")
+    frame = pd.DataFrame(rows)
+    taken = frame[frame["chosen"].eq(True) & frame["seed"].eq(frame["seed"].iloc[0])]
+    return {(row.method, row.forget): row.lr for row in taken.itertuples()}
+
+
+def whole_ladder(profile: Profile, method: str, forget: int) -> UnlearnConfig:
+    """Return the profile's configuration with every rate of a method's ladder run, as trade-off curves need.
+
+    With ``rates_of`` the ladder is the one rate that was taken there for this method and class.
+
+    Raises:
+        ValueError: If nothing was recorded there of the method and class.
+    """
+    if profile.rates_of is None:
+        ladder = getattr(profile.ladders, METHODS[method].ladder)
+        return replace(
+            profile.unlearn, update=replace(profile.unlearn.update, lr=None, ladder=ladder, whole_ladder=True)
+        )
+    taken = _taken_rates(repository_root() / profile.rates_of)
+    if (method, forget) not in taken:
+        there = ", ".join(sorted({name for name, known in taken if known == forget})) or "no method"
+        raise ValueError(f"{profile.rates_of} has no rate of {method} for class {forget}; of it there is {there}")
+    rate = taken[method, forget]
+    return replace(profile.unlearn, update=replace(profile.unlearn.update, lr=rate, ladder=(rate,)))
 
 
 def run_method(
@@ -251,7 +282,7 @@ def run_method(
     Raises:
         RetainDataRead: If a forget-only method read anything but its forget set.
     """
-    method, guard, config = METHODS[name], guard_of(case), whole_ladder(case.profile, name)
+    method, guard, config = METHODS[name], guard_of(case), whole_ladder(case.profile, name, case.forget)
     images, labels = forget_set(case, guard)
     classes = data_of(case.profile).num_classes
     generator = generator_for(case.seed, "method")  # the same stream for all: methods differ, luck does not
@@ -299,7 +330,7 @@ def rows_path(case: Case, name: str, code: Sequence[str] = ()) -> Path:
     key = training_key(profile, case.seed, None) | {
         "forget": case.forget,
         "forget_samples": profile.forget_samples,
-        "config": to_dict(profile.unlearn if method is None else whole_ladder(profile, name)),
+        "config": to_dict(profile.unlearn if method is None else whole_ladder(profile, name, case.forget)),
         "method": name,
         "recorded_models": profile.recorded_models,
         "test_half": profile.test_half,
