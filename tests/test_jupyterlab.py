@@ -33,7 +33,7 @@ def place(tmp_path):
     return tmp_path, os.environ | chosen
 
 
-class Unanswered(RuntimeError):
+class UnansweredError(RuntimeError):
     """The browser did not do what it was told: a page that is being loaded has nothing to evaluate a script in."""
 
 
@@ -50,7 +50,7 @@ class Tab:
             answer = json.loads(await self.connection.read_message())
             if answer.get("id") == self.sent:
                 if "error" in answer:
-                    raise Unanswered(answer["error"]["message"])
+                    raise UnansweredError(answer["error"]["message"])
                 return answer["result"]
 
     async def close(self):
@@ -68,9 +68,9 @@ class Tab:
         for _ in range(4 * PATIENCE):
             try:
                 last = await self.value(script)
-            except Unanswered as error:  # the page was exchanged for another while it was asked
+            except UnansweredError as error:  # the page was exchanged for another while it was asked
                 last = error
-            if last and not isinstance(last, Unanswered):
+            if last and not isinstance(last, UnansweredError):
                 return
             await asyncio.sleep(0.25)
         raise TimeoutError(f"the page never came to {script}: {last}")

@@ -20,7 +20,7 @@ from zspag.lab import audit, experiment, runs, sweep, unlearn_files
 from zspag.lab.methods import METHODS
 from zspag.profiles import PROFILES, FolderConfig, Ladders
 from zspag.report import provenance
-from zspag.report.files import write_json
+from zspag.report.files import repository_root, write_json
 
 COMMANDS = ("reproduce", "run", "sweep", "audit", "unlearn", "methods", "claims", "data", "env", "provenance")
 DIGITS = PROFILES["digits"]
@@ -175,6 +175,9 @@ def test_sweep_takes_all_methods_or_those_asked_for_rates_of_its_own_and_no_retr
     ladders = Ladders(low=(1.0, 3.5), middle=(1.0, 3.5), high=(1.0, 3.5))
     expected = replace(DIGITS, ladders=ladders, retrained=False)
     assert started[-1] == (expected, ("zs_pag", "delete"), {"record": False, "scheduler": "tcp://host:8786"})
+    recorded = repository_root() / "results" / "digits" / "sweep.json"
+    assert main(["sweep", "--profile", "digits", "--rates", str(recorded)]) == 0
+    assert started[-1][0] == replace(DIGITS, rates_of="results/digits/sweep.json")  # the record names no machine's path
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,58 @@ def test_sweep_from_recorded_models_trains_nothing(finished, tmp_path, monkeypat
     assert after == before
 
 
+def test_rates_of_a_sweep_are_run_once_on_another_original(again, monkeypatch, tmp_path):
+    list(sweep.sweep(PROFILE, NAMES, record=True))
+    first = rows_of(result_of(again))
+    profile = replace(PROFILE, seeds=(1,), retrained=False, rates_of=f"results/tiny/{FILE}")
+    lines = list(sweep.sweep(profile, NAMES, record=True))
+    assert all("points lost" in line for line in lines[:2])
+    result = files.read_json(again / "results/tiny/sweep_digits_digits_3_fixed-rates.json")
+    own = {row["method"]: row for row in rows_of(result) if row["method"] in NAMES}
+    assert {name: row["lr"] for name, row in own.items()} == {
+        row["method"]: row["lr"] for row in first if row["chosen"] is True
+    }
+    (panel,) = result["data"]["panels"]
+    assert panel["series"]["DELETE"]["y"] == pytest.approx([100 * own["delete"]["acc_forget"]])
+    assert result["numbers"]["points lost delete"][0] == pytest.approx(100 * own["delete"]["over_unlearning"], rel=1e-5)
+    shown = recorded_tables.originals(again / "results")
+    assert "| DELETE | " in shown
+    assert "seed 0: forget %" in shown
+    assert "seed 1: points lost" in shown
+    assert "Over 2 originals the mean loss of " in shown
+    assert "fixed-rates" not in recorded_tables.sweeps(again / "results")  # one rate has no window to compare
+
+
+@pytest.mark.parametrize(
+    ("content", "method", "message"),
+    [
+        (None, "delete", r"no recorded sweep .*rates.json: zspag sweep --record writes one"),
+        ({}, "delete", r"rates.json holds no rates: name a file that zspag sweep wrote"),
+        ({"chosen": [True, True], "seed": [0, 0], "method": ["jit", "jit"], "forget": [3, 4], "lr": [1.0, 2.0]},
+         "delete", r"rates.json has no rate of delete for class 3; of it there is jit"),
+    ],
+)  # fmt: skip
+def test_rates_that_are_not_there_are_refused_before_any_work(again, monkeypatch, content, method, message):
+    monkeypatch.setattr(experiment.grid, "run_method", None)
+    if content is not None:
+        written = result_of(again, "runs/tiny/results")
+        written["measurements"]["rows"] = content or [{"of": "a run"}]
+        files.write_json(again / "rates.json", written)
+    with pytest.raises(ValueError, match=message):
+        list(sweep.sweep(replace(PROFILE, rates_of="rates.json", seeds=(5,)), (method,), record=False))
+
+
+def test_methods_that_lose_another_amount_elsewhere_are_named():
+    rows = [("calm", 0, 0.010), ("calm", 1, 0.014), ("wild", 0, 0.01), ("wild", 1, 0.03)]
+    shown = recorded_tables.pd.DataFrame(rows, columns=["method", "seed", "over_unlearning"])
+    said = recorded_tables._moved(shown, {"calm": "Calm", "wild": "Wild"})
+    assert (
+        said == "Over 2 originals the mean loss of 1 of 2 methods stays within 0.5 points; it does not for Wild (2.00)."
+    )
+    alike = recorded_tables._moved(shown[shown["method"] == "calm"], {"calm": "Calm"})
+    assert alike.endswith("1 of 1 methods stays within 0.5 points.")
+
+
 def test_a_recorded_sweep_grows_by_the_methods_that_are_swept_later(grown, finished, monkeypatch):
     first = result_of(grown)
     monkeypatch.setattr(provenance, "git", lambda *arguments: "another" if arguments[0] == "rev-parse" else "")

@@ -146,6 +146,38 @@ def sweeps(folder: Path) -> str:
     return "\n\n".join(filter(None, parts)) + "\n" if parts else NOT_YET
 
 
+def originals(folder: Path) -> str:
+    """Return what methods do to other originals at the rates that were taken on the first, and where that differs."""
+    parts = []
+    for path in sorted(folder.glob("*/sweep_*.json")):
+        again = results.read(path)
+        if not (source := again.config.get("rates_of")):
+            continue
+        titles, rows = again.measurements["titles"], pd.DataFrame(again.measurements["rows"])
+        first = pd.DataFrame(results.read(folder.parent / source).measurements["rows"])
+        first = first[first["method"].isin(rows["method"]) & first["forget"].isin(rows["forget"])]
+        first = first[first["seed"] == first["seed"].iloc[0]]
+        shown = tables.by_rule(pd.concat([first, rows]))
+        shown = shown[shown["method"] != "retrained"]
+        parts += [
+            _title(again, rows["seed"].nunique(), path),
+            tables.markdown(tables.originals_table(shown, titles)),
+            _moved(shown, titles),
+        ]
+    return "\n\n".join(parts) + "\n" if parts else NOT_YET
+
+
+def _moved(shown: pd.DataFrame, titles: Mapping[str, str]) -> str:
+    """Say which methods lose another amount on another original, by more than makes a rate unsafe."""
+    lost = shown[~shown["method"].isin(tables.REFERENCES)].pivot_table("over_unlearning", "method", "seed", sort=False)
+    ranges = 100 * (lost.max(axis=1) - lost.min(axis=1))
+    most = 100 * tables.SAFE_RETAIN
+    moved = [f"{titles[str(name)]} ({gap:.2f})" for name, gap in ranges.items() if gap > most]
+    kept = f"{len(ranges) - len(moved)} of {len(ranges)} methods"
+    said = f"Over {lost.shape[1]} originals the mean loss of {kept} stays within {most:g} points"
+    return f"{said}; it does not for {', '.join(moved)}." if moved else f"{said}."
+
+
 def _folded(summary: str, text: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
 

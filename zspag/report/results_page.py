@@ -102,6 +102,12 @@ measured from it, and it has no rate to choose. Edits of the last layer alone le
 these numbers reward; the audits below show what that is worth.
 
 {{ sweeps }}
+## Other originals, the same rates
+
+The rate that the forget-only rule took for each class on the first original, run once on others (`zspag sweep --rates
+FILE`), means over classes.
+
+{{ originals }}
 ## Labels (claim C3)
 
 Every formula minus soft labels, paired by class and original, with its interval over classes and the share of pairs
@@ -187,7 +193,7 @@ def render(root: Path) -> str:
 
 def render_tables(root: Path) -> str:
     """Return the page of tables from what lies in ``root / results``."""
-    parts = ("older", "headline", "runs", "sweeps", "c3", "audits")
+    parts = ("older", "headline", "runs", "sweeps", "originals", "c3", "audits")
     told = {name: getattr(recorded_tables, name)(root / "results") for name in parts}
     return filled(TABLES, **told)
 

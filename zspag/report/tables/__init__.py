@@ -9,6 +9,7 @@ from zspag.report.tables.answers import (
     every_table,
     forgetting_table,
     main_table,
+    originals_table,
     prediction_table,
     preparation,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "main_table",
     "markdown",
     "nats",
+    "originals_table",
     "over_classes",
     "paired",
     "prediction_table",

@@ -61,6 +61,22 @@ def forgetting_table(rows: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFr
     return spread_table(rows, titles, columns, factor=100, digits=2)
 
 
+def originals_table(rows: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """Answer: does a method do to other originals what it did to the one whose rates it was given?
+
+    Args:
+        rows: As in ``forgetting_table``, of several originals, each told by its seed.
+        titles: Readable names of the methods.
+    """
+    methods = list(dict.fromkeys(rows["method"]))
+    cells = {}
+    for seed, own in rows.groupby("seed"):
+        for name, text in (("acc_forget", "forget %"), ("over_unlearning", "points lost")):
+            means = over_classes(own, name)
+            cells[f"seed {seed}: {text}"] = [percent(means[method]) for method in methods]
+    return pd.DataFrame(cells, index=lines_of(methods, titles))
+
+
 def distance_table(rows: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
     """Answer: how far from the retrained model, in accuracy? Arguments and cells as in ``forgetting_table``.
 
