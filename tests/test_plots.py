@@ -140,6 +140,8 @@ def test_footer_names_profile_data_and_commit_and_says_what_is_a_demonstration()
     shown["provenance"]["commit"], measured["provenance"]["commit"] = "0123456789abcdef", None
     assert footer(plots.draw(shown)) == "digits: a demonstration · digits · zspag 0123456"
     assert footer(plots.draw(measured)) == "profile cpu · digits · zspag"
+    shown["data"]["of"] = "recorded: cifar10"  # a notebook on digits shows a record of photographs
+    assert footer(plots.draw(shown)) == "recorded: cifar10 · zspag 0123456"
 
 
 def test_known_name_has_its_colour_whatever_stands_beside_it():

@@ -176,6 +176,11 @@ BAD = {
     "16 bit": (FLOATS * 65535, LABELS, r"got \[0, 6.554e\+04\]: divide them by"),
     "-1 to 1": (FLOATS * 2 - 1, LABELS, r"got \[-1, 1\]: .*Normalize\(mean, std\) in front"),
     "high": (spoiled(3.5), LABELS, r"got \[0, 3.5\]: pass unnormalized"),
+    "0 to 16": (
+        (16 * FLOATS).round(),
+        LABELS,
+        r"got \[0, 16\]: divide them by the largest value that a pixel can have",
+    ),
     "nan": (spoiled(math.nan), LABELS, r"forget_images\[4\] holds NaN"),
     "infinity in a loader": (loader(lambda i: (spoiled(math.inf, 7)[i], 3)), None, r"forget_images\[7\] holds NaN"),
     "channels last": (LAST, LABELS, r"\(9, 8, 10, 3\) have their channels last: .*permute\(0, 3, 1, 2\)"),

@@ -98,7 +98,8 @@ def forget_set(
     low, high = found.min().item(), found.max().item()
     if low < -ROUNDING or high > 1 + ROUNDING:
         remedy = "pass unnormalized images and put Normalize(mean, std) in front of the model"
-        if low >= 0 and high > BYTES:
+        counts = bool((found == found.round()).all())  # normalized pixels are not whole numbers, nor all positive
+        if low >= 0 and (high > BYTES or counts):
             remedy = "divide them by the largest value that a pixel can have (255 for bytes)"
         raise ValueError(f"forget_images must lie in [0, 1], got [{low:.4g}, {high:.4g}]: {remedy}")
     if high <= DARK:

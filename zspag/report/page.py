@@ -99,6 +99,7 @@ class Page:
         frames: "Frames",
         *,
         alt: str,
+        of: str | None = None,
         measurements: Mapping[str, Any] | None = None,
         numbers: Mapping[str, tuple[Any, float | str | None]] | None = None,
         seed: int | None = None,
@@ -112,6 +113,7 @@ class Page:
                 label_lines, so that the recorded numbers can be drawn again without running the notebook.
             frames: What is drawn, one observation per row; or several frames by name.
             alt: What is seen and what it says, in one or two sentences, for those who cannot see it.
+            of: What data are shown, where they are not those of the profile but of a record; the footer says it.
             measurements: What claims and tables read, by key.
             numbers: Headline numbers as ``{name: (value, tolerance)}``; see ``Result``.
                 A tolerance of None marks a number that differs from run to run, such as a time.
@@ -131,7 +133,8 @@ class Page:
             raise ValueError(f"figure {name} needs an alt text of {_SHORTEST_ALT} words or more, got {alt!r}")
         if foreign := tidy.foreign_names(draw):
             raise ValueError(f"{draw.__name__} uses {', '.join(foreign)} of the notebook: put it into the frame")
-        shown = {"draw": draw.__name__, "data": {"frames": tidy.to_json(frames)}, "caption": alt}
+        data = {"frames": tidy.to_json(frames)} | ({} if of is None else {"of": of})
+        shown = {"draw": draw.__name__, "data": data, "caption": alt}
         saved = self._save(name, shown, measurements or {}, numbers=numbers, seed=seed)
         target = self._root / "figures" / self.profile.name / f"{name}.png"
         content = files.read_json(saved)

@@ -129,7 +129,8 @@ def _footer(result: dict[str, Any]) -> str:
     if config.get("trial"):
         kind = f"{result['profile']}: a trial run, its numbers mean nothing"
     commit = result["provenance"].get("commit")
-    parts = (kind, config.get("dataset"), f"zspag {commit[:7]}" if commit else "zspag")
+    made_of = (result["data"]["of"],) if "of" in result["data"] else (kind, config.get("dataset"))
+    parts = (*made_of, f"zspag {commit[:7]}" if commit else "zspag")
     return " · ".join(part for part in parts if part)
 
 
