@@ -449,6 +449,21 @@ def _share(own: pd.DataFrame, probe: str) -> str:
     return f"{round(100 * shares.mean()) + 0:d} (n={len(shares)})" if len(shares) else "no gap"
 
 
+def figures(root: Path) -> list[str]:
+    """Return the figure of the largest recorded audit of features, all its networks and probes, if there is one."""
+    drawn = [path for path in sorted(root.glob("cpu/features_*.json")) if _figure_of(path).is_file()]
+    if not drawn:
+        return []
+    largest = max(drawn, key=lambda path: len(results.read(path).measurements["class_names"]))
+    place = Path("../..") / _figure_of(largest).relative_to(root.parent)
+    alt = "Share of the gap closed over retained points lost, a panel per probe, a mark per network."
+    return [f"![{alt}]({place.as_posix()})"]
+
+
+def _figure_of(record: Path) -> Path:
+    return record.parents[2] / "figures" / record.parent.name / f"{record.stem}.png"
+
+
 def table() -> Path:
     """Write ``README.md`` from what is recorded."""
     parts = [HEAD]
@@ -470,7 +485,7 @@ def table() -> Path:
         found = files.read_json(path)
         threads_each, commit = found["provenance"]["threads"], (found["provenance"]["commit"] or "unknown")[:7]
         parts += [COST.format(threads=threads_each, epochs=_CPU.train.epochs, commit=commit), costs(found["rows"])]
-    parts += [CASES, cases(folder().parent)]
+    parts += [CASES, *figures(folder().parent), cases(folder().parent)]
     files.write_text(folder() / "README.md", "\n\n".join(parts) + "\n")
     return folder() / "README.md"
 

@@ -96,6 +96,7 @@ def audit(
     linear=(0.8, 0.8, 0.8, 0.8, 0.8),
     mlp=(0.6, 0.6, 0.6, 0.6, 0.6),
     retrained=(0.5, 0.5, 0.5, 0.5, 0.5),
+    answered=0.0,
     restored=0.0,
     lost=0.1,
     seeds=2,
@@ -120,7 +121,8 @@ def audit(
                 known = {"retrained": end + wobble, **dict.fromkeys(methods, 0.9 - shares[index] * (0.9 - end))}
                 found["probes"].append(place | {"probe": probe, "depth": 3, "known": known.get(method, 0.9)})
             back = {"retrained": 0.02 + wobble / 2, **dict.fromkeys(methods, restored)}
-            found["restored"].append(place | {"acc_forget": back.get(method, 0.9)})
+            open_model = {"acc_forget_before": answered if method in methods else 0.0}
+            found["restored"].append(place | open_model | {"acc_forget": back.get(method, 0.9)})
             kept = 0.95 - (lost / 100 if method in methods else 0)
             found["distance"].append(place | {"split": "retain_test", "accuracy": kept})
     frames = {name: pd.DataFrame(rows) for name, rows in found.items() if rows}

@@ -17,8 +17,8 @@ def verdict_of(folder, **options):
 
 
 def found(folder, **options):
-    linear, nonlinear, back, lost = verdict_of(folder, **options).checks
-    return {"linear": linear, "mlp": nonlinear, "back": back, "lost": lost}
+    names = ("linear", "mlp", "answered", "back", "lost")
+    return dict(zip(names, verdict_of(folder, **options).checks, strict=True))
 
 
 def test_the_claim_is_ours_and_says_so(tmp_path):
@@ -32,8 +32,8 @@ def each(value):
 
 def test_what_holds_just_so_is_supported(tmp_path):
     """At the limits themselves: the retrained networks know 2 % with the original's head, and differ by 1 %."""
-    at_the_limit = {"linear": each(0.7), "mlp": each(0.5), "restored": 0.03, "lost": 0.3}
-    assert [check.word for check in verdict_of(tmp_path, **at_the_limit).checks] == ["supported"] * 4
+    at_the_limit = {"linear": each(0.7), "mlp": each(0.5), "answered": 0.02, "restored": 0.03, "lost": 0.3}
+    assert [check.word for check in verdict_of(tmp_path, **at_the_limit).checks] == ["supported"] * 5
 
 
 @pytest.mark.parametrize(
@@ -42,14 +42,15 @@ def test_what_holds_just_so_is_supported(tmp_path):
         ({"linear": each(0.69)}, 0, "contradicted"),
         ({"linear": (0.3, 0.5, 0.8, 0.9, 1.0)}, 0, "undecided"),  # 70 % on average, and anywhere
         ({"mlp": each(0.49)}, 1, "contradicted"),
-        ({"restored": 0.031}, 2, "contradicted"),
-        ({"lost": 0.31}, 3, "contradicted"),
+        ({"answered": 0.021}, 2, "contradicted"),
+        ({"restored": 0.031}, 3, "contradicted"),
+        ({"lost": 0.31}, 4, "contradicted"),
         ({"linear": each(0.0)}, 0, "contradicted"),  # a class that is only silent
     ],
 )
 def test_it_falls_by_each_number_alone(tmp_path, options, place, word):
     one = verdict_of(tmp_path, **options)
-    assert [check.word for check in one.checks] == [word if index == place else "supported" for index in range(4)]
+    assert [check.word for check in one.checks] == [word if index == place else "supported" for index in range(5)]
     assert one.word == word
 
 
@@ -61,7 +62,11 @@ def test_two_classes_decide_nothing_and_are_shown(tmp_path):
     assert one["mlp"].required == "at least 50 %"
     assert one["back"].required == "at most 3.0 % (retrained networks and their spread)"
     assert one["back"].found == "0.0 (0.0 to 0.0) %, retrained 2.0 %"
-    assert (one["lost"].required, one["lost"].found) == ("at most 0.3", "0.10 (0.10 to 0.10)")
+    few = "above that in 0 of 2 classes"
+    assert (one["lost"].required, one["lost"].found) == ("at most 0.3", f"0.10 (0.10 to 0.10); {few}")
+    assert (one["answered"].required, one["answered"].found) == ("at most 2 %", f"0.0 (0.0 to 0.0) %; {few}")
+    dear = found(tmp_path, lost=0.4)["lost"]
+    assert dear.found == "0.40 ± 0.00; above that in 5 of 5 classes"
     assert {check.file for check in one.values()} == {recorded.AUDIT}
     assert {check.word for check in one.values()} == {"undecided"}
 
@@ -82,7 +87,8 @@ def test_what_goes_beyond_retraining_in_one_class_does_not_pay_for_another(tmp_p
 
 
 def test_without_any_gap_the_probes_say_nothing_and_the_head_and_the_loss_are_judged_all_the_same(tmp_path):
-    head, loss = verdict_of(tmp_path, retrained=each(0.89)).checks
+    answered, head, loss = verdict_of(tmp_path, retrained=each(0.89)).checks
+    assert "open model" in answered.subject
     assert "original's head" in head.subject
     assert "accuracy lost" in loss.subject
 
@@ -100,7 +106,7 @@ def test_a_network_that_was_ruined_is_no_removal_whatever_the_others_say(tmp_pat
     one = verdict_of(tmp_path, ruined=[(3, 1)])
     assert one.word == "contradicted"
     assert (one.checks[0].found, one.checks[0].required) == ("1 of 10", "none")
-    assert [check.word for check in one.checks[1:]] == ["supported"] * 4
+    assert [check.word for check in one.checks[1:]] == ["supported"] * 5
     everywhere = verdict_of(tmp_path, linear=(0.8, 0.8), ruined=[(3, 0), (3, 1), (5, 0), (5, 1)])
     assert [(check.word, check.found) for check in everywhere.checks] == [("contradicted", "4 of 4")]
 

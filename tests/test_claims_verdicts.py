@@ -9,6 +9,7 @@ from tests import recorded
 from tests.frames import grid
 from tests.recorded import CLASSES as CASES
 from zspag.profiles import PROFILES
+from zspag.report import results
 from zspag.report.claims import Check, Verdict, judge, lines, table
 from zspag.report.claims.decisions import at_least, at_most, difference, interval, spread_out
 from zspag.report.claims.verdicts import LIMITS, Limits
@@ -89,6 +90,34 @@ def test_every_claim_falls_by_each_single_number_and_no_other_claim_does(folder,
     claim, word, name, spoil = SPOILT[fault]
     recorded.change(folder, name, spoil)
     assert words(folder) == dict.fromkeys(CLAIMS, "supported") | {claim: word}
+
+
+@pytest.mark.parametrize(
+    ("file", "headline", "tolerance", "least", "most", "turns"),
+    [
+        ("03_capture", "capture_of_oracle_proxies", 0.01, 0.94, 1.0, False),
+        ("03_capture", "capture_of_oracle_proxies", None, 0.94, 1.0, True),  # nothing is known of how it varies
+        ("01_first_order", "ratio", "x1.1", 1.0, 1.6, False),
+        ("01_first_order", "ratio", "x1.3", 1.0, 1.6, False),
+    ],
+)
+def test_what_counts_as_reproduced_turns_no_verdict_over(folder, file, headline, tolerance, least, most, turns):
+    claim, factor = {"03_capture": "C1", "01_first_order": "C4"}[file], results.factor_of(tolerance)
+
+    def word(value):
+        recorded.change(folder, file, lambda content: content["numbers"].update({headline: [value, tolerance]}))
+        return words(folder)[claim]
+
+    pairs = set()
+    for value in (least + (most - least) * step / 12 for step in range(13)):
+        end = value * factor if factor else value + (tolerance or 0.01)
+        pairs.add(frozenset([word(value), word(end)]))
+    assert (frozenset(["supported", "contradicted"]) in pairs) == turns
+
+
+def test_times_of_a_card_that_others_used_as_well_are_no_evidence_of_cost(folder):
+    recorded.change(folder, recorded.SWEEP, lambda content: content["provenance"].update(device="cuda"))
+    assert words(folder) == dict.fromkeys(CLAIMS, "supported") | {"C6": "not measured"}
 
 
 def test_a_small_loss_of_retained_accuracy_is_none_although_its_interval_excludes_zero(folder):

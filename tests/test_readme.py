@@ -75,7 +75,15 @@ def test_the_readme_says_which_verdicts_stand_on_older_defaults(tmp_path):
 
 def run(folder, *, config=(), **measured):
     score = {"acc_forget": 0.5, "acc_retain": 0.5, "drift": 0.5}
-    row = {"lr": 1, "seconds": {"total": 1}, "threads": 2, "retain_samples_read": 0, "class_name": "apple", "seed": 0}
+    row = {
+        "lr": 1,
+        "reached": True,
+        "seconds": {"total": 1},
+        "threads": 2,
+        "retain_samples_read": 0,
+        "class_name": "apple",
+        "seed": 0,
+    }
     row["scores"] = dict.fromkeys(("original", "unlearned", "masked", "retrained"), score)
     recorded.write(folder, "run_one", {"rows": [row]} | measured, config=CIFAR | dict(config))
 

@@ -8,8 +8,9 @@ import pytest
 
 from tests import recorded
 from zspag import __main__ as command_line
-from zspag.config import to_dict
-from zspag.profiles import PROFILES
+from zspag.config import from_dict, to_dict
+from zspag.lab.experiment.cases import name_of
+from zspag.profiles import PROFILES, Ladders, Profile, for_pair
 from zspag.report import claims, files, results, results_page
 from zspag.report.results_page import KINDS, command_of, records
 
@@ -53,6 +54,26 @@ def test_the_command_asks_for_what_the_file_holds(path, monkeypatch):
     assert getattr(chosen, "no_retrained", False) == (wanted.get("retrained") is False)
 
 
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem[:60])
+def test_the_command_writes_the_file_that_it_stands_beside(path):
+    """Another command that wrote the same file would overwrite this record with something else."""
+    found = results.read(path)
+    profile = from_dict(Profile, {name: value for name, value in found.config.items() if name != "unlearn"})
+    names = found.measurements.get("class_names") or [row["class_name"] for row in found.measurements["rows"]]
+    kind = path.stem.partition("_")[0]
+    assert path.stem == found.name == f"{kind}_{name_of(profile, list(dict.fromkeys(names)))}"
+
+
+def test_what_measures_something_else_has_another_name():
+    profile = PROFILES["cpu"]
+    rates = Ladders(low=(3.0,), middle=(3.0,), high=(3.0,))
+    others = [{"seeds": (1,)}, {"ladders": rates}, {"rates_of": "a.json"}, {"retrained": False}, {"test_half": "first"}]
+    others += [{"forget_samples": 7}, {"train": replace(profile.train, epochs=1)}]
+    names = {name_of(replace(profile, **change), ["cat"]) for change in [{}, *others]}
+    assert len(names) == 1 + len(others)
+    assert name_of(replace(profile, seeds=(0, 1, 2)), ["cat"]) == name_of(profile, ["cat"])  # more of the same
+
+
 def test_an_option_that_differs_is_named_and_one_that_does_not_is_left_out(tmp_path):
     config = to_dict(replace(PROFILES["digits"], classes=(3, 5), seeds=(0, 1, 2), forget_samples=7))
     recorded.write(tmp_path, "audit_x", {"rows": [], "class_names": ["3", "it's 5"]}, config=config)
@@ -76,11 +97,15 @@ def test_a_page_without_results_is_a_page(tmp_path):
 def test_pairs_show_the_mean_of_what_was_measured_and_how_to_measure_the_rest(tmp_path):
     for folder, arch, scores in (("paper", "vit", [(0.0, 0.001), (0.01, 0.002)]), ("cpu", "alexnet", [(0.5, 0.5)])):
         rows = [{"scores": {"unlearned": {"acc_forget": f, "over_unlearning": o}}} for f, o in scores]
-        recorded.write(tmp_path / folder, "run_one", {"rows": rows}, config={"dataset": "cifar10", "arch": arch})
+        config = to_dict(replace(for_pair(PROFILES[folder], arch=arch), classes=(3,)))
+        recorded.write(tmp_path / folder, "run_one", {"rows": rows, "class_names": ["cat"]}, config=config)
     hours = [{"machine": "a processor", "data": "cifar10", "net": "vit", "hours": 1234.5}]
     found = {one.name: one for one in results_page.pairs(tmp_path, ["a processor"], hours)}
     assert len(found) == 16
     assert (found["cifar10 x vit"].found, found["cifar10 x vit"].hours) == ("0.5, +0.15 (n = 2)", ("1,234",))
+    assert (
+        found["cifar10 x vit"].command == "zspag run --profile paper --arch vit --classes cat --record"
+    )  # what made it
     # Another profile than "paper" says nothing about the paper's pairs.
     assert sum(one.found == "not measured" for one in found.values()) == 15
     assert found["svhn x vgg16"].command == "zspag run --profile paper --dataset svhn --arch vgg16 --record"

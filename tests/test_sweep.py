@@ -142,7 +142,7 @@ def test_rates_of_a_sweep_are_run_once_on_another_original(again, monkeypatch, t
     profile = replace(PROFILE, seeds=(1,), retrained=False, rates_of=f"results/tiny/{FILE}")
     lines = list(sweep.sweep(profile, NAMES, record=True))
     assert all("points lost" in line for line in lines[:2])
-    result = files.read_json(again / "results/tiny/sweep_digits_digits_3_fixed-rates.json")
+    result = files.read_json(again / "results/tiny/sweep_digits_digits_3_seeds-1_fixed-rates_no-retrained.json")
     own = {row["method"]: row for row in rows_of(result) if row["method"] in NAMES}
     assert {name: row["lr"] for name, row in own.items()} == {
         row["method"]: row["lr"] for row in first if row["chosen"] is True
@@ -222,7 +222,7 @@ def test_a_recorded_sweep_of_another_configuration_or_of_other_data_is_replaced(
 def test_a_sweep_of_a_half_says_so_in_name_caption_and_rows_and_leaves_the_whole_alone(again, finished, monkeypatch):
     monkeypatch.setattr(experiment.cases, "train", None)
     lines = list(sweep.sweep(replace(PROFILE, test_half="second", retrained=False), ("delete",), record=True))
-    name = "sweep_digits_digits_3_second-half"
+    name = "sweep_digits_digits_3_second-half_no-retrained"
     assert f"wrote {again}/results/tiny/{name}.json" in lines
     half, whole = files.read_json(again / "results" / "tiny" / f"{name}.json"), result_of(finished[0])
     assert half["caption"].endswith("judged on the second half of the test set.")

@@ -1,6 +1,8 @@
 """Tables say what the rows say: means, intervals and picks by hand or by scipy."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -50,7 +52,9 @@ def test_class_with_more_seeds_weighs_no_more():
 
 def test_one_class_has_no_spread_to_report():
     answer = over_classes(pd.DataFrame(rows("a", {4: (0.2, 0.6)})), "acc_retain")["a"]
-    assert answer == {"mean": pytest.approx(0.4), "half": 0.0, "sd": 0.0, "classes": 1}
+    assert answer == {"mean": pytest.approx(0.4), "half": 0.0, "sd": 0.0, "classes": 1} | dict.fromkeys(
+        ("low", "high"), pytest.approx(0.4)
+    )
 
 
 @pytest.mark.parametrize("count", [2, 10, 100])
@@ -117,16 +121,20 @@ def test_hindsight_picks_case_by_case_and_keeps_the_references():
 def test_curve_gives_mean_and_interval_at_every_rate():
     frame = pd.DataFrame(
         references()
-        + grid("a", {0.1: (0.4, 0, 0), 0.3: (0.1, 0, 0)}, classes=(3,))
-        + grid("a", {0.1: (0.8, 0, 0), 0.3: (0.1, 0, 0)}, classes=(5,))
+        + grid("a", {0.1: (0.4, 0, 0.1), 0.3: (0.1, 0, 0)}, classes=(3,))
+        + grid("a", {0.1: (0.8, 0, 0.3), 0.3: (0.1, 0, 0)}, classes=(5,))
         + grid("b", {0.1: (1.0, 0, 0)})
     )
-    points = curve(frame, "a", "acc_forget")
+    points, forget = curve(frame, "a", "drift"), curve(frame, "a", "acc_forget")
+    assert points["x"] == forget["x"] == [0.1, 0.3]
+    assert forget["y"] == pytest.approx([0.6, 0.1])
     half = stats.t.ppf(0.975, 1) * np.std([0.4, 0.8], ddof=1) / math.sqrt(2)
-    assert points["x"] == [0.1, 0.3]
-    assert points["y"] == pytest.approx([0.6, 0.1])
-    assert points["low"] == pytest.approx([0.6 - half, 0.1])
-    assert points["high"] == pytest.approx([0.6 + half, 0.1])
+    assert half > 0.6  # an accuracy below 0 or above 1 there is not
+    assert forget["low"] == pytest.approx([0.0, 0.1])
+    assert forget["high"] == pytest.approx([1.0, 0.1])
+    half = stats.t.ppf(0.975, 1) * np.std([0.1, 0.3], ddof=1) / math.sqrt(2)
+    assert points["low"] == pytest.approx([0.2 - half, 0.0])
+    assert points["high"] == pytest.approx([0.2 + half, 0.0])
 
 
 FORGETS, SAFE, HARMS = (0.5, 0.0, 0), (0.01, 0.005, 0), (0.0, 0.006, 0)
@@ -284,6 +292,26 @@ def test_forgetting_table_gives_mean_interval_and_deviation(whole):
     assert list(table.index) == ["original", "masked", "retrained", "ZS-PAG", "oracle"]
     assert spread(FIVE, factor=100, digits=2) == "90.60 ± 12.71 (1.41)"
     assert (percent(FIVE), percent(FIVE | {"classes": 4})) == ("90.60 ± 12.71", "90.60")
+    cut = FIVE | {"low": 0.7789, "high": 1.0}
+    assert (percent(cut), percent(cut | {"classes": 4})) == ("90.60 (77.89 to 100.00)", "90.60")
+    assert spread(cut, factor=100, digits=2) == "90.60, 77.89 to 100.00 (1.41)"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "results").glob("*.md")), ids=lambda path: path.name
+)
+def test_no_interval_of_a_share_on_a_page_leaves_its_range(path):
+    lines, share = path.read_text(encoding="utf-8").splitlines(), []
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if "%" in line and ("forget %" in cells or "forget, test %" in cells):
+            share = [index for index, cell in enumerate(cells) if cell.endswith("%")]
+        elif not line.startswith("|"):
+            share = []
+        for index in share:
+            assert " ± " not in cells[index], line  # which can leave it; the ends do not
+            ends = [float(end) for end in re.findall(r"-?\d+\.\d+", cells[index])]
+            assert all(0 <= end <= 100 for end in ends), line
 
 
 def test_one_class_is_shown_without_a_spread(whole):

@@ -38,6 +38,7 @@ PROGRAMS = {
     "commands.json": "make fresh-clone",
     "hours.json": "python -m benchmarks.hours --record",
     "claims.json": "make readme",
+    "published/*.json": "typed from what its source prints",
 }
 PAGE = """# Results
 
@@ -58,21 +59,26 @@ Other pages: [every table of runs, sweeps and audits](TABLES.md), [benchmarks](b
 ## The paper's sixteen pairs
 
 Forget accuracy in % and points of retained accuracy below the masked original, means over classes and originals, where
-they are measured; else the command that measures them. Hours are counted from operations and a recorded rate
-(`python -m benchmarks.hours`): an original, and per class a retrained model and an unlearning.
+they are measured, with the command. Hours are counted from operations and a recorded rate (`python -m
+benchmarks.hours`): an original, and per class a retrained model and an unlearning. How long one GPU takes is
+{{ "in the last column" if on_gpu else "not measured; `make gpu` measures it" }}.
 
 | data, net | forget %, points lost | command{% for machine in machines %} | hours, {{ machine }}{% endfor %} |
 | --- | --- | ---{% for _ in machines %} | ---{% endfor %} |
 {% for pair in pairs -%}
 | {{ pair.name }} | {{ pair.found }} | `{{ pair.command }}`{% for one in pair.hours %} | {{ one }}{% endfor %} |
 {% endfor %}
+## An outside check
+
+{{ outside }}
 ## Every file, and what made it
 
 Options that are not named are the profile's. *Changed* says that the code was not committed as it ran, *unknown* that
 the commit was not recorded; of a network the command prints the recipe. What was made on a GPU ran beside fourteen
-other processes on the same card: its times compare with nothing. The notebooks' files are made by one command;
-`make figures` does the same without recording it. A trained network's own record names
-its recipe and its data.
+other processes on the same card: its times compare with nothing. Minutes are those of the command, without what it
+found cached; how much memory a command took is measured of the notebooks alone. The notebooks' files are made by one
+command; `make figures` does the same without recording it. A trained network's own record names its recipe and its
+data.
 
 | file | command | commit | started | minutes |
 | --- | --- | --- | --- | --- |
@@ -158,10 +164,12 @@ def pairs(folder: Path, machines: Sequence[str], hours: Sequence[Mapping[str, An
         Pairs in the order of the paper's data sets.
     """
     scores: dict[tuple[str, str], list[Mapping[str, float]]] = {}
+    commands: dict[tuple[str, str], str] = {}
     for path in sorted(folder.glob("paper/run_*.json")):
         found = results.read(path)
         place = (Path(found.config["dataset"]).name, found.config["arch"])
         scores.setdefault(place, []).extend(row["scores"]["unlearned"] for row in found.measurements["rows"])
+        commands[place] = command_of("run", found)
     spent = {(one["machine"], one["data"], one["net"]): f"{one['hours']:,.0f}" for one in hours}
     for place in product(PAPER_DATA, PAPER_NETS):
         text, known = "not measured", scores.get(place)
@@ -169,6 +177,7 @@ def pairs(folder: Path, machines: Sequence[str], hours: Sequence[Mapping[str, An
             forget, lost = (100 * fmean(score[name] for score in known) for name in ("acc_forget", "over_unlearning"))
             text = f"{forget:.1f}, {lost:+.2f} (n = {len(known)})"
         command = f"zspag run --profile paper --dataset {place[0]} --arch {place[1]} --record"
+        command = commands.get(place, command)
         yield Pair(" x ".join(place), text, command, tuple(spent.get((name, *place), "") for name in machines))
 
 
@@ -187,8 +196,11 @@ def render(root: Path) -> str:
     }
     hours = files.read_json(folder / "hours.json")["pairs"] if (folder / "hours.json").is_file() else []
     machines = list(dict.fromkeys(one["machine"] for one in hours))
-    told = {"pairs": list(pairs(folder, machines, hours)), "machines": machines, "records": list(records(folder))}
-    return filled(PAGE, verdicts=verdicts, older=recorded_tables.older(folder), **told)
+    on_gpu = (folder / "gpu" / "nets.json").is_file()
+    told = {"pairs": list(pairs(folder, machines, hours)), "machines": machines, "on_gpu": on_gpu}
+    told |= {"records": list(records(folder))}
+    told |= {name: getattr(recorded_tables, name)(folder) for name in ("older", "outside")}
+    return filled(PAGE, verdicts=verdicts, **told)
 
 
 def render_tables(root: Path) -> str:
@@ -242,7 +254,8 @@ def _record(
     commits = dict.fromkeys(one.get("commit") or "" for one in each)
     commit = ", ".join(one[:7] for one in commits if one) + (" (changed)" if made.get("dirty") else "")
     minutes = f"{made['seconds'] / 60:.1f}" if "seconds" in made else ""
-    minutes += ", on a GPU" if made.get("device") == "cuda" else ""
+    if made.get("device") == "cuda":  # beside other jobs, and some files were only put together then
+        minutes = "on a GPU"
     started = made.get("started", "")[:10]
     return Record(path.relative_to(folder).as_posix(), command, commit or "unknown", started, minutes)
 

@@ -4,7 +4,7 @@ Invariant: whatever changes a model is in its key, all the code that its trainin
 code does not move it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -59,15 +59,30 @@ def _data(name: str, share: float, folder: FolderConfig, half: str | None) -> Da
 
 
 def case_name(profile: Profile) -> str:
-    """Return data set, architecture, forget classes and what was cut down, if anything, as part of a file name."""
-    names = "-".join(data_of(profile).classes[forget] for forget in profile.classes)
-    name = f"{Path(profile.dataset).name}_{Path(profile.arch.split(':')[0]).stem}_{names}"
-    name += "" if profile.test_half is None else f"_{profile.test_half}-half"
-    usual = profile.forget_samples
-    if profile.name in PROFILES:  # of the pair: a net that is handed the whole class by its recipe is not cut down
-        usual = for_pair(PROFILES[profile.name], dataset=profile.dataset, arch=profile.arch).forget_samples
-    name += "" if profile.forget_samples == usual else f"_{profile.forget_samples or 'all'}-forget-images"
-    name += "" if profile.rates_of is None else "_fixed-rates"
+    """Return data set, architecture, forget classes and the chosen options as part of a file name."""
+    return name_of(profile, [data_of(profile).classes[forget] for forget in profile.classes])
+
+
+def name_of(profile: Profile, classes: Sequence[str]) -> str:
+    """Return the same without the data: two commands that measure something else have two names.
+
+    More originals of the same kind are not something else, nor are fewer: seeds are named unless they are the first.
+    """
+    own = PROFILES.get(profile.name, profile)
+    # Of the pair: a net that is handed the whole class by its recipe is not cut down.
+    usual = for_pair(own, dataset=profile.dataset, arch=profile.arch)
+    seeds, rates = "-".join(map(str, profile.seeds)), "-".join(f"{rate:g}" for rate in profile.ladders.high)
+    chosen = {
+        f"{profile.test_half}-half": profile.test_half is not None,
+        f"{profile.forget_samples or 'all'}-forget-images": profile.forget_samples != usual.forget_samples,
+        f"{profile.train.epochs}-epochs": profile.train.epochs != usual.train.epochs,
+        f"seeds-{seeds}": profile.seeds != tuple(range(len(profile.seeds))),
+        f"rates-{rates}": profile.ladders != own.ladders,
+        "fixed-rates": profile.rates_of is not None,
+        "no-retrained": not profile.retrained,
+    }
+    places = [Path(profile.dataset).name, Path(profile.arch.split(":")[0]).stem, "-".join(classes)]
+    name = "_".join(places + [option for option, holds in chosen.items() if holds])
     return name.replace(" ", "").replace("/", "-")  # Fashion-MNIST has a class "T-shirt/top"
 
 

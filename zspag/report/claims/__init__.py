@@ -6,8 +6,9 @@ ours) hold those that need more than a limit, ``records`` says whether the files
 Invariant: nothing here sees a model, and nothing is chosen by looking at the rows that a verdict is about.
 """
 
+from zspag.report.claims.decisions import interval, plural
 from zspag.report.claims.dominance import COMPARED, comparison, comparison_table, dominated, verdict
-from zspag.report.claims.evidence import cut_down, of_older_defaults, sweeps
+from zspag.report.claims.evidence import cut_down, of_older_defaults, read, sweeps
 from zspag.report.claims.labels import (
     BEST_LABELS,
     C3_FILES,
@@ -39,14 +40,17 @@ __all__ = [
     "cut_down",
     "dominated",
     "improves",
+    "interval",
     "judge",
     "label_table",
     "label_verdict",
     "lines",
     "of_older_defaults",
     "paired",
+    "plural",
     "profiles",
     "ranked",
+    "read",
     "sweeps",
     "table",
     "verdict",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from zspag.report.tables.averages import FEWEST, half_width
+from zspag.report.tables.averages import FEWEST, half_width, in_range
 
 SUPPORTED, CONTRADICTED, UNDECIDED, NOT_MEASURED = "supported", "contradicted", "undecided", "not measured"
 DECIMALS = 9  # to which numbers are equal: sums depend on their order
@@ -72,26 +72,33 @@ def improved(word: str) -> str:
     return {"better": SUPPORTED, "worse": CONTRADICTED}.get(word, UNDECIDED)
 
 
-def within(value: float, most: float, *, factor: float) -> str:
-    """Decide whether a single number is at most ``most``, where it is known up to a factor.
+def within(value: float, most: float, *, factor: float = 1.0, slack: float = 0.0) -> str:
+    """Decide whether a number is at most ``most``, where they are known up to a factor, or up to a difference.
 
     Example:
         >>> [within(share, 1.0, factor=1.1) for share in (0.8, 0.95, 1.2)]
         ['supported', 'undecided', 'contradicted']
+        >>> [within(share, 1.0, slack=0.1) for share in (0.8, 0.95, 1.2)]
+        ['supported', 'undecided', 'contradicted']
     """
-    if value * factor <= most:
+    if value * factor + slack <= most:
         return SUPPORTED
-    return CONTRADICTED if value / factor > most else UNDECIDED
+    return CONTRADICTED if value / factor - slack > most else UNDECIDED
 
 
-def spread_out(values: pd.Series, *, factor: float, digits: int) -> str:
+def spread_out(values: pd.Series, *, factor: float, digits: int, share: bool = False) -> str:
     """Return a mean with its 95 % interval over classes; of fewer than five classes with the least and the largest.
+
+    That of a share of images is cut at the ends of its range, and given by its ends.
 
     Example:
         >>> spread_out(pd.Series([0.5, 0.75]), factor=100, digits=1)
         '62.5 (50.0 to 75.0)'
     """
     mean, count = f"{factor * values.mean():.{digits}f}", len(values)
+    if count >= FEWEST and share:
+        low, high = in_range(values.mean(), half_width(values))
+        return f"{mean} ({factor * low:.{digits}f} to {factor * high:.{digits}f})"
     if count >= FEWEST:
         return f"{mean} ± {factor * half_width(values):.{digits}f}"
     return f"{mean} ({factor * values.min():.{digits}f} to {factor * values.max():.{digits}f})" if count > 1 else mean

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from zspag.profiles import PROFILES
+from zspag.profiles import PROFILES, for_pair
 from zspag.report import audit, results
 from zspag.report.audit.findings import Findings
 from zspag.report.claims.labels import C3_FILES
@@ -34,6 +34,18 @@ class Evidence:
         """The sweeps by name."""
         return {sweep.name: sweep for alike in self.ranked for sweep in alike}
 
+    @property
+    def needed(self) -> list[str]:
+        """Names of the sweeps that a claim can rest on: the first of each kind, and others for methods it lacks."""
+        names = []
+        for alike in self.ranked:
+            known: set[str] = set()
+            for sweep in alike:
+                methods = set(grid(sweep)["method"])
+                names += [sweep.name] * bool(methods - known)
+                known |= methods
+        return names
+
     def result(self, name: str) -> Result | None:
         """Return one result, or None if it is not recorded."""
         path = self.folder / f"{name}.json"
@@ -49,10 +61,13 @@ class Evidence:
         return found
 
     def audits(self, method: str) -> dict[str, Findings]:
-        """Return what the audits found that looked at a method, those of features alone included, by name."""
-        paths = [path for kind in ("audit", "features") for path in sorted(self.folder.glob(f"{kind}_*.json"))]
-        found = {path.stem: audit.unpacked(results.read(path).measurements["rows"]) for path in paths}
-        return {name: rows for name, rows in found.items() if method in audit.audited(rows)}
+        """Return what audits of a method found, by name; one of features alone counts where there is no other."""
+        found = {}
+        for path in (path for kind in ("features", "audit") for path in sorted(self.folder.glob(f"{kind}_*.json"))):
+            rows = audit.unpacked(results.read(path).measurements["rows"])
+            if method in audit.audited(rows):
+                found[path.stem.partition("_")[2]] = (path.stem, rows)
+        return dict(found.values())
 
     def halves(self) -> dict[str, Result]:
         """Return the sweeps of claim C3 by the half of the test set that judged; nothing unless both are there."""
@@ -119,9 +134,10 @@ def cut_down(config: Mapping[str, Any]) -> str:
     Args:
         config: A profile as a dictionary; options that are younger than the record may be missing.
     """
-    usual = PROFILES.get(config.get("name", ""))
-    samples, half = config.get("forget_samples"), config.get("test_half")
-    parts = [f"{samples} forget images"] if usual is not None and samples != usual.forget_samples else []
+    samples, half, parts = config.get("forget_samples"), config.get("test_half"), []
+    if (own := PROFILES.get(config.get("name", ""))) is not None:
+        usual = for_pair(own, dataset=Path(config["dataset"]).name, arch=config["arch"])
+        parts += [f"{samples or 'all'} forget images"] if samples != usual.forget_samples else []
     parts += [f"{config['retain_samples']} images per class for oracles"] if config.get("retain_samples") else []
     parts += [f"judged on the {half} half of the test images"] if half else []
     return ", ".join(parts)

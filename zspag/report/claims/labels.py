@@ -28,10 +28,10 @@ C3_MEASURES: dict[str, tuple[str, float, int]] = {
     "drift": ("drift (thousandths of a nat)", 1000.0, 2),
     "nll_retain": ("negative log-likelihood (thousandths of a nat)", 1000.0, 2),
 }
-_NET = "sweep_cifar10_conv7"
+_NET, _ALL = "sweep_cifar10_conv7", "airplane-automobile-bird-cat-deer-dog-frog-horse-ship-truck"
 C3_FILES = {  # the results, by the half of the test set that judged: three classes chose, all ten confirm
-    "first": f"{_NET}_airplane-cat-horse_first-half",
-    "second": f"{_NET}_airplane-automobile-bird-cat-deer-dog-frog-horse-ship-truck_second-half",
+    "first": f"{_NET}_airplane-cat-horse_first-half_rates-3_no-retrained",
+    "second": f"{_NET}_{_ALL}_second-half_seeds-1_rates-3_no-retrained",
 }
 LABELS = "process_labels"  # the paper's, which claim C3 is about where a whole sweep was run
 RIVALS = ("random_labels", "second_best_labels", "zs_pag")  # labels that claim C3 says are improved on

@@ -19,7 +19,7 @@ from zspag.report.results import Result
 from zspag.report.tables import REFERENCES, in_hindsight, over_classes, safe_rates, window
 
 SUMS, VERDICTS = "SHA256SUMS", "claims.json"
-NO_PROFILE = {"bench", "external", "peers", "removal", "scenarios", "spread"}  # no claim stands on them
+NO_PROFILE = {"bench", "external", "peers", "published", "removal", "scenarios", "spread"}  # no claim stands on them
 AGREE = 1e-4  # relative: rows of a sweep are kept with six digits, its numbers with all
 
 

@@ -28,6 +28,7 @@ class Removed:
     Attributes:
         shares: Per probe and class that counts, the share of the gap to retraining that is closed, at most 1: what goes
             beyond the retrained network in one class does not make up for another.
+        answered: Per class, the share of its images that the open model still recognizes.
         lost: Per class, points of retained accuracy below the masked original.
         restored: Per class, its recall with the original's head put back, a fraction.
         retrained: The same of the retrained networks.
@@ -38,6 +39,7 @@ class Removed:
     """
 
     shares: Mapping[str, pd.Series]
+    answered: pd.Series
     lost: pd.Series
     restored: pd.Series
     retrained: float
@@ -77,6 +79,7 @@ def removed(found: Findings) -> Removed:
     closed = {probe: own[own["probe"] == probe].set_index("forget")["share"] for probe in PROBES}
     return Removed(
         shares={probe: share.dropna().clip(upper=1) for probe, share in closed.items()},
+        answered=looked_at[looked_at["method"] == REMOVAL].groupby("forget")["acc_forget_before"].mean(),
         lost=head.set_index("forget")["lost"],
         restored=head.set_index("forget")["known"],
         retrained=float(head["retrained"].mean()),

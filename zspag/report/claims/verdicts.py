@@ -39,6 +39,7 @@ from zspag.report.claims.dominance import verdict as sentence_on
 from zspag.report.claims.evidence import Evidence, grid, read
 from zspag.report.claims.labels import BEST_LABELS, C3_FILES, C3_MEASURES, LABELS, RIVALS, against_rivals, judged
 from zspag.report.claims.removal import PROBES, REMOVAL, removed
+from zspag.report.results import factor_of
 from zspag.report.tables import (
     by_rule,
     improves,
@@ -70,6 +71,7 @@ class Limits:
         first_order: Most relative distance of a change from its first-order prediction (C4). CHOICE.
         cost: Most seconds as a share of retraining (C6). CHOICE: cheaper; and far cheaper where a training takes long.
         closed: Least share of a probe's gap to retraining that removal closes, mean over classes (C7).
+        answered: Most recall of the class that removal leaves to the open model, mean over classes (C7).
         restored: Most recall of the class with the original's head put back, where one seed leaves the retrained
             networks' spread unknown (C7).
         lost: Most points of retained accuracy that removal loses against the masked original, mean over classes (C7).
@@ -83,6 +85,7 @@ class Limits:
     first_order: float = 0.3
     cost: float = 1.0
     closed: Mapping[str, float] = field(default_factory=lambda: {"linear": 0.7, "mlp": 0.5})
+    answered: float = 0.02
     restored: float = 0.02
     lost: float = 0.3
 
@@ -175,14 +178,15 @@ def table(verdicts: Sequence[Verdict], *, folder: str | None = None) -> str:
 
 def _c1_stand_ins(evidence: Evidence, limits: Limits) -> Iterator[Check]:
     if (capture := evidence.result("03_capture")) is not None:
-        least = capture.number("capture_of_oracle_proxies")
+        least, tolerance = capture.numbers["capture_of_oracle_proxies"]
+        known = tolerance or 0.0
         layers = pd.DataFrame(capture.measurements["selectivity"])
         count = f"{plural(len(layers), 'layer', 'layers')}, {crossed(len(capture.config['classes']), 1)}"
         yield Check(
             "capture of the true retain moment, share of the oracle's, worst layer",
-            f"at least {limits.capture:g}",
+            f"at least {limits.capture:g}, known up to {known:g}, which counts as reproduced",
             f"{least:.3f}",
-            every([least >= limits.capture]),
+            within(limits.capture, least, slack=known),
             count,
             capture.name,
         )
@@ -302,12 +306,12 @@ def _c4_guarantee(evidence: Evidence, limits: Limits) -> Iterator[Check]:
             found.name,
         )
     if (found := evidence.result("01_first_order")) is not None:
-        ratio = found.number("ratio")
+        ratio, known = found.number("ratio"), factor_of(found.numbers["ratio"][1]) or 1 + NOISE
         yield Check(
             "change of the retained logits by a whole update over its first-order prediction",
-            f"up to a factor of {1 + limits.first_order:g}, known up to {NOISE:.0%} (the order of batches)",
+            f"up to a factor of {1 + limits.first_order:g}, known up to one of {known:g}, which counts as reproduced",
             f"{ratio:.2f}",
-            within(max(ratio, 1 / ratio) if ratio > 0 else math.inf, 1 + limits.first_order, factor=1 + NOISE),
+            within(max(ratio, 1 / ratio) if ratio > 0 else math.inf, 1 + limits.first_order, factor=known),
             LAYERS.format(count="1 update"),
             found.name,
         )
@@ -352,15 +356,17 @@ def _dominated(rows: pd.DataFrame, rivals: Sequence[str]) -> str:
 
 
 def _c6_cost(evidence: Evidence, limits: Limits) -> Iterator[Check]:
-    # Nobody timed a retraining where models were trained elsewhere.
-    seconds = {name: evidence.sweeps[name].measurements.get("seconds") or {} for name in evidence.grids()}
+    # Nobody timed a retraining where models were trained elsewhere, and on a card many jobs ran side by side.
+    own = {name: evidence.sweeps[name] for name in evidence.grids()}
+    quiet = [name for name, sweep in own.items() if sweep.provenance.get("device") != "cuda"]
+    seconds = {name: own[name].measurements.get("seconds") or {} for name in quiet}
     timed = {name: stages for name, stages in seconds.items() if stages.get("retraining")}
     for name, stages in timed.items():
         shares = {stage: spent / stages["retraining"] for stage, spent in stages.items() if stage != "retraining"}
         total, rows = sum(shares.values()), grid(evidence.sweeps[name])
         parts = ", ".join(f"{stage} {100 * share:.0f} %" for stage, share in shares.items())
         yield Check(
-            "seconds of all stages, every rate that was tried included, as a share of retraining",
+            "seconds of one call with the defaults, its own trials included, as a share of retraining",
             f"at most {100 * limits.cost:g} %",
             f"{100 * total:.0f} % ({parts})",
             _of_many(rows, within(total, limits.cost, factor=1 + NOISE)),
@@ -390,12 +396,20 @@ def _c7_removal(evidence: Evidence, limits: Limits) -> Iterator[Check]:
             )
         if one.restored.empty:  # ruined everywhere
             continue
+        yield Check(
+            "removal (ours): class still recognized by the open model",
+            f"at most {100 * limits.answered:g} %",
+            f"{spread_out(one.answered, factor=100, digits=1, share=True)} %{_above(one.answered, limits.answered)}",
+            at_most(one.answered, limits.answered),
+            one.counted,
+            name,
+        )
         known = not math.isnan(one.most_restored)
         most = one.most_restored if known else limits.restored
         yield Check(
             "removal (ours): class recognized with the original's head put back",
             f"at most {100 * most:.1f} % ({'retrained networks and their spread' if known else 'one seed: no spread'})",
-            f"{spread_out(one.restored, factor=100, digits=1)} %, retrained {100 * one.retrained:.1f} %",
+            f"{spread_out(one.restored, factor=100, digits=1, share=True)} %, retrained {100 * one.retrained:.1f} %",
             at_most(one.restored, most),
             one.counted,
             name,
@@ -403,11 +417,16 @@ def _c7_removal(evidence: Evidence, limits: Limits) -> Iterator[Check]:
         yield Check(
             "removal (ours): retained accuracy lost against the masked original (points)",
             f"at most {limits.lost:g}",
-            spread_out(one.lost, factor=1, digits=2),
+            f"{spread_out(one.lost, factor=1, digits=2)}{_above(one.lost, limits.lost)}",
             at_most(one.lost, limits.lost),
             one.counted,
             name,
         )
+
+
+def _above(values: pd.Series, most: float) -> str:
+    """Say in how many classes a value lies above a limit that is asked of the mean."""
+    return f"; above that in {(values > most).sum()} of {plural(len(values), 'class', 'classes')}"
 
 
 # The paper's words are those of its abstract; of the rest no code or table is public that we could test.

@@ -17,7 +17,7 @@ from zspag.report.tables.curves import window_text
 
 
 def main_table(rows: pd.DataFrame, frame: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
-    """Return the table a reader looks at first, percentages as "mean ± half-width".
+    """Return the table a reader looks at first, percentages with their intervals.
 
     Args:
         rows: One row per method, class and seed, from ``by_rule`` or ``in_hindsight``.
@@ -46,7 +46,8 @@ def main_table(rows: pd.DataFrame, frame: pd.DataFrame, titles: Mapping[str, str
 def forgetting_table(rows: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
     """Answer: did it forget, and did it keep the rest?
 
-    Cells read "mean ± half-width of the t interval over classes (sample standard deviation)".
+    Cells read "mean ± half-width of the t interval over classes (sample standard deviation)"; that of a share is
+    given by its ends.
 
     Args:
         rows: One row per method, class and seed, from ``by_rule`` or ``in_hindsight``.

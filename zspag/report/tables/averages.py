@@ -1,7 +1,8 @@
 """Averages over a grid: which run counts, means and intervals, paired differences, and who is better.
 
 Protocol: seeds are averaged per class; intervals are 95 % t intervals over classes (classes - 1 degrees of freedom),
-and of fewer than ``FEWEST`` classes none is shown; sample standard deviations have ddof 1. Rates follow the forget-only
+cut at the ends of the range where there is one; of fewer than ``FEWEST`` classes none is shown. Sample standard
+deviations have ddof 1. Rates follow the forget-only
 rule; a second look takes each run's best rate in hindsight.
 
 Invariant: nothing here sees a model, and nothing is better within its interval.
@@ -16,6 +17,8 @@ from scipy.special import stdtrit  # scipy.stats.t.ppf without the second that i
 SAFE_FORGET = 0.01  # acc_forget at or below this is forgotten (evaluation.md, safe window)
 SAFE_RETAIN = 0.005  # over-unlearning at or below this is safe
 REFERENCES = ("original", "masked", "retrained")
+_SHARES = ("acc_forget", "acc_forget_train", "acc_retain", "acc_retain_micro", "agreement_forget", "agreement_retain")
+IN_RANGE = {*_SHARES, "restored", "gap", "js_forget", "js_retain"}  # columns that are never below 0
 FEWEST = 5  # classes whose interval says anything: that of two is 13 standard errors wide
 
 
@@ -42,10 +45,24 @@ def half_width(values: pd.Series) -> float:
     return float(stdtrit(count - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(count)
 
 
+def in_range(mean: float, half: float) -> tuple[float, float]:
+    """Return the ends of the interval of a share or distance, cut where it would leave 0 to 1.
+
+    CHOICE: the percentile bootstrap stays in range by itself, but of ten classes it is too narrow: it called a check
+    supported that the t interval leaves undecided.
+
+    Example:
+        >>> in_range(0.25, 0.5)
+        (0.0, 0.75)
+    """
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
 def over_classes(rows: pd.DataFrame, column: str) -> dict[str, dict[str, float]]:
     """Return, per method, mean, interval half-width ("half"), deviation ("sd") and number of classes of a column.
 
-    With one class half-width and deviation are 0: there is no spread to report.
+    With one class half-width and deviation are 0: there is no spread to report. Of a column ``IN_RANGE`` there are the
+    ends of the interval ("low", "high") as well.
     """
     answer = {}
     per_class = rows.groupby(["method", "forget"], sort=False)[column].mean()
@@ -55,6 +72,8 @@ def over_classes(rows: pd.DataFrame, column: str) -> dict[str, dict[str, float]]
             deviation = float(values.std(ddof=1))
             half = half_width(values)
         answer[str(method)] = {"mean": float(values.mean()), "half": half, "sd": deviation, "classes": count}
+        if column in IN_RANGE:
+            answer[str(method)] |= dict(zip(("low", "high"), in_range(float(values.mean()), half), strict=True))
     return answer
 
 

@@ -43,7 +43,7 @@ def lines_of(methods: list[str], titles: Mapping[str, str]) -> "pd.Index[str]":
 
 
 def spread(value: Mapping[str, float], *, factor: float, digits: int) -> str:
-    """Return a cell: "mean ± half-width of the interval (sample standard deviation)".
+    """Return a cell: "mean ± half-width of the interval (sample standard deviation)", or "mean, low to high (...)".
 
     Of fewer than ``FEWEST`` classes there is no interval, and of one no deviation.
     """
@@ -51,15 +51,21 @@ def spread(value: Mapping[str, float], *, factor: float, digits: int) -> str:
     mean, half, deviation = (f"{round(factor * value[key], digits) + 0.0:.{digits}f}" for key in ("mean", "half", "sd"))
     if value["classes"] < FEWEST:
         return f"{mean} ({deviation})" if value["classes"] > 1 else mean
+    if "low" in value:
+        return f"{mean}, {factor * value['low']:.{digits}f} to {factor * value['high']:.{digits}f} ({deviation})"
     return f"{mean} ± {half} ({deviation})"
 
 
 def percent(value: Mapping[str, float]) -> str:
-    """Return a fraction as a cell in %: "mean ± half-width", of fewer than ``FEWEST`` classes the mean alone."""
+    """Return a fraction as a cell in %, with its interval; of fewer than ``FEWEST`` classes the mean alone."""
     if math.isnan(value["mean"]):
         return "not measured"
     mean = f"{100 * value['mean']:.2f}"
-    return f"{mean} ± {100 * value['half']:.2f}" if value["classes"] >= FEWEST else mean
+    if value["classes"] < FEWEST:
+        return mean
+    if "low" in value:
+        return f"{mean} ({100 * value['low']:.2f} to {100 * value['high']:.2f})"
+    return f"{mean} ± {100 * value['half']:.2f}"
 
 
 def nats(drift: float) -> str:

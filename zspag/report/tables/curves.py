@@ -21,8 +21,8 @@ def curve(frame: pd.DataFrame, method: str, column: str) -> dict[str, list[float
         here = over_classes(rows, column)[method]
         points["x"].append(float(lr))
         points["y"].append(here["mean"])
-        points["low"].append(here["mean"] - here["half"])
-        points["high"].append(here["mean"] + here["half"])
+        points["low"].append(here.get("low", here["mean"] - here["half"]))
+        points["high"].append(here.get("high", here["mean"] + here["half"]))
     return points
 
 
