@@ -36,7 +36,7 @@ from zspag.report.claims.decisions import (
 )
 from zspag.report.claims.dominance import comparison, dominated
 from zspag.report.claims.dominance import verdict as sentence_on
-from zspag.report.claims.evidence import Evidence, grid, read
+from zspag.report.claims.evidence import Evidence, grid, of_older_defaults, read
 from zspag.report.claims.labels import BEST_LABELS, C3_FILES, C3_MEASURES, LABELS, RIVALS, against_rivals, judged
 from zspag.report.claims.removal import PROBES, REMOVAL, removed
 from zspag.report.results import factor_of
@@ -266,11 +266,12 @@ def _c3_labels(evidence: Evidence, limits: Limits) -> Iterator[Check]:
         lost = over_classes(rows, "over_unlearning")[LABELS]
         yield _retained(lost, limits.margin, counted(rows), name)
     if halves := evidence.halves():
+        old = " (older defaults)" * of_older_defaults(halves["second"])
         ruled, titles = judged(grid(halves["second"])), halves["second"].measurements["titles"]
         for rival, measures in against_rivals(ruled, BEST_LABELS).items():
             parts = [f"{text} {interval(measures[m], factor=f, digits=d)}" for m, (text, f, d) in C3_MEASURES.items()]
             yield Check(
-                f"{titles[BEST_LABELS]} (chosen on half of the test images), minus {titles[rival]}, on the other half",
+                f"{titles[BEST_LABELS]} (chosen on half of the test images), minus {titles[rival]}, on the other{old}",
                 "better in one measure, worse in none",
                 f"{improves(measures)}: {', '.join(parts)}",
                 improved(improves(measures)),
@@ -278,12 +279,12 @@ def _c3_labels(evidence: Evidence, limits: Limits) -> Iterator[Check]:
                 C3_FILES["second"],
             )
         lost = over_classes(ruled, "over_unlearning")[BEST_LABELS]
-        yield _retained(lost, limits.margin, counted(ruled), C3_FILES["second"])
+        yield _retained(lost, limits.margin, counted(ruled), C3_FILES["second"], old)
 
 
-def _retained(lost: Mapping[str, float], margin: float, count: str, file: str) -> Check:
+def _retained(lost: Mapping[str, float], margin: float, count: str, file: str, old: str = "") -> Check:
     return Check(
-        "retained accuracy lost against the masked original (points)",
+        f"retained accuracy lost against the masked original (points){old}",
         f"at most {margin:g}, with its interval",
         interval(lost, factor=100, digits=2),
         difference(lost, most=margin / 100),
