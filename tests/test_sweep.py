@@ -155,6 +155,11 @@ def test_rates_of_a_sweep_are_run_once_on_another_original(again, monkeypatch, t
     assert "seed 0: forget %" in shown
     assert "seed 1: points lost" in shown
     assert "Over 2 originals the mean loss of " in shown
+    assert "made on device" not in shown
+    elsewhere = result_of(again)
+    elsewhere["provenance"]["device"] = "cuda"
+    files.write_json(again / "results/tiny" / FILE, elsewhere)
+    assert "made on device `cuda`, the others on `cpu`" in recorded_tables.originals(again / "results")
     assert "fixed-rates" not in recorded_tables.sweeps(again / "results")  # one rate has no window to compare
 
 

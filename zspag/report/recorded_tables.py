@@ -158,7 +158,8 @@ def originals(folder: Path) -> str:
         if not (source := again.config.get("rates_of")):
             continue
         titles, rows = again.measurements["titles"], pd.DataFrame(again.measurements["rows"])
-        first = pd.DataFrame(results.read(folder.parent / source).measurements["rows"])
+        given = results.read(folder.parent / source)
+        first = pd.DataFrame(given.measurements["rows"])
         first = first[first["method"].isin(rows["method"]) & first["forget"].isin(rows["forget"])]
         first = first[first["seed"] == first["seed"].iloc[0]]
         shown = tables.by_rule(pd.concat([first, rows]))
@@ -168,6 +169,11 @@ def originals(folder: Path) -> str:
             tables.markdown(tables.originals_table(shown, titles)),
             _moved(shown, titles),
         ]
+        if (devices := [one.provenance["device"] for one in (given, again)])[0] != devices[1]:
+            parts.append(
+                f"The rows of the first original were made on device `{devices[0]}`, the others on `{devices[1]}`; an"
+                " original that was trained on another device is another net, also of the same seed."
+            )
     return "\n\n".join(parts) + "\n" if parts else NOT_YET
 
 
