@@ -86,7 +86,7 @@ def with_glossary(text: str) -> str:
 
 
 def heads(text: str) -> Iterator[str]:
-    """Yield every term in the heads of a page's tables: without halves ("first: "), units and machines.
+    """Yield every term in the heads of a page's tables: without halves ("first: "), seeds, units and machines.
 
     Yields:
         Terms as they are written, in the order of the page; "lost, median" is two terms.
@@ -102,7 +102,7 @@ def _terms(cell: str) -> Iterator[tuple[str, str]]:
     Yields:
         Pairs of a term and a text; one of the two is empty.
     """
-    half, told = re.match(r"(first: |second: |)(.*)", cell).groups()
+    half, told = re.match(r"(first: |second: |seed \d+: |)(.*)", cell).groups()
     told, unit = re.match(r"(.*?)( \([^)]*\)| at [\d.]+|)$", told).groups()
     told, machine = (told[:5], told[5:]) if told.startswith("hours, ") else (told, "")
     yield "", half

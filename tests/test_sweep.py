@@ -10,7 +10,7 @@ from zspag.lab import experiment, sweep
 from zspag.lab.evaluation import Scores
 from zspag.lab.methods import METHODS
 from zspag.profiles import Ladders
-from zspag.report import files, provenance, recorded_tables
+from zspag.report import claims, files, provenance, recorded_tables
 
 pytestmark = pytest.mark.usefixtures("own_data")
 
@@ -150,6 +150,7 @@ def test_rates_of_a_sweep_are_run_once_on_another_original(again, monkeypatch, t
     (panel,) = result["data"]["panels"]
     assert panel["series"]["DELETE"]["y"] == pytest.approx([100 * own["delete"]["acc_forget"]])
     assert result["numbers"]["points lost delete"][0] == pytest.approx(100 * own["delete"]["over_unlearning"], rel=1e-5)
+    assert list(claims.records._unsupported(again / "results/tiny")) == []  # its numbers follow from its rows
     shown = recorded_tables.originals(again / "results")
     assert "| DELETE | " in shown
     assert "seed 0: forget %" in shown

@@ -130,7 +130,10 @@ def _of_a_run(result: Result) -> Iterator[tuple[str, float]]:
 
 def _of_a_sweep(result: Result) -> Iterator[tuple[str, float]]:
     rows = grid(result)
-    drift = over_classes(in_hindsight(rows), "drift")
+    drift, lost = (over_classes(in_hindsight(rows), name) for name in ("drift", "over_unlearning"))
     for method in drift.keys() - {*REFERENCES}:
-        yield f"safe window {method}", window(safe_rates(rows, method))
+        if result.config.get("rates_of"):  # one rate has no window
+            yield f"points lost {method}", 100 * lost[method]["mean"]
+        else:
+            yield f"safe window {method}", window(safe_rates(rows, method))
         yield f"drift in hindsight {method}", drift[method]["mean"]
