@@ -96,7 +96,7 @@ def _swept(root, *options):
 
 
 def _rows(root):
-    content = files.read_json(root / "runs" / "smoke" / "results" / "sweep_digits_digits_3.json")
+    content = files.read_json(root / "runs" / "smoke" / "results" / "sweep_digits_digits_3_no-retrained.json")
     return pd.DataFrame(content["measurements"]["rows"]).drop(columns="seconds")
 
 
